@@ -1,0 +1,396 @@
+"""What a run is: nested, checked dataclasses, and their form on the command line and in config.yaml.
+
+Every field carries its help text; ``parse_options`` and ``to_dict``/``from_dict`` are derived from the
+fields, so an option is added in one place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+METHODS = ("ima", "ce")
+NORMS = ("linf", "l2")
+ATTACKS = ("pgd100", "worst")
+
+
+class ConfigError(ValueError):
+    """A configuration or an input is at fault. The message is one sentence for the user; exit status 2."""
+
+
+def _opt(default: Any, help: str, choices: tuple[str, ...] = (), alters_result: bool = True) -> Any:
+    metadata = {"help": help, "choices": choices, "alters_result": alters_result}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    source: str = _opt(dataclasses.MISSING, "function that loads the data, as pkg.module:function")
+    dir: str | None = _opt(None, "directory that holds the data files", alters_result=False)
+    download: bool = _opt(False, "fetch missing files and check their checksums", alters_result=False)
+    subset: int | None = _opt(None, "train on this many samples, as many of each class; test set in proportion")
+    noise: float = _opt(0.06, "moons: standard deviation of the noise added to the points")
+
+    def check(self) -> None:
+        _check_reference("data.source", self.source)
+        if self.subset is not None and self.subset < 1:
+            raise ConfigError(f"--data.subset must be at least 1, not {self.subset}.")
+        if not self.noise >= 0 or math.isinf(self.noise):
+            raise ConfigError(f"--data.noise must be a number of at least 0, not {self.noise}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    factory: str = _opt(dataclasses.MISSING, "function that builds the network, as pkg.module:function")
+
+    def check(self) -> None:
+        _check_reference("model.factory", self.factory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    name: str = _opt("adam", "optimiser", choices=("adam", "adamw", "adamax", "sgd"))
+    lr: float = _opt(1e-3, "learning rate")
+    weight_decay: float = _opt(0.0, "weight decay")
+    momentum: float = _opt(0.0, "momentum (sgd)")
+    halve_every: int | None = _opt(None, "halve the learning rate after this many epochs")
+
+    def check(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ConfigError(f"--optimizer.lr must be above 0, not {self.lr}.")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"--optimizer.weight-decay must be at least 0, not {self.weight_decay}.")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"--optimizer.momentum must lie in [0, 1), not {self.momentum}.")
+        if self.halve_every is not None and self.halve_every < 1:
+            raise ConfigError(f"--optimizer.halve-every must be at least 1, not {self.halve_every}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackConfig:
+    """Settings of the attack inside training (Algorithm 3; paper, section 3)."""
+
+    steps: int = _opt(20, "PGD steps in training (N_PGD)")
+    bisections: int = _opt(10, "halvings of the bracket around the boundary (N_binary)")
+    step_scale: float = _opt(4.0, "how often the steps may sweep the ball (alpha)")
+    boundary_side: str = _opt(
+        "midpoint", "which point of the last bracket is used", choices=("midpoint", "inside", "outside")
+    )
+
+    def check(self) -> None:
+        if self.steps < 1:
+            raise ConfigError(f"--attack.steps must be at least 1, not {self.steps}.")
+        if self.bisections < 0:
+            raise ConfigError(f"--attack.bisections must be at least 0, not {self.bisections}.")
+        if not 0 < self.step_scale < math.inf:
+            raise ConfigError(f"--attack.step-scale must be above 0, not {self.step_scale}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    attacks: tuple[str, ...] = _opt(
+        ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
+    )
+    noise: tuple[float, ...] = _opt((), "noise levels (default: those of the paper's tables)", alters_result=False)
+    steps: int = _opt(100, "PGD steps of the attacks", alters_result=False)
+    step_scale: float = _opt(4.0, "alpha of the attacks", alters_result=False)
+    samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
+
+    def check(self) -> None:
+        if not self.noise:
+            raise ConfigError("--eval.noise needs at least one level, for example --eval.noise 0,0.1,0.2.")
+        for level in self.noise:
+            if not 0 <= level < math.inf:
+                raise ConfigError(f"--eval.noise must be numbers of at least 0, not {level}.")
+        if tuple(sorted(set(self.noise))) != self.noise:
+            raise ConfigError("--eval.noise must be given in ascending order, each level once.")
+        if self.steps < 1:
+            raise ConfigError(f"--eval.steps must be at least 1, not {self.steps}.")
+        if not 0 < self.step_scale < math.inf:
+            raise ConfigError(f"--eval.step-scale must be above 0, not {self.step_scale}.")
+        if self.samples is not None and self.samples < 1:
+            raise ConfigError(f"--eval.samples must be at least 1, not {self.samples}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. Built by ``presets.make_config``; immutable, so that what is saved is what ran."""
+
+    preset: str = _opt(dataclasses.MISSING, "")
+    method: str = _opt("ima", "training method", choices=METHODS)
+    norm: str = _opt("linf", "norm of the perturbation", choices=NORMS)
+    eps_max: float = _opt(dataclasses.MISSING, "largest noise level in training (epsilon_max)")
+    delta_eps: float | None = _opt(None, "margin expansion step (default: eps-max / epochs)")
+    beta: float = _opt(0.5, "weight of the noisy samples in the loss, 0 to 1")
+    margin_update: str = _opt(
+        "epoch",
+        "margins from a pass after each epoch (the paper) or from the training step",
+        choices=("epoch", "online"),
+    )
+    epochs: int = _opt(dataclasses.MISSING, "number of epochs")
+    batch_size: int = _opt(128, "size of a global batch, shared by all workers")
+    workers: int | None = _opt(
+        None, "number of workers (default: one for each GPU, or one on the CPU)", alters_result=False
+    )
+    seed: int = _opt(0, "seed of initial weights, order, noise and split")
+    device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"), alters_result=False)
+    dtype: str = _opt("float32", "precision", choices=("float32", "float64"))
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def expansion(self) -> float:
+        """Δε of Algorithm 2: what an uncrossed margin grows by in an epoch."""
+        return self.eps_max / self.epochs if self.delta_eps is None else self.delta_eps
+
+    def check(self) -> Config:
+        """Return self, or raise ConfigError naming the option, the reason and what is accepted."""
+        _check_choices(self)
+        if not 0 < self.eps_max < math.inf:
+            raise ConfigError(f"--eps-max must be above 0, not {self.eps_max}.")
+        if not 0 <= self.beta <= 1:
+            raise ConfigError(f"--beta must lie between 0 and 1, not {self.beta}.")
+        if self.epochs < 1:
+            raise ConfigError(f"--epochs must be at least 1, not {self.epochs}.")
+        if self.batch_size < 1:
+            raise ConfigError(f"--batch-size must be at least 1, not {self.batch_size}.")
+        if self.workers is not None and self.workers < 1:
+            raise ConfigError(f"--workers must be at least 1, not {self.workers}.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"--seed must be from 0 to {2**31 - 1}, not {self.seed}.")
+        if not 0 < self.expansion <= self.eps_max:
+            raise ConfigError(
+                f"--delta-eps must be above 0 and at most --eps-max ({self.eps_max}), not {self.delta_eps}."
+            )
+        for part in (self.data, self.model, self.optimizer, self.attack, self.eval):
+            part.check()
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of all that determines weights and margins; equal on any number of workers or devices."""
+        text = json.dumps(_result_fields(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dictionary (lists, numbers, strings) for YAML or JSON."""
+    return {
+        f.name: to_dict(v) if dataclasses.is_dataclass(v) else list(v) if isinstance(v, tuple) else v
+        for f in dataclasses.fields(config)
+        for v in [getattr(config, f.name)]
+    }
+
+
+def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> Any:
+    """Inverse of ``to_dict``. Raises ConfigError for an unknown key or a value of the wrong type."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"The configuration's {where or 'top level'} must be a mapping of names to values.")
+    hints = typing.get_type_hints(cls)
+    names = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ConfigError(f"The configuration has an unknown entry {where}{unknown[0]!r}{did_you_mean(unknown[0], names)}.")
+    missing = sorted(n for n in names if n not in values and _required(names[n]))
+    if missing:
+        raise ConfigError(f"The configuration lacks the entry {where}{missing[0]!r}.")
+    out = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            out[name] = from_dict(value, typing.cast(type, hint), f"{where}{name}.")
+        else:
+            out[name] = _coerce(value, hint, f"{where}{name}")
+    config = cls(**out)
+    return config.check() if isinstance(config, Config) else config
+
+
+def replace(config: Config, changes: dict[str, Any]) -> Config:
+    """Config with dotted names replaced, e.g. ``{"beta": 0.3, "data.subset": 2000}``; checked."""
+    tree = to_dict(config)
+    for dotted, value in changes.items():
+        node = tree
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            node = node[parent]
+        node[last] = list(value) if isinstance(value, tuple) else value
+    return typing.cast(Config, from_dict(tree))
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Dotted names of the fields that determine results and differ between the two."""
+    left, right = _flatten(_result_fields(a)), _flatten(_result_fields(b))
+    return sorted(k for k in left if left[k] != right.get(k))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that reports a mistake in one sentence, with status 2 and no usage block."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message[0].upper() + message[1:].rstrip(".") + f". See {self.prog} --help.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            names = [o for a in self._actions for o in a.option_strings]
+            word = rest[0].split("=")[0]
+            raise ConfigError(f"Unknown option {word!r}{did_you_mean(word, names)}. See {self.prog} --help.")
+        return known, rest
+
+
+def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> None:
+    """Add one option for every field (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
+    for name, f, hint in _leaves(Config):
+        if name == "preset" or (only is not None and not name.startswith(only)):
+            continue
+        flag = "--" + name.replace("_", "-")
+        kind, optional = _unwrap(hint)
+        common: dict[str, Any] = {"dest": name, "default": None, "help": f.metadata["help"].replace("%", "%%")}
+        choices = f.metadata["choices"]
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", **common)
+        elif typing.get_origin(kind) is tuple:
+            element = typing.get_args(kind)[0]
+            parser.add_argument(flag, type=_list_of(element, choices), metavar="A,B,…", **common)
+        elif choices:
+            parser.add_argument(flag, type=_one_of(choices), metavar="|".join(choices), **common)
+        else:
+            parser.add_argument(flag, type=_number(kind), metavar=kind.__name__.upper(), **common)
+
+
+def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
+    """The configuration options that stand on the command line, by dotted name."""
+    names = {name for name, _, _ in _leaves(Config)}
+    return {k: v for k, v in vars(namespace).items() if k in names and k != "preset" and v is not None}
+
+
+# ---- helpers -------------------------------------------------------------------------------------------
+
+
+def _leaves(cls: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any], Any]]:
+    hints = typing.get_type_hints(cls)
+    out: list[tuple[str, dataclasses.Field[Any], Any]] = []
+    for f in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[f.name]):
+            out += _leaves(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            out.append((prefix + f.name, f, hints[f.name]))
+    return out
+
+
+def _result_fields(config: Any) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            out[f.name] = _result_fields(value)
+        elif f.metadata["alters_result"]:
+            out[f.name] = list(value) if isinstance(value, tuple) else value
+    if isinstance(config, Config):
+        out["delta_eps"] = config.expansion
+    return out
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            out[prefix + key] = value
+    return out
+
+
+def _required(f: dataclasses.Field[Any]) -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _unwrap(hint: Any) -> tuple[Any, bool]:
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    kind, optional = _unwrap(hint)
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is tuple:
+        element = typing.get_args(kind)[0]
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"The configuration's {name} must be a list, not {value!r}.")
+        return tuple(_coerce(v, element, name) for v in value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"The configuration's {name} must be of type {kind.__name__}, not {value!r}.")
+    return value
+
+
+def _check_choices(config: Any, prefix: str = "") -> None:
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        name = prefix + f.name
+        if dataclasses.is_dataclass(value):
+            _check_choices(value, f"{name}.")
+            continue
+        choices = f.metadata["choices"]
+        for item in value if isinstance(value, tuple) else (value,):
+            if choices and item not in choices:
+                flag = "--" + name.replace("_", "-")
+                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, not {item!r}{did_you_mean(item, choices)}.")
+
+
+def _check_reference(name: str, value: str) -> None:
+    module, _, function = value.partition(":")
+    if not module or not function.isidentifier():
+        raise ConfigError(f"--{name} must have the form pkg.module:function, not {value!r}.")
+
+
+def did_you_mean(word: Any, names: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _one_of(choices: tuple[str, ...]) -> Any:
+    def convert(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"must be one of {', '.join(choices)}, not {text!r}{did_you_mean(text, choices)}"
+            )
+        return text
+
+    return convert
+
+
+def _number(kind: Any) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            what = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
+            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
+
+    return convert
+
+
+def _list_of(element: Any, choices: tuple[str, ...]) -> Any:
+    convert_one = _one_of(choices) if choices else _number(element)
+
+    def convert(text: str) -> tuple[Any, ...]:
+        return tuple(convert_one(part.strip()) for part in text.split(",") if part.strip())
+
+    return convert
