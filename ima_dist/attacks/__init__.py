@@ -1,0 +1,7 @@
+"""Attacks: pure functions of a network and a batch."""
+
+from ima_dist.attacks.bpgd import BoundaryResult, bpgd
+from ima_dist.attacks.pgd import pgd
+from ima_dist.attacks.worst import worst
+
+__all__ = ["BoundaryResult", "bpgd", "pgd", "worst"]

@@ -1,0 +1,84 @@
+"""What all gradient attacks share: the network's mode while it is attacked, losses, the input's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Network = Callable[[Tensor], Tensor]
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+Box = tuple[float, float] | None
+
+
+@contextmanager
+def attack_mode(model: Network) -> Iterator[None]:
+    """Evaluation mode and no parameter gradients inside; afterwards every module and parameter as before.
+
+    Every module's own flag is restored, because a network may keep parts of itself in evaluation mode.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = [(m, m.training) for m in model.modules() if m.training]
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for m, _ in modes:
+            m.training = False
+        for p in trainable:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest other logit minus the true one, (B, C), (B,) -> (B,): positive where misclassified."""
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], float("-inf"))
+    return others.amax(1) - true[:, 0]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample, (B, C), (B,) -> (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def resolve_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
+    """``"ce"``, ``"margin"`` or a function (logits, y) -> (B,). Raises ValueError for another name."""
+    if callable(loss):
+        return loss
+    try:
+        return {"ce": cross_entropy, "margin": margin_loss}[loss]
+    except KeyError:
+        raise ValueError(f"loss must be 'ce', 'margin' or a function, not {loss!r}") from None
+
+
+def logits_and_gradient(model: Network, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
+    return logits.detach(), gradient
+
+
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """(B, C), (B,) -> (B,) bool."""
+    return logits.argmax(1) != y
+
+
+def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str) -> None:
+    """Raises ValueError for shapes or a norm that no attack can work with. Looks at no values: no sync."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm must be 'linf' or 'l2', not {norm!r}")
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y must have shape {tuple(x.shape[:1])} to go with x, not {tuple(y.shape)}")
+    if isinstance(eps, Tensor) and eps.ndim > 0 and eps.shape != y.shape:
+        raise ValueError(f"eps must be a number or have shape {tuple(y.shape)}, not {tuple(eps.shape)}")

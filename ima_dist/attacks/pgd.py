@@ -1,0 +1,53 @@
+"""Projected gradient descent."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ima_dist import norms
+from ima_dist.attacks.common import Box, Loss, Network, attack_mode, check_batch, logits_and_gradient, resolve_loss
+
+
+def pgd(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor | float,
+    *,
+    norm: str,
+    steps: int = 20,
+    step_scale: float = 4.0,
+    loss: Loss = "ce",
+    start: Tensor | None = None,
+    box: Box = None,
+) -> Tensor:
+    """The last iterate of PGD (paper, eq. 1; Madry et al. 2018).
+
+    x₀ = clip(x + ξ), xᵢ = clip(xᵢ₋₁ + η·h(∇ₓJ)) with η = step_scale·ε/steps, sample by sample.
+
+    Args:
+        model: maps (B, ...) to logits (B, C); attacked in evaluation mode, restored afterwards.
+        x, y: clean samples (B, ...) and true labels (B,).
+        eps: radius of the ball, in the input's units: a number or (B,).
+        norm: "linf" or "l2".
+        loss: J: "ce", "margin" or a function (logits, y) -> (B,).
+        start: ξ (B, ...); by default drawn uniformly from the ball.
+        box: (low, high) of valid inputs, or None.
+
+    Returns:
+        (B, ...), within eps of x and inside the box. Every step is run for every sample.
+
+    Raises:
+        ValueError: an unknown norm or loss, or shapes that do not fit.
+    """
+    check_batch(x, y, eps, norm)
+    objective = resolve_loss(loss)
+    step = norms.per_sample(step_scale * eps / steps, x)
+    with torch.no_grad(), attack_mode(model):
+        xi = norms.random_start(x, eps, norm) if start is None else start
+        adv = norms.clip(x + xi, x, eps, norm, box)
+        for _ in range(steps):
+            _, gradient = logits_and_gradient(model, adv, y, objective)
+            adv = norms.clip(adv + step * norms.ascent(gradient, norm), x, eps, norm, box)
+    return adv

@@ -1,0 +1,68 @@
+"""The few collective operations the project uses. Without a process group they are no-ops for one worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank(group: Group = None) -> int:
+    return dist.get_rank(group) if is_distributed() else 0
+
+
+def world_size(group: Group = None) -> int:
+    return dist.get_world_size(group) if is_distributed() else 1
+
+
+def all_reduce(tensor: Tensor, op: str = "sum", group: Group = None) -> Tensor:
+    """Sum or max over the workers, in place; returns the tensor."""
+    if world_size(group) > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
+def gather_objects(value: Any, group: Group = None) -> list[Any]:
+    """Every worker's (small, picklable) value, by rank, on every worker."""
+    if world_size(group) == 1:
+        return [value]
+    out: list[Any] = [None] * world_size(group)
+    dist.all_gather_object(out, value, group=group)
+    return out
+
+
+def share_object(value: Any, group: Group = None) -> Any:
+    """Worker 0's value, on every worker."""
+    return gather_objects(value if rank(group) == 0 else None, group)[0]
+
+
+def barrier(group: Group = None) -> None:
+    if world_size(group) > 1:
+        # An object gather and not dist.barrier(): NCCL's barrier guesses the device.
+        gather_objects(None, group)
+
+
+def block(total: int, part: int, parts: int) -> tuple[int, int]:
+    """First and one-past-last of the ``part``-th of ``parts`` contiguous blocks of ``range(total)``."""
+    return total * part // parts, total * (part + 1) // parts
+
+
+def share_of_batch(indices: Tensor, group: Group = None) -> Tensor:
+    """This worker's contiguous part of a global batch's index tensor (B,); may be empty."""
+    first, last = block(len(indices), rank(group), world_size(group))
+    return indices[first:last]
+
+
+def default_device(device: str) -> torch.device:
+    """cuda (this process's current card) or cpu for ``auto``; otherwise what was asked for."""
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
