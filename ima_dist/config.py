@@ -38,7 +38,9 @@ class DataConfig:
     source: str = _opt(dataclasses.MISSING, "function that loads the data, as pkg.module:function")
     dir: str | None = _opt(None, "directory that holds the data files", alters_result=False)
     download: bool = _opt(False, "fetch missing files and check their checksums", alters_result=False)
-    subset: int | None = _opt(None, "train on this many samples, as many of each class; test set in proportion")
+    subset: int | None = _opt(
+        None, "train on this many samples, as many of each class; test set in proportion"
+    )
     noise: float = _opt(0.06, "moons: standard deviation of the noise added to the points")
 
     def check(self) -> None:
@@ -101,7 +103,9 @@ class EvalConfig:
     attacks: tuple[str, ...] = _opt(
         ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
     )
-    noise: tuple[float, ...] = _opt((), "noise levels (default: those of the paper's tables)", alters_result=False)
+    noise: tuple[float, ...] = _opt(
+        (), "noise levels (default: those of the paper's tables)", alters_result=False
+    )
     steps: int = _opt(100, "PGD steps of the attacks", alters_result=False)
     step_scale: float = _opt(4.0, "alpha of the attacks", alters_result=False)
     samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
@@ -202,7 +206,9 @@ def from_dict(values: dict[str, Any], cls: type = Config, where: str = "") -> An
     names = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(names))
     if unknown:
-        raise ConfigError(f"The configuration has an unknown entry {where}{unknown[0]!r}{did_you_mean(unknown[0], names)}.")
+        raise ConfigError(
+            f"The configuration has an unknown entry {where}{unknown[0]!r}{did_you_mean(unknown[0], names)}."
+        )
     missing = sorted(n for n in names if n not in values and _required(names[n]))
     if missing:
         raise ConfigError(f"The configuration lacks the entry {where}{missing[0]!r}.")
@@ -257,7 +263,11 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
             continue
         flag = "--" + name.replace("_", "-")
         kind, optional = _unwrap(hint)
-        common: dict[str, Any] = {"dest": name, "default": None, "help": f.metadata["help"].replace("%", "%%")}
+        common: dict[str, Any] = {
+            "dest": name,
+            "default": None,
+            "help": f.metadata["help"].replace("%", "%%"),
+        }
         choices = f.metadata["choices"]
         if kind is bool:
             parser.add_argument(flag, action="store_true", **common)
@@ -351,7 +361,9 @@ def _check_choices(config: Any, prefix: str = "") -> None:
         for item in value if isinstance(value, tuple) else (value,):
             if choices and item not in choices:
                 flag = "--" + name.replace("_", "-")
-                raise ConfigError(f"{flag} must be one of {', '.join(choices)}, not {item!r}{did_you_mean(item, choices)}.")
+                raise ConfigError(
+                    f"{flag} must be one of {', '.join(choices)}, not {item!r}{did_you_mean(item, choices)}."
+                )
 
 
 def _check_reference(name: str, value: str) -> None:

@@ -19,7 +19,7 @@ def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float:
 def length(delta: Tensor, norm: str) -> Tensor:
     """‖delta‖_p of every sample: (B, ...) -> (B,)."""
     flat = delta.flatten(1)
-    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return flat.abs().amax(1) if norm == "linf" else torch.linalg.vector_norm(flat, dim=1)
 
 
 def ascent(gradient: Tensor, norm: str) -> Tensor:
@@ -27,24 +27,64 @@ def ascent(gradient: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     # In float32 the squares of a saturated softmax's gradient underflow; scaling first keeps the direction.
-    peak = gradient.flatten(1).abs().amax(1)
-    scaled = gradient / per_sample(torch.where(peak > 0, peak, 1.0), gradient)
-    size = scaled.flatten(1).norm(dim=1)
-    return scaled / per_sample(torch.where(size > 0, size, 1.0), gradient)
+    tiny = torch.finfo(gradient.dtype).tiny
+    flat = gradient.flatten(1)
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
+    flat = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(tiny)
+    return flat.view_as(gradient)
+
+
+class Balls:
+    """The ε-balls around a batch of samples, cut by the data box: where eq. 1 lives.
+
+    Holds what stays the same from step to step, so that a step costs few kernels: on small networks
+    these, and not the network, would be the time.
+    """
+
+    def __init__(self, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> None:
+        """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
+        if isinstance(eps, Tensor):
+            eps = eps.to(x)
+        self.norm, self.box = norm, box
+        self._radius = per_sample(eps, x)
+        # The fields with one row a sample: the bounds for L∞, the centre for L2.
+        if norm == "linf":
+            self._bounds: tuple[Tensor, ...] = (x - self._radius, x + self._radius)
+            if box is not None:
+                self._bounds = tuple(bound.clamp(*box) for bound in self._bounds)
+        else:
+            self._bounds = (x,)
+
+    def select(self, rows: Tensor) -> Balls:
+        """The balls of the samples ``rows`` (K,) int64."""
+        chosen = object.__new__(Balls)
+        chosen.norm, chosen.box = self.norm, self.box
+        radius = self._radius
+        shared = not isinstance(radius, Tensor) or radius.ndim == 0
+        chosen._radius = radius if shared else radius.index_select(0, rows)
+        chosen._bounds = tuple(bound.index_select(0, rows) for bound in self._bounds)
+        return chosen
+
+    def clip(self, x_adv: Tensor) -> Tensor:
+        """clip of eq. 1, (B, ...) -> (B, ...): into the ball, then into the box."""
+        if self.norm == "linf":
+            return torch.clamp(x_adv, *self._bounds)
+        (x,) = self._bounds
+        delta = x_adv - x
+        size = per_sample(length(delta, "l2"), x)
+        # Zero inside the ball, so that points there are left bit for bit as they are.
+        excess = (1 - self._radius / size.clamp_min(torch.finfo(x.dtype).tiny)).clamp_min(0)
+        x_adv = x_adv - delta * excess
+        return x_adv if self.box is None else x_adv.clamp(*self.box)
+
+    def step(self, x_adv: Tensor, gradient: Tensor, scale: float) -> Tensor:
+        """One step of eq. 1, (B, ...) -> (B, ...), with η = scale·ε."""
+        return self.clip(x_adv + scale * self._radius * ascent(gradient, self.norm))
 
 
 def clip(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> Tensor:
     """clip of eq. 1: into the ε-ball around x, then into the data box (None: no box)."""
-    radius = per_sample(eps, x)
-    if norm == "linf":
-        x_adv = torch.minimum(torch.maximum(x_adv, x - radius), x + radius)
-    else:
-        delta = x_adv - x
-        size = delta.flatten(1).norm(dim=1)
-        # Clamped to 1 so that points inside the ball are left bit for bit as they are.
-        shrink = torch.clamp(eps / torch.clamp(size, min=torch.finfo(x.dtype).tiny), max=1.0)
-        x_adv = torch.where(per_sample(shrink < 1, x), x + delta * per_sample(shrink, x), x_adv)
-    return x_adv if box is None else x_adv.clamp(*box)
+    return Balls(x, eps, norm, box).clip(x_adv)
 
 
 def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm: str) -> Tensor:
@@ -53,6 +93,8 @@ def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm:
     L∞: from ``uniforms`` (B, ...) in [0, 1). L2: direction from ``normals`` (B, ...), radius from the
     first of the ``uniforms`` of each sample, so that the volume is covered evenly.
     """
+    if isinstance(eps, Tensor):
+        eps = eps.to(uniforms)
     if norm == "linf":
         return (2 * uniforms - 1) * per_sample(eps, uniforms)
     assert normals is not None

@@ -85,7 +85,9 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     and ``eval.noise``, or an option that cannot work.
     """
     if preset not in _PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}.")
+        raise ConfigError(
+            f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}."
+        )
     options = dict(options or {})
     shared, norms = _PRESETS[preset]
     norm = options.get("norm", "linf")

@@ -73,23 +73,21 @@ def bpgd(
     Raises:
         ValueError: an unknown norm, loss or side, or shapes that do not fit.
     """
-    check_batch(x, y, eps, norm)
+    check_batch(x, y, eps, norm, start)
     if boundary_side not in ("midpoint", "inside", "outside"):
         raise ValueError(f"boundary_side must be 'midpoint', 'inside' or 'outside', not {boundary_side!r}")
     objective = resolve_loss(loss)
     with torch.no_grad(), attack_mode(model):
         correct = ~misclassified(model(x), y) if len(x) else torch.zeros_like(y, dtype=torch.bool)
         evaluations = len(x)
-        inside, outside = x.clone(), x.clone()
-        crossed = torch.zeros_like(correct)
         xi = norms.random_start(x, eps, norm) if start is None else start
-        radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
 
         # The working batch: the samples that are still on the right side.
         rows = correct.nonzero()[:, 0]
-        w_x, w_y, w_eps = x[rows], y[rows], radius[rows]
-        before, now = w_x, norms.clip(w_x + xi[rows], w_x, w_eps, norm, box)
-        eta = norms.per_sample(step_scale * w_eps / steps, w_x)
+        w_y, before = y[rows], x[rows]
+        balls = norms.Balls(x, eps, norm, box).select(rows)
+        now = balls.clip(before + xi[rows])
+        brackets: list[tuple[Tensor, Tensor, Tensor]] = []
         for i in range(steps + 1):
             if not len(rows):
                 break
@@ -100,24 +98,24 @@ def bpgd(
             evaluations += len(rows)
             wrong = misclassified(logits, w_y)
             # One look at the device per step. It costs a launch gap and saves whole passes.
-            gone, left = wrong.nonzero()[:, 0], (~wrong).nonzero()[:, 0]
+            gone = wrong.nonzero()[:, 0]
             if len(gone):
-                inside[rows[gone]], outside[rows[gone]] = before[gone], now[gone]
-                crossed[rows[gone]] = True
-                rows, w_x, w_y, w_eps = rows[left], w_x[left], w_y[left], w_eps[left]
-                now, gradient, eta = now[left], gradient[left], eta[left]
+                brackets.append((rows[gone], before[gone], now[gone]))
+                left = (~wrong).nonzero()[:, 0]
+                rows, w_y, balls = rows[left], w_y[left], balls.select(left)
+                now, gradient = now[left], gradient[left]
             if i < steps:
-                before = now
-                now = norms.clip(now + eta * norms.ascent(gradient, norm), w_x, w_eps, norm, box)
+                before, now = now, balls.step(now, gradient, step_scale / steps)
 
-        rows = crossed.nonzero()[:, 0]
-        result = x.clone()
-        if len(rows):
-            low, high, w_y = inside[rows], outside[rows], y[rows]
+        result, crossed = x.clone(), torch.zeros_like(correct)
+        if brackets:
+            rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
+            w_y = y[rows]
             for _ in range(bisections):
-                middle = (low + high) / 2
+                middle = (inside + outside) / 2
                 wrong = norms.per_sample(misclassified(model(middle), w_y), middle)
-                low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+                inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
             evaluations += bisections * len(rows)
-            result[rows] = {"midpoint": (low + high) / 2, "inside": low, "outside": high}[boundary_side]
+            ends = {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}
+            result[rows], crossed[rows] = ends[boundary_side], True
     return BoundaryResult(x=result, crossed=crossed, correct=correct, evaluations=evaluations)

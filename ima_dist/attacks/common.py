@@ -60,7 +60,9 @@ def resolve_loss(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
         raise ValueError(f"loss must be 'ce', 'margin' or a function, not {loss!r}") from None
 
 
-def logits_and_gradient(model: Network, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def logits_and_gradient(
+    model: Network, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -74,7 +76,7 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
     return logits.argmax(1) != y
 
 
-def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str) -> None:
+def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str, start: Tensor | None = None) -> None:
     """Raises ValueError for shapes or a norm that no attack can work with. Looks at no values: no sync."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm must be 'linf' or 'l2', not {norm!r}")
@@ -82,3 +84,5 @@ def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str) -> None:
         raise ValueError(f"y must have shape {tuple(x.shape[:1])} to go with x, not {tuple(y.shape)}")
     if isinstance(eps, Tensor) and eps.ndim > 0 and eps.shape != y.shape:
         raise ValueError(f"eps must be a number or have shape {tuple(y.shape)}, not {tuple(eps.shape)}")
+    if start is not None and start.shape != x.shape:
+        raise ValueError(f"start must have shape {tuple(x.shape)}, not {tuple(start.shape)}")

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from ima_dist import norms
-from ima_dist.attacks.common import Box, Loss, Network, attack_mode, check_batch, logits_and_gradient, resolve_loss
+from ima_dist.attacks.common import (
+    Box,
+    Loss,
+    Network,
+    attack_mode,
+    check_batch,
+    logits_and_gradient,
+    resolve_loss,
+)
 
 
 def pgd(
@@ -41,13 +49,13 @@ def pgd(
     Raises:
         ValueError: an unknown norm or loss, or shapes that do not fit.
     """
-    check_batch(x, y, eps, norm)
+    check_batch(x, y, eps, norm, start)
     objective = resolve_loss(loss)
-    step = norms.per_sample(step_scale * eps / steps, x)
     with torch.no_grad(), attack_mode(model):
         xi = norms.random_start(x, eps, norm) if start is None else start
-        adv = norms.clip(x + xi, x, eps, norm, box)
+        balls = norms.Balls(x, eps, norm, box)
+        adv = balls.clip(x + xi)
         for _ in range(steps):
             _, gradient = logits_and_gradient(model, adv, y, objective)
-            adv = norms.clip(adv + step * norms.ascent(gradient, norm), x, eps, norm, box)
+            adv = balls.step(adv, gradient, step_scale / steps)
     return adv

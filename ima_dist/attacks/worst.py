@@ -61,30 +61,27 @@ def worst(
                 xi = norms.random_start(x, eps, norm) if start is None else start(eps)
                 for name in losses:
                     rows = (predicted == y).nonzero()[:, 0]
-                    spent += _break(model, x, y, xi, rows, predicted, eps, norm, steps, step_scale, name, box)
+                    balls = norms.Balls(x, eps, norm, box).select(rows)
+                    now = balls.clip(x[rows] + xi[rows])
+                    spent += _break(model, y, rows, now, balls, predicted, steps, step_scale, name)
             predictions[number] = predicted
     return predictions, torch.tensor(spent)
 
 
 def _break(
     model: Network,
-    x: Tensor,
     y: Tensor,
-    xi: Tensor,
     rows: Tensor,
+    now: Tensor,
+    balls: norms.Balls,
     predicted: Tensor,
-    eps: float,
-    norm: str,
     steps: int,
     step_scale: float,
     loss: str,
-    box: Box,
 ) -> int:
-    """Attack the samples ``rows``; write wrong labels into ``predicted``. Returns evaluations spent."""
+    """Attack the samples ``rows`` from ``now``; write wrong labels into ``predicted``. Returns evaluations."""
     objective = resolve_loss(loss)
-    eta = step_scale * eps / steps
-    w_x, w_y = x[rows], y[rows]
-    now = norms.clip(w_x + xi[rows], w_x, eps, norm, box)
+    w_y = y[rows]
     spent = 0
     for i in range(steps + 1):
         if not len(rows):
@@ -95,10 +92,12 @@ def _break(
             logits, gradient = model(now), now
         spent += len(rows)
         wrong = misclassified(logits, w_y)
-        gone, left = wrong.nonzero()[:, 0], (~wrong).nonzero()[:, 0]
+        gone = wrong.nonzero()[:, 0]
         if len(gone):
-            predicted[rows[gone]] = logits.argmax(1)[gone]
-            rows, w_x, w_y, now, gradient = rows[left], w_x[left], w_y[left], now[left], gradient[left]
+            predicted[rows[gone]] = logits[gone].argmax(1)
+            left = (~wrong).nonzero()[:, 0]
+            rows, w_y, balls = rows[left], w_y[left], balls.select(left)
+            now, gradient = now[left], gradient[left]
         if i < steps:
-            now = norms.clip(now + eta * norms.ascent(gradient, norm), w_x, eps, norm, box)
+            now = balls.step(now, gradient, step_scale / steps)
     return spent

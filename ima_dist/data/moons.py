@@ -1,0 +1,27 @@
+"""The Moons data set: two interleaved half circles in the plane (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.datasets import make_moons
+
+from ima_dist.config import DataConfig
+from ima_dist.data.dataset import DataSet, Split
+
+_SIZES = (20000, 2000, 2000)
+
+
+def load(config: DataConfig, seed: int) -> DataSet:
+    """20000 training, 2000 validation and 2000 test points: x (N, 2) float64 in raw coordinates, no box.
+
+    ``config.noise`` is the standard deviation of the noise; the paper does not give its value.
+    """
+    train, val, test = (_points(n, config.noise, seed, part) for part, n in enumerate(_SIZES))
+    return DataSet(train=train, val=val, test=test, box=None, num_classes=2)
+
+
+def _points(n: int, noise: float, seed: int, part: int) -> Split:
+    # RandomState's stream is frozen across numpy versions, and a pair as its seed cannot overflow.
+    x, y = make_moons(n, noise=noise, random_state=np.random.RandomState([seed, part]))
+    return Split(torch.from_numpy(x), torch.from_numpy(y.astype(np.int64)))

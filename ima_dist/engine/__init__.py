@@ -1,0 +1,1 @@
+"""One worker's training loop and its checkpoints. Knows nothing of Ray."""

@@ -1,0 +1,115 @@
+"""What a worker is asked to do: train (and then evaluate), or evaluate. Every worker calls these together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ima_dist import distributed
+from ima_dist.attacks.common import attack_mode
+from ima_dist.config import Config
+from ima_dist.data.dataset import DataSet, Resident, load
+from ima_dist.engine.checkpoint import load_weights
+from ima_dist.engine.setup import DTYPES, make_network
+from ima_dist.engine.training import Training, attack_batch_size
+from ima_dist.evaluation import run as evaluation
+from ima_dist.evaluation.boundary import boundary_grid
+from ima_dist.results import paper
+from ima_dist.results.rundir import RunDir, write_json
+
+
+def train_task(
+    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
+    began = time.perf_counter()
+    data = load(config.data, config.seed)
+    training = Training(config, run, data, device, should_stop)
+    network = training.fit()
+    seconds = {"train": time.perf_counter() - began}
+    if distributed.rank() == 0:
+        _write_boundary(run, network, training.train)
+    trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
+    speed = len(training.train) * len(training.history) / max(trained, 1e-9)
+    answer = _evaluate(config, run, device, data, network, seconds, {"train_samples_per_second": speed})
+    return {**answer, "warnings": training.warnings}
+
+
+def evaluate_task(
+    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    """Evaluate the network of a finished run with ``config.eval``. Returns {"status", "message"}."""
+    data = load(config.data, config.seed)
+    network = make_network(config, data).to(device)
+    load_weights(run, config.epochs, network)
+    return _evaluate(config, run, device, data, network, {}, {})
+
+
+def _evaluate(
+    config: Config,
+    run: RunDir,
+    device: torch.device,
+    data: DataSet,
+    network: nn.Module,
+    seconds: dict[str, float],
+    extra: dict[str, Any],
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    lead = distributed.rank() == 0
+    test = Resident(data.test, device, DTYPES[config.dtype], data.box)
+
+    def on_batch(done: int, total: int) -> None:
+        if lead:
+            progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
+            write_json(run.progress_path, {**progress, "epoch": config.epochs, "epochs": config.epochs})
+
+    on_batch(0, 0)
+    curves, outcomes = evaluation.evaluate(
+        network,
+        test,
+        config,
+        data.box,
+        batch_size=attack_batch_size(config.batch_size, test.shape),
+        on_batch=on_batch,
+    )
+    if lead:
+        seconds["evaluate"] = time.perf_counter() - began
+        found = paper.curve(config.preset, config.norm, config.method, config.eps_max)
+        summary = {
+            "preset": config.preset,
+            "method": config.method,
+            "norm": config.norm,
+            "seed": config.seed,
+            "status": "finished",
+            "message": None,
+            "clean_accuracy": _clean_accuracy(network, test, device),
+            "paper_table": found[0] if found else None,
+            "seconds": {**run.summary().get("seconds", {}), **seconds},
+            **extra,
+        }
+        evaluation.save(run, curves, outcomes, summary)
+        write_json(run.progress_path, {"stage": "done", "epoch": config.epochs, "epochs": config.epochs})
+    return {"status": "finished", "message": None}
+
+
+def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) -> float:
+    """Share of the whole test set that is classified correctly, attacked or not."""
+    right = 0
+    with torch.no_grad(), attack_mode(network):
+        for part in torch.arange(len(test), device=device).split(1024):
+            x, y = test.batch(part)
+            right += int((network(x).argmax(1) == y).sum())
+    return right / len(test)
+
+
+def _write_boundary(run: RunDir, network: nn.Module, train: Resident) -> None:
+    if train.shape != (2,):
+        return
+    x, y = train.batch(torch.arange(len(train)))
+    run.examples_dir.mkdir(exist_ok=True)
+    np.savez_compressed(run.examples_dir / "boundary.npz", **boundary_grid(network, x, y))  # type: ignore[arg-type]

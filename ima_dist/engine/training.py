@@ -1,0 +1,327 @@
+"""The training loop of one worker (paper, Algorithms 1 and 2, over all epochs)."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ima_dist import distributed
+from ima_dist.config import Config
+from ima_dist.data.dataset import DataSet, Resident
+from ima_dist.data.order import batches
+from ima_dist.attacks.common import attack_mode
+from ima_dist.engine import checkpoint
+from ima_dist.engine.progress import Reporter
+from ima_dist.engine.setup import DTYPES, learning_rate, make_network, make_optimizer
+from ima_dist.margins import MarginStore
+from ima_dist.methods import Batch, make_method
+from ima_dist.noise import Phase
+from ima_dist.results.rundir import RunDir
+
+HISTOGRAM_BINS = 50
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written a checkpoint. Exit status 75."""
+
+
+class NumericalError(Exception):
+    """Loss or gradient became NaN or infinite. The last checkpoint is kept."""
+
+
+class Training:
+    """One worker's part of a run: build, resume from the newest checkpoint, train to the end.
+
+    All workers build and call it together. ``should_stop`` is asked by worker 0 only.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: RunDir,
+        data: DataSet,
+        device: torch.device,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.run, self.device = config, run, device
+        self.dtype = DTYPES[config.dtype]
+        self.rank, self.world = distributed.rank(), distributed.world_size()
+        self.train = Resident(data.train, device, self.dtype, data.box)
+        self.val = Resident(data.val, device, self.dtype, data.box)
+        self.labels = data.train.y
+        self.network = make_network(config, data).to(device)
+        self.optimizer = make_optimizer(config, self.network)
+        self.method = make_method(config, data.box)
+        self.store: MarginStore | None = None
+        if self.method.has_margins:
+            self.store = MarginStore(len(self.train), config.expansion, dtype=self.dtype, device=device)
+        self.position = checkpoint.Position()
+        self.steps = -(-len(self.train) // config.batch_size)
+        # loss, clean samples right, clean samples seen, noisy samples, evaluations
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)
+        self.seconds = {"train": 0.0, "margin": 0.0}
+        self.history: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self._resume()
+        self.ddp: nn.Module = self.network
+        if self.world > 1:
+            self.ddp = _data_parallel(self.network, device)
+        self.reporter = Reporter(run, config, self.steps, len(self.train), should_stop)
+
+    # ---- the whole run
+
+    def fit(self) -> nn.Module:
+        """Train until the configured epoch; returns the bare network.
+
+        Raises:
+            Interrupted: a stop was asked for; a checkpoint holds everything done so far.
+            NumericalError: loss or gradient is not finite; all workers raise in the same step.
+        """
+        while self.position.epoch < self.config.epochs:
+            self._train_epoch()
+            if self.store is not None:
+                if self.method.margin_pass:
+                    self._margin_pass()
+                self.store.reduce()
+            self._finish_epoch()
+        return self.network
+
+    def _train_epoch(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.position.epoch)
+        self.network.train()
+        remaining = batches(
+            len(self.train), self.config.batch_size, self.config.seed, self.position.epoch, self.position.step
+        )
+        clock = time.perf_counter()
+        for indices in remaining:
+            self._step(indices)
+            self.position.step += 1
+            if self.reporter.due():
+                clock = self._lap("train", clock)
+                self._report("training")
+        self._lap("train", clock)
+
+    def _step(self, global_batch: Tensor) -> None:
+        """One update. The gradient is that of the global batch, whatever its size and however it is split."""
+        indices = distributed.share_of_batch(global_batch).to(self.device, non_blocking=True)
+        self.optimizer.zero_grad(set_to_none=True)
+        if len(indices):
+            batch = self._batch(indices, Phase.TRAIN)
+            attacked = self.method.attack(self.network, batch)
+            logits = self.ddp(attacked.inputs)
+            rows = self.method.loss(logits, batch, attacked)
+            loss, sources = rows.sum(), torch.cat([indices, indices[attacked.noisy_of]])
+            correct = (
+                logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
+            )
+            self._count(
+                loss.detach(), correct.sum(), len(indices), len(attacked.noisy_of), attacked.evaluations
+            )
+            if attacked.proposals is not None:
+                assert self.store is not None
+                new = attacked.proposals
+                self.store.propose(new.indices, new.values, correct=new.correct, crossed=new.crossed)
+        else:
+            # The last batch may be smaller than the number of workers; DDP still needs a backward pass here.
+            if self.store is not None and not self.store.replicated:
+                self.store.lookup(indices)
+            x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
+            rows, sources = torch.zeros(0, device=self.device), indices
+            loss = 0.0 * self.ddp(x).sum()
+        # DDP averages over the workers; the loss is summed over this worker's share.
+        (loss * (self.world / len(global_batch))).backward()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            self._fail(sources, rows)
+        self.optimizer.step()
+
+    def _batch(self, indices: Tensor, phase: Phase) -> Batch:
+        x, y = self.train.batch(indices)
+        margins = None if self.store is None else self.store.lookup(indices)
+        return Batch(x, y, indices, margins, self.config.seed, self.position.epoch, phase)
+
+    def _margin_pass(self) -> None:
+        """Algorithm 2 for this worker's block of samples, in batches that suit the device."""
+        assert self.store is not None
+        clock = time.perf_counter()
+        size = attack_batch_size(self.config.batch_size, self.train.shape)
+        first, last = self.store.first, self.store.last
+        done = torch.zeros(last - first, dtype=torch.bool)
+        done[self.store.pending().indices.cpu() - first] = True
+        # All workers take the same number of turns, so that they can agree on a stop between them.
+        turns = -(-(-(-len(self.train) // self.world)) // size)
+        for turn in range(turns):
+            part = torch.arange(first + turn * size, min(first + (turn + 1) * size, last))
+            part = part[~done[part - first]] if len(part) else part
+            if len(part):
+                self._estimate(part.to(self.device))
+            if turn + 1 < turns:
+                clock = self._lap("margin", clock)
+                self._report("margins")
+        self._lap("margin", clock)
+
+    def _estimate(self, indices: Tensor) -> None:
+        assert self.store is not None
+        x, y = self.train.batch(indices)
+        margins = self.store.shard[indices - self.store.first]
+        batch = Batch(x, y, indices, margins, self.config.seed, self.position.epoch, Phase.MARGIN)
+        new, evaluations = self.method.estimate(self.network, batch)
+        self.store.propose(new.indices, new.values, correct=new.correct, crossed=new.crossed)
+        self.sums[4] += evaluations
+
+    # ---- end of an epoch
+
+    def _finish_epoch(self) -> None:
+        totals = self._totals()
+        seen = max(totals["seen"], 1.0)
+        seconds = self.seconds["train"] + self.seconds["margin"]
+        row: dict[str, Any] = {
+            "epoch": self.position.epoch + 1,
+            "train_loss": totals["loss"] / seen,
+            "train_accuracy": totals["correct"] / seen,
+            "val_accuracy": self._accuracy(self.val),
+            "noisy_samples": int(totals["noisy"]),
+            "evaluations": int(totals["evaluations"]),
+            "train_seconds": self.seconds["train"],
+            "margin_seconds": self.seconds["margin"] if self.store is not None else None,
+            "samples_per_second": seen / max(seconds, 1e-9),
+        }
+        if self.store is not None:
+            row["margin_mean"] = self.store.mean()
+            # A margin that has just been clipped to ε_max may differ from it by rounding.
+            row["share_at_max"] = self.store.share_at(self.config.eps_max * (1 - 1e-6))
+            row["margin_quantiles"] = self.store.quantiles(self.config.eps_max)
+            row["margin_histogram"] = self.store.histogram(HISTOGRAM_BINS, self.config.eps_max).tolist()
+        self.history.append(row)
+        if self.rank == 0:
+            self.run.write_history(self.history)
+        self.position = checkpoint.Position(epoch=self.position.epoch + 1)
+        self.sums.zero_()
+        self.seconds = {"train": 0.0, "margin": 0.0}
+        self._save()
+        self._report("training")
+
+    def _accuracy(self, data: Resident) -> float | None:
+        """Share of correctly classified samples, over all workers; None for an empty split."""
+        if not len(data):
+            return None
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        first, last = distributed.block(len(data), self.rank, self.world)
+        with torch.no_grad(), attack_mode(self.network):
+            for part in torch.arange(first, last, device=self.device).split(
+                attack_batch_size(self.config.batch_size, data.shape)
+            ):
+                x, y = data.batch(part)
+                right += (self.network(x).argmax(1) == y).sum()
+        return int(distributed.all_reduce(right)) / len(data)
+
+    # ---- counting, reporting, stopping
+
+    def _count(self, loss: Tensor, correct: Tensor, seen: int, noisy: int, evaluations: int) -> None:
+        # Stays on the device; read only when something is reported.
+        self.sums[0] += loss
+        self.sums[1] += correct
+        self.sums[2:] += torch.tensor([seen, noisy, evaluations], dtype=torch.float64, device=self.device)
+
+    def _totals(self) -> dict[str, float]:
+        names = ("loss", "correct", "seen", "noisy", "evaluations")
+        return dict(zip(names, distributed.all_reduce(self.sums.clone()).tolist(), strict=True))
+
+    def _lap(self, what: str, since: float) -> float:
+        now = time.perf_counter()
+        self.seconds[what] += now - since
+        return now
+
+    def _report(self, stage: str) -> None:
+        """Show progress; if the run has been asked to stop, checkpoint and raise Interrupted."""
+        totals = self._totals()
+        if self.rank == 0:
+            self.reporter.write(stage, self.position, totals, self.history[-1] if self.history else {})
+        if self.reporter.stop_agreed(self.device):
+            if self.position.step:
+                self._save()
+            raise Interrupted(f"stopped after epoch {self.position.epoch}, step {self.position.step}")
+
+    def _fail(self, sources: Tensor, rows: Tensor) -> None:
+        bad = sources[~torch.isfinite(rows.detach())].tolist()
+        lists = distributed.gather_objects(sorted(set(bad)))
+        where = [f"worker {r}: samples {', '.join(map(str, b[:10]))}" for r, b in enumerate(lists) if b]
+        what = "The loss" if where else "The gradient"
+        raise NumericalError(
+            f"{what} became NaN or infinite in epoch {self.position.epoch + 1}, step {self.position.step + 1}"
+            + (f" ({'; '.join(where)})" if where else " (every sample's loss is still finite)")
+            + ". The last good checkpoint is kept; a smaller --optimizer.lr is the usual remedy."
+        )
+
+    # ---- checkpoints
+
+    def _save(self) -> None:
+        totals = self._totals()
+        self.position.counters = {**totals, **{f"{k}_seconds": v for k, v in self.seconds.items()}}
+        checkpoint.save(
+            self.run,
+            self.position,
+            self.config.fingerprint(),
+            self.network,
+            self.optimizer,
+            self.store,
+            self.labels,
+        )
+
+    def _newest(self) -> tuple[checkpoint.Checkpoint | None, list[str], str | None]:
+        try:
+            return *checkpoint.newest(self.run, self.config.fingerprint()), None
+        except checkpoint.Damaged as error:
+            return None, [], str(error)
+
+    def _resume(self) -> None:
+        """Continue from the newest whole checkpoint, if there is one."""
+        found, self.warnings, error = distributed.share_object(self._newest() if self.rank == 0 else None)
+        if error is not None:
+            raise checkpoint.Damaged(error)
+        if found is None:
+            return
+        self.position = found.position
+        checkpoint.restore(found, self.network, self.optimizer)
+        if self.store is not None:
+            if self.position.epoch:
+                self.store = MarginStore.load(found.margins, device=self.device)
+            checkpoint.restore_pending(found, self.store)
+        self.history = [row for row in self.run.read_history() if row["epoch"] <= self.position.epoch]
+        counters = self.position.counters
+        if self.position.step:
+            names = ("loss", "correct", "seen", "noisy", "evaluations")
+            if self.rank == 0:
+                self.sums += torch.tensor(
+                    [counters[n] for n in names], dtype=torch.float64, device=self.device
+                )
+            self.seconds = {k: counters[f"{k}_seconds"] for k in self.seconds}
+
+
+def _data_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    # Buffers stay local: a broadcast would change them between two forward passes of one step.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, **{option: False})
+
+
+def attack_batch_size(batch_size: int, shape: tuple[int, ...]) -> int:
+    """Samples in a batch that is only attacked or classified, never trained on.
+
+    Four training batches need less memory than one training step with its clean and noisy samples and
+    their graph of activations and parameters; tiny samples go by the ten thousand, because a small
+    network's time is spent launching operations. It depends on nothing else, so that a resumed run cuts
+    the same batches.
+    """
+    numel = 1
+    for side in shape:
+        numel *= side
+    return max(4 * batch_size, (1 << 17) // max(numel, 1))

@@ -1,0 +1,1 @@
+"""Attacks on a trained network, spread over the workers, and what they found."""

@@ -1,0 +1,217 @@
+"""Ray: start or join a cluster, run a task on its workers, and the worker's side of it.
+
+The only module, beside the entry points, that knows Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from ima_dist.config import Config, ConfigError, from_dict, to_dict
+from ima_dist.results.rundir import RunDir, read_json, write_json
+
+STOP_FILE = "stop-requested"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """The driver gave up waiting for the workers because it was told to stop."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Workers that the run gets and the CPUs of each."""
+
+    workers: int
+    cpus_per_worker: int
+    use_gpu: bool
+
+
+@contextlib.contextmanager
+def cluster(config: Config) -> Iterator[Cluster]:
+    """Join the cluster named by RAY_ADDRESS (as under ``ray job submit``) or start one on this machine.
+
+    Raises ConfigError if it cannot give what the configuration asks for. A cluster that was started here
+    is stopped at the end.
+    """
+    # Ray writes to people who run Ray; what concerns our user we say ourselves.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    # The dashboard must run: Ray Train's clean-up asks it about the state of the group and waits if it is absent.
+    local: dict[str, Any] = {} if address else {"include_dashboard": True}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:
+        where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        yield _fit_to(config, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def _fit_to(config: Config, resources: dict[str, float]) -> Cluster:
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    if config.device == "cuda" and not gpus:
+        raise ConfigError(
+            "--device cuda was asked for, but Ray sees no CUDA device: use --device cpu or auto."
+        )
+    use_gpu = gpus > 0 and config.device != "cpu"
+    workers = config.workers or (gpus if use_gpu else 1)
+    available, kind = (gpus, "GPU") if use_gpu else (cpus, "CPU")
+    if workers > available:
+        raise ConfigError(
+            f"--workers {workers} was asked for, but the cluster has {available} {kind}{'s' * (available != 1)}: "
+            f"use at most {available}."
+        )
+    if config.batch_size < workers:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} is smaller than the number of workers ({workers}): raise it."
+        )
+    return Cluster(workers, max(1, cpus // workers), use_gpu)
+
+
+def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dict[str, Any]:
+    """Run ``task`` ("train" or "evaluate") on the workers; returns worker 0's answer.
+
+    The answer has "status" ("finished", "interrupted" or "failed") and "message". A signal that asks the
+    driver to stop is handed on to the workers through a file in the run directory.
+
+    Raises:
+        RuntimeError: a worker died or failed in a way it could not report; one sentence.
+        Stopped: told to stop where nothing is left to be saved, or told twice.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    request = run.path / STOP_FILE
+    request.unlink(missing_ok=True)
+    payload = {
+        "task": task,
+        "config": to_dict(config),
+        "run": str(run.path),
+        "paths": [os.getcwd(), *(p for p in sys.path if p)],
+    }
+    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=payload,
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        # Ray restores a run by its name, without a word; ours resumes from the run directory alone.
+        run_config=RunConfig(
+            name=f"{run.path.name}-{task}-{time.time_ns()}",
+            storage_path=str(run.path / ".ray"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    with _handing_on_signals(run):
+        try:
+            answer = trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            raise RuntimeError(_worker_error(error)) from error
+        finally:
+            request.unlink(missing_ok=True)
+            _remove_ray_files(run)
+    assert isinstance(answer, dict)
+    return answer
+
+
+@contextlib.contextmanager
+def _handing_on_signals(run: RunDir) -> Iterator[None]:
+    asked = 0
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked += 1
+        stage = (read_json(run.progress_path) or {}).get("stage")
+        if asked > 1 or stage == "evaluation":
+            raise Stopped
+        (run.path / STOP_FILE).touch()
+        print("Stopping: writing a checkpoint first.", file=sys.stderr, flush=True)
+
+    # Ray's own handler for Ctrl-C is set inside fit() and would abort without a checkpoint.
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    theirs = DataParallelTrainer._register_sigint_handler
+    DataParallelTrainer._register_sigint_handler = lambda self, controller: None  # type: ignore[method-assign]
+    before = {s: signal.signal(s, ask) for s in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        DataParallelTrainer._register_sigint_handler = theirs  # type: ignore[method-assign]
+
+
+def _remove_ray_files(run: RunDir) -> None:
+    import shutil
+
+    shutil.rmtree(run.path / ".ray", ignore_errors=True)
+
+
+def _worker_error(error: Exception) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "cause", None) or failure
+        return f"Worker {rank} failed: {_one_line(cause)}"
+    return f"The workers failed: {_one_line(error)}"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+# ---- the worker's side
+
+
+def _work(payload: dict[str, Any]) -> dict[str, Any]:
+    """One worker: the whole task. All workers return together, or one raises and Ray ends the others."""
+    for path in reversed(payload["paths"]):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    import torch
+
+    from ima_dist import distributed
+    from ima_dist.engine.checkpoint import Damaged
+    from ima_dist.engine.tasks import evaluate_task, train_task
+    from ima_dist.engine.training import Interrupted, NumericalError
+
+    config = from_dict(payload["config"])
+    run = RunDir(payload["run"])
+    import ray.train.torch
+
+    device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    task = {"train": train_task, "evaluate": evaluate_task}[payload["task"]]
+    try:
+        return task(config, run, device, (run.path / STOP_FILE).exists)
+    except Interrupted as error:
+        status = {"status": "interrupted", "message": str(error)}
+    except (NumericalError, Damaged) as error:
+        status = {"status": "failed", "message": str(error)}
+    if distributed.rank() == 0:
+        write_json(run.summary_path, {**run.summary(), **status})
+    return status

@@ -1,0 +1,18 @@
+"""Training methods behind one interface (``base.Method``)."""
+
+from __future__ import annotations
+
+from ima_dist.config import Config
+from ima_dist.methods.base import Attacked, Batch, Method
+from ima_dist.methods.ce import CrossEntropy
+from ima_dist.methods.ima import IMA
+
+METHODS: dict[str, type[Method]] = {"ce": CrossEntropy, "ima": IMA}
+
+
+def make_method(config: Config, box: tuple[float, float] | None) -> Method:
+    """The configured method for data whose inputs lie in ``box``."""
+    return METHODS[config.method](config, box)
+
+
+__all__ = ["METHODS", "Attacked", "Batch", "Method", "make_method"]

@@ -1,0 +1,83 @@
+"""The interface between a training method and the loop.
+
+In every step the loop calls ``attack`` with the bare network, puts ``Attacked.inputs`` through the
+network once (one DDP forward, clean and noisy samples together), and calls ``loss`` with the logits.
+After an epoch it calls ``estimate`` for all samples if the method has ``margin_pass``. A method proposes
+margins; only the loop hands them to the store.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ima_dist import noise
+from ima_dist.attacks.common import Box, Network
+from ima_dist.config import Config
+from ima_dist.margins import Proposals
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's part of a global batch.
+
+    Attributes:
+        x: (B, ...) samples as the network sees them; y: (B,) labels; indices: (B,) global sample indices.
+        margins: (B,) E(x) from the store, or None for a method without margins.
+        epoch, phase: with the indices, the key of the samples' noise.
+    """
+
+    x: Tensor
+    y: Tensor
+    indices: Tensor
+    margins: Tensor | None
+    seed: int
+    epoch: int
+    phase: noise.Phase
+
+    def start(self, eps: Tensor | float, norm: str) -> Tensor:
+        """ξ (B, ...), uniform in the ball of radius eps, keyed by sample."""
+        keys = noise.sample_keys(self.seed, self.epoch, self.phase, self.indices)
+        return noise.start(keys, self.x, eps, norm)
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What a method's ``attack`` prepared.
+
+    Attributes:
+        inputs: (B + K, ...) the batch's clean samples, then K noisy ones: one forward pass.
+        noisy_of: (K,) the row in the batch of each noisy sample.
+        correct: (B,) bool clean samples classified correctly in evaluation mode, or None if not known.
+        proposals: new margins, or None.
+        evaluations: forward passes spent by the attack, in samples.
+    """
+
+    inputs: Tensor
+    noisy_of: Tensor
+    correct: Tensor | None = None
+    proposals: Proposals | None = None
+    evaluations: int = 0
+
+
+@dataclass
+class Method(ABC):
+    config: Config
+    box: Box
+    has_margins: bool = field(default=False, init=False)
+    margin_pass: bool = field(default=False, init=False)
+
+    @abstractmethod
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        """Noisy samples for a batch; the network is left as found."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
+        """Loss of every row of ``logits``, (B + K, C) -> (B + K,); their sum over the global batch, divided
+        by its size, is what is minimised."""
+
+    def estimate(self, model: Network, batch: Batch) -> tuple[Proposals, int]:
+        """New margins for a batch after the epoch, and the evaluations spent."""
+        raise NotImplementedError(f"{type(self).__name__} has no margin pass")

@@ -1,0 +1,76 @@
+"""Increasing-margin adversarial training (paper, Algorithms 1 to 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ima_dist import norms
+from ima_dist.attacks.bpgd import BoundaryResult, bpgd
+from ima_dist.attacks.common import Box, Network, cross_entropy
+from ima_dist.config import Config
+from ima_dist.margins import Proposals, update_margins
+from ima_dist.methods.base import Attacked, Batch, Method
+
+
+class IMA(Method):
+    """Algorithm 1 as ``attack`` and ``loss``, Algorithm 2 as ``estimate``.
+
+    With ``margin_update="online"`` the boundary points of the training step also update the margins, as
+    the authors' released code does; there is no pass after the epoch then.
+    """
+
+    def __init__(self, config: Config, box: Box) -> None:
+        super().__init__(config, box)
+        self.has_margins = True
+        self.margin_pass = config.margin_update == "epoch"
+
+    def _boundary(self, model: Network, batch: Batch) -> BoundaryResult:
+        assert batch.margins is not None
+        settings = self.config.attack
+        return bpgd(
+            model,
+            batch.x,
+            batch.y,
+            batch.margins,
+            norm=self.config.norm,
+            steps=settings.steps,
+            bisections=settings.bisections,
+            step_scale=settings.step_scale,
+            boundary_side=settings.boundary_side,
+            start=batch.start(batch.margins, self.config.norm),
+            box=self.box,
+        )
+
+    def _proposals(self, batch: Batch, found: BoundaryResult) -> Proposals:
+        assert batch.margins is not None
+        values = update_margins(
+            batch.margins,
+            norms.length(found.x - batch.x, self.config.norm),
+            correct=found.correct,
+            crossed=found.crossed,
+            expansion=self.config.expansion,
+            eps_max=self.config.eps_max,
+        )
+        return Proposals(batch.indices, values, found.correct, found.crossed)
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        found = self._boundary(model, batch)
+        noisy_of = found.crossed.nonzero()[:, 0]
+        return Attacked(
+            inputs=torch.cat([batch.x, found.x[noisy_of]]),
+            noisy_of=noisy_of,
+            correct=found.correct,
+            proposals=None if self.margin_pass else self._proposals(batch, found),
+            evaluations=found.evaluations,
+        )
+
+    def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
+        """Algorithm 1, lines 5 to 8: weight 1 − β for clean samples, right or wrong, and β for noisy ones."""
+        rows = cross_entropy(logits, torch.cat([batch.y, batch.y[attacked.noisy_of]]))
+        clean = len(batch.y)
+        return torch.cat([(1 - self.config.beta) * rows[:clean], self.config.beta * rows[clean:]])
+
+    def estimate(self, model: Network, batch: Batch) -> tuple[Proposals, int]:
+        found = self._boundary(model, batch)
+        return self._proposals(batch, found), found.evaluations

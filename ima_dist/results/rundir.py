@@ -1,0 +1,274 @@
+"""A run directory: where its files lie, and how they are written and read.
+
+Every file is written aside and then renamed, so a reader sees the old file or the new one, never half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import re
+import uuid
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from ima_dist import __version__
+from ima_dist.config import Config, ConfigError, from_dict, to_dict
+
+_PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
+# Types of the columns that inference would get wrong: a first epoch may hold None, or a whole number.
+_HISTORY_TYPES = {
+    "epoch": pa.int64(),
+    "train_loss": pa.float64(),
+    "train_accuracy": pa.float64(),
+    "val_accuracy": pa.float64(),
+    "margin_mean": pa.float64(),
+    "margin_quantiles": pa.list_(pa.float64()),
+    "margin_histogram": pa.list_(pa.int64()),
+    "share_at_max": pa.float64(),
+    "evaluations": pa.int64(),
+    "train_seconds": pa.float64(),
+    "margin_seconds": pa.float64(),
+    "samples_per_second": pa.float64(),
+}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Binary file that takes the place of ``path`` when the block ends, and vanishes if it fails.
+
+    Makes missing parent directories. Raises OSError if the disk is full or read-only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory, as a rename is atomic only within one file system; hidden, and with a suffix
+    # of its own, so that no search for shards or checkpoints finds it.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8. Raises OSError."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, obj: dict[str, Any]) -> None:
+    """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError."""
+    write_text_atomic(path, json.dumps(_jsonable(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Dictionary in the file, or None if there is no such file. Raises ConfigError if it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged (not a JSON object): delete it or restore it from a copy.")
+    return value
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table. Raises OSError."""
+    with replacing(path) as file:
+        pq.write_table(table, file)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read."""
+    try:
+        # pq.read_table would add a column for a parent directory called epoch=0001.
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be read as Parquet ({reason}): delete it or restore it from a copy."
+        ) from None
+
+
+class RunDir:
+    """Paths and files of one run (``runs/<name>/…``). The path is made absolute: workers change directory."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.config_path = self.path / "config.yaml"
+        self.summary_path = self.path / "summary.json"
+        self.progress_path = self.path / "progress.json"
+        self.history_path = self.path / "history.parquet"
+        self.outcomes_path = self.path / "outcomes.parquet"
+        self.margins_dir = self.path / "margins"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.figures_dir = self.path / "figures"
+        self.examples_dir = self.path / "examples"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, config: Config, out: Path | str) -> RunDir:
+        """Make the directory ``out`` and its config.yaml, with versions and fingerprint.
+
+        Raises ConfigError if ``out`` holds a run or other files, is a file, or cannot be written.
+        """
+        run = cls(out)
+        new = not run.path.exists()
+        try:
+            if run.config_path.exists():
+                raise ConfigError(
+                    f"{run.path} already holds a run: continue it with --resume {run.path}, "
+                    "or give another --out."
+                )
+            if run.path.exists() and not run.path.is_dir():
+                raise ConfigError(f"{run.path} is a file: give another --out.")
+            run.path.mkdir(parents=True, exist_ok=True)
+            if any(run.path.iterdir()):
+                raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
+            tree = {**to_dict(config), "versions": versions(), "fingerprint": config.fingerprint()}
+            write_text_atomic(run.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            if new:
+                with contextlib.suppress(OSError):
+                    run.path.rmdir()
+            raise ConfigError(
+                f"{run.path} cannot be written ({error.strerror or error}): give another --out."
+            ) from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """The run in an existing directory. Raises ConfigError if it has no config.yaml."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise ConfigError(f"{run.path} is not a run directory: it has no config.yaml, so check the path.")
+        return run
+
+    def config(self) -> Config:
+        """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
+        try:
+            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.config_path} cannot be read ({error.strerror or error}): check the path."
+            ) from None
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{self.config_path} is not valid YAML ({reason}): restore it from a copy."
+            ) from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
+        tree.pop("versions", None)
+        tree.pop("fingerprint", None)
+        try:
+            config = from_dict(tree)
+        except ConfigError as error:
+            raise ConfigError(f"In {self.config_path}: {error}") from None
+        assert isinstance(config, Config)
+        return config
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json, or an empty dictionary before it is written. Raises ConfigError if damaged."""
+        return read_json(self.summary_path) or {}
+
+    @property
+    def status(self) -> str:
+        """``status`` of summary.json; "unfinished" as long as there is none."""
+        return str(self.summary().get("status") or "unfinished")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrite history.parquet with all rows so far, one an epoch. Raises OSError.
+
+        Values are numbers, text, lists or None; keys that are missing in a row read back as None.
+        """
+        names = list(dict.fromkeys(name for row in rows for name in row)) or list(_HISTORY_TYPES)
+        columns = {
+            name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names
+        }
+        write_parquet(self.history_path, pa.table(columns))
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Rows of history.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
+        if not self.history_path.exists():
+            return []
+        rows: list[dict[str, Any]] = read_parquet(self.history_path).to_pylist()
+        return rows
+
+    def newest_margins(self) -> tuple[int, pa.Table] | None:
+        """Newest epoch whose margin shards are complete, and its table (columns index, margin, label,
+        correct, crossed; a row a sample, unordered); None if there is none.
+
+        A damaged shard is named in a warning, and the epoch before it is used.
+        """
+        epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
+        for epoch in sorted(epochs, reverse=True):
+            shards = _complete_shards(epochs[epoch])
+            try:
+                if shards:
+                    return epoch, pa.concat_tables([read_parquet(path) for path in shards])
+            except ConfigError as error:
+                warnings.warn(f"{error} The margins of the epoch before are used.", stacklevel=2)
+        return None
+
+
+def default_name(config: Config, now: datetime) -> str:
+    """Name of a run directory, such as ``moons-ima-linf-seed0-20261122-220700``."""
+    return f"{config.preset}-{config.method}-{config.norm}-seed{config.seed}-{now:%Y%m%d-%H%M%S}"
+
+
+def versions() -> dict[str, str | None]:
+    """Installed version of every package that shapes a result; None for one that is not installed."""
+    out: dict[str, str | None] = {"ima_dist": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = None
+    return out
+
+
+def _complete_shards(directory: Path) -> list[Path]:
+    groups: dict[int, dict[int, Path]] = {}
+    for path in directory.glob("shard-*.parquet"):
+        match = re.fullmatch(r"shard-(\d+)-of-(\d+)\.parquet", path.name)
+        if match:
+            groups.setdefault(int(match[2]), {})[int(match[1])] = path
+    # Shards of two numbers of workers lie side by side if a run was stopped and resumed with another number.
+    whole = [list(g.values()) for total, g in groups.items() if set(g) == set(range(total))]
+    return sorted(max(whole, key=lambda g: max(p.stat().st_mtime for p in g))) if whole else []
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        return _jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

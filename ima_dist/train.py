@@ -1,0 +1,183 @@
+"""``python -m ima_dist.train PRESET [--options]``: train, evaluate, and show the result."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ima_dist import config as configuration
+from ima_dist.config import Config, ConfigError
+from ima_dist.presets import PRESETS, make_config
+from ima_dist.results.rundir import RunDir, default_name, write_json
+
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 0, 1, 2, 75
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 configuration or input at fault, 75 checkpointed and to be continued, 1 else."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+
+
+def _main(argv: list[str]) -> int:
+    parser = configuration.OneLineParser(
+        prog="python -m ima_dist.train", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join(PRESETS))
+    parser.add_argument("--out", metavar="RUN_DIR", help="where results go (default: runs/NAME)")
+    parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run; its configuration is kept")
+    configuration.add_options(parser)
+    arguments = parser.parse_args(argv)
+    options = configuration.given_options(arguments)
+    if "data.dir" in options:
+        options["data.dir"] = str(Path(options["data.dir"]).absolute())
+
+    if arguments.resume:
+        if arguments.out:
+            raise ConfigError("--out and --resume exclude one another: a resumed run stays where it is.")
+        run = RunDir.open(arguments.resume)
+        config = _resumed(run, arguments.preset, options)
+        if run.status == "finished":
+            print(f"{run.path} is finished; nothing to do.")
+            return EXIT_DONE
+    else:
+        if not arguments.preset:
+            raise ConfigError(
+                f"Name a preset ({', '.join(PRESETS)}) or a run to continue with --resume RUN_DIR."
+            )
+        config = make_config(arguments.preset, options)
+    return _train(config, arguments)
+
+
+def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
+    saved = run.config()
+    if preset not in (None, saved.preset):
+        raise ConfigError(f"{run.path} is a run of {saved.preset}, not of {preset}: leave the preset out.")
+    config = configuration.replace(saved, options)
+    different = configuration.differences(saved, config)
+    if different:
+        flags = ", ".join("--" + name.replace("_", "-") for name in different)
+        raise ConfigError(f"{run.path} was started with another {flags}: leave it out, or start a new run.")
+    return config
+
+
+def _train(config: Config, arguments: argparse.Namespace) -> int:
+    began = time.time()
+    check_inputs(config)
+    from ima_dist import launcher
+    from ima_dist.progress import ProgressView
+
+    with launcher.cluster(config) as cluster:
+        if arguments.resume:
+            run = RunDir.open(arguments.resume)
+        else:
+            out = arguments.out or results_root() / default_name(config, datetime.now())
+            run = RunDir.create(config, absolute_output(out))
+        previous = run.summary()
+        write_json(run.progress_path, {"stage": "starting"})
+        write_json(run.summary_path, {**previous, **_identity(config), "status": "running", "message": None})
+        place = "GPU" if cluster.use_gpu else "CPU"
+        print(
+            f"{config.preset}, {config.method}, {config.norm}: {config.epochs} epochs on {cluster.workers} "
+            f"{place} worker{'s' * (cluster.workers != 1)}. Results: {shown(run.path)}",
+            flush=True,
+        )
+        started = time.time()
+        status, message = EXIT_DONE, None
+        try:
+            with ProgressView(run):
+                answer = launcher.run_workers("train", config, run, cluster)
+            for warning in answer.get("warnings", []):
+                print(f"warning: {warning}; the checkpoint before it was used.", file=sys.stderr)
+            message = answer["message"]
+            status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE, "failed": EXIT_FAILED}[
+                answer["status"]
+            ]
+        except launcher.Stopped:
+            status = EXIT_REQUEUE
+        except RuntimeError as error:
+            status, message = EXIT_FAILED, str(error)
+        summary = run.summary()
+        summary["status"] = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
+        summary["message"] = message
+        seconds = {"start": started - began, **summary.get("seconds", {})}
+        summary["seconds"] = seconds
+        summary["wall_seconds"] = previous.get("wall_seconds", 0.0) + time.time() - began
+        write_json(run.summary_path, summary)
+    if status == EXIT_REQUEUE:
+        print(f"Interrupted. Continue with: python -m ima_dist.train --resume {shown(run.path)}", flush=True)
+    elif status == EXIT_FAILED:
+        print(f"error: {message}\nKept: {shown(run.path)}", file=sys.stderr, flush=True)
+    else:
+        show_results(run)
+    return status
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    return {"preset": config.preset, "method": config.method, "norm": config.norm, "seed": config.seed}
+
+
+def check_inputs(config: Config) -> None:
+    """Load the data and build the network once, before anything is written. Raises ConfigError."""
+    from ima_dist.data.dataset import load
+    from ima_dist.engine.setup import make_network
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    make_network(config, load(config.data, config.seed))
+
+
+def results_root() -> Path:
+    """Directory that holds runs when no --out is given: ``runs`` here, or in the home directory under Ray jobs."""
+    return user_directory() / "runs"
+
+
+def absolute_output(out: str | Path) -> Path:
+    """``out`` made absolute against a directory of the user's."""
+    return user_directory() / out
+
+
+def user_directory() -> Path:
+    """The current directory, unless it is Ray's temporary copy of a submitted job, which Ray deletes."""
+    here = Path.cwd()
+    if "working_dir_files" in here.parts and any(p.startswith("_ray_pkg_") for p in here.parts):
+        return Path(os.environ.get("IMA_DIST_HOME", Path.home()))
+    return here
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def show_results(run: RunDir) -> None:
+    """Draw the figures and print the robustness table beside the paper's, times and paths."""
+    from ima_dist.results import paper
+    from ima_dist.results.figures import draw_all
+    from ima_dist.results.table import robustness_table
+
+    config, summary = run.config(), run.summary()
+    figures = draw_all(run)
+    found = paper.curve(config.preset, config.norm, config.method, config.eps_max)
+    curves = [c for c in summary["curves"] if c["epoch"] == config.epochs]
+    print()
+    print(robustness_table(curves, found[1] if found else None, found[0] if found else None))
+    seconds = summary.get("seconds", {})
+    parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
+    print(f"\nTime: {', '.join(parts)}.")
+    print(f"Results: {shown(run.path)}")
+    for figure in figures:
+        print(f"  {shown(figure)}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

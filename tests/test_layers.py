@@ -1,0 +1,84 @@
+"""Imports point one way only (CONTRIBUTING.md, "Where things are")."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "ima_dist"
+
+_BASE = {"config", "presets", "references", "__init__"}
+_LOW = _BASE | {"distributed", "norms", "noise"}
+_RESULTS = {"results", "progress"}
+_MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
+# top-level module or folder -> what it may import from the package, itself included
+ALLOWED = {
+    **{name: _BASE for name in _BASE},
+    **{name: _LOW for name in ("distributed", "norms", "noise")},
+    "attacks": _LOW | {"attacks"},
+    "margins": _LOW,
+    "models": _LOW | {"models"},
+    "data": _LOW | {"data"},
+    "methods": _MIDDLE | {"methods"},
+    "results": _BASE | {"results"},
+    "progress": _BASE | _RESULTS,
+    "evaluation": _MIDDLE | {"results", "evaluation"},
+    "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
+    "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
+}
+ENTRY_POINTS = {"train", "evaluate"}
+ONLY_IN = {"ray": {"launcher"} | ENTRY_POINTS, "advertorch": {"evaluation"}, "submitit": set()}
+NO_TORCH = _BASE | _RESULTS
+
+
+def part_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names of the modules a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_point_one_way(file):
+    part = part_of(file)
+    names = imports(file)
+    for name in names:
+        top, *rest = name.split(".")
+        if top == "ima_dist" and rest and part not in ENTRY_POINTS:
+            assert rest[0] in ALLOWED[part] | {"__version__"}, f"{part} imports {name}"
+        assert top != "cluster", f"{file} imports cluster"
+        if top in ONLY_IN:
+            assert part in ONLY_IN[top], f"{part} imports {name}"
+        if part in NO_TORCH:
+            assert top not in ("torch", "torchvision", "ray"), f"{part} imports {name}"
+
+
+def test_every_part_has_a_rule():
+    assert {part_of(f) for f in FILES} == set(ALLOWED) | ENTRY_POINTS
+
+
+def test_results_open_without_torch():
+    code = (
+        "import sys, ima_dist.presets, ima_dist.progress, ima_dist.results.paper, ima_dist.results.figures, "
+        "ima_dist.results.table, ima_dist.results.rundir; "
+        "sys.exit(', '.join(m for m in ('torch', 'ray', 'advertorch') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")

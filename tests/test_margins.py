@@ -1,0 +1,180 @@
+"""Algorithm 2 and the margin store."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ima_dist import distributed, margins, norms
+from ima_dist.attacks import bpgd
+from ima_dist.margins import MarginStore, update_margins
+from tests import workers
+
+
+def test_update_margins_by_hand():
+    # Rows: wrong; crossed; not crossed; crossed closer than the step; expanded beyond the maximum.
+    new = update_margins(
+        torch.tensor([0.30, 0.30, 0.30, 0.30, 0.45]),
+        torch.tensor([0.00, 0.12, 0.00, 0.01, 0.00]),
+        correct=torch.tensor([False, True, True, True, True]),
+        crossed=torch.tensor([False, True, False, True, False]),
+        expansion=0.1,
+        eps_max=0.5,
+    )
+    assert torch.allclose(new, torch.tensor([0.1, 0.12, 0.4, 0.1, 0.5]))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_algorithm_2_finds_the_distance_to_a_linear_boundary(norm):
+    """On a frozen linear classifier each margin ends within [d, d + Δε], d being known in closed form."""
+    torch.manual_seed(0)
+    network = nn.Linear(20, 2).double()
+    x = torch.randn(400, 20, dtype=torch.float64)
+    y = network(x).argmax(1)  # all correctly classified
+    w = (network.weight[1] - network.weight[0]).detach()
+    logits = network(x).detach()
+    dual = w.abs().sum() if norm == "linf" else w.norm()
+    distance = (logits[:, 1] - logits[:, 0]).abs() / dual
+    expansion = 0.02 if norm == "linf" else 0.1
+    eps_max = float(distance.max()) + 2 * expansion
+    estimate = torch.full((400,), expansion, dtype=torch.float64)
+    settled = torch.zeros(400, dtype=torch.bool)
+    for _ in range(int(eps_max / expansion) + 3):
+        found = bpgd(network, x, y, estimate, norm=norm)
+        estimate = update_margins(
+            estimate,
+            norms.length(found.x - x, norm),
+            correct=found.correct,
+            crossed=found.crossed,
+            expansion=expansion,
+            eps_max=eps_max,
+        )
+        settled |= found.crossed
+    assert settled.all()
+    # Bisection ends within 2⁻¹⁰ of a bracket one step long on either side of the boundary.
+    slack = 1e-3 * eps_max
+    reachable = distance.clamp(min=expansion)
+    assert (estimate >= reachable - slack).all(), float((reachable - estimate).max())
+    assert (estimate <= distance + expansion + slack).all(), float((estimate - distance).max())
+
+
+def proposal(store, indices, values, correct=True, crossed=False):
+    indices = torch.as_tensor(indices)
+    flags = torch.ones(len(indices), dtype=torch.bool)
+    store.propose(
+        indices, torch.as_tensor(values, dtype=store.dtype), correct=flags & correct, crossed=flags & crossed
+    )
+
+
+@pytest.mark.parametrize("replicate", [True, False])
+def test_reduce_takes_over_what_was_proposed_and_nothing_else(replicate):
+    store = MarginStore(10, 0.5, replicate=replicate)
+    proposal(store, [3, 1], [0.3, 0.1], crossed=True)
+    assert torch.equal(store.lookup(torch.arange(10)), torch.full((10,), 0.5))
+    store.reduce()
+    expected = torch.full((10,), 0.5)
+    expected[3], expected[1] = 0.3, 0.1
+    assert torch.equal(store.lookup(torch.arange(10)), expected)
+    store.reduce()
+    assert torch.equal(store.lookup(torch.tensor([3, 0])), torch.tensor([0.3, 0.5]))
+    proposal(store, [3], [0.7])  # a new epoch, so the same index again
+    store.reduce()
+    assert float(store.lookup(torch.tensor([3]))) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("replicate", [True, False])
+def test_an_index_proposed_twice_or_out_of_range_is_an_error(replicate):
+    store = MarginStore(10, 0.5, replicate=replicate)
+    proposal(store, [3], [0.3])
+    with pytest.raises(ValueError, match="sample 3 was proposed twice"):
+        proposal(store, [4, 3], [0.3, 0.1])
+    with pytest.raises(ValueError, match="twice"):
+        proposal(store, [5, 5], [0.3, 0.1])
+    with pytest.raises(IndexError, match="10 is out of range"):
+        proposal(store, [10], [0.1])
+    with pytest.raises(IndexError, match="-1 is out of range"):
+        store.lookup(torch.tensor([-1]))
+    with pytest.raises(ValueError, match="one length"):
+        proposal(store, [1, 2], [0.1])
+    store.reduce()
+    assert float(store.lookup(torch.tensor([3]))) == pytest.approx(0.3)
+
+
+def collective_checks(directory, replicate):
+    """On 3 workers: look-ups from any owner, proposals to any owner, a duplicate between workers."""
+    rank = distributed.rank()
+    store = MarginStore(11, 0.5, replicate=replicate, dtype=torch.float64)
+    proposal(store, [rank, rank + 4], [rank + 0.25, rank + 0.75], crossed=rank == 1)
+    store.reduce()
+    expected = torch.full((11,), 0.5, dtype=torch.float64)
+    for r in range(3):
+        expected[r], expected[r + 4] = r + 0.25, r + 0.75
+    asked = torch.arange(11)[: 11 - 3 * rank].flip(0)  # different numbers of indices on each worker
+    assert torch.equal(store.lookup(asked), expected[asked])
+    assert store.mean() == pytest.approx(float(expected.mean()))
+    assert int(store.histogram(4, 4.0).sum()) == 11
+    names = store.save(directory, labels=torch.arange(11) % 2)
+    assert len(names) == 3
+    if rank < 2:
+        proposal(store, [7], [0.1])
+    with pytest.raises(ValueError, match="sample 7 was proposed twice"):
+        store.reduce()
+
+
+@pytest.mark.parametrize("replicate", [True, False])
+def test_store_on_three_workers_is_read_by_one_and_two(tmp_path, replicate):
+    workers.run_on(3, collective_checks, tmp_path / "margins", replicate)
+    files = sorted(p.name for p in (tmp_path / "margins").iterdir())
+    assert files == [f"shard-{r:04d}-of-0003.parquet" for r in range(3)]
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(tmp_path / "margins" / files[1]).read()
+    assert table.column_names == ["index", "margin", "label", "correct", "crossed"]
+    assert table["index"].to_pylist() == [3, 4, 5, 6]
+    assert table["label"].to_pylist() == [1, 0, 1, 0]
+    assert table["margin"].to_pylist() == [0.5, 0.75, 1.75, 2.75]
+    assert table["crossed"].to_pylist() == [False, False, True, False]
+    for replicate_again in (True, False):
+        whole = MarginStore.load(tmp_path / "margins", replicate=replicate_again)
+        assert float(whole.lookup(torch.tensor([6]))) == 2.75
+        assert whole.dtype == torch.float64
+    workers.run_on(2, loaded_on_two, tmp_path / "margins", replicate)
+
+
+def loaded_on_two(directory, replicate):
+    store = MarginStore.load(directory, replicate=replicate)
+    assert (store.first, store.last) == ((0, 5) if distributed.rank() == 0 else (5, 11))
+    assert store.lookup(torch.tensor([6, 5, 2])).tolist() == [2.75, 1.75, 2.25]
+
+
+def test_damaged_and_missing_shards_are_named(tmp_path):
+    MarginStore(8, 0.5).save(tmp_path / "m")
+    (file,) = (tmp_path / "m").iterdir()
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match="shard-0000-of-0001.parquet is damaged"):
+        MarginStore.load(tmp_path / "m")
+    file.rename(tmp_path / "m" / "shard-0000-of-0002.parquet")
+    with pytest.raises(FileNotFoundError, match="1 of 2"):
+        MarginStore.load(tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="no margin shards"):
+        MarginStore.load(tmp_path / "none")
+
+
+def test_statistics_by_hand():
+    store = MarginStore(4, 0.1, dtype=torch.float64)
+    proposal(store, [0, 1], [0.3, 0.2])
+    store.reduce()
+    assert store.mean() == pytest.approx(0.175)
+    assert store.share_at(0.2) == 0.5
+    assert store.histogram(3, 0.3).tolist() == [0, 2, 2]  # 0.1·3/0.3 = 1, 0.2 -> 2, the top bin closed
+    assert store.quantiles(0.3)[0] == pytest.approx(0.1, abs=1e-4)
+    assert store.quantiles(0.3)[-1] == pytest.approx(0.3, abs=1e-4)
+
+
+def test_reduce_in_several_chunks(monkeypatch):
+    monkeypatch.setattr(margins, "_CHUNK", 4)
+    store = MarginStore(10, 0.5)
+    proposal(store, [9, 0, 5], [0.9, 0.1, 0.6])
+    store.reduce()
+    assert store.lookup(torch.tensor([0, 5, 9, 4])).tolist() == pytest.approx([0.1, 0.6, 0.9, 0.5])

@@ -1,0 +1,166 @@
+"""The engine without Ray: the same answer on any number of workers, and after any interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ima_dist import distributed
+from ima_dist.data.dataset import load
+from ima_dist.engine.training import NumericalError, Training
+from ima_dist.results.rundir import RunDir
+from tests import workers
+from tests.conftest import needs_fashion_mnist
+
+SMALL_MOONS = {"data__subset": 500, "epochs": 3, "batch_size": 64, "dtype": "float64"}
+SMALL_FASHION = {"data__subset": 120, "epochs": 3, "batch_size": 32, "dtype": "float64", "attack__steps": 5}
+
+
+def train_whole(path: Path, preset: str, count: int, **options):
+    config, _ = workers.start_run(path, preset, **options)
+    workers.run_on(count, workers.train, config, path)
+    return config, *workers.final_state(config, path)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("margin_update", ["epoch", "online"])
+def test_moons_is_equal_on_one_and_two_workers(tmp_path, norm, margin_update):
+    options = {**SMALL_MOONS, "norm": norm, "margin_update": margin_update}
+    _, weights_1, margins_1 = train_whole(tmp_path / "one", "moons", 1, **options)
+    _, weights_2, margins_2 = train_whole(tmp_path / "two", "moons", 2, **options)
+    assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    assert float((margins_1 - margins_2).abs().max()) < 1e-9
+    # Something was learnt: margins have left their first value.
+    assert float(margins_1.max()) > 0.15
+
+
+@needs_fashion_mnist
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_fashion_mnist_is_equal_on_one_and_two_workers(tmp_path, norm):
+    options = {**SMALL_FASHION, "norm": norm}
+    _, weights_1, margins_1 = train_whole(tmp_path / "one", "fashion_mnist", 1, **options)
+    _, weights_2, margins_2 = train_whole(tmp_path / "two", "fashion_mnist", 2, **options)
+    assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    assert float((margins_1 - margins_2).abs().max()) < 1e-9
+
+
+def test_a_last_batch_smaller_than_the_workers_changes_nothing(tmp_path):
+    # 65 samples in batches of 64: worker 0 or 1 has nothing to do in the second step.
+    options = {**SMALL_MOONS, "data__subset": 65, "margin_update": "online"}
+    _, weights_1, margins_1 = train_whole(tmp_path / "one", "moons", 1, **options)
+    _, weights_2, margins_2 = train_whole(tmp_path / "two", "moons", 2, **options)
+    assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    assert float((margins_1 - margins_2).abs().max()) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("margin_update", "stop_after", "counts"),
+    [
+        ("epoch", 3, (1, 1)),  # within the first epoch
+        ("epoch", 13, (2, 1)),  # within the second, which has 8 steps and one report at each end
+        ("online", 5, (1, 2)),
+        ("online", 12, (2, 2)),
+    ],
+)
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path, margin_update, stop_after, counts):
+    options = {**SMALL_MOONS, "margin_update": margin_update}
+    config, weights, margins = train_whole(tmp_path / "whole", "moons", 1, **options)
+    path = tmp_path / "broken"
+    workers.start_run(path, "moons", **options)
+    workers.run_on(counts[0], workers.train, config, path, stop_after)
+    assert any("-step=" in p.name for p in (path / "checkpoints").iterdir())
+    workers.run_on(counts[1], workers.train, config, path)
+    weights_2, margins_2 = workers.final_state(config, path)
+    assert workers.largest_difference(weights, weights_2) < 1e-9
+    assert float((margins - margins_2).abs().max()) < 1e-9
+    assert [row["epoch"] for row in RunDir(path).read_history()] == [1, 2, 3]
+    whole, broken = RunDir(tmp_path / "whole").read_history(), RunDir(path).read_history()
+    for a, b in zip(whole, broken, strict=True):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-9)
+        assert (a["evaluations"], a["noisy_samples"]) == (b["evaluations"], b["noisy_samples"])
+
+
+def test_interrupted_within_the_margin_pass(tmp_path, monkeypatch):
+    options = {**SMALL_MOONS, "batch_size": 16}
+    monkeypatch.setattr("ima_dist.engine.training.attack_batch_size", lambda *_: 50)
+    config, weights, margins = train_whole(tmp_path / "whole", "moons", 1, **options)
+    path = tmp_path / "broken"
+    workers.start_run(path, "moons", **options)
+    workers.train(config, path, stop_after=32 + 4)  # 32 steps, then the fourth turn of the pass
+    (partial,) = (p for p in (path / "checkpoints").iterdir() if "-step=" in p.name)
+    assert partial.name == "epoch=0000-step=000032"
+    from safetensors.torch import load_file
+
+    assert len(load_file(partial / "pending-0000-of-0001.safetensors")["indices"]) == 4 * 50
+    workers.train(config, path)
+    weights_2, margins_2 = workers.final_state(config, path)
+    assert workers.largest_difference(weights, weights_2) == 0
+    assert torch.equal(margins, margins_2)
+
+
+def test_every_sample_is_visited_once_an_epoch(tmp_path, monkeypatch):
+    config, run = workers.start_run(tmp_path / "run", "moons", **{**SMALL_MOONS, "epochs": 2})
+    seen: list[torch.Tensor] = []
+    training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
+    inner = training._batch
+    monkeypatch.setattr(training, "_batch", lambda i, phase: seen.append(i) or inner(i, phase))
+    training.fit()
+    assert torch.equal(torch.cat(seen).sort().values, torch.arange(500).repeat_interleave(2))
+
+
+def test_nan_stops_at_once_and_keeps_the_last_checkpoint(tmp_path):
+    config, run = workers.start_run(
+        tmp_path / "run", "moons", model__factory="tests.user_code:turns_nan", method="ce", **SMALL_MOONS
+    )
+    training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
+    with pytest.raises(NumericalError, match=r"epoch 2, step 3 \(worker 0: samples \d+") as caught:
+        training.fit()
+    assert "\n" not in str(caught.value)
+    assert [p.name for p in run.checkpoints_dir.iterdir()] == ["epoch=0001"]
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.safetensors", "state.json", "margins"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, victim, damage):
+    options = {**SMALL_MOONS, "data__subset": 100}
+    config, weights, margins = train_whole(tmp_path / "run", "moons", 1, **options)
+    run = RunDir(tmp_path / "run")
+    if victim == "margins":
+        (file,) = (run.margins_dir / "epoch=0003").iterdir()
+    else:
+        file = run.checkpoints_dir / "epoch=0003" / victim
+    content = file.read_bytes()
+    middle = len(content) // 2
+    if damage == "truncate":
+        file.write_bytes(content[:middle])
+    elif damage == "flip":
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+    else:
+        file.unlink()
+    training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
+    assert training.position.epoch == 2
+    assert len(training.warnings) == 1
+    assert str(file) in training.warnings[0]
+    training.fit()
+    weights_2, margins_2 = workers.final_state(config, run.path)
+    assert workers.largest_difference(weights, weights_2) == 0
+    assert torch.equal(margins, margins_2)
+
+
+def test_optimizer_states_are_pruned_and_all_weights_kept(tmp_path):
+    config, _, _ = train_whole(
+        tmp_path / "run", "moons", 1, **{**SMALL_MOONS, "data__subset": 50, "epochs": 5}
+    )
+    folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert [f.name for f in folders] == [f"epoch={e:04d}" for e in range(1, 6)]
+    assert all((f / "model.safetensors").exists() for f in folders)
+    assert [(f / "optimizer.safetensors").exists() for f in folders] == [False, False, True, True, True]
+
+
+def test_share_of_batch_covers_the_batch():
+    indices = torch.arange(7)
+    for world in (1, 2, 3, 8):
+        parts = [indices[slice(*distributed.block(7, r, world))] for r in range(world)]
+        assert torch.equal(torch.cat(parts), indices)

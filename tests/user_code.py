@@ -1,0 +1,40 @@
+"""Networks and data of an imaginary user, named by --model.factory and --data.source in tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class TurnsNaN(nn.Module):
+    """A network whose output becomes NaN in its eleventh forward pass in training mode."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, num_classes)
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        out = self.inner(x)
+        return out * float("nan") if self.training and self.passes >= 11 else out
+
+
+def turns_nan(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return TurnsNaN(num_classes)
+
+
+def blobs(config, seed):
+    """Three clouds of points in the plane, as a dictionary of arrays."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n):
+        y = torch.arange(n) % 3
+        x = torch.randn(n, 2, generator=generator) * 0.2 + torch.stack([y.cos(), y.sin()], 1) * 2
+        return x.numpy(), y.numpy()
+
+    return {"train": draw(300), "val": draw(60), "test": draw(90)}
+
+
+def three_way(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 16), nn.Tanh(), nn.Linear(16, num_classes))
