@@ -20,6 +20,9 @@ from ima_dist.config import Config, ConfigError, from_dict, to_dict
 from ima_dist.results.rundir import RunDir, read_json, write_json
 
 STOP_FILE = "stop-requested"
+# OpenMP's threads wait for work by spinning. On a node that others use too, a spinning thread keeps the one
+# it waits for from running: an attack on a small network took 40 times as long (docs/log.md).
+_WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -123,6 +126,7 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
             name=f"{run.path.name}-{task}-{time.time_ns()}",
             storage_path=str(run.path / ".ray"),
             failure_config=FailureConfig(max_failures=0),
+            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
         ),
     )
     with _handing_on_signals(run):

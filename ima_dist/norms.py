@@ -5,10 +5,17 @@ Shapes: samples and perturbations (B, ...); radii ``eps`` a number or (B,); leng
 
 from __future__ import annotations
 
+import math
+from typing import overload
+
 import torch
 from torch import Tensor
 
 
+@overload
+def per_sample(values: Tensor, like: Tensor) -> Tensor: ...
+@overload
+def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float: ...
 def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float:
     """``values`` (B,) shaped so that it broadcasts over ``like`` (B, ...); a number stays a number."""
     if not isinstance(values, Tensor) or values.ndim == 0:
@@ -43,10 +50,10 @@ class Balls:
 
     def __init__(self, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> None:
         """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
-        if isinstance(eps, Tensor):
-            eps = eps.to(x)
         self.norm, self.box = norm, box
-        self._radius = per_sample(eps, x)
+        self._radius = per_sample(
+            eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x
+        )
         # The fields with one row a sample: the bounds for L∞, the centre for L2.
         if norm == "linf":
             self._bounds: tuple[Tensor, ...] = (x - self._radius, x + self._radius)
@@ -59,9 +66,7 @@ class Balls:
         """The balls of the samples ``rows`` (K,) int64."""
         chosen = object.__new__(Balls)
         chosen.norm, chosen.box = self.norm, self.box
-        radius = self._radius
-        shared = not isinstance(radius, Tensor) or radius.ndim == 0
-        chosen._radius = radius if shared else radius.index_select(0, rows)
+        chosen._radius = self._radius.index_select(0, rows) if self._radius.ndim else self._radius
         chosen._bounds = tuple(bound.index_select(0, rows) for bound in self._bounds)
         return chosen
 
@@ -98,7 +103,7 @@ def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm:
     if norm == "linf":
         return (2 * uniforms - 1) * per_sample(eps, uniforms)
     assert normals is not None
-    dimension = normals[0].numel()
+    dimension = math.prod(normals.shape[1:])
     radius = uniforms.flatten(1)[:, 0].pow(1 / dimension)
     return ascent(normals, "l2") * per_sample(radius * eps, normals)
 

@@ -20,17 +20,13 @@ def resolve_reference(reference: str, option: str) -> Callable[..., Any]:
         raise ConfigError(f"--{option} must have the form pkg.module:function, not {reference!r}.")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        # A module of another name that is missing is an import of the user's module, not a slip in the option.
-        if e.name and f"{module_name}.".startswith(f"{e.name}."):
+    except Exception as e:
+        # Another module that is missing is an import inside the user's module, not a slip in the option.
+        if isinstance(e, ModuleNotFoundError) and e.name and f"{module_name}.".startswith(f"{e.name}."):
             raise ConfigError(
                 f"--{option} {reference}: there is no module {e.name!r}; check the spelling, and that its "
                 "directory is the current one or in PYTHONPATH."
             ) from e
-        raise ConfigError(
-            f"--{option} {reference}: importing {module_name} failed, correct it: {first_line(e)}."
-        ) from e
-    except Exception as e:
         raise ConfigError(
             f"--{option} {reference}: importing {module_name} failed, correct it: {first_line(e)}."
         ) from e

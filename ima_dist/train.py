@@ -72,6 +72,8 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
 def _train(config: Config, arguments: argparse.Namespace) -> int:
     began = time.time()
     check_inputs(config)
+    if arguments.resume:
+        check_checkpoints(RunDir.open(arguments.resume), config)
     from ima_dist import launcher
     from ima_dist.progress import ProgressView
 
@@ -127,12 +129,26 @@ def _identity(config: Config) -> dict[str, Any]:
 
 def check_inputs(config: Config) -> None:
     """Load the data and build the network once, before anything is written. Raises ConfigError."""
+    import torch
+
     from ima_dist.data.dataset import load
     from ima_dist.engine.setup import make_network
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+    if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto.")
     make_network(config, load(config.data, config.seed))
+
+
+def check_checkpoints(run: RunDir, config: Config) -> None:
+    """Raise ConfigError if the run has checkpoints and cannot continue from any of them."""
+    from ima_dist.engine import checkpoint
+
+    try:
+        checkpoint.newest(run, config.fingerprint())
+    except checkpoint.Damaged as error:
+        raise ConfigError(f"{error}.") from error
 
 
 def results_root() -> Path:

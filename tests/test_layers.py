@@ -19,7 +19,9 @@ _MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
 # top-level module or folder -> what it may import from the package, itself included
 ALLOWED = {
     **{name: _BASE for name in _BASE},
-    **{name: _LOW for name in ("distributed", "norms", "noise")},
+    "distributed": _LOW,
+    "norms": _LOW,
+    "noise": _LOW,
     "attacks": _LOW | {"attacks"},
     "margins": _LOW,
     "models": _LOW | {"models"},
@@ -78,7 +80,7 @@ def test_results_open_without_torch():
     code = (
         "import sys, ima_dist.presets, ima_dist.progress, ima_dist.results.paper, ima_dist.results.figures, "
         "ima_dist.results.table, ima_dist.results.rundir; "
-        "sys.exit(', '.join(m for m in ('torch', 'ray', 'advertorch') if m in sys.modules))"
+        "print([m for m in ('torch', 'ray', 'advertorch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.stdout, done.stderr) == ("[]\n", "")

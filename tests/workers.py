@@ -25,10 +25,19 @@ def run_on(workers: int, function: Callable[..., None], *arguments: Any) -> None
     if workers == 1:
         function(*arguments)
         return
+    port = free_port()
+    mp.start_processes(_enter, (workers, port, function, arguments), nprocs=workers, start_method="spawn")
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(_enter, (workers, port, function, arguments), nprocs=workers, start_method="spawn")
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _enter(

@@ -101,11 +101,13 @@ def bpgd(
             gone = wrong.nonzero()[:, 0]
             if len(gone):
                 brackets.append((rows[gone], before[gone], now[gone]))
+            if i == steps:
+                break
+            if len(gone):
                 left = (~wrong).nonzero()[:, 0]
                 rows, w_y, balls = rows[left], w_y[left], balls.select(left)
                 now, gradient = now[left], gradient[left]
-            if i < steps:
-                before, now = now, balls.step(now, gradient, step_scale / steps)
+            before, now = now, balls.step(now, gradient, step_scale / steps)
 
         result, crossed = x.clone(), torch.zeros_like(correct)
         if brackets:

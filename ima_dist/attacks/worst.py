@@ -35,7 +35,8 @@ def worst(
     """Predictions under the worst of all iterates, losses and smaller radii.
 
     PGD (eq. 1) is run for each radius in ascending order and each loss. The clean sample and every
-    iterate count; a sample that is broken leaves the batch and stays broken at larger radii.
+    iterate count; a sample that is broken leaves the batch and stays broken at larger radii. With two
+    classes "ce" is left out beside "margin", whose steps are the same.
 
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
@@ -54,7 +55,12 @@ def worst(
         raise ValueError(f"levels must ascend, got {list(levels)}")
     predictions = torch.empty(len(levels), len(x), dtype=torch.int64, device=x.device)
     with torch.no_grad(), attack_mode(model):
-        predicted = model(x).argmax(1)
+        logits = model(x)
+        predicted = logits.argmax(1)
+        if logits.shape[1] == 2 and {"ce", "margin"} <= set(losses):
+            # With two classes the gradient of ce is that of margin times a positive number, so both take the
+            # same steps; only, ce's can underflow to zero.
+            losses = [name for name in losses if name != "ce"]
         spent = len(x)
         for number, eps in enumerate(levels):
             if eps > 0:
@@ -79,7 +85,7 @@ def _break(
     step_scale: float,
     loss: str,
 ) -> int:
-    """Attack the samples ``rows`` from ``now``; write wrong labels into ``predicted``. Returns evaluations."""
+    """Attack the samples ``rows`` from ``now``; write wrong labels to ``predicted``. Returns evaluations."""
     objective = resolve_loss(loss)
     w_y = y[rows]
     spent = 0
@@ -95,9 +101,11 @@ def _break(
         gone = wrong.nonzero()[:, 0]
         if len(gone):
             predicted[rows[gone]] = logits[gone].argmax(1)
+        if i == steps:
+            break
+        if len(gone):
             left = (~wrong).nonzero()[:, 0]
             rows, w_y, balls = rows[left], w_y[left], balls.select(left)
             now, gradient = now[left], gradient[left]
-        if i < steps:
-            now = balls.step(now, gradient, step_scale / steps)
+        now = balls.step(now, gradient, step_scale / steps)
     return spent

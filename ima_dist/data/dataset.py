@@ -92,7 +92,8 @@ def load(config: DataConfig, seed: int) -> DataSet:
     """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
 
     The function is called with (config, seed) and returns a DataSet, or a dictionary with "train", "test"
-    and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high).
+    and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
+    "class_names". Without class names, the classes are those that occur in the training set.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
     returns cannot be trained on.
     """
@@ -160,7 +161,7 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
         if available[c] < wanted[c]:
             raise ConfigError(
                 f"--data.subset {n} needs {wanted[c]} training samples of class {c}, which has "
-                f"{available[c]}: the largest subset with as many of each class is {min(available) * classes}."
+                f"{available[c]}: the largest with as many of each class is {min(available) * classes}."
             )
 
     def capped(part: Split, stream: int) -> Split:
@@ -227,7 +228,7 @@ def _split(name: str, given: Any) -> Split:
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
     x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
-    if y.is_floating_point() or y.is_complex() or y.dim() != 1:
+    if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
     if x.dim() == 0 or len(x) != len(y):
         raise ConfigError(f"{name} has {len(x) if x.dim() else 'no'} samples x but {len(y)} labels y.")

@@ -7,7 +7,7 @@ from torch import nn
 
 from ima_dist.config import Config, ConfigError
 from ima_dist.data.dataset import DataSet
-from ima_dist.references import resolve_reference
+from ima_dist.references import first_line, resolve_reference
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -27,7 +27,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
         except Exception as error:
             raise ConfigError(
                 f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
-                f"shape {shape}: {type(error).__name__}: {error}"
+                f"shape {shape}: {first_line(error)}."
             ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
@@ -41,7 +41,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
             got = tuple(network.eval()(trial).shape)
     except Exception as error:
         raise ConfigError(
-            f"The network of {config.model.factory} does not take samples of shape {shape}: {error}"
+            f"The network of {config.model.factory} does not take samples of shape {shape}: {first_line(error)}."
         ) from error
     finally:
         network.train(mode)
