@@ -125,9 +125,7 @@ def compare_bpgd(
     with attack_mode(model):
         found = compact(counter, x, y, eps)
     _, crossed = plain(model, x, y, eps)
-    slow, fast, achieved = alternating(
-        lambda: plain(model, x, y, eps), lambda: compact(model, x, y, eps), repeats
-    )
+    slow, fast, achieved = alternating(lambda: plain(model, x, y, eps), lambda: compact(model, x, y, eps), repeats)
     cost = {}
     with torch.no_grad(), attack_mode(model):
         for n in (1, len(x)):
@@ -311,9 +309,7 @@ def run(quick: bool, which: list[str], report: Callable[[str], None]) -> dict[st
             x, y, data = fashion_data(3000)
             box = (0.0, 1.0)
             models = {
-                "plain": train(
-                    fashion_mnist_cnn(), x, y, 60 if quick else 120, 64, norm="linf", eps=0.0, box=box
-                ),
+                "plain": train(fashion_mnist_cnn(), x, y, 60 if quick else 120, 64, norm="linf", eps=0.0, box=box),
                 "adversarial": train(
                     fashion_mnist_cnn(), x, y, 60 if quick else 200, 64, norm="linf", eps=0.1, box=box
                 ),
@@ -348,9 +344,7 @@ def run(quick: bool, which: list[str], report: Callable[[str], None]) -> dict[st
             for kind, model in models.items():
                 rows = slice(-capped, None)  # Hardly seen in the short training.
                 row = {"training": kind}
-                row |= compare_worst(
-                    model, x[rows], y[rows], levels, norm=norm, box=box, steps=30 if quick else 100
-                )
+                row |= compare_worst(model, x[rows], y[rows], levels, norm=norm, box=box, steps=30 if quick else 100)
                 result["worst"].append(row)
                 report(f"{name} worst {json.dumps(row)}")
         out["networks"][name] = result

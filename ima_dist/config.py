@@ -38,9 +38,7 @@ class DataConfig:
     source: str = _opt(dataclasses.MISSING, "function that loads the data, as pkg.module:function")
     dir: str | None = _opt(None, "directory that holds the data files", alters_result=False)
     download: bool = _opt(False, "fetch missing files and check their checksums", alters_result=False)
-    subset: int | None = _opt(
-        None, "train on this many samples, as many of each class; test set in proportion"
-    )
+    subset: int | None = _opt(None, "train on this many samples, as many of each class; test set in proportion")
     noise: float = _opt(0.06, "moons: standard deviation of the noise added to the points")
 
     def check(self) -> None:
@@ -103,9 +101,7 @@ class EvalConfig:
     attacks: tuple[str, ...] = _opt(
         ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
     )
-    noise: tuple[float, ...] = _opt(
-        (), "noise levels (default: those of the paper's tables)", alters_result=False
-    )
+    noise: tuple[float, ...] = _opt((), "noise levels (default: those of the paper's tables)", alters_result=False)
     steps: int = _opt(100, "PGD steps of the attacks", alters_result=False)
     step_scale: float = _opt(4.0, "alpha of the attacks", alters_result=False)
     samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
@@ -262,7 +258,7 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
         if name == "preset" or (only is not None and not name.startswith(only)):
             continue
         flag = "--" + name.replace("_", "-")
-        kind, optional = _unwrap(hint)
+        kind, _ = _unwrap(hint)
         common: dict[str, Any] = {
             "dest": name,
             "default": None,

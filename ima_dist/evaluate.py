@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(
-        prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False
-    )
+    parser = configuration.OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="this attack only (as --eval.attacks)")
     for part in _ALLOWED:
@@ -39,9 +37,7 @@ def _main(argv: list[str]) -> int:
     run = RunDir.open(arguments.run)
     config = configuration.replace(run.config(), options)
     if not (run.checkpoints_dir / f"epoch={config.epochs:04d}").exists():
-        raise ConfigError(
-            f"{run.path} has not finished training: continue it with --resume {run.path} first."
-        )
+        raise ConfigError(f"{run.path} has not finished training: continue it with --resume {run.path} first.")
     check_inputs(config)
 
     from ima_dist import launcher

@@ -91,9 +91,7 @@ class MarginStore:
         self._correct = torch.zeros(held, dtype=torch.bool, device=self.device)
         self._crossed = torch.zeros(held, dtype=torch.bool, device=self.device)
         self._offset = 0 if self.replicated else self.first
-        self._proposed = torch.zeros(
-            num_samples if self.replicated else 0, dtype=torch.bool, device=self.device
-        )
+        self._proposed = torch.zeros(num_samples if self.replicated else 0, dtype=torch.bool, device=self.device)
         self._seen: set[int] = set()
         self._pending: list[Proposals] = []
 
@@ -118,9 +116,7 @@ class MarginStore:
         table[self.rank, : len(indices)] = indices
         distributed.all_reduce(table, group=self.group)
         mine = (table >= self.first) & (table < self.last)
-        found = torch.where(
-            mine, self._values[(table - self.first).clamp(0, max(len(self._values) - 1, 0))], 0.0
-        )
+        found = torch.where(mine, self._values[(table - self.first).clamp(0, max(len(self._values) - 1, 0))], 0.0)
         distributed.all_reduce(found, group=self.group)
         return found[self.rank, : len(indices)]
 

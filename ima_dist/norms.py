@@ -51,9 +51,7 @@ class Balls:
     def __init__(self, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> None:
         """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
         self.norm, self.box = norm, box
-        self._radius = per_sample(
-            eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x
-        )
+        self._radius = per_sample(eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x)
         # The fields with one row a sample: the bounds for L∞, the centre for L2.
         if norm == "linf":
             self._bounds: tuple[Tensor, ...] = (x - self._radius, x + self._radius)

@@ -85,9 +85,7 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     and ``eval.noise``, or an option that cannot work.
     """
     if preset not in _PRESETS:
-        raise ConfigError(
-            f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}."
-        )
+        raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}.")
     options = dict(options or {})
     shared, norms = _PRESETS[preset]
     norm = options.get("norm", "linf")
@@ -97,9 +95,7 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     if norm in norms:
         tree["eps_max"], tree["eval"]["noise"] = norms[norm][0], list(norms[norm][1])
     elif "eps_max" not in options or "eval.noise" not in options:
-        raise ConfigError(
-            f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself."
-        )
+        raise ConfigError(f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself.")
     if options.get("method") == "ce" and preset == "covid_ct":
         tree["optimizer"] = {"name": "adamw", "weight_decay": 0.01}
     for dotted, value in options.items():

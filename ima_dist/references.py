@@ -33,9 +33,7 @@ def resolve_reference(reference: str, option: str) -> Callable[..., Any]:
     function = getattr(module, name, None)
     if not callable(function):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(
-            f"--{option} {reference}: {module_name} has no function {name!r}{did_you_mean(name, known)}."
-        )
+        raise ConfigError(f"--{option} {reference}: {module_name} has no function {name!r}{did_you_mean(name, known)}.")
     return function
 
 

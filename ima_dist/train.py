@@ -28,9 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(
-        prog="python -m ima_dist.train", description=__doc__, allow_abbrev=False
-    )
+    parser = configuration.OneLineParser(prog="python -m ima_dist.train", description=__doc__, allow_abbrev=False)
     parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join(PRESETS))
     parser.add_argument("--out", metavar="RUN_DIR", help="where results go (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run; its configuration is kept")
@@ -50,9 +48,7 @@ def _main(argv: list[str]) -> int:
             return EXIT_DONE
     else:
         if not arguments.preset:
-            raise ConfigError(
-                f"Name a preset ({', '.join(PRESETS)}) or a run to continue with --resume RUN_DIR."
-            )
+            raise ConfigError(f"Name a preset ({', '.join(PRESETS)}) or a run to continue with --resume RUN_DIR.")
         config = make_config(arguments.preset, options)
     return _train(config, arguments)
 
@@ -100,9 +96,7 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
             for warning in answer.get("warnings", []):
                 print(f"warning: {warning}; the checkpoint before it was used.", file=sys.stderr)
             message = answer["message"]
-            status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE, "failed": EXIT_FAILED}[
-                answer["status"]
-            ]
+            status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE, "failed": EXIT_FAILED}[answer["status"]]
         except launcher.Stopped:
             status = EXIT_REQUEUE
         except RuntimeError as error:

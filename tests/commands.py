@@ -21,9 +21,7 @@ def command(module: str, *options: object) -> list[str]:
     return [sys.executable, "-m", module, *map(str, options)]
 
 
-def run(
-    module: str, *options: object, cwd: Path | None = None, **extra: str
-) -> subprocess.CompletedProcess[str]:
+def run(module: str, *options: object, cwd: Path | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(module, *options),
         cwd=cwd,

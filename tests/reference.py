@@ -126,9 +126,7 @@ def worst(
         if eps > 0:
             for loss in losses:
                 start = starts(eps)
-                for element in sequence(
-                    model, x, y, eps, norm=norm, start=start, steps=steps, loss=loss, box=box
-                ):
+                for element in sequence(model, x, y, eps, norm=norm, start=start, steps=steps, loss=loss, box=box):
                     unbroken = unbroken & (model(element).argmax(1) == y)
         rows.append(unbroken)
     return torch.stack(rows)

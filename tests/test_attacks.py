@@ -104,9 +104,7 @@ def test_equal_to_the_plain_algorithms(name, norm, kind):
         torch.testing.assert_close(found.x, point, **CLOSE)
     if name.endswith("trained"):
         assert 0 < crossed.sum() < found.correct.sum(), "the radius makes this test say little"
-    torch.testing.assert_close(
-        pgd(model, x, y, eps, **options), reference.pgd(model, x, y, eps, **options), **CLOSE
-    )
+    torch.testing.assert_close(pgd(model, x, y, eps, **options), reference.pgd(model, x, y, eps, **options), **CLOSE)
     model.eval()
     assert torch.equal(found.correct, model(x).argmax(1) == y)
     model.train()
@@ -280,9 +278,7 @@ def test_a_zero_gradient_stays_put(norm):
     x = torch.randn(5, 3, dtype=torch.float64)
     start = starts(x, 0.5, norm)
     y = torch.zeros(5, dtype=torch.long)
-    assert torch.equal(
-        pgd(Flat(), x, y, 0.5, norm=norm, start=start), norms.clip(x + start, x, 0.5, norm, None)
-    )
+    assert torch.equal(pgd(Flat(), x, y, 0.5, norm=norm, start=start), norms.clip(x + start, x, 0.5, norm, None))
     assert not bpgd(Flat(), x, y, 0.5, norm=norm, start=start).crossed.any()
 
 
@@ -429,9 +425,7 @@ def test_worst_equals_brute_force_and_is_at_least_as_strong_as_pgd(name, norm):
     model.eval()
     predictions, _ = worst(model, x, y, levels, norm=norm, steps=steps, start=draws.__getitem__, box=box)
     with torch.enable_grad():
-        expected = reference.worst(
-            model, x, y, levels, norm=norm, starts=draws.__getitem__, steps=steps, box=box
-        )
+        expected = reference.worst(model, x, y, levels, norm=norm, starts=draws.__getitem__, steps=steps, box=box)
     held = predictions == y
     assert torch.equal(held, expected)
     assert not (held[1:] & ~held[:-1]).any(), "a broken sample came back at a larger radius"

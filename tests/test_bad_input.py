@@ -5,27 +5,36 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+from functools import partial
 
 import pytest
 
+from ima_dist import evaluate, train
 from tests import commands, workers
 from tests.conftest import FASHION_MNIST, needs_fashion_mnist
 
 
-def refused(tmp_path, *options, module="ima_dist.train"):
-    """The sentence with which the command is refused in an empty directory that stays empty."""
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Gives the sentence with which a command is refused in an empty directory that stays empty."""
     here = tmp_path / "here"
-    here.mkdir(exist_ok=True)
-    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
-    done = commands.run(module, *options, cwd=here)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error: ")
-    assert lines[0].endswith(".")
-    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
-    return lines[0]
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+    def check(*options, main=train.main):
+        before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+        status = main([str(o) for o in options])
+        out, err = capsys.readouterr()
+        assert status == 2, err
+        assert out == ""
+        lines = err.strip().splitlines()
+        assert len(lines) == 1, err
+        assert lines[0].startswith("error: ")
+        assert lines[0].endswith(".")
+        assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
+        return lines[0]
+
+    return check
 
 
 @pytest.mark.parametrize(
@@ -67,70 +76,77 @@ def refused(tmp_path, *options, module="ima_dist.train"):
         (("moons", "--resume", "nowhere", "--out", "x"), "exclude one another"),
     ],
 )
-def test_a_mistake_gets_one_sentence(tmp_path, options, says):
-    assert says in refused(tmp_path, *options)
+def test_a_mistake_gets_one_sentence(refused, options, says):
+    assert says in refused(*options)
 
 
-def test_cuda_asked_for_and_absent(tmp_path):
+def test_cuda_asked_for_and_absent(refused):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    assert "no CUDA device" in refused(tmp_path, "moons", "--device", "cuda")
+    assert "no CUDA device" in refused("moons", "--device", "cuda")
 
 
-def test_more_workers_than_the_cluster_has(tmp_path):
+def test_more_workers_than_the_cluster_has(refused):
     cpus = os.cpu_count() or 1
-    sentence = refused(tmp_path, "moons", "--workers", cpus + 1)
+    sentence = refused("moons", "--workers", cpus + 1)
     assert f"--workers {cpus + 1} was asked for, but the cluster has {cpus} CPU" in sentence
 
 
 @needs_fashion_mnist
-def test_damaged_data_files_are_named(tmp_path):
+def test_damaged_data_files_are_named(refused, tmp_path):
     folder = tmp_path / "data"
     shutil.copytree(FASHION_MNIST, folder)
     images = folder / "train-images-idx3-ubyte.gz"
     whole = images.read_bytes()
     images.write_bytes(whole[: len(whole) // 2])
-    assert images.name in refused(tmp_path, "fashion_mnist", "--data.dir", folder)
+    assert images.name in refused("fashion_mnist", "--data.dir", folder)
     images.write_bytes(gzip.compress(b"not an idx file"))
-    assert images.name in refused(tmp_path, "fashion_mnist", "--data.dir", folder)
+    assert images.name in refused("fashion_mnist", "--data.dir", folder)
     images.unlink()
-    assert "train-images-idx3-ubyte" in refused(tmp_path, "fashion_mnist", "--data.dir", folder)
+    assert "train-images-idx3-ubyte" in refused("fashion_mnist", "--data.dir", folder)
 
 
-def test_out_that_cannot_take_a_run(tmp_path):
+def test_out_that_cannot_take_a_run(refused, tmp_path):
     occupied = tmp_path / "occupied"
     workers.start_run(occupied, "moons")
-    assert "--resume" in refused(tmp_path, "moons", "--out", occupied)
+    assert "--resume" in refused("moons", "--out", occupied)
     (tmp_path / "file").write_text("kept")
-    assert "is a file" in refused(tmp_path, "moons", "--out", tmp_path / "file")
+    assert "is a file" in refused("moons", "--out", tmp_path / "file")
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("kept")
-    assert "is not a run" in refused(tmp_path, "moons", "--out", other)
-    assert "cannot be written" in refused(tmp_path, "moons", "--out", "/proc/run")
+    assert "is not a run" in refused("moons", "--out", other)
+    assert "cannot be written" in refused("moons", "--out", "/proc/run")
 
 
-def test_resume_with_another_configuration(tmp_path):
+def test_resume_with_another_configuration(refused, tmp_path):
     options = {"data__subset": 100, "epochs": 1, "method": "ce"}
     config, run = workers.start_run(tmp_path / "run", "moons", **options)
     workers.train(config, run.path)
-    assert "another --beta" in refused(tmp_path, "--resume", run.path, "--beta", "0.7")
-    assert "is a run of moons" in refused(tmp_path, "fashion_mnist", "--resume", run.path)
+    assert "another --beta" in refused("--resume", run.path, "--beta", "0.7")
+    assert "is a run of moons" in refused("fashion_mnist", "--resume", run.path)
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace("seed: 0", "seed: 1"))
-    assert "another configuration" in refused(tmp_path, "--resume", run.path)
+    assert "another configuration" in refused("--resume", run.path)
     run.config_path.write_text(text.replace("beta: 0.5", "beta: [0.5"))
-    assert "config.yaml" in refused(tmp_path, "--resume", run.path)
+    assert "config.yaml" in refused("--resume", run.path)
     run.config_path.write_text(text.replace("beta:", "beeta:"))
-    assert "did you mean beta?" in refused(tmp_path, "--resume", run.path)
+    assert "did you mean beta?" in refused("--resume", run.path)
 
 
-def test_evaluate_refuses_what_it_cannot_do(tmp_path):
-    run = lambda *o: refused(tmp_path, *o, module="ima_dist.evaluate")  # noqa: E731
+def test_evaluate_refuses_what_it_cannot_do(refused, tmp_path):
+    run = partial(refused, main=evaluate.main)
     assert "not a run directory" in run("nowhere")
     workers.start_run(tmp_path / "run", "moons")
     assert "has not finished training" in run(tmp_path / "run")
     assert "must be one of pgd100" in run(tmp_path / "run", "--attack", "pgd7")
     assert "Unknown option '--beta'" in run(tmp_path / "run", "--beta", "0.1")
+
+
+def test_status_and_sentence_of_the_real_command(tmp_path):
+    done = commands.run("ima_dist.train", "moons", "--beta", "2", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --beta must lie between 0 and 1, not 2.0.\n"
+    assert list(tmp_path.iterdir()) == []

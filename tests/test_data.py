@@ -430,9 +430,7 @@ def test_one_directory_may_hold_both_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["here/data/MNIST/raw", "home/.cache/ima_dist/mnist"])
-def test_files_are_found_where_nobody_has_to_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_files_are_found_where_nobody_has_to_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

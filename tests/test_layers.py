@@ -18,7 +18,7 @@ _RESULTS = {"results", "progress"}
 _MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
 # top-level module or folder -> what it may import from the package, itself included
 ALLOWED = {
-    **{name: _BASE for name in _BASE},
+    **dict.fromkeys(_BASE, _BASE),
     "distributed": _LOW,
     "norms": _LOW,
     "noise": _LOW,

@@ -37,9 +37,7 @@ def check_files(run: RunDir, epochs: int, samples: int) -> None:
     outcomes = pq.read_table(run.outcomes_path).to_pandas()
     for curve in summary["curves"]:
         rows = outcomes[
-            (outcomes.attack == curve["attack"])
-            & (outcomes.loss == curve["loss"])
-            & (outcomes.noise == curve["noise"])
+            (outcomes.attack == curve["attack"]) & (outcomes.loss == curve["loss"]) & (outcomes.noise == curve["noise"])
         ]
         assert sorted(rows["index"]) == list(range(samples))
         assert curve["samples"] == samples
@@ -168,9 +166,7 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
             progress = json.loads(run.progress_path.read_text())
         except OSError:
             return 0, 0
-        return (
-            (progress.get("epoch", 0), progress.get("step", 0)) if progress["stage"] == "training" else (0, 0)
-        )
+        return (progress.get("epoch", 0), progress.get("step", 0)) if progress["stage"] == "training" else (0, 0)
 
     driver = commands.start("ima_dist.train", "moons", *flags, "--workers", "2", "--out", path, cwd=tmp_path)
     commands.wait_for(lambda: position()[0] == 2 and 5 < position()[1] < 150, 180, "the second epoch")

@@ -62,9 +62,7 @@ def test_algorithm_2_finds_the_distance_to_a_linear_boundary(norm):
 def proposal(store, indices, values, correct=True, crossed=False):
     indices = torch.as_tensor(indices)
     flags = torch.ones(len(indices), dtype=torch.bool)
-    store.propose(
-        indices, torch.as_tensor(values, dtype=store.dtype), correct=flags & correct, crossed=flags & crossed
-    )
+    store.propose(indices, torch.as_tensor(values, dtype=store.dtype), correct=flags & correct, crossed=flags & crossed)
 
 
 @pytest.mark.parametrize("replicate", [True, False])
@@ -152,7 +150,7 @@ def test_damaged_and_missing_shards_are_named(tmp_path):
     MarginStore(8, 0.5).save(tmp_path / "m")
     (file,) = (tmp_path / "m").iterdir()
     file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(ValueError, match="shard-0000-of-0001.parquet is damaged"):
+    with pytest.raises(ValueError, match=r"shard-0000-of-0001\.parquet is damaged"):
         MarginStore.load(tmp_path / "m")
     file.rename(tmp_path / "m" / "shard-0000-of-0002.parquet")
     with pytest.raises(FileNotFoundError, match="1 of 2"):

@@ -96,8 +96,7 @@ def test_describe_training() -> None:
         "margin 0.0287 (61 % at maximum)  1 min 40 s left"
     )
     assert describe(TRAINING, compact=True) == (
-        "epoch 3/30  1 min 40 s left  9,300 samples/s  loss 0.231  clean 0.998  "
-        "margin 0.0287 (61 % at maximum)"
+        "epoch 3/30  1 min 40 s left  9,300 samples/s  loss 0.231  clean 0.998  margin 0.0287 (61 % at maximum)"
     )
 
 

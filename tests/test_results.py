@@ -231,16 +231,12 @@ def test_create_takes_an_empty_directory_but_no_other(tmp_path: Path, config: Co
         RunDir.create(config, tmp_path / "full" / "thesis.tex" / "run")
 
 
-def test_create_on_a_full_disk_leaves_nothing(
-    tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_create_on_a_full_disk_leaves_nothing(tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        ConfigError, match=r"cannot be written \(No space left on device\): give another --out"
-    ):
+    with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\): give another --out"):
         RunDir.create(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -384,9 +380,7 @@ def test_paper_table_1(method: str) -> None:
         (("cifar10", "linf", "mma", None), 11, {32 / 255: 0.0907}),
     ],
 )
-def test_paper_curves(
-    query: tuple[str, str, str, float | None], table: int, values: dict[float, float]
-) -> None:
+def test_paper_curves(query: tuple[str, str, str, float | None], table: int, values: dict[float, float]) -> None:
     found = paper.curve(*query)
     assert found is not None
     assert found[0] == table
@@ -427,9 +421,7 @@ def test_paper_cells() -> None:
     assert guessed == [0.01, 0.03, 0.1]
     assert {c.split for c in paper.cells(table=9)} == {"first 100 of test"}
     assert len(paper.cells(table=16, split="validation")) == 6
-    assert paper.cells(dataset="svhn", norm="l2", method="trades", attack="pgd100", split="test")[
-        0
-    ] == paper.Cell(
+    assert paper.cells(dataset="svhn", norm="l2", method="trades", attack="pgd100", split="test")[0] == paper.Cell(
         table=5,
         dataset="svhn",
         norm="l2",
@@ -596,9 +588,7 @@ def test_decision_boundary_of_a_constant_classifier(tmp_path: Path) -> None:
 
 def test_accuracy_curves(tmp_path: Path) -> None:
     curves = [entry(a, x, 1 - x) for a in ("pgd100", "worst") for x in NOISE]
-    figures.accuracy_curves(
-        tmp_path / "a.png", curves, dict(zip(NOISE, TABLE_1["ima"], strict=True)), "Moons"
-    )
+    figures.accuracy_curves(tmp_path / "a.png", curves, dict(zip(NOISE, TABLE_1["ima"], strict=True)), "Moons")
     image = check_image(tmp_path / "a.png")
     assert has_colour(image, "#0072B2")
     assert has_colour(image, "#D55E00")

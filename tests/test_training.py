@@ -150,9 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, vict
 
 
 def test_optimizer_states_are_pruned_and_all_weights_kept(tmp_path):
-    config, _, _ = train_whole(
-        tmp_path / "run", "moons", 1, **{**SMALL_MOONS, "data__subset": 50, "epochs": 5}
-    )
+    train_whole(tmp_path / "run", "moons", 1, **{**SMALL_MOONS, "data__subset": 50, "epochs": 5})
     folders = sorted((tmp_path / "run" / "checkpoints").iterdir())
     assert [f.name for f in folders] == [f"epoch={e:04d}" for e in range(1, 6)]
     assert all((f / "model.safetensors").exists() for f in folders)

@@ -40,9 +40,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _enter(
-    rank: int, workers: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
+def _enter(rank: int, workers: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     try:
@@ -63,9 +61,7 @@ def train(config: Config, path: Path, stop_after: int | None = None) -> None:
         looks += 1
         return stop_after is not None and looks >= stop_after
 
-    training = Training(
-        config, RunDir(path), load(config.data, config.seed), torch.device("cpu"), should_stop
-    )
+    training = Training(config, RunDir(path), load(config.data, config.seed), torch.device("cpu"), should_stop)
     if stop_after is not None:
         training.reporter.due = lambda: True  # type: ignore[method-assign]
     try:

@@ -150,9 +150,7 @@ def _quotas(count: int, num_classes: int) -> list[int]:
 def _subset(data: DataSet, n: int, seed: int) -> DataSet:
     classes = data.num_classes
     if n > len(data.train):
-        raise ConfigError(
-            f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}."
-        )
+        raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
     if n < classes:
         raise ConfigError(f"--data.subset must be at least the number of classes, {classes}, not {n}.")
     wanted = _quotas(n, classes)
@@ -202,9 +200,7 @@ def _normalise(returned: Any) -> DataSet:
         val = train.take(torch.arange(0))
     for name, part in (("val", val), ("test", test)):
         if part.x.shape[1:] != train.x.shape[1:] or part.x.dtype != train.x.dtype:
-            raise ConfigError(
-                f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}."
-            )
+            raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
 
     names = given.get("class_names")
     names = None if names is None else tuple(str(n) for n in names)
@@ -270,9 +266,7 @@ def _check_labels(parts: dict[str, Split], num_classes: int, class_names: tuple[
         wrong = ((part.y < 0) | (part.y >= num_classes)).nonzero()
         if len(wrong):
             i = int(wrong[0])
-            raise ConfigError(
-                f"sample {i} of {name} has the label {int(part.y[i])}, outside 0 to {num_classes - 1}."
-            )
+            raise ConfigError(f"sample {i} of {name} has the label {int(part.y[i])}, outside 0 to {num_classes - 1}.")
 
 
 def _count_classes(y: torch.Tensor) -> int:

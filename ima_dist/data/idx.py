@@ -115,9 +115,7 @@ def _load(source: _Source, config: DataConfig, seed: int) -> DataSet:
         raise ConfigError(f"{e}: {source.hint}.") from e.__cause__
     classes = len(source.class_names)
     train, val = hold_out(train, len(train) // _VAL_SHARE, classes, seed)
-    return DataSet(
-        train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=source.class_names
-    )
+    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=source.class_names)
 
 
 def _read_split(images: Path, labels: Path, classes: int) -> Split:

@@ -92,9 +92,7 @@ def save(
             mine[_relative(run, margins_place / name)] = _digest(margins_aside / name)
         else:
             name = f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
-            safetensors.save_file(
-                {k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, aside / name
-            )
+            safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, aside / name)
             mine[_relative(run, place / name)] = _digest(aside / name)
     if lead:
         if store is not None and position.step and position.epoch:

@@ -24,9 +24,7 @@ class Reporter:
     asks ``should_stop`` and all learn the answer in the same step.
     """
 
-    def __init__(
-        self, run: RunDir, config: Config, steps: int, samples: int, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, run: RunDir, config: Config, steps: int, samples: int, should_stop: Callable[[], bool]) -> None:
         self.run, self.config, self.steps, self.samples = run, config, steps, samples
         self.should_stop = should_stop
         self.interval = 4
@@ -52,9 +50,7 @@ class Reporter:
         self.count, self.since = 0, time.monotonic()
         return bool(stop)
 
-    def write(
-        self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any]
-    ) -> None:
+    def write(self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any]) -> None:
         """Rewrite progress.json (worker 0)."""
         total = self.config.epochs * self.samples
         done = position.epoch * self.samples + min(position.step * self.config.batch_size, self.samples)

@@ -23,9 +23,7 @@ from ima_dist.results import paper
 from ima_dist.results.rundir import RunDir, write_json
 
 
-def train_task(
-    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
+def train_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
     began = time.perf_counter()
     data = load(config.data, config.seed)
@@ -40,9 +38,7 @@ def train_task(
     return {**answer, "warnings": training.warnings}
 
 
-def evaluate_task(
-    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]
-) -> dict[str, Any]:
+def evaluate_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Evaluate the network of a finished run with ``config.eval``. Returns {"status", "message"}."""
     data = load(config.data, config.seed)
     network = make_network(config, data).to(device)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ima_dist import distributed
+from ima_dist.attacks.common import attack_mode
 from ima_dist.config import Config
 from ima_dist.data.dataset import DataSet, Resident
 from ima_dist.data.order import batches
-from ima_dist.attacks.common import attack_mode
 from ima_dist.engine import checkpoint
 from ima_dist.engine.progress import Reporter
 from ima_dist.engine.setup import DTYPES, learning_rate, make_network, make_optimizer
@@ -118,12 +118,8 @@ class Training:
             logits = self.ddp(attacked.inputs)
             rows = self.method.loss(logits, batch, attacked)
             loss, sources = rows.sum(), torch.cat([indices, indices[attacked.noisy_of]])
-            correct = (
-                logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
-            )
-            self._count(
-                loss.detach(), correct.sum(), len(indices), len(attacked.noisy_of), attacked.evaluations
-            )
+            correct = logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
+            self._count(loss.detach(), correct.sum(), len(indices), len(attacked.noisy_of), attacked.evaluations)
             if attacked.proposals is not None:
                 assert self.store is not None
                 new = attacked.proposals
@@ -156,7 +152,8 @@ class Training:
         done = torch.zeros(last - first, dtype=torch.bool)
         done[self.store.pending().indices.cpu() - first] = True
         # All workers take the same number of turns, so that they can agree on a stop between them.
-        turns = -(-(-(-len(self.train) // self.world)) // size)
+        largest = -(-len(self.train) // self.world)
+        turns = -(-largest // size)
         for turn in range(turns):
             part = torch.arange(first + turn * size, min(first + (turn + 1) * size, last))
             part = part[~done[part - first]] if len(part) else part
@@ -299,18 +296,17 @@ class Training:
         if self.position.step:
             names = ("loss", "correct", "seen", "noisy", "evaluations")
             if self.rank == 0:
-                self.sums += torch.tensor(
-                    [counters[n] for n in names], dtype=torch.float64, device=self.device
-                )
+                self.sums += torch.tensor([counters[n] for n in names], dtype=torch.float64, device=self.device)
             self.seconds = {k: counters[f"{k}_seconds"] for k in self.seconds}
 
 
 def _data_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
     # Buffers stay local: a broadcast would change them between two forward passes of one step.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, **{option: False})
+    return DistributedDataParallel(network, device_ids=devices, **options)
 
 
 def attack_batch_size(batch_size: int, shape: tuple[int, ...]) -> int:

@@ -53,9 +53,7 @@ def evaluate(
         for attack in config.eval.attacks:
             found = _ATTACKS[attack](network, x, y, part, config, box)
             for (loss, level), predicted in found.items():
-                pieces.append(
-                    (attack, loss, level, part.cpu().numpy(), y.cpu().numpy(), predicted.cpu().numpy())
-                )
+                pieces.append((attack, loss, level, part.cpu().numpy(), y.cpu().numpy(), predicted.cpu().numpy()))
             done += 1
             on_batch(done, rounds)
     everything = [piece for worker in distributed.gather_objects(pieces) for piece in worker]
@@ -134,9 +132,7 @@ def _worst(
 _ATTACKS: dict[str, Callable[..., Predictions]] = {"pgd100": _pgd100, "worst": _worst}
 
 
-def _outcomes(
-    pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]], config: Config
-) -> pa.Table:
+def _outcomes(pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]], config: Config) -> pa.Table:
     sizes = [len(piece[3]) for piece in pieces]
 
     def repeated(values: list[Any], kind: pa.DataType) -> pa.Array:

@@ -48,17 +48,13 @@ def decision_boundary(
     if probability.min() < 0.5 < probability.max():
         ax.contour(grid_x, grid_y, probability, levels=[0.5], colors="black", linewidths=2)
         ax.plot([], [], color="black", linewidth=2, label="decision boundary")
-    ax.set(
-        xlabel="first coordinate", ylabel="second coordinate", title="Decision boundary and training samples"
-    )
+    ax.set(xlabel="first coordinate", ylabel="second coordinate", title="Decision boundary and training samples")
     ax.set_aspect("equal")
     ax.legend(loc="upper right", markerscale=4)
     _save(fig, path)
 
 
-def accuracy_curves(
-    path: Path, curves: list[dict[str, Any]], paper: dict[float, float] | None, title: str
-) -> None:
+def accuracy_curves(path: Path, curves: list[dict[str, Any]], paper: dict[float, float] | None, title: str) -> None:
     """Accuracy against noise level, a line an attack with its 95 % interval; the paper's row dashed.
 
     ``curves``: as in summary.json (shown: loss "both", test split); ``paper``: noise level -> accuracy.
@@ -72,9 +68,7 @@ def accuracy_curves(
         bounds = [wilson_interval(row[x]["accuracy"], int(row[x]["samples"])) for x in levels]
         colour = _COLOURS[i % len(_COLOURS)]
         ax.plot(levels, accuracy, color=colour, marker=_MARKERS[i % len(_MARKERS)], label=attack)
-        ax.fill_between(
-            levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0
-        )
+        ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
         norms |= {str(entry["norm"]) for entry in row.values()}
     if paper:
         levels = sorted(paper)
@@ -99,9 +93,7 @@ def margin_histogram(
     values = np.clip(np.asarray(margins, dtype=np.float64), 0, eps_max)
     classes = np.unique(labels) if labels is not None else np.array([])
     groups = [values[labels == c] for c in classes] if len(classes) > 1 else [values]
-    colours = (
-        matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(groups))) if len(groups) > 1 else [_BLUE]
-    )
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(groups))) if len(groups) > 1 else [_BLUE]
     names = [f"class {c}" for c in classes] if len(groups) > 1 else None
     ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=list(colours), label=names)
     ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
@@ -136,9 +128,7 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
     axes[0].legend()
     if with_margins:
         epochs = [row["epoch"] for row in with_margins]
-        axes[1].plot(
-            epochs, [r["margin_mean"] for r in with_margins], color=_GREEN, marker="o", ms=3, label="mean"
-        )
+        axes[1].plot(epochs, [r["margin_mean"] for r in with_margins], color=_GREEN, marker="o", ms=3, label="mean")
         banded = [row for row in with_margins if row.get("margin_quantiles")]
         axes[1].fill_between(
             [row["epoch"] for row in banded],

@@ -64,9 +64,7 @@ def cells(
     return [cell for cell in _all_cells() if all(getattr(cell, k) == v for k, v in given.items())]
 
 
-def curve(
-    dataset: str, norm: str, method: str, eps: float | None = None
-) -> tuple[int, dict[float, float]] | None:
+def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tuple[int, dict[float, float]] | None:
     """Number of the paper's main table for this experiment, and its row: noise level -> test accuracy.
 
     ``method`` is our name. Of the paper's two seeds on MNIST and CIFAR-10 the first is taken. ``eps`` picks

@@ -140,8 +140,7 @@ class RunDir:
         try:
             if run.config_path.exists():
                 raise ConfigError(
-                    f"{run.path} already holds a run: continue it with --resume {run.path}, "
-                    "or give another --out."
+                    f"{run.path} already holds a run: continue it with --resume {run.path}, or give another --out."
                 )
             if run.path.exists() and not run.path.is_dir():
                 raise ConfigError(f"{run.path} is a file: give another --out.")
@@ -177,9 +176,7 @@ class RunDir:
             ) from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(
-                f"{self.config_path} is not valid YAML ({reason}): restore it from a copy."
-            ) from None
+            raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
         tree.pop("versions", None)
@@ -206,9 +203,7 @@ class RunDir:
         Values are numbers, text, lists or None; keys that are missing in a row read back as None.
         """
         names = list(dict.fromkeys(name for row in rows for name in row)) or list(_HISTORY_TYPES)
-        columns = {
-            name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names
-        }
+        columns = {name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names}
         write_parquet(self.history_path, pa.table(columns))
 
     def read_history(self) -> list[dict[str, Any]]:

@@ -12,9 +12,7 @@ _FEW_SAMPLES = 200
 _Z95 = 1.959964  # 97.5 % quantile of the standard normal distribution
 
 
-def robustness_table(
-    curves: list[dict[str, Any]], paper: dict[float, float] | None, paper_table: int | None
-) -> str:
+def robustness_table(curves: list[dict[str, Any]], paper: dict[float, float] | None, paper_table: int | None) -> str:
     """Table for the terminal: a row an attack, a column a noise level.
 
     ``curves``: as in summary.json; shown are those with loss "both" on the test split. ``paper``: noise
@@ -37,8 +35,7 @@ def robustness_table(
         if published and attack == paper_attack:
             lines.append([label, *(_accuracy(published.get(x)) for x in levels)])
             differences = [
-                f"{row[x]['accuracy'] - published[x]:+.4f}" if x in row and x in published else "-"
-                for x in levels
+                f"{row[x]['accuracy'] - published[x]:+.4f}" if x in row and x in published else "-" for x in levels
             ]
             lines.append(["difference", *differences])
     if published and paper_attack not in attacks:
@@ -55,9 +52,7 @@ def attack_rows(curves: list[dict[str, Any]]) -> dict[str, dict[float, dict[str,
     Of an attack run at several epochs only the newest is kept: a row never mixes two networks. The noise
     levels are those of ``noise_key``; entries without an accuracy are left out.
     """
-    chosen = [
-        c for c in curves if c["loss"] == "both" and c["split"] == "test" and c.get("accuracy") is not None
-    ]
+    chosen = [c for c in curves if c["loss"] == "both" and c["split"] == "test" and c.get("accuracy") is not None]
     newest: dict[str, int] = {}
     for c in chosen:
         newest[c["attack"]] = max(c.get("epoch") or 0, newest.get(c["attack"], 0))
@@ -95,9 +90,7 @@ def _footnotes(attacks: dict[str, dict[float, dict[str, Any]]]) -> list[str]:
     if len(counts) == 1:
         text = f"Samples: {counts[0]:,}"
     else:
-        text = "Samples: " + "; ".join(
-            f"{a} {' or '.join(f'{n:,}' for n in ns)}" for a, ns in per_attack.items()
-        )
+        text = "Samples: " + "; ".join(f"{a} {' or '.join(f'{n:,}' for n in ns)}" for a, ns in per_attack.items())
     if counts[0] < _FEW_SAMPLES:
         text += f" (fewer than {_FEW_SAMPLES}: too few to compare methods)"
     half, attack, level = max(
