@@ -135,7 +135,8 @@ def test_own_data_and_network(tmp_path):
     (tmp_path / "mine.py").write_text((commands.ROOT / "tests" / "user_code.py").read_text())
     done = commands.run(
         "ima_dist.train", "moons", "--data.source", "mine:blobs", "--model.factory", "mine:three_way",
-        "--epochs", "12", "--optimizer.lr", "0.03", "--norm", "l2", "--out", "run", "--eval.noise", "0,0.2", "--eval.steps", "10",
+        "--epochs", "12", "--optimizer.lr", "0.03", "--norm", "l2", "--out", "run",
+        "--eval.noise", "0,0.2", "--eval.steps", "10",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
