@@ -6,20 +6,17 @@ import sys
 from pathlib import Path
 
 from ima_dist import config as configuration
+from ima_dist import launcher
 from ima_dist.config import ATTACKS, ConfigError
 from ima_dist.results.rundir import RunDir
-from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, check_inputs, show_results
+from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, check_inputs, guarded, show_results
 
 _ALLOWED = ("eval.", "workers", "device", "data.dir", "data.download")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``."""
-    try:
-        return _main(sys.argv[1:] if argv is None else argv)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_INPUT
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
 
 
 def _main(argv: list[str]) -> int:
@@ -40,7 +37,6 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(f"{run.path} has not finished training: continue it with --resume {run.path} first.")
     check_inputs(config)
 
-    from ima_dist import launcher
     from ima_dist.progress import ProgressView
 
     with launcher.cluster(config) as cluster:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -63,6 +64,8 @@ def cluster(config: Config) -> Iterator[Cluster]:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
+        if isinstance(error, Stopped):
+            raise
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
@@ -141,6 +144,27 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
 
 
 @contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """While there is nothing to be saved, a signal to stop raises Stopped. Main thread only."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    with _handlers(stop):
+        yield
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {s: signal.signal(s, handler) for s in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for s, previous in before.items():
+            signal.signal(s, previous)
+
+
+@contextlib.contextmanager
 def _handing_on_signals(run: RunDir) -> Iterator[None]:
     asked = 0
 
@@ -158,18 +182,14 @@ def _handing_on_signals(run: RunDir) -> Iterator[None]:
 
     theirs = DataParallelTrainer._register_sigint_handler
     DataParallelTrainer._register_sigint_handler = lambda self, controller: None  # type: ignore[method-assign]
-    before = {s: signal.signal(s, ask) for s in STOP_SIGNALS}
     try:
-        yield
+        with _handlers(ask):
+            yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
         DataParallelTrainer._register_sigint_handler = theirs  # type: ignore[method-assign]
 
 
 def _remove_ray_files(run: RunDir) -> None:
-    import shutil
-
     shutil.rmtree(run.path / ".ray", ignore_errors=True)
 
 

@@ -70,7 +70,7 @@ def uniform(keys: Tensor, shape: torch.Size | tuple[int, ...], dtype: torch.dtyp
 
 def start(keys: Tensor, x: Tensor, eps: Tensor | float, norm: str) -> Tensor:
     """ξ of eq. 1, uniform in the ε-ball, for samples x (B, ...) with keys (B,)."""
-    size = x[0].numel()
+    size = math.prod(x.shape[1:])
     if norm == "linf":
         return norms.to_ball(_uniforms(keys, size, 0).to(x.dtype).view_as(x), None, eps, norm)
     radius = _uniforms(keys, 1, 0)

@@ -6,11 +6,13 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ima_dist import config as configuration
+from ima_dist import launcher
 from ima_dist.config import Config, ConfigError
 from ima_dist.presets import PRESETS, make_config
 from ima_dist.results.rundir import RunDir, default_name, write_json
@@ -20,11 +22,20 @@ EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 0, 1, 2, 75
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 configuration or input at fault, 75 checkpointed and to be continued, 1 else."""
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
+
+
+def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Run an entry point: a user's mistake and a signal become one sentence and an exit status."""
     try:
-        return _main(sys.argv[1:] if argv is None else argv)
+        with launcher.stopping_at_once():
+            return command(argv)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except launcher.Stopped:
+        print("Stopped before the workers began; nothing is lost.", file=sys.stderr)
+        return EXIT_REQUEUE
 
 
 def _main(argv: list[str]) -> int:
@@ -70,7 +81,6 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
     check_inputs(config)
     if arguments.resume:
         check_checkpoints(RunDir.open(arguments.resume), config)
-    from ima_dist import launcher
     from ima_dist.progress import ProgressView
 
     with launcher.cluster(config) as cluster:

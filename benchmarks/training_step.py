@@ -1,0 +1,89 @@
+"""How much of a training step is spent outside the network's forward and backward passes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ima_dist.data.dataset import load
+from ima_dist.data.order import batches
+from ima_dist.engine.training import Training
+from ima_dist.presets import make_config
+from ima_dist.results.rundir import RunDir
+
+
+class _Clock:
+    """Seconds inside the outermost timed call."""
+
+    def __init__(self) -> None:
+        self.seconds, self.depth = 0.0, 0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.depth:
+                return function(*args, **kwargs)
+            self.depth += 1
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - began
+                self.depth -= 1
+
+        return call
+
+
+@contextmanager
+def _timing_passes(network: torch.nn.Module, clock: _Clock) -> Iterator[None]:
+    grad, backward = torch.autograd.grad, torch.Tensor.backward
+    torch.autograd.grad = clock.timed(grad)
+    torch.Tensor.backward = clock.timed(backward)  # type: ignore[method-assign]
+    network.forward = clock.timed(network.forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autograd.grad, torch.Tensor.backward = grad, backward  # type: ignore[method-assign]
+        del network.forward
+
+
+def outside_share(preset: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Share of the time of ``steps`` IMA training steps, after as many for warming up, on one CPU worker.
+
+    A forward pass is a call of the network; a backward pass a call of autograd. Losses, projections, keyed
+    noise, picking samples, margins and the optimiser are outside.
+    """
+    config = make_config(preset, options)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir.create(config, Path(folder) / "run")
+        training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
+        order = list(batches(len(training.train), config.batch_size, config.seed, 0))
+        for batch in order[:steps]:
+            training._step(batch)
+        clock = _Clock()
+        with _timing_passes(training.network, clock):
+            began = time.perf_counter()
+            for batch in order[steps : 2 * steps]:
+                training._step(batch)
+            total = time.perf_counter() - began
+    return {
+        "preset": preset,
+        "batch_size": config.batch_size,
+        "steps": steps,
+        "milliseconds_per_step": 1000 * total / steps,
+        "outside_share": 1 - clock.seconds / total,
+    }
+
+
+def measure(presets: Sequence[str]) -> list[dict[str, Any]]:
+    """Networks by preset, with a margin large enough that a part of the samples crosses."""
+    cases: dict[str, tuple[dict[str, Any], int]] = {
+        "moons": ({"delta_eps": 0.1}, 60),
+        "fashion_mnist": ({"delta_eps": 0.05, "data.subset": 4000}, 6),
+    }
+    return [outside_share(name, *cases[name]) for name in presets]
