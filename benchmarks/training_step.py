@@ -44,7 +44,7 @@ def _timing_passes(network: torch.nn.Module, clock: _Clock) -> Iterator[None]:
     grad, backward = torch.autograd.grad, torch.Tensor.backward
     torch.autograd.grad = clock.timed(grad)
     torch.Tensor.backward = clock.timed(backward)  # type: ignore[method-assign]
-    network.forward = clock.timed(network.forward)  # type: ignore[method-assign]
+    network.forward = clock.timed(network.forward)
     try:
         yield
     finally:
