@@ -12,6 +12,12 @@ from ima_dist.references import first_line, resolve_reference
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+def limit_threads(data: DataSet) -> None:
+    """One CPU thread where samples are tiny: handing work to another costs more than it brings."""
+    if data.train.x[0].numel() < 256:
+        torch.set_num_threads(1)
+
+
 def make_network(config: Config, data: DataSet) -> nn.Module:
     """The configured network with weights drawn from the seed, in the configured precision.
 

@@ -15,7 +15,7 @@ from ima_dist.attacks.common import attack_mode
 from ima_dist.config import Config
 from ima_dist.data.dataset import DataSet, Resident, load
 from ima_dist.engine.checkpoint import load_weights
-from ima_dist.engine.setup import DTYPES, make_network
+from ima_dist.engine.setup import DTYPES, limit_threads, make_network
 from ima_dist.engine.training import Training, attack_batch_size
 from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.boundary import boundary_grid
@@ -27,6 +27,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
     began = time.perf_counter()
     data = load(config.data, config.seed)
+    limit_threads(data)
     training = Training(config, run, data, device, should_stop)
     network = training.fit()
     seconds = {"train": time.perf_counter() - began}
@@ -41,6 +42,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
 def evaluate_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Evaluate the network of a finished run with ``config.eval``. Returns {"status", "message"}."""
     data = load(config.data, config.seed)
+    limit_threads(data)
     network = make_network(config, data).to(device)
     load_weights(run, config.epochs, network)
     return _evaluate(config, run, device, data, network, {}, {})
