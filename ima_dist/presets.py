@@ -1,7 +1,7 @@
 """The six experiments of the paper as configurations (paper, section 3 and appendix D).
 
 What the paper leaves open and is therefore ours: the noise of Moons (0.06); Moons under L2; validation
-sets of 5000 for Fashion-MNIST, MNIST and CIFAR-10; CIFAR-10's batch size.
+sets of 5000 for Fashion-MNIST, MNIST, SVHN and CIFAR-10; CIFAR-10's batch size.
 """
 
 from __future__ import annotations

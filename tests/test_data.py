@@ -2,13 +2,10 @@
 
 import gzip
 import hashlib
-import http.server
 import os
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data import idx, moons
 from ima_dist.data.dataset import DataSet, Resident, Split, choose_balanced, hold_out, load
 from ima_dist.references import resolve_reference
+from tests.conftest import serve
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 FASHION = "ima_dist.data.idx:load_fashion_mnist"
@@ -539,27 +537,19 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A web server with a small MNIST that torchvision's lists point to; returns its directory."""
     torchvision = pytest.importorskip("torchvision")
     files = write_set(tmp_path / "mirror")
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(files))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    # The first mirror is dead, as they sometimes are.
-    monkeypatch.setattr(
-        torchvision.datasets.MNIST,
-        "mirrors",
-        ["http://127.0.0.1:9/", f"http://127.0.0.1:{server.server_port}/"],
-    )
     monkeypatch.setattr(
         torchvision.datasets.MNIST,
         "resources",
         [(p.name, hashlib.md5(p.read_bytes()).hexdigest()) for p in sorted(files.iterdir())],
     )
-    yield files
-    server.shutdown()
-    server.server_close()
+    with serve(files) as address:
+        # The first mirror is dead, as they sometimes are.
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/", address])
+        yield files
 
 
 def test_download_into_the_cache_or_the_given_directory(tmp_path: Path, mirror: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ima_dist.config import ConfigError, DataConfig, did_you_mean
+from ima_dist.data.augment import PADDING
 from ima_dist.noise import mix64
 from ima_dist.references import first_line, resolve_reference
 
@@ -44,6 +45,7 @@ class DataSet:
     """What the function named by ``--data.source`` returns.
 
     box: feasible range of inputs as the network sees them, (0.0, 1.0) for uint8 images; None if unbounded.
+    augment: training images are cropped and flipped at random (see augment.py).
     """
 
     train: Split
@@ -52,6 +54,7 @@ class DataSet:
     box: tuple[float, float] | None
     num_classes: int
     class_names: tuple[str, ...] | None = None
+    augment: bool = False
 
 
 class Resident:
@@ -213,7 +216,11 @@ def _normalise(returned: Any) -> DataSet:
         num_classes = _count_classes(train.y)
     _check_labels(parts, num_classes, names)
     box = _check_box(parts, given.get("box"))
-    return DataSet(train=train, val=val, test=test, box=box, num_classes=num_classes, class_names=names)
+    augment = isinstance(returned, DataSet) and returned.augment
+    shape = tuple(train.x.shape[1:])
+    if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
+        raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
+    return DataSet(train, val, test, box, num_classes, names, augment)
 
 
 def _split(name: str, given: Any) -> Split:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import http.client
 import math
-import os
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ import torch
 
 from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data.dataset import DataSet, Split, hold_out
+from ima_dist.data.files import Files, fetch_file, find
 from ima_dist.references import first_line
 
 _FILES = (
@@ -31,22 +29,29 @@ _VAL_SHARE = 12
 
 @dataclass(frozen=True)
 class _Source:
-    title: str
-    cache: str  # directory in ~/.cache/ima_dist
-    torchvision: str  # torchvision's class, also the name of its directory
-    debian: str | None  # directory of the Debian package
-    hint: str  # what to do when the files are absent or damaged
+    files: Files
+    torchvision: str  # torchvision's class
     class_names: tuple[str, ...]
 
 
+def _files(title: str, cache: str, torchvision: str, hint: str, elsewhere: tuple[str, ...] = ()) -> Files:
+    # Both sets have the same file names, so the layout that says which one it is comes first, and is where
+    # fetched files go.
+    layout = f"{torchvision}/raw"
+    return Files(title, _FILES, cache, hint, (layout, "", "raw"), (layout,), elsewhere, suffix=".gz")
+
+
 _FASHION_MNIST = _Source(
-    title="Fashion-MNIST",
-    cache="fashion_mnist",
-    torchvision="FashionMNIST",
-    debian="/usr/share/datasets/fashion-mnist",
-    hint="install the Debian package dataset-fashion-mnist, pass --data.dir with a directory of whole files, "
-    "or pass --data.download",
-    class_names=(
+    _files(
+        "Fashion-MNIST",
+        "fashion_mnist",
+        "FashionMNIST",
+        "install the Debian package dataset-fashion-mnist, pass --data.dir with a directory of whole files, "
+        "or pass --data.download",
+        elsewhere=("/usr/share/datasets/fashion-mnist",),
+    ),
+    "FashionMNIST",
+    (
         "T-shirt/top",
         "Trouser",
         "Pullover",
@@ -60,12 +65,9 @@ _FASHION_MNIST = _Source(
     ),
 )
 _MNIST = _Source(
-    title="MNIST",
-    cache="mnist",
-    torchvision="MNIST",
-    debian=None,
-    hint="pass --data.dir with a directory of whole files, or pass --data.download",
-    class_names=tuple("0123456789"),
+    _files("MNIST", "mnist", "MNIST", "pass --data.dir with a directory of whole files, or pass --data.download"),
+    "MNIST",
+    tuple("0123456789"),
 )
 
 
@@ -107,13 +109,13 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 
 
 def _load(source: _Source, config: DataConfig, seed: int) -> DataSet:
-    files = _find(source, config)
-    try:
-        train = _read_split(files[0], files[1], len(source.class_names))
-        test = _read_split(files[2], files[3], len(source.class_names))
-    except ConfigError as e:
-        raise ConfigError(f"{e}: {source.hint}.") from e.__cause__
+    paths = find(source.files, config, lambda target: _download(source, target))
     classes = len(source.class_names)
+    try:
+        train = _read_split(paths[0], paths[1], classes)
+        test = _read_split(paths[2], paths[3], classes)
+    except ConfigError as e:
+        raise source.files.damaged(e) from e.__cause__
     train, val = hold_out(train, len(train) // _VAL_SHARE, classes, seed)
     return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=source.class_names)
 
@@ -131,66 +133,11 @@ def _read_split(images: Path, labels: Path, classes: int) -> Split:
     return Split(torch.from_numpy(x[:, None].copy()), torch.from_numpy(y.astype(np.int64)))
 
 
-def _find(source: _Source, config: DataConfig) -> list[Path]:
-    cache = Path.home() / ".cache" / "ima_dist" / source.cache
-    if config.dir is not None:
-        root = Path(config.dir).expanduser()
-        if not root.is_dir() and not config.download:
-            raise ConfigError(f"--data.dir {config.dir}: there is no such directory.")
-        # Both sets have the same file names, so the layout that says which one it is comes first, and is
-        # where fetched files go.
-        directories = [root / source.torchvision / "raw", root, root / "raw"]
-        target = directories[0]
-    else:
-        directories = [Path("data", source.torchvision, "raw"), cache]
-        if source.debian is not None:
-            directories.append(Path(source.debian))
-        target = cache
-    for directory in directories:
-        found = _files_in(directory)
-        if len(found) == len(_FILES):
-            return found
-    if config.download:
-        _download(source, target)
-        return _files_in(target)
-    for directory in directories:
-        found = _files_in(directory)
-        if found:
-            have = {p.name.removesuffix(".gz") for p in found}
-            missing = next(name for name in _FILES if name not in have)
-            raise ConfigError(f"{source.title}: {directory / missing}.gz is missing: {source.hint}.")
-    looked = ", ".join(str(d) for d in directories)
-    raise ConfigError(f"{source.title}: {_FILES[0]}.gz is in none of {looked}: {source.hint}.")
-
-
-def _files_in(directory: Path) -> list[Path]:
-    candidates = [[directory / name, directory / f"{name}.gz"] for name in _FILES]
-    return [next(p for p in pair if p.is_file()) for pair in candidates if any(p.is_file() for p in pair)]
-
-
 def _download(source: _Source, target: Path) -> None:
-    """Fetch the files that ``target`` lacks from torchvision's mirrors, checked against its checksums."""
-    # torchvision takes seconds to import, and only a download needs it.
+    """Fetch the files that ``target`` lacks from torchvision's mirrors."""
     from torchvision import datasets
-    from torchvision.datasets.utils import download_url
 
     kind = getattr(datasets, source.torchvision)
     for name, md5 in kind.resources:
-        if (target / name).is_file() or (target / name.removesuffix(".gz")).is_file():
-            continue
-        failure: Exception | None = None
-        for mirror in kind.mirrors:
-            try:
-                target.mkdir(parents=True, exist_ok=True)
-                # Fetched aside and moved, so that an interruption leaves no half file under the final name.
-                with tempfile.TemporaryDirectory(dir=target) as aside:
-                    download_url(mirror + name, aside, name, md5)
-                    os.replace(Path(aside, name), target / name)
-                break
-            except (OSError, RuntimeError, http.client.HTTPException) as e:
-                failure = e
-        else:
-            raise ConfigError(
-                f"{source.title}: {name} could not be fetched from {' or '.join(kind.mirrors)} "
-                f"({first_line(failure) if failure else 'no mirrors'}): copy the file to {target} yourself."
-            ) from failure
+        if not (target / name).is_file() and not (target / name.removesuffix(".gz")).is_file():
+            fetch_file(source.files.title, [mirror + name for mirror in kind.mirrors], name, md5, target)

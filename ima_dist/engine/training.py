@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ima_dist import distributed
 from ima_dist.attacks.common import attack_mode
 from ima_dist.config import Config
+from ima_dist.data.augment import augment
 from ima_dist.data.dataset import DataSet, Resident
 from ima_dist.data.order import batches
 from ima_dist.engine import checkpoint
@@ -55,6 +56,7 @@ class Training:
         self.train = Resident(data.train, device, self.dtype, data.box)
         self.val = Resident(data.val, device, self.dtype, data.box)
         self.labels = data.train.y
+        self.augment = data.augment
         self.network = make_network(config, data).to(device)
         self.optimizer = make_optimizer(config, self.network)
         self.method = make_method(config, data.box)
@@ -138,8 +140,13 @@ class Training:
             self._fail(sources, rows)
         self.optimizer.step()
 
-    def _batch(self, indices: Tensor, phase: Phase) -> Batch:
+    def _samples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """x and y of training samples. An image and its crops share one index and one margin (appendix D.2)."""
         x, y = self.train.batch(indices)
+        return augment(x, indices, self.config.seed, self.position.epoch) if self.augment else x, y
+
+    def _batch(self, indices: Tensor, phase: Phase) -> Batch:
+        x, y = self._samples(indices)
         margins = None if self.store is None else self.store.lookup(indices)
         return Batch(x, y, indices, margins, self.config.seed, self.position.epoch, phase)
 
@@ -166,7 +173,7 @@ class Training:
 
     def _estimate(self, indices: Tensor) -> None:
         assert self.store is not None
-        x, y = self.train.batch(indices)
+        x, y = self._samples(indices)
         margins = self.store.shard[indices - self.store.first]
         batch = Batch(x, y, indices, margins, self.config.seed, self.position.epoch, Phase.MARGIN)
         new, evaluations = self.method.estimate(self.network, batch)

@@ -6,6 +6,10 @@ noise as its gradient, which Adam turns into real steps.
 """
 
 from ima_dist.models.fashion_mnist import fashion_mnist_cnn
+from ima_dist.models.mnist import mnist_lenet5
 from ima_dist.models.moons import moons_mlp
+from ima_dist.models.resnet import resnet18_in
+from ima_dist.models.svhn import svhn_cnn
+from ima_dist.models.wide_resnet import wrn_28_4
 
-__all__ = ["fashion_mnist_cnn", "moons_mlp"]
+__all__ = ["fashion_mnist_cnn", "mnist_lenet5", "moons_mlp", "resnet18_in", "svhn_cnn", "wrn_28_4"]

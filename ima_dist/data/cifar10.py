@@ -1,0 +1,141 @@
+"""CIFAR-10 from the "python version" of its publishers: pickled batches, read without running anything in them."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ima_dist.config import ConfigError, DataConfig
+from ima_dist.data.dataset import DataSet, Split, hold_out
+from ima_dist.data.files import Files, fetch_file, find
+from ima_dist.references import first_line
+
+_FOLDER = "cifar-10-batches-py"
+_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
+_FILES = Files(
+    title="CIFAR-10",
+    names=(*_TRAIN, "test_batch"),
+    cache=f"cifar10/{_FOLDER}",
+    inside=(_FOLDER, "", f"cifar10/{_FOLDER}"),
+    inside_data=(_FOLDER, f"cifar10/{_FOLDER}"),
+    hint="pass --data.dir with a directory of whole files, or pass --data.download",
+)
+_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_SHAPE = (3, 32, 32)
+# 5000 of the 50000 training images become the validation set, whose size the paper does not give.
+_VAL_SHARE = 10
+
+
+def load(config: DataConfig, seed: int) -> DataSet:
+    """CIFAR-10: 45000 training, 5000 validation and 10000 test images; x (N, 3, 32, 32) uint8.
+
+    Training images are cropped and flipped at random (appendix D.2). The validation set is held out of the 50000
+    training images, class-balanced, by ``seed``. Files are taken from ``config.dir`` (itself, or torchvision's
+    layout in it) or else from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none
+    of these.
+    Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
+    """
+    paths = find(_FILES, config, _download)
+    try:
+        parts = [_read(path) for path in paths]
+    except ConfigError as e:
+        raise _FILES.damaged(e) from e.__cause__
+    train = Split(torch.cat([p.x for p in parts[:-1]]), torch.cat([p.y for p in parts[:-1]]))
+    train, val = hold_out(train, len(train) // _VAL_SHARE, len(_CLASS_NAMES), seed)
+    return DataSet(
+        train=train,
+        val=val,
+        test=parts[-1],
+        box=(0.0, 1.0),
+        num_classes=len(_CLASS_NAMES),
+        class_names=_CLASS_NAMES,
+        augment=True,
+    )
+
+
+# ---- one batch file ------------------------------------------------------------------------------------
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """What Python 3 writes for bytes in a pickle of protocol 2."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("it holds bytes in a form that CIFAR-10 has not")
+    return text.encode("latin1")
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles dictionaries, lists, strings and numpy arrays. Whatever else a file asks for is refused, not run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
+            return getattr(np, name)
+        # The files name numpy.core; numpy 2 writes numpy._core.
+        if (module.replace("numpy._core", "numpy.core"), name) == ("numpy.core.multiarray", "_reconstruct"):
+            return _RECONSTRUCT
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
+
+
+# numpy's function, taken from an array: the module it is in has moved between versions.
+_RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
+
+
+def _read(path: Path) -> Split:
+    """A dictionary with "data" (N, 3072) uint8, channel by channel and row by row, and "labels", a list of N."""
+    try:
+        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+        raise ConfigError(f"{path} cannot be read as a batch of CIFAR-10 ({first_line(e)})") from e
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__} instead of a dictionary")
+    batch = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    for name in ("data", "labels"):
+        if name not in batch:
+            raise ConfigError(f"{path} has no entry {name!r}")
+    data, labels = batch["data"], batch["labels"]
+    size = int(np.prod(_SHAPE))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != size:
+        raise ConfigError(f"{path} holds images other than an array of bytes (N, {size})")
+    if len(data) == 0:
+        raise ConfigError(f"{path} holds no images")
+    if not isinstance(labels, list) or any(type(label) is not int for label in labels):
+        raise ConfigError(f"{path} holds labels other than a list of whole numbers")
+    if len(labels) != len(data):
+        raise ConfigError(f"{path} has {len(labels)} labels for {len(data)} images")
+    wrong = [label for label in labels if not 0 <= label < len(_CLASS_NAMES)]
+    if wrong:
+        raise ConfigError(f"{path} has the label {wrong[0]}, outside 0 to {len(_CLASS_NAMES) - 1}")
+    return Split(torch.from_numpy(data.reshape(-1, *_SHAPE).copy()), torch.tensor(labels))
+
+
+# ---- download ------------------------------------------------------------------------------------------
+
+
+def _download(target: Path) -> None:
+    """Fetch the archive from torchvision's address and unpack its batches into ``target``."""
+    from torchvision.datasets import CIFAR10
+
+    fetch_file(_FILES.title, [CIFAR10.url], CIFAR10.filename, CIFAR10.tgz_md5, target, _unpack)
+
+
+def _unpack(archive: Path, directory: Path) -> None:
+    # Only the named files, whatever else an archive may hold or wherever it may want to write.
+    try:
+        with tarfile.open(archive) as tar:
+            for name in _FILES.names:
+                source = tar.extractfile(f"{_FOLDER}/{name}")
+                if source is None:
+                    raise ConfigError(f"{_FILES.title}: {archive.name} holds no file {_FOLDER}/{name}.")
+                with source, open(directory / name, "wb") as file:
+                    shutil.copyfileobj(source, file)
+    except (tarfile.TarError, KeyError, EOFError) as e:
+        raise ConfigError(f"{_FILES.title}: {archive.name} cannot be unpacked ({first_line(e)}).") from e

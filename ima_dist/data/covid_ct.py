@@ -1,0 +1,82 @@
+"""COVID-19 CT images (Soares et al. 2020; paper, section 3.3) from the PNG files of their publishers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ima_dist.config import ConfigError, DataConfig
+from ima_dist.data.dataset import DataSet, Split, hold_out
+from ima_dist.data.files import Files, find
+from ima_dist.references import first_line
+
+# The folder is the label: 0 uninfected, 1 infected.
+_FOLDERS = ("non-COVID", "COVID")
+_FILES = Files(
+    title="COVID-19 CT",
+    names=_FOLDERS,
+    cache="covid_ct",
+    inside=("", "covid_ct"),
+    inside_data=("", "covid_ct"),
+    hint="get the SARS-CoV-2 CT-scan data set from kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset and pass "
+    "--data.dir with the directory that holds its folders COVID and non-COVID",
+)
+_SIDE = 224
+# Of the 2482 images, 1252 infected and 1230 not, 200 of each become the test set and 30 of each the validation set.
+_TEST_SHARE, _VAL_SHARE = 400 / 2482, 60 / 2482
+# Modes of Pillow with 8 bits a channel, or fewer: the others lose their range when turned grey.
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+
+
+def load(config: DataConfig, seed: int) -> DataSet:
+    """COVID-19 CT: 2022 training (1022 infected), 60 validation and 400 test images; x (N, 1, 224, 224) uint8.
+
+    Label 1 is infected. Every image is turned grey and resized. Validation and test set hold as many images of
+    each class, chosen by ``seed``; of another number of files they take the same share, at least one of each
+    class. Names are folder/file. Files are taken from ``config.dir`` (itself, or covid_ct/ in it) or else from
+    ./data or ~/.cache/ima_dist; they cannot be fetched without an account.
+    Raises ConfigError if a folder is missing or empty, or a file is damaged or no 8-bit picture.
+    """
+    images, labels, names = [], [], []
+    folders = find(_FILES, config)
+    try:
+        for label, folder in enumerate(folders):
+            for path in _pictures(folder):
+                images.append(_read(path))
+                labels.append(label)
+                names.append(f"{folder.name}/{path.name}")
+    except ConfigError as e:
+        raise _FILES.damaged(e) from e.__cause__
+    whole = Split(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(labels), tuple(names))
+    classes = len(_FOLDERS)
+    rest, test = hold_out(whole, max(classes, round(len(whole) * _TEST_SHARE)), classes, seed)
+    train, val = hold_out(rest, max(classes, round(len(whole) * _VAL_SHARE)), classes, seed)
+    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=_FOLDERS)
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The PNG files of a folder by name: the order in which a directory lists them is not the same everywhere."""
+    try:
+        found = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png")
+    except OSError as e:
+        raise ConfigError(f"{folder} cannot be read ({first_line(e)})") from e
+    # One for each of training, validation and test.
+    if len(found) < 3:
+        raise ConfigError(f"{folder} holds {len(found)} PNG files, where at least 3 are needed")
+    return found
+
+
+def _read(path: Path) -> np.ndarray:
+    """(224, 224) uint8."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.mode in _MODES:
+                grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+                return np.asarray(grey)
+            mode = image.mode
+    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+        raise ConfigError(f"{path} cannot be read as a PNG file ({first_line(e)})") from e
+    raise ConfigError(f"{path} has more than 8 bits a pixel (mode {mode}): turn it into an 8-bit picture")

@@ -1,0 +1,78 @@
+"""SVHN, cropped digits, from the MATLAB files of its publishers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+
+from ima_dist.config import ConfigError, DataConfig
+from ima_dist.data.dataset import DataSet, Split, hold_out
+from ima_dist.data.files import Files, fetch_file, find
+from ima_dist.references import first_line
+
+_FILES = Files(
+    title="SVHN",
+    names=("train_32x32.mat", "test_32x32.mat"),
+    cache="svhn",
+    inside=("", "svhn"),
+    inside_data=("", "svhn"),
+    hint="pass --data.dir with a directory of whole files, or pass --data.download",
+)
+_CLASSES = 10
+# 5000 of the 73257 training images become the validation set, whose size the paper does not give.
+_VAL_SHARE = 5000 / 73257
+
+
+def load(config: DataConfig, seed: int) -> DataSet:
+    """SVHN: 68257 training, 5000 validation and 26032 test images; x (N, 3, 32, 32) uint8, y the digit.
+
+    The validation set is held out of the training images, class-balanced, by ``seed``. Files are taken from
+    ``config.dir`` (itself, or svhn/ in it) or else from ./data or ~/.cache/ima_dist; ``config.download`` fetches
+    them if they are in none of these.
+    Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
+    """
+    paths = find(_FILES, config, _download)
+    try:
+        train, test = (_read(path) for path in paths)
+    except ConfigError as e:
+        raise _FILES.damaged(e) from e.__cause__
+    train, val = hold_out(train, round(len(train) * _VAL_SHARE), _CLASSES, seed)
+    names = tuple("0123456789")
+    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=_CLASSES, class_names=names)
+
+
+def _read(path: Path) -> Split:
+    """X (32, 32, 3, N) uint8 and y (N, 1), where 10 stands for the digit 0."""
+    try:
+        content = scipy.io.loadmat(path, variable_names=["X", "y"])
+    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+        raise ConfigError(f"{path} cannot be read as a MATLAB file ({first_line(e)})") from e
+    for name in ("X", "y"):
+        if not isinstance(content.get(name), np.ndarray):
+            raise ConfigError(f"{path} holds no array {name}")
+    images, labels = content["X"], content["y"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3):
+        raise ConfigError(f"{path} holds X of {images.dtype} {images.shape} instead of uint8 (32, 32, 3, N)")
+    count = images.shape[3]
+    if count == 0:
+        raise ConfigError(f"{path} holds no images")
+    if labels.dtype.kind not in "uif" or labels.shape != (count, 1):
+        raise ConfigError(f"{path} holds labels y of {labels.dtype} {labels.shape} instead of numbers ({count}, 1)")
+    wrong = ~np.isin(labels, np.arange(1, _CLASSES + 1))
+    if wrong.any():
+        raise ConfigError(f"{path} has the label {labels[wrong][0]}, outside 1 to {_CLASSES}")
+    x = np.ascontiguousarray(images.transpose(3, 2, 0, 1))
+    return Split(torch.from_numpy(x), torch.from_numpy(labels[:, 0].astype(np.int64) % _CLASSES))
+
+
+def _download(target: Path) -> None:
+    """Fetch the files that ``target`` lacks from torchvision's address."""
+    from torchvision.datasets import SVHN
+
+    for split in ("train", "test"):
+        url, name, md5 = SVHN.split_list[split]
+        if not (target / name).is_file():
+            fetch_file(_FILES.title, [url], name, md5, target)
