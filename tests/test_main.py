@@ -59,6 +59,7 @@ def moons_run(tmp_path_factory):
     return RunDir(path), done
 
 
+@pytest.mark.xdist_group("moons")
 def test_main_job_reproduces_table_1(moons_run):
     run, _ = moons_run
     for ours, theirs in zip(pgd100_accuracies(run), TABLE_1_IMA, strict=True):
@@ -71,6 +72,7 @@ def test_main_job_reproduces_table_1(moons_run):
         assert strict <= ours
 
 
+@pytest.mark.xdist_group("moons")
 def test_main_job_shows_progress_table_and_paths(moons_run):
     run, done = moons_run
     assert "epoch 30/30" in done.stderr
@@ -83,6 +85,7 @@ def test_main_job_shows_progress_table_and_paths(moons_run):
         assert line.startswith(("epoch", "starting", "training", "margins", "evaluation", "done")), line
 
 
+@pytest.mark.xdist_group("moons")
 def test_a_finished_run_is_left_alone(moons_run):
     run, _ = moons_run
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
@@ -92,6 +95,7 @@ def test_a_finished_run_is_left_alone(moons_run):
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
 
 
+@pytest.mark.xdist_group("moons")
 def test_evaluate_adds_to_a_finished_run(moons_run):
     run, _ = moons_run
     before = pgd100_accuracies(run)
