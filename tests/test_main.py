@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -219,12 +220,17 @@ def test_ray_job_submit(tmp_path):
     )  # fmt: skip
     try:
         commands.wait_for(lambda: workers.listens(dashboard), 90, "Ray's job server")
-        done = subprocess.run(
-            [*ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", f"--working-dir={commands.ROOT}",
-             "--", sys.executable, "-m", "ima_dist.train", "moons", "--epochs", "2", "--data.subset", "200",
-             "--workers", "2", "--out", "results/mine", "--eval.steps", "3"],
-            env=env, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
+        submit = [
+            *ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", f"--working-dir={commands.ROOT}", "--",
+            sys.executable, "-m", "ima_dist.train", "moons", "--epochs", "2", "--data.subset", "200",
+            "--workers", "2", "--out", "results/mine", "--eval.steps", "3",
+        ]  # fmt: skip
+        # The job server answers before the node's agent that runs the jobs is there.
+        for _ in range(30):
+            done = subprocess.run(submit, env=env, capture_output=True, text=True, timeout=300)
+            if "No available agent" not in done.stderr + done.stdout:
+                break
+            time.sleep(2)
         assert done.returncode == 0, done.stdout + done.stderr
         check_files(RunDir(tmp_path / "results" / "mine"), epochs=2, samples=20)
     finally:
