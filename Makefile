@@ -30,5 +30,5 @@ test: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-# Two at a time: most of a Ray test is waiting. Tests of one group share a costly fixture.
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two files at a time: most of a Ray test is waiting.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
