@@ -30,4 +30,5 @@ test: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+# Two files at a time: most of a Ray test is waiting.
+	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -17,7 +17,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-METHODS = ("ima", "ce")
+METHODS = ("ima", "ce", "adv", "rand", "trades", "mma", "ddn")
 NORMS = ("linf", "l2")
 ATTACKS = ("pgd100", "worst")
 
@@ -97,6 +97,15 @@ class AttackConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TradesConfig:
+    inverse_lambda: float = _opt(6.0, "trades: weight of the divergence against the clean loss (1/lambda)")
+
+    def check(self) -> None:
+        if not 0 < self.inverse_lambda < math.inf:
+            raise ConfigError(f"--trades.inverse-lambda must be above 0, not {self.inverse_lambda}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     attacks: tuple[str, ...] = _opt(
         ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
@@ -129,12 +138,16 @@ class Config:
     preset: str = _opt(dataclasses.MISSING, "")
     method: str = _opt("ima", "training method", choices=METHODS)
     norm: str = _opt("linf", "norm of the perturbation", choices=NORMS)
-    eps_max: float = _opt(dataclasses.MISSING, "largest noise level in training (epsilon_max)")
-    delta_eps: float | None = _opt(None, "margin expansion step (default: eps-max / epochs)")
-    beta: float = _opt(0.5, "weight of the noisy samples in the loss, 0 to 1")
+    eps_max: float = _opt(
+        dataclasses.MISSING, "noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"
+    )
+    delta_eps: float | None = _opt(
+        None, "margin expansion step of ima, smallest radius of mma (default: eps-max / epochs)"
+    )
+    beta: float = _opt(0.5, "ima: weight of the noisy samples in the loss, 0 to 1")
     margin_update: str = _opt(
         "epoch",
-        "margins from a pass after each epoch (the paper) or from the training step",
+        "ima: margins from a pass after each epoch (the paper) or from the training step",
         choices=("epoch", "online"),
     )
     epochs: int = _opt(dataclasses.MISSING, "number of epochs")
@@ -149,6 +162,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)
+    trades: TradesConfig = field(default_factory=TradesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property
@@ -175,7 +189,9 @@ class Config:
             raise ConfigError(
                 f"--delta-eps must be above 0 and at most --eps-max ({self.eps_max}), not {self.delta_eps}."
             )
-        for part in (self.data, self.model, self.optimizer, self.attack, self.eval):
+        if self.method == "ddn" and self.norm != "l2":
+            raise ConfigError("--method ddn exists for the L2 norm alone: add --norm l2, or choose another method.")
+        for part in (self.data, self.model, self.optimizer, self.attack, self.trades, self.eval):
             part.check()
         return self
 

@@ -69,28 +69,39 @@ def cluster(config: Config) -> Iterator[Cluster]:
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        yield _fit_to(config, ray.cluster_resources())
+        yield fit_to(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
         ray.shutdown()
 
 
-def _fit_to(config: Config, resources: dict[str, float]) -> Cluster:
-    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-    if config.device == "cuda" and not gpus:
+def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
+    """Workers and their CPUs on nodes with the given resources ("CPU", "GPU"). Raises ConfigError.
+
+    Each worker gets as many CPUs as can be had if all get equally many.
+    """
+    use_gpu = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
+    if config.device == "cuda" and not use_gpu:
         raise ConfigError("--device cuda was asked for, but Ray sees no CUDA device: use --device cpu or auto.")
-    use_gpu = gpus > 0 and config.device != "cpu"
-    workers = config.workers or (gpus if use_gpu else 1)
-    available, kind = (gpus, "GPU") if use_gpu else (cpus, "CPU")
-    if workers > available:
+
+    def room(cpus: int) -> int:
+        """Workers that the nodes hold if each takes ``cpus``; a worker does not span nodes."""
+        return sum(
+            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if use_gpu else sys.maxsize) for node in nodes
+        )
+
+    workers = config.workers or (room(1) if use_gpu else 1)
+    if workers > room(1) or not room(1):
+        unit = "GPU" if use_gpu else "CPU"
         raise ConfigError(
-            f"--workers {workers} was asked for, but the cluster has {available} {kind}{'s' * (available != 1)}: "
-            f"use at most {available}."
+            f"--workers {workers} was asked for, but the cluster has {room(1)} {unit}{'s' * (room(1) != 1)}: "
+            f"use at most {room(1)}."
         )
     if config.batch_size < workers:
         raise ConfigError(
             f"--batch-size {config.batch_size} is smaller than the number of workers ({workers}): raise it."
         )
-    return Cluster(workers, max(1, cpus // workers), use_gpu)
+    most = int(max(node.get("CPU", 0) for node in nodes))
+    return Cluster(workers, next(c for c in range(most, 0, -1) if room(c) >= workers), use_gpu)
 
 
 def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dict[str, Any]:

@@ -44,3 +44,7 @@ def three_way(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 def linear_images(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), num_classes))
+
+
+def with_batch_norm(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.Linear(input_shape[0], 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))

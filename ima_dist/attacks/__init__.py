@@ -1,7 +1,9 @@
 """Attacks: pure functions of a network and a batch."""
 
+from ima_dist.attacks.anpgd import NearestResult, anpgd
 from ima_dist.attacks.bpgd import BoundaryResult, bpgd
+from ima_dist.attacks.ddn import DDNResult, ddn
 from ima_dist.attacks.pgd import pgd
 from ima_dist.attacks.worst import worst
 
-__all__ = ["BoundaryResult", "bpgd", "pgd", "worst"]
+__all__ = ["BoundaryResult", "DDNResult", "NearestResult", "anpgd", "bpgd", "ddn", "pgd", "worst"]

@@ -45,6 +45,16 @@ def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - true[:, 0]
 
 
+def soft_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Log-sum-exp of the other logits minus the true one, (B, C), (B,) -> (B,) (SLM of Ding et al. 2020).
+
+    At least ``margin_loss``, and equal to it for two classes.
+    """
+    true = logits.gather(1, y[:, None])
+    others = logits.scatter(1, y[:, None], float("-inf"))
+    return others.logsumexp(1) - true[:, 0]
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of each sample, (B, C), (B,) -> (B,)."""
     return F.cross_entropy(logits, y, reduction="none")

@@ -61,19 +61,18 @@ def _evaluate(
     lead = distributed.rank() == 0
     test = Resident(data.test, device, DTYPES[config.dtype], data.box)
 
-    def on_batch(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         if lead:
             progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
             write_json(run.progress_path, {**progress, "epoch": config.epochs, "epochs": config.epochs})
 
-    on_batch(0, 0)
     curves, outcomes = evaluation.evaluate(
         network,
         test,
         config,
         data.box,
         batch_size=attack_batch_size(config.batch_size, test.shape),
-        on_batch=on_batch,
+        on_progress=on_progress,
     )
     if lead:
         seconds["evaluate"] = time.perf_counter() - began

@@ -119,7 +119,9 @@ class Training:
             attacked = self.method.attack(self.network, batch)
             logits = self.ddp(attacked.inputs)
             rows = self.method.loss(logits, batch, attacked)
-            loss, sources = rows.sum(), torch.cat([indices, indices[attacked.noisy_of]])
+            loss, sources = rows.sum(), indices[attacked.noisy_of]
+            if not attacked.noisy_only:
+                sources = torch.cat([indices, sources])
             correct = logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
             self._count(loss.detach(), correct.sum(), len(indices), len(attacked.noisy_of), attacked.evaluations)
             if attacked.proposals is not None:
@@ -132,7 +134,10 @@ class Training:
                 self.store.lookup(indices)
             x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
             rows, sources = torch.zeros(0, device=self.device), indices
+            # Batch norm refuses a single sample in training mode, and must not count this one.
+            self.network.eval()
             loss = 0.0 * self.ddp(x).sum()
+            self.network.train()
         # DDP averages over the workers; the loss is summed over this worker's share.
         (loss * (self.world / len(global_batch))).backward()
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]

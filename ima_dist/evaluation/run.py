@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from ima_dist.results.rundir import RunDir, read_parquet, write_json, write_parq
 
 # (loss, noise) -> predictions (B,)
 Predictions = dict[tuple[str, float], Tensor]
+# noise level -> ξ (B, ...)
+Start = Callable[[float], Tensor]
 
 
 def evaluate(
@@ -29,7 +32,7 @@ def evaluate(
     box: tuple[float, float] | None,
     *,
     batch_size: int,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[dict[str, Any]], pa.Table]:
     """Attack the test samples (the first ``eval.samples`` of them) at every noise level.
 
@@ -37,7 +40,8 @@ def evaluate(
 
     Args:
         batch_size: samples attacked at once.
-        on_batch: told (batches done, batches in all) of this worker.
+        on_progress: told (attacks begun, attacks in all) of this worker, one for each batch and level, and for
+            pgd100 also for each loss.
 
     Returns:
         curves: one dictionary for each attack, loss and noise level (see the design of summary.json).
@@ -47,15 +51,22 @@ def evaluate(
     first, last = distributed.block(total, distributed.rank(), distributed.world_size())
     parts = torch.arange(first, last, device=test.x.device).split(batch_size) if last > first else ()
     pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]] = []
-    done, rounds = 0, len(parts) * len(config.eval.attacks)
+    begun, levels = 0, sum(level > 0 for level in config.eval.noise)
+    rounds = len(parts) * levels * sum(_RUNS_PER_LEVEL[attack] for attack in config.eval.attacks)
+    on_progress(0, rounds)
+
+    def starts(x: Tensor, indices: Tensor, eps: float) -> Tensor:
+        nonlocal begun
+        begun += 1
+        on_progress(begun, rounds)
+        return noise.start(noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices), x, eps, config.norm)
+
     for part in parts:
         x, y = test.batch(part)
         for attack in config.eval.attacks:
-            found = _ATTACKS[attack](network, x, y, part, config, box)
+            found = _ATTACKS[attack](network, x, y, functools.partial(starts, x, part), config, box)
             for (loss, level), predicted in found.items():
                 pieces.append((attack, loss, level, part.cpu().numpy(), y.cpu().numpy(), predicted.cpu().numpy()))
-            done += 1
-            on_batch(done, rounds)
     everything = [piece for worker in distributed.gather_objects(pieces) for piece in worker]
     outcomes = _outcomes(everything, config)
     return _curves(outcomes, config), outcomes
@@ -73,18 +84,13 @@ def save(run: RunDir, curves: list[dict[str, Any]], outcomes: pa.Table, summary:
     write_json(run.summary_path, {**run.summary(), **summary, "curves": kept + curves})
 
 
-def _starts(x: Tensor, indices: Tensor, config: Config, eps: float) -> Tensor:
-    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-    return noise.start(keys, x, eps, config.norm)
-
-
 def _worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """The prediction of whichever attack broke the sample."""
     return torch.where(a != y, a, b)
 
 
 def _pgd100(
-    network: nn.Module, x: Tensor, y: Tensor, indices: Tensor, config: Config, box: tuple[float, float] | None
+    network: nn.Module, x: Tensor, y: Tensor, start: Start, config: Config, box: tuple[float, float] | None
 ) -> Predictions:
     """The paper's protocol: final iterate, each level alone, both losses, the worse of the two (section 3)."""
     out: Predictions = {}
@@ -104,7 +110,7 @@ def _pgd100(
                     steps=config.eval.steps,
                     step_scale=config.eval.step_scale,
                     loss=loss,
-                    start=_starts(x, indices, config, eps),
+                    start=start(eps),
                     box=box,
                 )
                 out[loss, eps] = network(adv).argmax(1)
@@ -113,7 +119,7 @@ def _pgd100(
 
 
 def _worst(
-    network: nn.Module, x: Tensor, y: Tensor, indices: Tensor, config: Config, box: tuple[float, float] | None
+    network: nn.Module, x: Tensor, y: Tensor, start: Start, config: Config, box: tuple[float, float] | None
 ) -> Predictions:
     predictions, _ = worst(
         network,
@@ -123,13 +129,14 @@ def _worst(
         norm=config.norm,
         steps=config.eval.steps,
         step_scale=config.eval.step_scale,
-        start=lambda eps: _starts(x, indices, config, eps),
+        start=start,
         box=box,
     )
     return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
 
 
 _ATTACKS: dict[str, Callable[..., Predictions]] = {"pgd100": _pgd100, "worst": _worst}
+_RUNS_PER_LEVEL = {"pgd100": 2, "worst": 1}
 
 
 def _outcomes(pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]], config: Config) -> pa.Table:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from ima_dist.config import Config
+from ima_dist.methods.adv import Adversarial
 from ima_dist.methods.base import Attacked, Batch, Method
 from ima_dist.methods.ce import CrossEntropy
+from ima_dist.methods.ddn import DDN
 from ima_dist.methods.ima import IMA
+from ima_dist.methods.mma import MMA
+from ima_dist.methods.rand import RandomNoise
+from ima_dist.methods.trades import Trades
 
-METHODS: dict[str, type[Method]] = {"ce": CrossEntropy, "ima": IMA}
+METHODS: dict[str, type[Method]] = {
+    "ima": IMA,
+    "ce": CrossEntropy,
+    "adv": Adversarial,
+    "rand": RandomNoise,
+    "trades": Trades,
+    "mma": MMA,
+    "ddn": DDN,
+}
 
 
 def make_method(config: Config, box: tuple[float, float] | None) -> Method:

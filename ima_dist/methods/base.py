@@ -48,7 +48,8 @@ class Attacked:
     """What a method's ``attack`` prepared.
 
     Attributes:
-        inputs: (B + K, ...) the batch's clean samples, then K noisy ones: one forward pass.
+        inputs: (B + K, ...) the batch's clean samples, then K noisy ones: one forward pass. With ``noisy_only``
+            the (K, ...) noisy ones, for a loss without clean samples; ``correct`` is then given.
         noisy_of: (K,) the row in the batch of each noisy sample.
         correct: (B,) bool clean samples classified correctly in evaluation mode, or None if not known.
         proposals: new margins, or None.
@@ -60,6 +61,7 @@ class Attacked:
     correct: Tensor | None = None
     proposals: Proposals | None = None
     evaluations: int = 0
+    noisy_only: bool = False
 
 
 @dataclass
@@ -75,8 +77,8 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        """Loss of every row of ``logits``, (B + K, C) -> (B + K,); their sum over the global batch, divided
-        by its size, is what is minimised."""
+        """Loss of every row of ``logits``, (B + K, C) -> (B + K,), in the order of
+        ``Attacked.inputs``; their sum over the global batch, divided by its size, is what is minimised."""
 
     def estimate(self, model: Network, batch: Batch) -> tuple[Proposals, int]:
         """New margins for a batch after the epoch, and the evaluations spent."""

@@ -1,0 +1,42 @@
+"""Vanilla adversarial training (paper, section 2.1, eq. 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ima_dist.attacks.common import Network, cross_entropy
+from ima_dist.attacks.pgd import pgd
+from ima_dist.methods.base import Attacked, Batch, Method
+
+
+def half_and_half(logits: Tensor, batch: Batch) -> Tensor:
+    """Eq. 2 by rows: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
+    return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
+
+
+class Adversarial(Method):
+    """The baseline "adv ε" (Goodfellow et al. 2014; Kurakin et al. 2016; Madry et al. 2018): every sample, right
+    or wrong, is trained on clean and at the last iterate of PGD, whose radius ε is ``eps_max``."""
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        settings, eps, norm = self.config.attack, self.config.eps_max, self.config.norm
+        noisy = pgd(
+            model,
+            batch.x,
+            batch.y,
+            eps,
+            norm=norm,
+            steps=settings.steps,
+            step_scale=settings.step_scale,
+            start=batch.start(eps, norm),
+            box=self.box,
+        )
+        return Attacked(
+            inputs=torch.cat([batch.x, noisy]),
+            noisy_of=torch.arange(len(noisy), device=noisy.device),
+            evaluations=settings.steps * len(noisy),
+        )
+
+    def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
+        return half_and_half(logits, batch)

@@ -1,0 +1,24 @@
+"""Training with random noise (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ima_dist import norms
+from ima_dist.attacks.common import Network
+from ima_dist.methods.adv import half_and_half
+from ima_dist.methods.base import Attacked, Batch, Method
+
+
+class RandomNoise(Method):
+    """The baseline "rand ε", with adv's loss (eq. 2): noise uniform in the ball of radius ε = ``eps_max``, which
+    under L∞ is the paper's uniform white noise, and then clipped to the box. L2 is ours."""
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        eps, norm = self.config.eps_max, self.config.norm
+        noisy = norms.clip(batch.x + batch.start(eps, norm), batch.x, eps, norm, self.box)
+        return Attacked(inputs=torch.cat([batch.x, noisy]), noisy_of=torch.arange(len(noisy), device=noisy.device))
+
+    def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
+        return half_and_half(logits, batch)

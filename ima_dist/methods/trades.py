@@ -1,0 +1,59 @@
+"""TRADES: trade-off between accuracy and robustness (Zhang et al., ICML 2019)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ima_dist.attacks.common import Network, attack_mode, cross_entropy
+from ima_dist.attacks.pgd import pgd
+from ima_dist.methods.base import Attacked, Batch, Method
+
+START = 1e-3
+
+
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of each sample from log-probabilities, (B, C), (B, C) -> (B,)."""
+    return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+class Trades(Method):
+    """Cross-entropy of the clean sample x plus 1/λ · KL(p(x) ‖ p(x')), where x' is found by maximising the same
+    divergence with PGD within ``eps_max`` of x (Zhang et al., algorithm 1).
+
+    As published: the loss and its gradient, which runs through p(x) as well as p(x'); 1/λ = 6; p(x) held fixed
+    inside PGD, which sees the network in evaluation mode. As the IMA paper has it (section 3): the number and
+    size of the steps are those of adv. Ours: the start lies uniformly within 0.001 in every coordinate, where
+    the released code draws normal noise of that standard deviation; under L2 the steps are eq. 1's too; and
+    clean and perturbed samples go through the network together, so that batch norm sees both at once.
+    """
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        settings = self.config.attack
+        with torch.no_grad(), attack_mode(model):
+            target = model(batch.x).log_softmax(1)
+        noisy = pgd(
+            model,
+            batch.x,
+            batch.y,
+            self.config.eps_max,
+            norm=self.config.norm,
+            steps=settings.steps,
+            step_scale=settings.step_scale,
+            loss=lambda logits, _: divergence(target, F.log_softmax(logits, 1)),
+            # At x itself the divergence has its minimum and no gradient.
+            start=batch.start(START, "linf"),
+            box=self.box,
+        )
+        return Attacked(
+            inputs=torch.cat([batch.x, noisy]),
+            noisy_of=torch.arange(len(noisy), device=noisy.device),
+            correct=target.argmax(1) == batch.y,
+            evaluations=(settings.steps + 1) * len(noisy),
+        )
+
+    def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
+        clean, noisy = logits.chunk(2)
+        robust = divergence(clean.log_softmax(1), noisy.log_softmax(1))
+        return torch.cat([cross_entropy(clean, batch.y), self.config.trades.inverse_lambda * robust])
