@@ -116,6 +116,8 @@ class EvalConfig:
     samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
 
     def check(self) -> None:
+        if not self.attacks or len(set(self.attacks)) < len(self.attacks):
+            raise ConfigError("--eval.attacks needs at least one attack, and each once.")
         if not self.noise:
             raise ConfigError("--eval.noise needs at least one level, for example --eval.noise 0,0.1,0.2.")
         for level in self.noise:

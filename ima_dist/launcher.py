@@ -27,7 +27,7 @@ _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PAS
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
-class Stopped(Exception):
+class Stopped(BaseException):
     """The driver gave up waiting for the workers because it was told to stop."""
 
 
@@ -136,7 +136,7 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
         ),
         # Ray restores a run by its name, without a word; ours resumes from the run directory alone.
         run_config=RunConfig(
-            name=f"{run.path.name}-{task}-{time.time_ns()}",
+            name=f"ima_dist-{task}-{time.time_ns()}",
             storage_path=str(run.path / ".ray"),
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},  # type: ignore[call-arg]
@@ -246,6 +246,6 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
         status = {"status": "interrupted", "message": str(error)}
     except (NumericalError, Damaged) as error:
         status = {"status": "failed", "message": str(error)}
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and payload["task"] == "train":
         write_json(run.summary_path, {**run.summary(), **status})
     return status

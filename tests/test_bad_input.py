@@ -63,6 +63,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (("moons", "--eval.noise", "0.2,0.1"), "ascending"),
         (("moons", "--eval.noise", ""), "at least one level"),
         (("moons", "--eval.attacks", "pgd"), "must be one of pgd100"),
+        (("moons", "--eval.attacks", "worst,worst"), "each once"),
         (("moons", "--data.subset", "30000"), "give at most 20000"),
         (("moons", "--data.source", "nowhere:load"), "nowhere"),
         (("moons", "--data.source", "no reference"), "pkg.module:function"),
