@@ -64,8 +64,6 @@ def cluster(config: Config) -> Iterator[Cluster]:
         ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        if isinstance(error, Stopped):
-            raise
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
