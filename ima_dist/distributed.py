@@ -11,6 +11,10 @@ from torch import Tensor
 Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
 
 
+class Interrupted(Exception):
+    """The workers were asked to stop and have agreed to; everything done so far is saved. Exit status 75."""
+
+
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,17 +19,19 @@ from types import FrameType
 from typing import Any
 
 from ima_dist.config import Config, ConfigError, from_dict, to_dict
-from ima_dist.results.rundir import RunDir, read_json, write_json
+from ima_dist.results.rundir import RunDir, write_json
 
 STOP_FILE = "stop-requested"
 # OpenMP's threads wait for work by spinning. On a node that others use too, a spinning thread keeps the one
 # it waits for from running: an attack on a small network took 40 times as long (docs/log.md).
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+# Seconds after which a second signal ends the driver at once, and that Ray then has for its own end.
+_IMPATIENT_AFTER, _LAST_WAIT = 1.0, 20.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The driver gave up waiting for the workers because it was told to stop."""
+    """The driver was told to stop before there was anything to be saved."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def cluster(config: Config) -> Iterator[Cluster]:
     # The dashboard must run: Ray Train's clean-up asks it about the state of the group and waits if it is absent.
     local: dict[str, Any] = {} if address else {"include_dashboard": True}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        with _signals_for_us_alone():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
@@ -110,7 +114,6 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
 
     Raises:
         RuntimeError: a worker died or failed in a way it could not report; one sentence.
-        Stopped: told to stop where nothing is left to be saved, or told twice.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -174,17 +177,40 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextlib.contextmanager
+def _signals_for_us_alone() -> Iterator[None]:
+    """Ray's processes, started inside, never get the signals that ask the driver to stop.
+
+    SLURM and ``timeout`` send a signal to all processes of a job: it would end Ray before the workers have
+    written their checkpoint. A blocked signal stays blocked in the processes that one starts. Ray also
+    replaces the driver's own handlers, which are put back.
+    """
+    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
 def _handing_on_signals(run: RunDir) -> Iterator[None]:
-    asked = 0
+    first: float | None = None
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked += 1
-        stage = (read_json(run.progress_path) or {}).get("stage")
-        if asked > 1 or stage == "evaluation":
-            raise Stopped
-        (run.path / STOP_FILE).touch()
-        print("Stopping: writing a checkpoint first.", file=sys.stderr, flush=True)
+        # Raising here would be in vain: Ray's waiting swallows what a handler raises.
+        nonlocal first
+        now = time.monotonic()
+        if first is None:
+            first = now
+            (run.path / STOP_FILE).touch()
+            print("Stopping: saving what has been done.", file=sys.stderr, flush=True)
+        elif now - first > _IMPATIENT_AFTER:
+            # A hung worker would keep a polite driver waiting for ever.
+            print("Stopped at once; the last checkpoint is kept.", file=sys.stderr, flush=True)
+            write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+            threading.Thread(target=_end_now, daemon=True).start()
 
     # Ray's own handler for Ctrl-C is set inside fit() and would abort without a checkpoint.
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -198,6 +224,15 @@ def _handing_on_signals(run: RunDir) -> Iterator[None]:
         DataParallelTrainer._register_sigint_handler = theirs  # type: ignore[method-assign]
 
 
+def _end_now() -> None:
+    import ray
+
+    threading.Timer(_LAST_WAIT, os._exit, [75]).start()
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    os._exit(75)
+
+
 def _remove_ray_files(run: RunDir) -> None:
     shutil.rmtree(run.path / ".ray", ignore_errors=True)
 
@@ -206,7 +241,7 @@ def _worker_error(error: Exception) -> str:
     failures = getattr(error, "worker_failures", None) or {}
     for rank, failure in sorted(failures.items()):
         cause = getattr(failure, "cause", None) or failure
-        return f"Worker {rank} failed: {_one_line(cause)}"
+        return f"The workers ended; what worker {rank} reported first: {_one_line(cause)}"
     return f"The workers failed: {_one_line(error)}"
 
 
@@ -228,7 +263,7 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     from ima_dist import distributed
     from ima_dist.engine.checkpoint import Damaged
     from ima_dist.engine.tasks import evaluate_task, train_task
-    from ima_dist.engine.training import Interrupted, NumericalError
+    from ima_dist.engine.training import NumericalError
 
     config = from_dict(payload["config"])
     run = RunDir(payload["run"])
@@ -240,7 +275,7 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     task = {"train": train_task, "evaluate": evaluate_task}[payload["task"]]
     try:
         return task(config, run, device, (run.path / STOP_FILE).exists)
-    except Interrupted as error:
+    except distributed.Interrupted as error:
         status = {"status": "interrupted", "message": str(error)}
     except (NumericalError, Damaged) as error:
         status = {"status": "failed", "message": str(error)}

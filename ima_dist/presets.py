@@ -78,6 +78,13 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, list[float]]]]]
 PRESETS = tuple(_PRESETS)
 
 
+def is_the_papers(config: Config) -> bool:
+    """Whether data and network are the ones that the paper used for this preset, so that its tables apply."""
+    shared, _ = _PRESETS[config.preset]
+    given = (config.data.source, config.model.factory)
+    return given == (shared["data"]["source"], shared["model"]["factory"])
+
+
 def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     """The preset's configuration with ``options`` (dotted names) on top, checked.
 

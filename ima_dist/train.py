@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import io
 import os
 import sys
 import time
@@ -26,7 +27,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Run an entry point: a user's mistake and a signal become one sentence and an exit status."""
+    """Run an entry point: a user's mistake, a full disk and a signal become one sentence and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A log in ASCII shows a question mark for a letter that it lacks.
+            stream.reconfigure(errors="replace")
     try:
         with launcher.stopping_at_once():
             return command(argv)
@@ -34,8 +39,26 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except launcher.Stopped:
-        print("Stopped before the workers began; nothing is lost.", file=sys.stderr)
+        print("Stopped; what had been saved is kept.", file=sys.stderr)
         return EXIT_REQUEUE
+    except OSError as error:
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def say(text: str) -> None:
+    """Print a line; a reader who has gone away (``| head``) does not end the run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would write what is left at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def describe_os_error(error: OSError) -> str:
+    """One sentence: which file, and what the system says."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}."
 
 
 def _main(argv: list[str]) -> int:
@@ -52,16 +75,21 @@ def _main(argv: list[str]) -> int:
     if arguments.resume:
         if arguments.out:
             raise ConfigError("--out and --resume exclude one another: a resumed run stays where it is.")
-        run = RunDir.open(arguments.resume)
+        run = RunDir.open(existing(arguments.resume))
         config = _resumed(run, arguments.preset, options)
         if run.status == "finished":
-            print(f"{run.path} is finished; nothing to do.")
+            say(f"{run.path} is finished; nothing to do.")
             return EXIT_DONE
+        with run.writing():
+            run.record(config)
+            check_checkpoints(run, config, check_inputs(config))
+            return _train(config, run, arguments.out)
     else:
         if not arguments.preset:
             raise ConfigError(f"Name a preset ({', '.join(PRESETS)}) or a run to continue with --resume RUN_DIR.")
         config = make_config(arguments.preset, options)
-    return _train(config, arguments)
+    check_inputs(config)
+    return _train(config, None, arguments.out)
 
 
 def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
@@ -76,27 +104,24 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, arguments: argparse.Namespace) -> int:
+def _train(config: Config, run: RunDir | None, out: str | None) -> int:
+    """Train in ``run``, held by the caller, or in a new one, made when the cluster has what it needs."""
     began = time.time()
-    check_inputs(config)
-    if arguments.resume:
-        check_checkpoints(RunDir.open(arguments.resume), config)
     from ima_dist.progress import ProgressView
 
-    with launcher.cluster(config) as cluster:
-        if arguments.resume:
-            run = RunDir.open(arguments.resume)
-        else:
-            out = arguments.out or results_root() / default_name(config, datetime.now())
+    with contextlib.ExitStack() as held:
+        cluster = held.enter_context(launcher.cluster(config))
+        if run is None:
+            out = out or str(results_root() / default_name(config, datetime.now()))
             run = RunDir.create(config, absolute_output(out))
+            held.enter_context(run.writing())
         previous = run.summary()
         write_json(run.progress_path, {"stage": "starting"})
         write_json(run.summary_path, {**previous, **_identity(config), "status": "running", "message": None})
         place = "GPU" if cluster.use_gpu else "CPU"
-        print(
+        say(
             f"{config.preset}, {config.method}, {config.norm}: {config.epochs} epochs on {cluster.workers} "
-            f"{place} worker{'s' * (cluster.workers != 1)}. Results: {shown(run.path)}",
-            flush=True,
+            f"{place} worker{'s' * (cluster.workers != 1)}. Results: {shown(run.path)}"
         )
         started = time.time()
         status, message = EXIT_DONE, None
@@ -119,9 +144,10 @@ def _train(config: Config, arguments: argparse.Namespace) -> int:
         summary["wall_seconds"] = previous.get("wall_seconds", 0.0) + time.time() - began
         write_json(run.summary_path, summary)
     if status == EXIT_REQUEUE:
-        print(f"Interrupted. Continue with: python -m ima_dist.train --resume {shown(run.path)}", flush=True)
+        say(f"Interrupted. Continue with: {_resume_command(run)}")
     elif status == EXIT_FAILED:
-        print(f"error: {message}\nKept: {shown(run.path)}", file=sys.stderr, flush=True)
+        sentence = str(message).rstrip(".")
+        print(f"error: {sentence}. To continue from the last checkpoint: {_resume_command(run)}", file=sys.stderr)
     else:
         show_results(run)
     return status
@@ -131,8 +157,15 @@ def _identity(config: Config) -> dict[str, Any]:
     return {"preset": config.preset, "method": config.method, "norm": config.norm, "seed": config.seed}
 
 
-def check_inputs(config: Config) -> None:
-    """Load the data and build the network once, before anything is written. Raises ConfigError."""
+def _resume_command(run: RunDir) -> str:
+    return f"python -m ima_dist.train --resume {shown(run.path)}"
+
+
+def check_inputs(config: Config) -> str:
+    """Load the data and build the network once, before anything is written.
+
+    Returns the digest of the data. Raises ConfigError.
+    """
     import torch
 
     from ima_dist.data.dataset import load
@@ -142,15 +175,17 @@ def check_inputs(config: Config) -> None:
         sys.path.insert(0, os.getcwd())
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto.")
-    make_network(config, load(config.data, config.seed))
+    data = load(config.data, config.seed)
+    make_network(config, data)
+    return data.digest()
 
 
-def check_checkpoints(run: RunDir, config: Config) -> None:
-    """Raise ConfigError if the run has checkpoints and cannot continue from any of them."""
+def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
+    """Raise ConfigError if the run has checkpoints and cannot continue from any of them on these data."""
     from ima_dist.engine import checkpoint
 
     try:
-        checkpoint.newest(run, config.fingerprint())
+        checkpoint.newest(run, checkpoint.Identity(config.fingerprint(), data))
     except checkpoint.Damaged as error:
         raise ConfigError(f"{error}.") from error
 
@@ -163,6 +198,11 @@ def results_root() -> Path:
 def absolute_output(out: str | Path) -> Path:
     """``out`` made absolute against a directory of the user's."""
     return user_directory() / out
+
+
+def existing(path: str | Path) -> Path:
+    """A directory that a user names: seen from here, or from where a submitted job's results go."""
+    return Path(path) if Path(path).exists() else user_directory() / path
 
 
 def user_directory() -> Path:
@@ -186,17 +226,12 @@ def show_results(run: RunDir) -> None:
 
     config, summary = run.config(), run.summary()
     figures = draw_all(run)
-    found = paper.curve(config.preset, config.norm, config.method, config.eps_max)
+    found = paper.row_of(config)
     curves = [c for c in summary["curves"] if c["epoch"] == config.epochs]
-    print()
-    print(robustness_table(curves, found[1] if found else None, found[0] if found else None))
+    say("\n" + robustness_table(curves, found[1] if found else None, found[0] if found else None))
     seconds = summary.get("seconds", {})
     parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
-    print(f"\nTime: {', '.join(parts)}.")
-    print(f"Results: {shown(run.path)}")
-    for figure in figures:
-        print(f"  {shown(figure)}")
-    sys.stdout.flush()
+    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(run.path)}", *(f"  {shown(f)}" for f in figures)]))
 
 
 if __name__ == "__main__":

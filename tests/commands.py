@@ -33,10 +33,16 @@ def run(module: str, *options: object, cwd: Path | None = None, **extra: str) ->
 
 
 def start(module: str, *options: object, cwd: Path) -> subprocess.Popen[str]:
-    """The command in the background; its output goes to files beside ``cwd``'s other files."""
+    """The command in the background, in a process group of its own; its output goes to files in ``cwd``."""
     with (cwd / "stdout.txt").open("w") as out, (cwd / "stderr.txt").open("w") as err:
         return subprocess.Popen(
-            command(module, *options), cwd=cwd, env=environment(), stdout=out, stderr=err, text=True
+            command(module, *options),
+            cwd=cwd,
+            env=environment(),
+            stdout=out,
+            stderr=err,
+            text=True,
+            start_new_session=True,
         )
 
 

@@ -140,6 +140,26 @@ def test_resume_with_another_configuration(refused, tmp_path):
     assert "did you mean beta?" in refused("--resume", run.path)
 
 
+def test_resume_with_other_data(refused, tmp_path):
+    config, run = workers.start_run(tmp_path / "run", "moons", data__subset=100, epochs=1, method="ce")
+    workers.train(config, run.path)
+    state = next(run.checkpoints_dir.glob("*/state.json"))
+    state.write_text(state.read_text().replace('"data": "', '"data": "0'))
+    assert "other data" in refused("--resume", run.path)
+    assert "other data" in refused(run.path, main=evaluate.main)
+
+
+def test_a_run_has_one_writer(refused, tmp_path):
+    config, run = workers.start_run(tmp_path / "run", "moons", data__subset=100, epochs=1, method="ce")
+    workers.train(config, run.path)
+    with run.writing():
+        assert f"is being written by process {os.getpid()}" in refused("--resume", run.path)
+        assert "is being written by process" in refused(run.path, main=evaluate.main)
+    (run.path / "lock").unlink()
+    (run.path / "lock").mkdir()
+    assert "cannot be written" in refused("--resume", run.path)
+
+
 def test_evaluate_refuses_what_it_cannot_do(refused, tmp_path):
     run = partial(refused, main=evaluate.main)
     assert "not a run directory" in run("nowhere")
@@ -147,6 +167,14 @@ def test_evaluate_refuses_what_it_cannot_do(refused, tmp_path):
     assert "has not finished training" in run(tmp_path / "run")
     assert "must be one of pgd100" in run(tmp_path / "run", "--attack", "pgd7")
     assert "Unknown option '--beta'" in run(tmp_path / "run", "--beta", "0.1")
+    config, trained = workers.start_run(tmp_path / "trained", "moons", data__subset=100, epochs=1, method="ce")
+    workers.train(config, trained.path)
+    weights = trained.checkpoints_dir / "epoch=0001" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert f"{weights} is damaged" in run(trained.path)
+    weights.unlink()
+    assert f"{weights} is missing" in run(trained.path)
 
 
 def test_status_and_sentence_of_the_real_command(tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 import pytest
 
-from ima_dist.results.rundir import RunDir
-from tests import commands
+from ima_dist.results.rundir import RunDir, write_json
+from tests import commands, workers
 from tests.conftest import needs_fashion_mnist
 from tests.runs import check_files, pgd100_accuracies
 
@@ -51,4 +54,23 @@ def test_own_data_and_network(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     check_files(RunDir(tmp_path / "run"), epochs=12, samples=90)
-    assert RunDir(tmp_path / "run").summary()["clean_accuracy"] > 0.9
+    summary = RunDir(tmp_path / "run").summary()
+    assert summary["clean_accuracy"] > 0.9
+    assert summary["paper_table"] is None
+    assert "paper" not in done.stdout
+
+
+def test_a_closed_pipe_and_an_ascii_terminal_show_no_traceback(tmp_path):
+    _, run = workers.start_run(tmp_path / "r\u00fcn", "moons")
+    write_json(run.summary_path, {"status": "finished"})
+    command = commands.command("ima_dist.train", "--resume", run.path)
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command, env=commands.environment(PYTHONIOENCODING="ascii"), stdout=writer, stderr=subprocess.PIPE, timeout=120
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = commands.run("ima_dist.train", "--resume", run.path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "r?n is finished" in done.stdout

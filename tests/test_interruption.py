@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
 
-from ima_dist.results.rundir import RunDir
+from ima_dist.results.rundir import RunDir, read_json
 from tests import commands, workers
 from tests.runs import check_files
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
-    """SIGTERM in mid-epoch, then kill -9 of driver and workers in mid-epoch, then to the end."""
+    """SIGTERM in mid-epoch, kill -9 of driver and workers in mid-epoch, SIGTERM in the evaluation, to the end."""
     options = {
         "dtype": "float64", "data__subset": 6000, "epochs": 4, "batch_size": 32, "margin_update": "online",
         "eval__steps": 2, "eval__noise": (0.0, 0.1),
@@ -34,18 +34,21 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
         "--margin-update", "online", "--eval.steps", "2", "--eval.noise", "0,0.1",
     ]  # fmt: skip
 
+    def progress() -> dict[str, Any]:
+        return read_json(run.progress_path) or {}
+
+    def stage() -> str:
+        return progress().get("stage", "")
+
     def position() -> tuple[int, int]:
-        try:
-            progress = json.loads(run.progress_path.read_text())
-        except OSError:
-            return 0, 0
-        return (progress.get("epoch", 0), progress.get("step", 0)) if progress["stage"] == "training" else (0, 0)
+        now = progress()
+        return (now.get("epoch", 0), now.get("step", 0)) if now.get("stage") == "training" else (0, 0)
 
     driver = commands.start("ima_dist.train", "moons", *flags, "--workers", "2", "--out", path, cwd=tmp_path)
     commands.wait_for(lambda: position()[0] == 2 and 5 < position()[1] < 150, 180, "the second epoch")
     family = commands.descendants(driver.pid)
-    driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=60) == 75
+    os.killpg(driver.pid, signal.SIGTERM)  # as SLURM and timeout do: to all of Ray as well
+    assert driver.wait(timeout=50) == 75
     assert "Continue with" in (tmp_path / "stdout.txt").read_text()
     assert run.status == "interrupted"
     assert any("-step=" in p.name for p in run.checkpoints_dir.iterdir())
@@ -60,8 +63,16 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
     driver.wait(timeout=30)
     commands.wait_for(lambda: not any(map(commands.alive, family)), 30, "all processes to end")
 
-    done = commands.run("ima_dist.train", "--resume", path, "--workers", "2")
+    driver = commands.start("ima_dist.train", "--resume", path, "--workers", "2", "--eval.steps", "3000", cwd=tmp_path)
+    commands.wait_for(lambda: stage() == "evaluation", 180, "the evaluation")
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=50) == 75
+    assert run.status == "interrupted"
+    assert run.config().eval.steps == 3000
+
+    done = commands.run("ima_dist.train", "--resume", path, "--workers", "2", "--eval.steps", "2")
     assert done.returncode == 0, done.stderr
+    assert run.config().eval.steps == 2
     weights_2, margins_2 = workers.final_state(config, path)
     assert workers.largest_difference(weights, weights_2) < 1e-9
     assert float((margins - margins_2).abs().max()) < 1e-9

@@ -402,6 +402,12 @@ def test_rows_the_paper_does_not_have(query: tuple[str, str, str, float | None])
     assert paper.curve(*query) is None
 
 
+def test_own_data_or_network_are_not_set_beside_the_paper() -> None:
+    assert paper.row_of(make_config("moons", {})) == paper.curve("moons", "linf", "ima")
+    assert paper.row_of(make_config("moons", {"data.source": "mine:load"})) is None
+    assert paper.row_of(make_config("moons", {"model.factory": "mine:network"})) is None
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_preset_noise_levels_are_those_of_the_paper(preset: str, norm: str) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from ima_dist import distributed
 from ima_dist.data.dataset import load
+from ima_dist.engine import checkpoint
+from ima_dist.engine.setup import make_network, make_optimizer
 from ima_dist.engine.training import NumericalError, Training
 from ima_dist.results.rundir import RunDir
 from tests import workers
@@ -155,6 +157,22 @@ def test_optimizer_states_are_pruned_and_all_weights_kept(tmp_path):
     assert [f.name for f in folders] == [f"epoch={e:04d}" for e in range(1, 6)]
     assert all((f / "model.safetensors").exists() for f in folders)
     assert [(f / "optimizer.safetensors").exists() for f in folders] == [False, False, True, True, True]
+
+
+def test_checkpoints_are_ordered_by_number_and_unfinished_ones_removed(tmp_path):
+    config, run = workers.start_run(tmp_path, "moons", data__subset=100, epochs=1, method="ce")
+    workers.train(config, run.path)
+    data = load(config.data, config.seed)
+    identity = checkpoint.Identity(config.fingerprint(), data.digest())
+    network = make_network(config, data)
+    optimizer = make_optimizer(config, network)
+    for epoch in (9999, 10000):
+        checkpoint.save(run, checkpoint.Position(epoch), identity, network, optimizer, None, data.train.y)
+    found, complaints = checkpoint.newest(run, identity)
+    assert (found.position.epoch, complaints) == (10000, [])
+    (run.checkpoints_dir / ".writing-epoch=10001").mkdir()
+    checkpoint.clear_unfinished(run)
+    assert not list(run.checkpoints_dir.glob(".*"))
 
 
 def test_share_of_batch_covers_the_batch():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,7 @@ from ima_dist.references import first_line, resolve_reference
 
 _PARTS = ("train", "val", "test")
 _UINT8_BOX = (0.0, 1.0)
+_DIGESTED = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,19 @@ class DataSet:
     num_classes: int
     class_names: tuple[str, ...] | None = None
     augment: bool = False
+
+    def digest(self) -> str:
+        """A short hash that tells other data from these: sizes, all labels, and up to 512 samples a part.
+
+        Not every sample, because a run asks for it at every start.
+        """
+        found = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            found.update(f"{tuple(part.x.shape)} {part.x.dtype}".encode())
+            found.update(part.y.numpy().tobytes())
+            chosen = torch.linspace(0, max(len(part) - 1, 0), min(len(part), _DIGESTED), dtype=torch.float64).long()
+            found.update(part.x[chosen].contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
 
 
 class Resident:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,6 +59,14 @@ class Checkpoint:
     margins: Path
 
 
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to: a configuration's fingerprint and the digest of its data."""
+
+    fingerprint: str
+    data: str
+
+
 class Damaged(Exception):
     """A checkpoint cannot be used; the message names the file and says why."""
 
@@ -65,7 +74,7 @@ class Damaged(Exception):
 def save(
     run: RunDir,
     position: Position,
-    fingerprint: str,
+    identity: Identity,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     store: MarginStore | None,
@@ -110,7 +119,7 @@ def save(
             "epoch": position.epoch,
             "step": position.step,
             "counters": position.counters,
-            "fingerprint": fingerprint,
+            **asdict(identity),
             "workers": distributed.world_size(),
             "optimizer": layout,
             "files": files,
@@ -127,19 +136,21 @@ def save(
     distributed.barrier()
 
 
-def newest(run: RunDir, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str]]:
     """The newest whole checkpoint, or None; and a sentence for each newer one that is damaged.
 
     Raises:
-        Damaged: checkpoints exist but none is whole, or the newest is of another configuration.
+        Damaged: checkpoints exist but none is whole and of this configuration and these data.
     """
     complaints: list[str] = []
-    found = sorted(run.checkpoints_dir.glob("epoch=*"), key=lambda p: p.name, reverse=True)
+    found = sorted(run.checkpoints_dir.glob("epoch=*"), key=_place_in_run, reverse=True)
     for path in found:
         try:
             state = _read_state(path)
-            if state["fingerprint"] != fingerprint:
+            if state["fingerprint"] != identity.fingerprint:
                 raise Damaged(f"{path} belongs to another configuration than {run.path / 'config.yaml'}")
+            if state["data"] != identity.data:
+                raise Damaged(f"{path} was trained on other data than those that are there now")
             for name, digest in state["files"].items():
                 file = run.path / name
                 if not file.exists():
@@ -150,7 +161,7 @@ def newest(run: RunDir, fingerprint: str) -> tuple[Checkpoint | None, list[str]]
             complaints.append(str(error))
             continue
         position = Position(int(state["epoch"]), int(state["step"]), dict(state["counters"]))
-        return Checkpoint(path, position, run.margins_dir / f"epoch={position.epoch:04d}"), complaints
+        return Checkpoint(path, position, run.margins_dir / Position(position.epoch).name), complaints
     if complaints:
         raise Damaged("; ".join(complaints) + ". No whole checkpoint is left")
     return None, []
@@ -182,14 +193,22 @@ def restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
         )
 
 
-def load_weights(run: RunDir, epoch: int, network: nn.Module) -> None:
-    """Weights after ``epoch`` complete epochs. Raises Damaged naming the file."""
-    file = run.checkpoints_dir / f"epoch={epoch:04d}" / "model.safetensors"
+def weights_file(run: RunDir, epoch: int, data: str) -> Path:
+    """Undamaged weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
+    file = run.checkpoints_dir / Position(epoch).name / "model.safetensors"
     if not file.exists():
         raise Damaged(f"{file} is missing")
-    recorded = _read_state(file.parent)["files"].get(_relative(run, file))
-    if recorded != _digest(file):
+    state = _read_state(file.parent)
+    if state["files"].get(_relative(run, file)) != _digest(file):
         raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
+    if state["data"] != data:
+        raise Damaged(f"{file.parent} was trained on other data than those that are there now")
+    return file
+
+
+def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:
+    """Load the weights of ``weights_file`` in place. Raises Damaged."""
+    file = weights_file(run, epoch, data)
     safetensors.load_model(network, file, device=str(next(network.parameters()).device))
 
 
@@ -202,7 +221,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     file = path / "state.json"
     try:
         state = json.loads(file.read_text())
-        return {key: state[key] for key in ("epoch", "step", "counters", "fingerprint", "optimizer", "files")}
+        return {key: state[key] for key in ("epoch", "step", "counters", "fingerprint", "data", "optimizer", "files")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 
@@ -218,8 +237,21 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
     return tensors, packed["param_groups"]
 
 
+def _place_in_run(path: Path) -> tuple[int, int]:
+    """(epoch, step) in the name of a checkpoint directory; (-1, 0) for a name that is none."""
+    match = re.fullmatch(r"epoch=(\d+)(?:-step=(\d+))?", path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+
+
+def clear_unfinished(run: RunDir) -> None:
+    """Remove what a save that was cut off has left behind; for the run's only writer."""
+    for directory in (run.checkpoints_dir, run.margins_dir):
+        for path in directory.glob(".writing-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _margins_dirs(run: RunDir, position: Position) -> tuple[Path, Path]:
-    name = f"epoch={position.epoch:04d}"
+    name = Position(position.epoch).name
     return run.margins_dir / f".writing-{name}", run.margins_dir / name
 
 
@@ -251,7 +283,7 @@ def _move(aside: Path, place: Path) -> None:
 
 
 def _prune(run: RunDir, position: Position) -> None:
-    whole = sorted(p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name)
+    whole = sorted((p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name), key=_place_in_run)
     partial = [p for p in run.checkpoints_dir.glob("epoch=*-step=*") if p.name != position.name]
     for path in partial:
         shutil.rmtree(path, ignore_errors=True)

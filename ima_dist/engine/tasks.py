@@ -17,14 +17,18 @@ from ima_dist.data.dataset import DataSet, Resident, load
 from ima_dist.engine.checkpoint import load_weights
 from ima_dist.engine.setup import DTYPES, limit_threads, make_network
 from ima_dist.engine.training import Training, attack_batch_size
+from ima_dist.evaluation import outcomes
 from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.boundary import boundary_grid
 from ima_dist.results import paper
 from ima_dist.results.rundir import RunDir, write_json
 
+# A batch is what an interruption may cost. On a CPU more than 64 samples gain little but for tiny ones.
+_CPU_BATCH_VALUES = 1 << 16
+
 
 def train_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
+    """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message", "warnings"}."""
     began = time.perf_counter()
     data = load(config.data, config.seed)
     limit_threads(data)
@@ -35,17 +39,21 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
         _write_boundary(run, network, training.train)
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
-    answer = _evaluate(config, run, device, data, network, seconds, {"train_samples_per_second": speed})
+    _evaluate(config, run, device, data, network, config.epochs, should_stop, seconds)
+    answer = {"status": "finished", "message": None}
+    if distributed.rank() == 0:
+        write_json(run.summary_path, {**run.summary(), **answer, "train_samples_per_second": speed})
     return {**answer, "warnings": training.warnings}
 
 
 def evaluate_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Evaluate the network of a finished run with ``config.eval``. Returns {"status", "message"}."""
+    """Evaluate the network of a trained run with ``config.eval``. Returns {"status", "message"}."""
     data = load(config.data, config.seed)
     limit_threads(data)
     network = make_network(config, data).to(device)
-    load_weights(run, config.epochs, network)
-    return _evaluate(config, run, device, data, network, {}, {})
+    load_weights(run, config.epochs, data.digest(), network)
+    _evaluate(config, run, device, data, network, config.epochs, should_stop, {})
+    return {"status": "finished", "message": None}
 
 
 def _evaluate(
@@ -54,9 +62,10 @@ def _evaluate(
     device: torch.device,
     data: DataSet,
     network: nn.Module,
+    epoch: int,
+    should_stop: Callable[[], bool],
     seconds: dict[str, float],
-    extra: dict[str, Any],
-) -> dict[str, Any]:
+) -> None:
     began = time.perf_counter()
     lead = distributed.rank() == 0
     test = Resident(data.test, device, DTYPES[config.dtype], data.box)
@@ -64,34 +73,42 @@ def _evaluate(
     def on_progress(done: int, total: int) -> None:
         if lead:
             progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
-            write_json(run.progress_path, {**progress, "epoch": config.epochs, "epochs": config.epochs})
+            write_json(run.progress_path, {**progress, "epoch": epoch, "epochs": config.epochs})
 
-    curves, outcomes = evaluation.evaluate(
+    found = evaluation.evaluate(
         network,
         test,
         config,
-        data.box,
-        batch_size=attack_batch_size(config.batch_size, test.shape),
+        run,
+        epoch=epoch,
+        digest=data.digest(),
+        batch_size=evaluation_batch_size(config.batch_size, test),
+        should_stop=should_stop,
         on_progress=on_progress,
     )
     if lead:
         seconds["evaluate"] = time.perf_counter() - began
-        found = paper.curve(config.preset, config.norm, config.method, config.eps_max)
+        row = paper.row_of(config)
         summary = {
             "preset": config.preset,
             "method": config.method,
             "norm": config.norm,
             "seed": config.seed,
-            "status": "finished",
-            "message": None,
             "clean_accuracy": _clean_accuracy(network, test, device),
-            "paper_table": found[0] if found else None,
+            "paper_table": row[0] if row else None,
             "seconds": {**run.summary().get("seconds", {}), **seconds},
-            **extra,
         }
-        evaluation.save(run, curves, outcomes, summary)
-        write_json(run.progress_path, {"stage": "done", "epoch": config.epochs, "epochs": config.epochs})
-    return {"status": "finished", "message": None}
+        outcomes.save(run, found, config, summary)
+        evaluation.forget(run, config, epoch, data.digest())
+        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+
+
+def evaluation_batch_size(batch_size: int, test: Resident) -> int:
+    """Samples attacked at once in an evaluation."""
+    largest = attack_batch_size(batch_size, test.shape)
+    if test.x.device.type != "cpu":
+        return largest
+    return min(largest, max(64, _CPU_BATCH_VALUES // max(test.x[0].numel(), 1)))
 
 
 def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) -> float:

@@ -17,6 +17,7 @@ from ima_dist.config import Config
 from ima_dist.data.augment import augment
 from ima_dist.data.dataset import DataSet, Resident
 from ima_dist.data.order import batches
+from ima_dist.distributed import Interrupted
 from ima_dist.engine import checkpoint
 from ima_dist.engine.progress import Reporter
 from ima_dist.engine.setup import DTYPES, learning_rate, make_network, make_optimizer
@@ -26,10 +27,6 @@ from ima_dist.noise import Phase
 from ima_dist.results.rundir import RunDir
 
 HISTOGRAM_BINS = 50
-
-
-class Interrupted(Exception):
-    """The run was asked to stop and has written a checkpoint. Exit status 75."""
 
 
 class NumericalError(Exception):
@@ -70,6 +67,8 @@ class Training:
         self.seconds = {"train": 0.0, "margin": 0.0}
         self.history: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
+        self._same_data_everywhere()
         self._resume()
         self.ddp: nn.Module = self.network
         if self.world > 1:
@@ -277,7 +276,7 @@ class Training:
         checkpoint.save(
             self.run,
             self.position,
-            self.config.fingerprint(),
+            self.identity,
             self.network,
             self.optimizer,
             self.store,
@@ -286,12 +285,22 @@ class Training:
 
     def _newest(self) -> tuple[checkpoint.Checkpoint | None, list[str], str | None]:
         try:
-            return *checkpoint.newest(self.run, self.config.fingerprint()), None
+            return *checkpoint.newest(self.run, self.identity), None
         except checkpoint.Damaged as error:
             return None, [], str(error)
 
+    def _same_data_everywhere(self) -> None:
+        digests = distributed.gather_objects(self.identity.data)
+        other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
+        if other:
+            raise checkpoint.Damaged(
+                f"Worker {', '.join(other)} has loaded other data than worker 0: give all nodes the same files"
+            )
+
     def _resume(self) -> None:
         """Continue from the newest whole checkpoint, if there is one."""
+        if self.rank == 0:
+            checkpoint.clear_unfinished(self.run)
         found, self.warnings, error = distributed.share_object(self._newest() if self.rank == 0 else None)
         if error is not None:
             raise checkpoint.Damaged(error)

@@ -1,188 +1,172 @@
-"""Evaluate one network with the configured attacks; every worker takes a block of the test samples."""
+"""Attack a network's test samples on all workers, and continue where an interrupted evaluation stopped.
+
+Every worker takes a block of the samples that are still to be done and writes the outcomes of each batch to
+``evaluation/<attack>-…/`` in the run directory as soon as all noise levels are through. What lies there is
+read at the start, whatever the number of workers was, so an interruption costs at most a batch a worker.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ima_dist import distributed, noise
-from ima_dist.attacks import worst
-from ima_dist.attacks.common import attack_mode
-from ima_dist.config import Config
+from ima_dist.config import Config, ConfigError
 from ima_dist.data.dataset import Resident
-from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
-from ima_dist.results.rundir import RunDir, read_parquet, write_json, write_parquet
+from ima_dist.distributed import Interrupted
+from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
+from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.results.rundir import RunDir, read_parquet, write_parquet
 
-# (loss, noise) -> predictions (B,)
-Predictions = dict[tuple[str, float], Tensor]
-# noise level -> ξ (B, ...)
-Start = Callable[[float], Tensor]
+# Seconds between two looks at whether to stop; on shared storage a look asks the file server.
+_LOOK_EVERY = 0.5
 
 
 def evaluate(
     network: nn.Module,
     test: Resident,
     config: Config,
-    box: tuple[float, float] | None,
+    run: RunDir,
     *,
+    epoch: int,
+    digest: str,
     batch_size: int,
+    should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[list[dict[str, Any]], pa.Table]:
+) -> pa.Table:
     """Attack the test samples (the first ``eval.samples`` of them) at every noise level.
 
-    All workers call it together; all get the result.
+    All workers call it together.
 
     Args:
+        epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
         batch_size: samples attacked at once.
-        on_progress: told (attacks begun, attacks in all) of this worker, one for each batch and level, and for
-            pgd100 also for each loss.
+        should_stop: asked by every worker, so it must look at something that all can see.
+        on_progress: told (samples attacked, samples to attack) of this worker, summed over the attacks.
 
     Returns:
-        curves: one dictionary for each attack, loss and noise level (see the design of summary.json).
-        outcomes: a row for each sample, attack, loss and noise level.
+        On worker 0 a row for each sample, attack, loss and noise level, sorted; no rows on the others.
+
+    Raises:
+        Interrupted: a worker was asked to stop; what was finished is kept for the next call.
     """
     total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
-    first, last = distributed.block(total, distributed.rank(), distributed.world_size())
-    parts = torch.arange(first, last, device=test.x.device).split(batch_size) if last > first else ()
-    pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]] = []
-    begun, levels = 0, sum(level > 0 for level in config.eval.noise)
-    rounds = len(parts) * levels * sum(_RUNS_PER_LEVEL[attack] for attack in config.eval.attacks)
-    on_progress(0, rounds)
-
-    def starts(x: Tensor, indices: Tensor, eps: float) -> Tensor:
-        nonlocal begun
-        begun += 1
-        on_progress(begun, rounds)
-        return noise.start(noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices), x, eps, config.norm)
-
-    for part in parts:
-        x, y = test.batch(part)
-        for attack in config.eval.attacks:
-            found = _ATTACKS[attack](network, x, y, functools.partial(starts, x, part), config, box)
-            for (loss, level), predicted in found.items():
-                pieces.append((attack, loss, level, part.cpu().numpy(), y.cpu().numpy(), predicted.cpu().numpy()))
-    everything = [piece for worker in distributed.gather_objects(pieces) for piece in worker]
-    outcomes = _outcomes(everything, config)
-    return _curves(outcomes, config), outcomes
-
-
-def save(run: RunDir, curves: list[dict[str, Any]], outcomes: pa.Table, summary: dict[str, Any]) -> None:
-    """Put the figures of one evaluation beside those of attacks evaluated earlier; one worker calls it."""
-    attacks = {(c["attack"], c["epoch"]) for c in curves}
-    kept = [c for c in run.summary().get("curves", []) if (c["attack"], c["epoch"]) not in attacks]
-    if run.outcomes_path.exists():
-        old = read_parquet(run.outcomes_path)
-        keys = zip(old["attack"].to_pylist(), old["epoch"].to_pylist(), strict=True)
-        outcomes = pa.concat_tables([old.filter(pa.array([key not in attacks for key in keys])), outcomes])
-    write_parquet(run.outcomes_path, outcomes)
-    write_json(run.summary_path, {**run.summary(), **summary, "curves": kept + curves})
-
-
-def _worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """The prediction of whichever attack broke the sample."""
-    return torch.where(a != y, a, b)
-
-
-def _pgd100(
-    network: nn.Module, x: Tensor, y: Tensor, start: Start, config: Config, box: tuple[float, float] | None
-) -> Predictions:
-    """The paper's protocol: final iterate, each level alone, both losses, the worse of the two (section 3)."""
-    out: Predictions = {}
-    with attack_mode(network), torch.no_grad():
-        clean = network(x).argmax(1)
-        for eps in config.eval.noise:
-            for loss in ("ce", "margin"):
-                if eps == 0:
-                    out[loss, eps] = clean
-                    continue
-                adv = advertorch_pgd(
-                    network,
-                    x,
-                    y,
-                    eps,
-                    norm=config.norm,
-                    steps=config.eval.steps,
-                    step_scale=config.eval.step_scale,
-                    loss=loss,
-                    start=start(eps),
-                    box=box,
-                )
-                out[loss, eps] = network(adv).argmax(1)
-            out["both", eps] = _worse(out["ce", eps], out["margin", eps], y)
-    return out
-
-
-def _worst(
-    network: nn.Module, x: Tensor, y: Tensor, start: Start, config: Config, box: tuple[float, float] | None
-) -> Predictions:
-    predictions, _ = worst(
-        network,
-        x,
-        y,
-        config.eval.noise,
-        norm=config.norm,
-        steps=config.eval.steps,
-        step_scale=config.eval.step_scale,
-        start=start,
-        box=box,
+    places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
+    # One worker looks: another might already see what a third has written since.
+    done = distributed.share_object(
+        {attack: _done(place) for attack, place in places.items()} if distributed.rank() == 0 else None
     )
-    return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
+    mine = {attack: _mine(total, done[attack]) for attack in places}
+    count, finished = sum(len(indices) for indices in mine.values()), 0
+    on_progress(finished, count)
+    stopped = False
+    try:
+        with _stoppable(network, should_stop):
+            for attack, place in places.items():
+                for part in mine[attack].split(batch_size):
+                    if not len(part):
+                        continue
+                    indices = part.to(test.x.device)
+                    x, y = test.batch(indices)
+                    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+                    found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
+                    # Samples are done once, so the first index of a batch is a name of its own.
+                    write_parquet(
+                        place / f"from-{int(part[0]):09d}.parquet",
+                        outcomes_table(attack, found, part, y, config, epoch),
+                    )
+                    finished += len(part)
+                    on_progress(finished, count)
+    except _Stop:
+        stopped = True
+    if any(distributed.gather_objects(stopped)):
+        raise Interrupted("stopped during the evaluation")
+    if distributed.rank():
+        return pa.table({})
+    tables = [_read(place) for place in places.values()]
+    tables = [table.filter(pc.field("index") < total) for table in tables]
+    for table in tables:
+        _check_complete(table, total)
+    order = [(name, "ascending") for name in ("attack", "loss", "noise", "index")]
+    return pa.concat_tables(tables).sort_by(order)
 
 
-_ATTACKS: dict[str, Callable[..., Predictions]] = {"pgd100": _pgd100, "worst": _worst}
-_RUNS_PER_LEVEL = {"pgd100": 2, "worst": 1}
+def forget(run: RunDir, config: Config, epoch: int, digest: str) -> None:
+    """Remove the outcomes of single batches, once they are saved together; one worker calls it."""
+    for attack in config.eval.attacks:
+        shutil.rmtree(_place(run, attack, config, epoch, digest), ignore_errors=True)
+    with contextlib.suppress(OSError):  # another evaluation's batches may be left
+        (run.path / "evaluation").rmdir()
 
 
-def _outcomes(pieces: list[tuple[str, str, float, np.ndarray, np.ndarray, np.ndarray]], config: Config) -> pa.Table:
-    sizes = [len(piece[3]) for piece in pieces]
-
-    def repeated(values: list[Any], kind: pa.DataType) -> pa.Array:
-        return pa.array(np.repeat(np.array(values, dtype=object), sizes), type=kind)
-
-    def joined(number: int) -> pa.Array:
-        arrays = [np.asarray(piece[number], dtype=np.int64) for piece in pieces]
-        return pa.array(np.concatenate(arrays) if arrays else np.zeros(0, dtype=np.int64))
-
-    table = pa.table(
-        {
-            "index": joined(3),
-            "attack": repeated([p[0] for p in pieces], pa.string()),
-            "loss": repeated([p[1] for p in pieces], pa.string()),
-            "norm": repeated([config.norm] * len(pieces), pa.string()),
-            "noise": repeated([p[2] for p in pieces], pa.float64()),
-            "epoch": repeated([config.epochs] * len(pieces), pa.int64()),
-            "label": joined(4),
-            "prediction": joined(5),
-        }
-    )
-    return table.sort_by([(name, "ascending") for name in ("attack", "loss", "noise", "index")])
+class _Stop(Exception):
+    """This worker was asked to stop."""
 
 
-def _curves(outcomes: pa.Table, config: Config) -> list[dict[str, Any]]:
-    right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
-    grouped = (
-        outcomes.append_column("right", right)
-        .group_by(["attack", "loss", "noise"], use_threads=False)
-        .aggregate([("right", "mean"), ("right", "count")])
-    )
-    return [
-        {
-            "attack": row["attack"],
-            "loss": row["loss"],
-            "norm": config.norm,
-            "noise": row["noise"],
-            "split": "test",
-            "accuracy": row["right_mean"],
-            "samples": row["right_count"],
-            "steps": config.eval.steps,
-            "step_scale": config.eval.step_scale,
-            "epoch": config.epochs,
-        }
-        for row in grouped.to_pylist()
-    ]
+@contextlib.contextmanager
+def _stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Every forward pass, and so every attack, ends in _Stop soon after ``should_stop()`` becomes true."""
+    looked = time.monotonic()
+
+    def look(module: nn.Module, arguments: object) -> None:
+        nonlocal looked
+        if time.monotonic() - looked >= _LOOK_EVERY:
+            if should_stop():
+                raise _Stop
+            looked = time.monotonic()
+
+    if should_stop():
+        raise _Stop
+    handle = network.register_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
+    """Directory for the batches of one attack; another as soon as a setting that matters is another."""
+    settings = [config.fingerprint(), digest, config.eval.noise, config.eval.steps, config.eval.step_scale]
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
+
+
+def _read(place: Path) -> pa.Table:
+    """What has been done, or an empty table; a file that cannot be read is removed, its samples done again."""
+    tables = []
+    for file in sorted(place.glob("from-*.parquet")):
+        try:
+            tables.append(read_parquet(file))
+        except ConfigError:
+            file.unlink()
+    return pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
+
+
+def _done(place: Path) -> list[int]:
+    indices: list[int] = _read(place)["index"].unique().to_pylist()
+    return indices
+
+
+def _mine(total: int, done: list[int]) -> torch.Tensor:
+    """This worker's block of the samples below ``total`` that are not done."""
+    left = torch.ones(total, dtype=torch.bool)
+    left[[i for i in done if i < total]] = False
+    return distributed.share_of_batch(left.nonzero()[:, 0])
+
+
+def _check_complete(table: pa.Table, total: int) -> None:
+    """Every sample once for each loss and level: a double or a gap would falsify the accuracy."""
+    counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
+    for row in counts.to_pylist():
+        if not row["index_count_distinct"] == row["index_count"] == total:
+            raise RuntimeError(f"{row['index_count']} outcomes of {row['index_count_distinct']} samples, not {total}")

@@ -164,7 +164,7 @@ def draw_all(run: RunDir) -> list[Path]:
         decision_boundary(target("decision_boundary.png"), **boundary)
     curves = run.summary().get("curves") or []
     if attack_rows(curves):
-        published = paper_tables.curve(config.preset, config.norm, config.method, config.eps_max)
+        published = paper_tables.row_of(config)
         title = f"{config.preset}, {config.method}: accuracy on the test set"
         if published:
             title += f" (paper: Table {published[0]}, {paper_tables.attack_of(published[0])})"

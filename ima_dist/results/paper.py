@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import resources
 
+from ima_dist.config import Config
+from ima_dist.presets import is_the_papers
+
 # (preset, norm) -> the table that holds the experiment's main result on the test set (appendices B and D).
 _MAIN_TABLE = {
     ("moons", "linf"): 1,
@@ -76,6 +79,11 @@ def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tup
         return None
     row = {c.noise: c.accuracy for c in cells(table=table, split="test") if _is_row(c.method, method, eps)}
     return (table, row) if row else None
+
+
+def row_of(config: Config) -> tuple[int, dict[float, float]] | None:
+    """``curve`` for a run's configuration; None also if it has other data or another network than the paper."""
+    return curve(config.preset, config.norm, config.method, config.eps_max) if is_the_papers(config) else None
 
 
 def attack_of(table: int) -> str:

@@ -6,6 +6,7 @@ Every file is written aside and then renamed, so a reader sees the old file or t
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -117,6 +118,7 @@ class RunDir:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
         self.config_path = self.path / "config.yaml"
+        self.lock_path = self.path / "lock"
         self.summary_path = self.path / "summary.json"
         self.progress_path = self.path / "progress.json"
         self.history_path = self.path / "history.parquet"
@@ -147,11 +149,12 @@ class RunDir:
             run.path.mkdir(parents=True, exist_ok=True)
             if any(run.path.iterdir()):
                 raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
-            tree = {**to_dict(config), "versions": versions(), "fingerprint": config.fingerprint()}
-            write_text_atomic(run.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+            run.lock_path.touch()
+            run._write_config(config, versions())
         except OSError as error:
             if new:
                 with contextlib.suppress(OSError):
+                    run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
             raise ConfigError(
                 f"{run.path} cannot be written ({error.strerror or error}): give another --out."
@@ -165,6 +168,48 @@ class RunDir:
         if not run.config_path.is_file():
             raise ConfigError(f"{run.path} is not a run directory: it has no config.yaml, so check the path.")
         return run
+
+    def record(self, config: Config) -> None:
+        """Rewrite config.yaml for a run that is continued with other settings (how it is evaluated, say).
+
+        The versions stay those that it began with. Raises OSError.
+        """
+        if config != self.config():
+            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            self._write_config(config, tree.get("versions", {}))
+
+    def _write_config(self, config: Config, versions: dict[str, Any]) -> None:
+        tree = {**to_dict(config), "versions": versions, "fingerprint": config.fingerprint()}
+        write_text_atomic(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run for this process, the only one that may write into it.
+
+        Raises ConfigError if another process holds it, or if the directory cannot be written.
+        """
+        try:
+            file = self.lock_path.open("a+")
+        except OSError as error:
+            raise ConfigError(
+                f"{self.path} cannot be written ({error.strerror or error}): give it back its permissions."
+            ) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ConfigError(
+                    f"{self.path} is being written by {file.read().strip() or 'another process'}: "
+                    "wait until it ends, or stop it."
+                ) from None
+            except OSError as error:
+                # A file system without locks: better unguarded than not at all, but the user should know.
+                warnings.warn(f"{self.path} cannot be locked ({error.strerror}).", stacklevel=3)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n")
+            file.flush()
+            yield
 
     def config(self) -> Config:
         """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
