@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 METHODS = ("ima", "ce", "adv", "rand", "trades", "mma", "ddn")
 NORMS = ("linf", "l2")
-ATTACKS = ("pgd100", "worst")
+ATTACKS = ("pgd100", "worst", "pgd-mma", "spsa", "autoattack", "white-noise")
 
 
 class ConfigError(ValueError):
@@ -111,8 +111,9 @@ class EvalConfig:
         ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
     )
     noise: tuple[float, ...] = _opt((), "noise levels (default: those of the paper's tables)", alters_result=False)
-    steps: int = _opt(100, "PGD steps of the attacks", alters_result=False)
-    step_scale: float = _opt(4.0, "alpha of the attacks", alters_result=False)
+    steps: int = _opt(100, "PGD steps of the attacks, iterations of spsa", alters_result=False)
+    step_scale: float = _opt(4.0, "alpha of pgd100 and worst", alters_result=False)
+    spsa_samples: int = _opt(2018, "random directions in an iteration of spsa", alters_result=False)
     samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
 
     def check(self) -> None:
@@ -129,6 +130,8 @@ class EvalConfig:
             raise ConfigError(f"--eval.steps must be at least 1, not {self.steps}.")
         if not 0 < self.step_scale < math.inf:
             raise ConfigError(f"--eval.step-scale must be above 0, not {self.step_scale}.")
+        if self.spsa_samples < 1:
+            raise ConfigError(f"--eval.spsa-samples must be at least 1, not {self.spsa_samples}.")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"--eval.samples must be at least 1, not {self.samples}.")
 
@@ -247,6 +250,23 @@ def replace(config: Config, changes: dict[str, Any]) -> Config:
             node = node[parent]
         node[last] = list(value) if isinstance(value, tuple) else value
     return typing.cast(Config, from_dict(tree))
+
+
+def option_values(config: Config) -> dict[str, Any]:
+    """Every option by its dotted name, as plain values."""
+    return _flatten(to_dict(config))
+
+
+def as_flags(options: dict[str, Any]) -> list[str]:
+    """Command-line words for options by dotted name, the inverse of ``given_options``."""
+    words = []
+    for name, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+    return words
 
 
 def differences(a: Config, b: Config) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ima_dist import config as configuration
 from ima_dist import launcher
 from ima_dist.config import ATTACKS, Config, ConfigError
 from ima_dist.results.rundir import RunDir, write_json
+from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, check_inputs, existing, guarded, say, show_results
 
 _ALLOWED = ("eval.", "workers", "device", "data.dir", "data.download")
@@ -25,6 +27,11 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="this attack only (as --eval.attacks)")
     for part in _ALLOWED:
         configuration.add_options(parser, only=part)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--epochs", dest="after", metavar="A,B,…", help="the weights after so many epochs (default: the last)"
+    )
+    which.add_argument("--select", metavar="RULE", help='the last epoch that satisfies e.g. "val_accuracy>=0.90"')
     arguments = parser.parse_args(argv)
     options = configuration.given_options(arguments)
     if arguments.attack:
@@ -33,11 +40,32 @@ def _main(argv: list[str]) -> int:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     run = RunDir.open(existing(arguments.run))
     config = configuration.replace(run.config(), options)
-    if not (run.checkpoints_dir / f"epoch={config.epochs:04d}").exists():
-        raise ConfigError(f"{run.path} has not finished training: continue it with --resume {run.path} first.")
+    epochs = _epochs(run, config, arguments)
     with run.writing():
-        check_weights(run, config.epochs, check_inputs(config))
-        return _evaluate(config, run)
+        data = check_inputs(config)
+        for epoch in epochs:
+            check_weights(run, epoch, data)
+        return _evaluate(config, run, epochs)
+
+
+def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:
+    done = [row["epoch"] for row in run.read_history()]
+    if arguments.select:
+        epochs = [select_epoch(arguments.select, run.read_history())]
+        print(f"{arguments.select}: epoch {epochs[0]}.", file=sys.stderr)
+        return epochs
+    if not arguments.after:
+        if config.epochs not in done:
+            raise ConfigError(f"{run.path} has not finished training: continue it with --resume {run.path} first.")
+        return [config.epochs]
+    try:
+        epochs = [int(part) for part in arguments.after.split(",")]
+    except ValueError:
+        raise ConfigError(f"--epochs must be whole numbers such as 10,20,30, not {arguments.after!r}.") from None
+    missing = sorted(set(epochs) - set(done))
+    if missing:
+        raise ConfigError(f"{run.path} has no epoch {missing[0]}: it has {f'1 to {max(done)}' if done else 'none'}.")
+    return sorted(set(epochs))
 
 
 def check_weights(run: RunDir, epoch: int, data: str) -> None:
@@ -50,14 +78,14 @@ def check_weights(run: RunDir, epoch: int, data: str) -> None:
         raise ConfigError(f"{error}.") from error
 
 
-def _evaluate(config: Config, run: RunDir) -> int:
+def _evaluate(config: Config, run: RunDir, epochs: list[int]) -> int:
     from ima_dist.progress import ProgressView
 
     with launcher.cluster(config) as cluster:
         write_json(run.progress_path, {"stage": "starting"})
         try:
             with ProgressView(run):
-                answer = launcher.run_workers("evaluate", config, run, cluster)
+                answer = launcher.run_workers("evaluate", config, run, cluster, {"epochs": epochs})
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -67,7 +95,11 @@ def _evaluate(config: Config, run: RunDir) -> int:
     if answer["status"] != "finished":
         print(f"error: {answer['message']}", file=sys.stderr)
         return EXIT_FAILED
-    show_results(run)
+    if epochs == [config.epochs]:
+        show_results(run)
+        return EXIT_DONE
+    curves = [c for c in run.summary()["curves"] if c["epoch"] in epochs and c["attack"] in config.eval.attacks]
+    say("\n" + tradeoff_table(config, curves, run.read_history()))
     return EXIT_DONE
 
 

@@ -106,8 +106,10 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
     return Cluster(workers, next(c for c in range(most, 0, -1) if room(c) >= workers), use_gpu)
 
 
-def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dict[str, Any]:
-    """Run ``task`` ("train" or "evaluate") on the workers; returns worker 0's answer.
+def run_workers(
+    task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Run ``task`` ("train" or "evaluate", with ``arguments``) on the workers; returns worker 0's answer.
 
     The answer has "status" ("finished", "interrupted" or "failed") and "message". A signal that asks the
     driver to stop is handed on to the workers through a file in the run directory.
@@ -121,17 +123,11 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
 
     request = run.path / STOP_FILE
     request.unlink(missing_ok=True)
-    payload = {
-        "task": task,
-        "config": to_dict(config),
-        "run": str(run.path),
-        "paths": [os.getcwd(), *(p for p in sys.path if p)],
-    }
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
     # The type checker sees the classes of Ray Train V1; what runs is V2 (RAY_TRAIN_V2_ENABLED, above).
     trainer: Any = TorchTrainer(
         _work,  # type: ignore[arg-type]
-        train_loop_config=payload,
+        train_loop_config=payload(task, config, run, arguments),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
@@ -153,6 +149,17 @@ def run_workers(task: str, config: Config, run: RunDir, cluster: Cluster) -> dic
             _remove_ray_files(run)
     assert isinstance(answer, dict)
     return answer
+
+
+def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a worker is told."""
+    return {
+        "task": task,
+        "config": to_dict(config),
+        "run": str(run.path),
+        "arguments": arguments or {},
+        "paths": [os.getcwd(), *(p for p in sys.path if p)],
+    }
 
 
 @contextlib.contextmanager
@@ -272,9 +279,9 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    task = {"train": train_task, "evaluate": evaluate_task}[payload["task"]]
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {"train": train_task, "evaluate": evaluate_task}
     try:
-        return task(config, run, device, (run.path / STOP_FILE).exists)
+        return tasks[payload["task"]](config, run, device, (run.path / STOP_FILE).exists, **payload["arguments"])
     except distributed.Interrupted as error:
         status = {"status": "interrupted", "message": str(error)}
     except (NumericalError, Damaged) as error:

@@ -57,6 +57,24 @@ def sample_keys(seed: int, epoch: int, phase: int, indices: Tensor) -> Tensor:
     return mix64(key + mix64(indices + _GOLDEN))
 
 
+def derived(keys: Tensor, number: int) -> Tensor:
+    """Keys (B,) of another stream for each of ``keys`` (B,), such as a restart's or an iteration's."""
+    return mix64(mix64(keys) + number * keys.new_tensor(_GOLDEN))
+
+
+def signs(keys: Tensor, shape: tuple[int, ...], first: int, dtype: torch.dtype) -> Tensor:
+    """Random ±1, (B, *shape): vectors number ``first`` to ``first + shape[0] - 1`` of each key's stream.
+
+    A vector is the same however many are asked for at once.
+    """
+    count, size = shape[0], math.prod(shape[1:])
+    words = -(-size // 64)
+    counter = torch.arange(first * words + 1, (first + count) * words + 1, device=keys.device) * _GOLDEN
+    drawn = mix64(keys[:, None] + counter).view(len(keys), count, words, 1)
+    bits = (drawn >> torch.arange(64, device=keys.device)) & 1
+    return (2 * bits.flatten(2)[..., :size] - 1).to(dtype).view(-1, *shape)
+
+
 def _uniforms(keys: Tensor, count: int, offset: int) -> Tensor:
     """(B, count) float64 in [0, 1): numbers ``offset`` .. ``offset + count - 1`` of each key's stream."""
     counter = torch.arange(offset + 1, offset + count + 1, device=keys.device) * _GOLDEN

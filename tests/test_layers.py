@@ -33,8 +33,13 @@ ALLOWED = {
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
 }
-ENTRY_POINTS = {"train", "evaluate"}
-ONLY_IN = {"ray": {"launcher"} | ENTRY_POINTS, "advertorch": {"evaluation"}, "submitit": set()}
+ENTRY_POINTS = {"train", "evaluate", "recommend", "job"}
+ONLY_IN = {
+    "ray": {"launcher"} | ENTRY_POINTS,
+    "advertorch": {"evaluation"},
+    "pyautoattack": {"evaluation"},
+    "submitit": set(),
+}
 NO_TORCH = _BASE | _RESULTS
 
 

@@ -46,13 +46,16 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     return {**answer, "warnings": training.warnings}
 
 
-def evaluate_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Evaluate the network of a trained run with ``config.eval``. Returns {"status", "message"}."""
+def evaluate_task(
+    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], epochs: list[int]
+) -> dict[str, Any]:
+    """Evaluate a run's networks after ``epochs`` with ``config.eval``. Returns {"status", "message"}."""
     data = load(config.data, config.seed)
     limit_threads(data)
     network = make_network(config, data).to(device)
-    load_weights(run, config.epochs, data.digest(), network)
-    _evaluate(config, run, device, data, network, config.epochs, should_stop, {})
+    for epoch in epochs:
+        load_weights(run, epoch, data.digest(), network)
+        _evaluate(config, run, device, data, network, epoch, should_stop, {})
     return {"status": "finished", "message": None}
 
 
@@ -66,7 +69,7 @@ def _evaluate(
     should_stop: Callable[[], bool],
     seconds: dict[str, float],
 ) -> None:
-    began = time.perf_counter()
+    began, seconds = time.perf_counter(), dict(seconds)
     lead = distributed.rank() == 0
     test = Resident(data.test, device, DTYPES[config.dtype], data.box)
 
@@ -94,10 +97,11 @@ def _evaluate(
             "method": config.method,
             "norm": config.norm,
             "seed": config.seed,
-            "clean_accuracy": _clean_accuracy(network, test, device),
             "paper_table": row[0] if row else None,
             "seconds": {**run.summary().get("seconds", {}), **seconds},
         }
+        if epoch == config.epochs:
+            summary["clean_accuracy"] = _clean_accuracy(network, test, device)
         outcomes.save(run, found, config, summary)
         evaluation.forget(run, config, epoch, data.digest())
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})

@@ -9,15 +9,17 @@ entry with the loss "both", which is the attack's verdict.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ima_dist import noise
-from ima_dist.attacks import worst
+from ima_dist import noise, norms
+from ima_dist.attacks import spsa, worst
 from ima_dist.attacks.common import Box, attack_mode
 from ima_dist.config import Config
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
+from ima_dist.evaluation.autoattack import autoattack
 
 Predictions = dict[tuple[str, float], Tensor]
 EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Predictions]
@@ -66,9 +68,104 @@ def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Co
     return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
 
 
+def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
+    """The attack of Ding et al. 2020, which the paper uses for MNIST and CIFAR-10 (Tables 7, 8, 10 and 11).
+
+    PGD from ten random starts, five with the cross-entropy and five with the CW loss, in steps of ε/4, for
+    MNIST under L∞ ε/40; a sample is broken if any of the ten final iterates is misclassified. The CW loss is
+    the margin loss up to a constant.
+    """
+    out: Predictions = {}
+    with attack_mode(network), torch.no_grad():
+        clean = network(x).argmax(1)
+        for eps in config.eval.noise:
+            predicted = clean.clone()
+            for restart in range(2 * _MMA_RESTARTS if eps > 0 else 0):
+                rows = (predicted == y).nonzero()[:, 0]
+                if not len(rows):
+                    break
+                adv = advertorch_pgd(
+                    network,
+                    x[rows],
+                    y[rows],
+                    eps,
+                    norm=config.norm,
+                    steps=config.eval.steps,
+                    step_scale=_mma_step_scale(config),
+                    loss="ce" if restart < _MMA_RESTARTS else "margin",
+                    start=noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm),
+                    box=box,
+                )
+                predicted[rows] = network(adv).argmax(1)
+            out["both", eps] = predicted
+    return out
+
+
+_MMA_RESTARTS = 5
+
+
+def _mma_step_scale(config: Config) -> float:
+    fine = config.preset == "mnist" and config.norm == "linf"
+    return config.eval.steps / (40 if fine else 4)
+
+
+def black_box(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
+    """``attacks.spsa`` with the paper's settings, each level alone (Tables 9 and 12)."""
+
+    def attacked(eps: float) -> Tensor:
+        settings: dict[str, Any] = {"samples": config.eval.spsa_samples, "iterations": config.eval.steps}
+        return spsa(network, x, y, eps, keys, norm=config.norm, box=box, **settings) if eps else x
+
+    return _by_level(network, config, attacked)
+
+
+def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
+    """One draw of noise uniform in the ball, for L∞ of amplitude ε in each pixel (appendix A)."""
+
+    def noisy(eps: float) -> Tensor:
+        return norms.clip(x + noise.start(keys, x, eps, config.norm), x, eps, config.norm, box)
+
+    return _by_level(network, config, noisy)
+
+
+def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
+    with attack_mode(network), torch.no_grad():
+        return {("both", eps): network(attacked(eps)).argmax(1) for eps in config.eval.noise}
+
+
+def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
+    """The standard version of AutoAttack; a sample that a smaller radius broke is not attacked again."""
+    out: Predictions = {}
+    with attack_mode(network), torch.no_grad():
+        predicted = network(x).argmax(1)
+        for eps in config.eval.noise:
+            rows = (predicted == y).nonzero()[:, 0]
+            if eps > 0 and len(rows):
+                predicted[rows] = autoattack(
+                    network, x[rows], y[rows], eps, norm=config.norm, seed=config.seed, box=box
+                )
+            out["both", eps] = predicted.clone()
+    return out
+
+
 def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """The prediction of whichever of two attacks broke the sample, (B,), (B,), (B,) -> (B,)."""
     return torch.where(a != y, a, b)
 
 
-EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {"pgd100": pgd100, "worst": strictest}
+EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
+    "pgd100": pgd100,
+    "worst": strictest,
+    "pgd-mma": pgd_mma,
+    "spsa": black_box,
+    "autoattack": auto_attack,
+    "white-noise": white_noise,
+}
+
+
+def protocol(attack: str, config: Config) -> dict[str, float | None]:
+    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing."""
+    if attack in ("autoattack", "white-noise"):
+        return {"steps": None, "step_scale": None}
+    scale = {"pgd-mma": _mma_step_scale(config), "spsa": None}.get(attack, config.eval.step_scale)
+    return {"steps": config.eval.steps, "step_scale": scale}

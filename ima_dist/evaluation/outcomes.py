@@ -9,7 +9,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from ima_dist.config import Config
-from ima_dist.evaluation.attacks import Predictions
+from ima_dist.evaluation.attacks import Predictions, protocol
 from ima_dist.results.rundir import RunDir, read_parquet, write_json, write_parquet
 
 
@@ -50,8 +50,7 @@ def curves_of(outcomes: pa.Table, config: Config) -> list[dict[str, Any]]:
             "split": "test",
             "accuracy": row["right_mean"],
             "samples": row["right_count"],
-            "steps": config.eval.steps,
-            "step_scale": config.eval.step_scale,
+            **protocol(row["attack"], config),
             "epoch": row["epoch"],
         }
         for row in grouped.to_pylist()

@@ -8,6 +8,7 @@ read at the start, whatever the number of workers was, so an interruption costs 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -136,7 +137,11 @@ def _stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[
 
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
     """Directory for the batches of one attack; another as soon as a setting that matters is another."""
-    settings = [config.fingerprint(), digest, config.eval.noise, config.eval.steps, config.eval.step_scale]
+    settings = [
+        config.fingerprint(),
+        digest,
+        *dataclasses.astuple(dataclasses.replace(config.eval, attacks=(), samples=None)),
+    ]
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 

@@ -14,7 +14,7 @@ from fractions import Fraction
 from importlib import resources
 
 from ima_dist.config import Config
-from ima_dist.presets import is_the_papers
+from ima_dist.presets import is_the_papers, make_config
 
 # (preset, norm) -> the table that holds the experiment's main result on the test set (appendices B and D).
 _MAIN_TABLE = {
@@ -84,6 +84,21 @@ def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tup
 def row_of(config: Config) -> tuple[int, dict[float, float]] | None:
     """``curve`` for a run's configuration; None also if it has other data or another network than the paper."""
     return curve(config.preset, config.norm, config.method, config.eps_max) if is_the_papers(config) else None
+
+
+def epoch_row(config: Config, epoch: int) -> tuple[int, dict[float, float], float] | None:
+    """Table, row and clean validation accuracy of the paper's model after ``epoch`` epochs (Tables 16 to 21).
+
+    None unless the run is the paper's own experiment, ima with the paper's margin expansion.
+    """
+    if config.method != "ima" or not is_the_papers(config):
+        return None
+    if not math.isclose(config.expansion, make_config(config.preset, {"norm": config.norm}).expansion):
+        return None
+    found = cells(dataset=config.preset, norm=config.norm, method=f"epsmax={epoch}de")
+    clean = [cell.accuracy for cell in found if cell.split == "validation"]
+    row = {cell.noise: cell.accuracy for cell in found if cell.split == "test"}
+    return (found[0].table, row, clean[0]) if row and clean else None
 
 
 def attack_of(table: int) -> str:

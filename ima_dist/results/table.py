@@ -43,7 +43,7 @@ def robustness_table(curves: list[dict[str, Any]], paper: dict[float, float] | N
 
     norms = sorted({str(c["norm"]) for row in attacks.values() for c in row.values()})
     title = "Accuracy on the test set by noise level (" + ", ".join(NORM_SIGN.get(n, n) for n in norms) + ")"
-    return "\n".join([title, *_aligned(lines), *_footnotes(attacks)])
+    return "\n".join([title, *aligned(lines), *_footnotes(attacks)])
 
 
 def attack_rows(curves: list[dict[str, Any]]) -> dict[str, dict[float, dict[str, Any]]]:
@@ -112,6 +112,6 @@ def _accuracy(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _aligned(lines: list[list[str]]) -> list[str]:
+def aligned(lines: list[list[str]]) -> list[str]:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]

@@ -1,0 +1,65 @@
+"""AutoAttack (Croce and Hein 2020), by its authors' own package; the only module that knows it."""
+
+from __future__ import annotations
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+
+from ima_dist.attacks.common import Box, attack_mode
+
+_NORMS = {"linf": "Linf", "l2": "L2"}
+# The loss of apgd-t and the targets of fab-t need a third and a fourth class.
+_FEWEST_CLASSES = 4
+_STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
+_FEW_CLASSES = ["apgd-ce", "fab", "square"]
+# Square cuts an image into fifths under L2.
+_LOWEST_IMAGE = 5
+
+
+class _InUnitBox(nn.Module):
+    """A network as AutoAttack wants it: images (B, C, H, W) with values from 0 to 1."""
+
+    def __init__(self, network: nn.Module, low: float, width: float, shape: torch.Size) -> None:
+        super().__init__()
+        self.network, self.low, self.width, self.shape = network, low, width, shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        logits: Tensor = self.network((z * self.width + self.low).view(-1, *self.shape))
+        return logits
+
+
+def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int, box: Box) -> Tensor:
+    """Predictions (B,) int64 for what the standard version of AutoAttack makes of x (B, ...), y (B,).
+
+    With fewer than four classes it is made of apgd-ce, untargeted FAB and Square; under L2 Square is left out
+    for samples that are lower or narrower than five pixels. AutoAttack knows the box
+    [0, 1] alone: other data are scaled evenly into it, without a box so far from its walls that they do not
+    matter. Its noise is its own, drawn from ``seed``, and depends on what else is in the batch.
+    """
+    low, high = box if box is not None else (float(x.min()) - eps, float(x.max()) + eps)
+    width = high - low
+    model = _InUnitBox(network, low, width, x.shape[1:])
+    z = ((x - low) / width).view(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
+    with attack_mode(network), torch.no_grad(), torch.random.fork_rng(_cards(x)):
+        predicted = network(x).argmax(1)
+        rows = (predicted == y).nonzero()[:, 0]
+        if not len(rows):
+            return predicted
+        classes = network(x[:1]).shape[1]
+        settings = {"norm": _NORMS[norm], "eps": eps / width, "seed": seed, "device": x.device}
+        attacks = _FEW_CLASSES if classes < _FEWEST_CLASSES else _STANDARD
+        if norm == "l2" and min(z.shape[2:]) < _LOWEST_IMAGE:
+            attacks = [name for name in attacks if name != "square"]
+        attack = AutoAttack(model, version="custom", attacks=attacks, **settings)
+        # What "standard" means; it can be asked for by name for ten or more classes alone.
+        attack.apgd.n_restarts = attack.fab.n_restarts = 1
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
+        attack.verbose = False
+        adversarial, _ = attack.run_standard_evaluation(z[rows], y[rows], batch_size=len(rows))
+        predicted[rows] = model(adversarial).argmax(1)
+    return predicted
+
+
+def _cards(x: Tensor) -> list[torch.device]:
+    return [x.device] if x.is_cuda else []
