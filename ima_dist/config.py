@@ -52,6 +52,9 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     factory: str = _opt(dataclasses.MISSING, "function that builds the network, as pkg.module:function")
+    sync_batch_norm: bool = _opt(
+        False, "batch norm over the global batch instead of each worker's share (GPUs only; slower)"
+    )
 
     def check(self) -> None:
         _check_reference("model.factory", self.factory)

@@ -34,6 +34,15 @@ def all_reduce(tensor: Tensor, op: str = "sum", group: Group = None) -> Tensor:
     return tensor
 
 
+def average_(tensors: list[Tensor], group: Group = None) -> None:
+    """Replace tensors of one type and device by their mean over the workers, in one collective."""
+    if not tensors or world_size(group) == 1:
+        return
+    mean = all_reduce(torch.cat([t.flatten() for t in tensors]), group=group) / world_size(group)
+    for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def gather_objects(value: Any, group: Group = None) -> list[Any]:
     """Every worker's (small, picklable) value, by rank, on every worker."""
     if world_size(group) == 1:

@@ -84,6 +84,8 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
     use_gpu = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     if config.device == "cuda" and not use_gpu:
         raise ConfigError("--device cuda was asked for, but Ray sees no CUDA device: use --device cpu or auto.")
+    if config.model.sync_batch_norm and not use_gpu:
+        raise ConfigError("--model.sync-batch-norm works on GPUs alone: leave it out, or use --device cuda.")
 
     def room(cpus: int) -> int:
         """Workers that the nodes hold if each takes ``cpus``; a worker does not span nodes."""

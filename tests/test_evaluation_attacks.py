@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_autoattack_leaves_the_generators_and_broken_samples_alone():
     for eps in LEVELS:
         assert torch.equal(found["both", eps][:5], y[:5])
     robust = [(found["both", eps] == wrong) for eps in LEVELS]
-    assert all((a | ~b).all() for a, b in zip(robust, robust[1:], strict=False))
+    assert all((a | ~b).all() for a, b in itertools.pairwise(robust))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -165,7 +166,8 @@ def test_spsa_stays_in_ball_and_box_and_does_not_depend_on_the_size_of_its_chunk
         torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
         assert (size(whole - x) <= 0.02 + 1e-9).all()
         assert (size(whole - x) > 0.01).all()
-        assert 0 <= whole.min() and whole.max() <= 1
+        assert whole.min() >= 0
+        assert whole.max() <= 1
 
 
 def test_spsa_finds_the_direction_of_the_gradient_that_advertorch_finds():

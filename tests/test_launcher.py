@@ -36,6 +36,8 @@ def test_workers_and_cpus(options, nodes, expected):
         ({"workers": 9}, [CPU_NODE], "cluster has 8 CPUs: use at most 8"),
         ({"workers": 9}, [GPU_NODE, GPU_NODE], "cluster has 8 GPUs: use at most 8"),
         ({"device": "cuda"}, [CPU_NODE], "sees no CUDA device"),
+        ({"model.sync_batch_norm": True}, [CPU_NODE], "works on GPUs alone"),
+        ({"model.sync_batch_norm": True, "device": "cpu"}, [GPU_NODE], "works on GPUs alone"),
         ({"workers": 4, "batch_size": 3}, [CPU_NODE], "smaller than the number of workers"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ima_dist import distributed
@@ -54,7 +55,11 @@ class Training:
         self.val = Resident(data.val, device, self.dtype, data.box)
         self.labels = data.train.y
         self.augment = data.augment
-        self.network = make_network(config, data).to(device)
+        network = make_network(config, data)
+        if config.model.sync_batch_norm:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        self.network = network.to(device)
+        self.running = _running_statistics(self.network)
         self.optimizer = make_optimizer(config, self.network)
         self.method = make_method(config, data.box)
         self.store: MarginStore | None = None
@@ -131,18 +136,29 @@ class Training:
             # The last batch may be smaller than the number of workers; DDP still needs a backward pass here.
             if self.store is not None and not self.store.replicated:
                 self.store.lookup(indices)
-            x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
             rows, sources = torch.zeros(0, device=self.device), indices
-            # Batch norm refuses a single sample in training mode, and must not count this one.
-            self.network.eval()
-            loss = 0.0 * self.ddp(x).sum()
-            self.network.train()
+            loss = self._empty_loss()
         # DDP averages over the workers; the loss is summed over this worker's share.
         (loss * (self.world / len(global_batch))).backward()
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             self._fail(sources, rows)
         self.optimizer.step()
+        # Each worker's batch norm has seen its share alone. All attack the same network, so they agree on one.
+        distributed.average_(self.running)
+
+    def _empty_loss(self) -> Tensor:
+        """Zero, from a forward pass through every parameter, on behalf of no sample."""
+        if self.config.model.sync_batch_norm:
+            # The other workers' layers wait for this one's, which take an empty batch.
+            x, _ = self.train.batch(torch.zeros(0, dtype=torch.int64, device=self.device))
+            return 0.0 * self.ddp(x).sum()
+        x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
+        # Batch norm refuses a single sample in training mode, and must not count this one.
+        self.network.eval()
+        loss = 0.0 * self.ddp(x).sum()
+        self.network.train()
+        return loss
 
     def _samples(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """x and y of training samples. An image and its crops share one index and one margin (appendix D.2)."""
@@ -319,6 +335,12 @@ class Training:
             if self.rank == 0:
                 self.sums += torch.tensor([counters[n] for n in names], dtype=torch.float64, device=self.device)
             self.seconds = {k: counters[f"{k}_seconds"] for k in self.seconds}
+
+
+def _running_statistics(network: nn.Module) -> list[Tensor]:
+    """Running means and variances that each worker would otherwise have of its own."""
+    layers = [m for m in network.modules() if isinstance(m, _NormBase) and not isinstance(m, nn.SyncBatchNorm)]
+    return [s for m in layers for s in (m.running_mean, m.running_var) if s is not None]
 
 
 def _data_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
