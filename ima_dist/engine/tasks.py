@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
@@ -20,8 +21,9 @@ from ima_dist.engine.training import Training, attack_batch_size
 from ima_dist.evaluation import outcomes
 from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.boundary import boundary_grid
+from ima_dist.evaluation.scores import scores_table
 from ima_dist.results import paper
-from ima_dist.results.rundir import RunDir, write_json
+from ima_dist.results.rundir import RunDir, write_json, write_parquet
 
 # A batch is what an interruption may cost. On a CPU more than 64 samples gain little but for tiny ones.
 _CPU_BATCH_VALUES = 1 << 16
@@ -32,6 +34,8 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     began = time.perf_counter()
     data = load(config.data, config.seed)
     limit_threads(data)
+    if distributed.rank() == 0:
+        _write_names(run, data)
     training = Training(config, run, data, device, should_stop)
     network = training.fit()
     seconds = {"train": time.perf_counter() - began}
@@ -102,6 +106,10 @@ def _evaluate(
         }
         if epoch == config.epochs:
             summary["clean_accuracy"] = _clean_accuracy(network, test, device)
+            if data.num_classes == 2 and data.class_names:
+                summary["class_names"] = list(data.class_names)
+                val = Resident(data.val, device, DTYPES[config.dtype], data.box)
+                write_parquet(run.scores_path, scores_table(network, {"validation": val, "test": test}))
         outcomes.save(run, found, config, summary)
         evaluation.forget(run, config, epoch, data.digest())
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
@@ -123,6 +131,25 @@ def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) ->
             x, y = test.batch(part)
             right += int((network(x).argmax(1) == y).sum())
     return right / len(test)
+
+
+def _write_names(run: RunDir, data: DataSet) -> None:
+    """Which file went into which part, where samples have names: index is the place in that part."""
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    pieces = [
+        pa.table(
+            {
+                "split": pa.repeat(name, len(split)),
+                "index": np.arange(len(split)),
+                "name": list(split.names),
+                "label": split.y.numpy(),
+            }
+        )
+        for name, split in splits.items()
+        if split.names is not None
+    ]
+    if pieces:
+        write_parquet(run.samples_path, pa.concat_tables(pieces))
 
 
 def _write_boundary(run: RunDir, network: nn.Module, train: Resident) -> None:

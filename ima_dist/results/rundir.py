@@ -123,6 +123,8 @@ class RunDir:
         self.progress_path = self.path / "progress.json"
         self.history_path = self.path / "history.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
+        self.samples_path = self.path / "samples.parquet"
+        self.scores_path = self.path / "scores.parquet"
         self.margins_dir = self.path / "margins"
         self.checkpoints_dir = self.path / "checkpoints"
         self.figures_dir = self.path / "figures"

@@ -1,0 +1,103 @@
+"""What a two-class test is asked for: sensitivity, specificity, and where to put the threshold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from ima_dist.results.rundir import RunDir, read_parquet
+from ima_dist.results.table import aligned, format_noise, noise_key, wilson_interval
+
+_TARGETS = (0.90, 0.95, 0.99)
+
+
+def sensitivity_by_noise(outcomes: pa.Table, epoch: int) -> list[dict[str, Any]]:
+    """A row for each attack and noise level: "attack", "noise", "sensitivity", "specificity", "positives", "negatives".
+
+    ``outcomes``: as in outcomes.parquet, two classes of which 1 is the positive one. The shares are None where
+    there is no sample of the class. Shown is the loss "both" of the network after ``epoch`` epochs.
+    """
+    data = outcomes.to_pydict()
+    label, right = np.array(data["label"]), np.array(data["label"]) == np.array(data["prediction"])
+    wanted = (np.array(data["loss"]) == "both") & (np.array(data["epoch"]) == epoch)
+    attack, noise = np.array(data["attack"]), np.array([noise_key(level) for level in data["noise"]])
+    rows = []
+    for name in sorted(set(attack[wanted])):
+        for level in sorted(set(noise[wanted & (attack == name)])):
+            here = wanted & (attack == name) & (noise == level)
+            ill, well = here & (label == 1), here & (label == 0)
+            rows.append(
+                {
+                    "attack": str(name),
+                    "noise": float(level),
+                    "sensitivity": float(right[ill].mean()) if ill.any() else None,
+                    "specificity": float(right[well].mean()) if well.any() else None,
+                    "positives": int(ill.sum()),
+                    "negatives": int(well.sum()),
+                }
+            )
+    return rows
+
+
+def rates(probability: np.ndarray, label: np.ndarray, threshold: float) -> tuple[float, float]:
+    """Sensitivity and specificity if samples with a probability of at least ``threshold`` are called positive.
+
+    ``probability``: (N,) of class 1; ``label``: (N,) of 0 or 1, both present.
+    """
+    called = probability >= threshold
+    return float(called[label == 1].mean()), float(1 - called[label == 0].mean())
+
+
+def choose_threshold(probability: np.ndarray, label: np.ndarray, sensitivity: float) -> float:
+    """The highest threshold at which at least the share ``sensitivity`` of the positive samples is found.
+
+    Section 3.3: "one can tweak the classification threshold to increase the sensitivity to infection". Choose
+    it on validation samples, not on those that the result is reported for.
+    """
+    positive = np.sort(probability[label == 1])
+    missed = int(np.floor(len(positive) * (1 - sensitivity) + 1e-9))
+    return float(positive[missed])
+
+
+def binary_report(run: RunDir) -> str | None:
+    """Sensitivity and specificity by noise level, and thresholds, for the terminal; None for other tasks."""
+    if not run.scores_path.exists() or not run.outcomes_path.exists():
+        return None
+    negative, positive = run.summary()["class_names"]
+    lines = [["attack", "noise", "sensitivity", "specificity"]]
+    for row in sensitivity_by_noise(read_parquet(run.outcomes_path), run.config().epochs):
+        shares = [_share(row["sensitivity"], row["positives"]), _share(row["specificity"], row["negatives"])]
+        lines.append([row["attack"], format_noise(row["noise"]), *shares])
+    parts = [f"Test samples of {positive} and of {negative} that are recognised under attack", *aligned(lines)]
+    val, test = (_scores(run, split) for split in ("validation", "test"))
+    if all(set(label) == {0, 1} for _, label in (val, test)):
+        lines = [["wanted sensitivity", "threshold", "sensitivity", "specificity"]]
+        for target in (None, *_TARGETS):
+            threshold = 0.5 if target is None else choose_threshold(*val, target)
+            found, spared = rates(*test, threshold)
+            ill = int(test[1].sum())
+            shares = [_share(found, ill), _share(spared, len(test[1]) - ill)]
+            lines.append(["(none)" if target is None else f"{target:.2f}", f"{threshold:.4f}", *shares])
+        parts += [
+            "",
+            f"Threshold on the probability of {positive}, chosen on {len(val[1])} validation samples, and what it "
+            "gives on clean test samples",
+            *aligned(lines),
+        ]
+    return "\n".join(parts)
+
+
+def _scores(run: RunDir, split: str) -> tuple[np.ndarray, np.ndarray]:
+    table = read_parquet(run.scores_path)
+    table = table.filter(pa.compute.equal(table["split"], split))
+    return table["probability"].to_numpy(), table["label"].to_numpy()
+
+
+def _share(value: float | None, samples: int) -> str:
+    if value is None:
+        return "-"
+    low, high = wilson_interval(value, samples)
+    return f"{value:.4f} ({max(low, 0):.3f} to {min(high, 1):.3f})"
