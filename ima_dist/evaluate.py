@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+from typing import Any
 
 from ima_dist import config as configuration
 from ima_dist import launcher
 from ima_dist.config import ATTACKS, Config, ConfigError
 from ima_dist.results.rundir import RunDir, write_json
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
-from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, check_inputs, existing, guarded, say, show_results
+from ima_dist.train import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_REQUEUE,
+    check_inputs,
+    existing,
+    guarded,
+    say,
+    show_results,
+    user_options,
+)
 
 _ALLOWED = ("eval.", "workers", "device", "data.dir", "data.download")
 
@@ -33,11 +43,9 @@ def _main(argv: list[str]) -> int:
     )
     which.add_argument("--select", metavar="RULE", help='the last epoch that satisfies e.g. "val_accuracy>=0.90"')
     arguments = parser.parse_args(argv)
-    options = configuration.given_options(arguments)
+    options = user_options(arguments)
     if arguments.attack:
         options["eval.attacks"] = (arguments.attack,)
-    if "data.dir" in options:
-        options["data.dir"] = str(Path(options["data.dir"]).absolute())
     run = RunDir.open(existing(arguments.run))
     config = configuration.replace(run.config(), options)
     epochs = _epochs(run, config, arguments)
@@ -45,7 +53,15 @@ def _main(argv: list[str]) -> int:
         data = check_inputs(config)
         for epoch in epochs:
             check_weights(run, epoch, data)
-        return _evaluate(config, run, epochs)
+        status = run_task("evaluate", config, run, {"epochs": epochs})
+    if status != EXIT_DONE:
+        return status
+    if epochs == [config.epochs]:
+        show_results(run)
+    else:
+        curves = [c for c in run.summary()["curves"] if c["epoch"] in epochs and c["attack"] in config.eval.attacks]
+        say("\n" + tradeoff_table(config, curves, run.read_history()))
+    return EXIT_DONE
 
 
 def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:
@@ -78,14 +94,15 @@ def check_weights(run: RunDir, epoch: int, data: str) -> None:
         raise ConfigError(f"{error}.") from error
 
 
-def _evaluate(config: Config, run: RunDir, epochs: list[int]) -> int:
+def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
+    """Let workers do ``task`` (see ``launcher.run_workers``) on a run that has been trained; returns an exit status."""
     from ima_dist.progress import ProgressView
 
     with launcher.cluster(config) as cluster:
         write_json(run.progress_path, {"stage": "starting"})
         try:
             with ProgressView(run):
-                answer = launcher.run_workers("evaluate", config, run, cluster, {"epochs": epochs})
+                answer = launcher.run_workers(task, config, run, cluster, arguments)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)
             return EXIT_FAILED
@@ -95,11 +112,6 @@ def _evaluate(config: Config, run: RunDir, epochs: list[int]) -> int:
     if answer["status"] != "finished":
         print(f"error: {answer['message']}", file=sys.stderr)
         return EXIT_FAILED
-    if epochs == [config.epochs]:
-        show_results(run)
-        return EXIT_DONE
-    curves = [c for c in run.summary()["curves"] if c["epoch"] in epochs and c["attack"] in config.eval.attacks]
-    say("\n" + tradeoff_table(config, curves, run.read_history()))
     return EXIT_DONE
 
 

@@ -21,7 +21,7 @@ from ima_dist.config import Config, ConfigError, did_you_mean
 from ima_dist.presets import make_config
 from ima_dist.results.comparison import comparison_table
 from ima_dist.results.rundir import RunDir
-from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, guarded, results_root, say
+from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, guarded, results_root, say, user_options
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,7 @@ def _main(argv: list[str]) -> int:
     for name in ("workers", "device", "data.dir", "data.download", "dtype"):
         configuration.add_options(parser, only=name)
     arguments = parser.parse_args(argv)
-    options = configuration.given_options(arguments)
-    if "data.dir" in options:
-        options["data.dir"] = str(Path(options["data.dir"]).absolute())
+    options = user_options(arguments)
     job = read_job(arguments.job, arguments.scale, options)
     root = Path(train.absolute_output(arguments.out)) if arguments.out else results_root() / "jobs"
     chosen = _chosen(job, arguments)

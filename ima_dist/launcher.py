@@ -111,7 +111,7 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
 def run_workers(
     task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Run ``task`` ("train" or "evaluate", with ``arguments``) on the workers; returns worker 0's answer.
+    """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
     The answer has "status" ("finished", "interrupted" or "failed") and "message". A signal that asks the
     driver to stop is handed on to the workers through a file in the run directory.
@@ -271,7 +271,7 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
 
     from ima_dist import distributed
     from ima_dist.engine.checkpoint import Damaged
-    from ima_dist.engine.tasks import evaluate_task, train_task
+    from ima_dist.engine.tasks import audit_task, evaluate_task, train_task
     from ima_dist.engine.training import NumericalError
 
     config = from_dict(payload["config"])
@@ -281,7 +281,11 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {"train": train_task, "evaluate": evaluate_task}
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {
+        "train": train_task,
+        "evaluate": evaluate_task,
+        "audit": audit_task,
+    }
     try:
         return tasks[payload["task"]](config, run, device, (run.path / STOP_FILE).exists, **payload["arguments"])
     except distributed.Interrupted as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -46,6 +47,14 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return EXIT_FAILED
 
 
+def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given; directories made absolute, because workers have another one."""
+    options = configuration.given_options(arguments)
+    if "data.dir" in options:
+        options["data.dir"] = str(Path(options["data.dir"]).absolute())
+    return options
+
+
 def say(text: str) -> None:
     """Print a line; a reader who has gone away (``| head``) does not end the run."""
     try:
@@ -68,9 +77,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run; its configuration is kept")
     configuration.add_options(parser)
     arguments = parser.parse_args(argv)
-    options = configuration.given_options(arguments)
-    if "data.dir" in options:
-        options["data.dir"] = str(Path(options["data.dir"]).absolute())
+    options = user_options(arguments)
 
     if arguments.resume:
         if arguments.out:

@@ -33,7 +33,7 @@ ALLOWED = {
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
 }
-ENTRY_POINTS = {"train", "evaluate", "recommend", "job"}
+ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job"}
 ONLY_IN = {
     "ray": {"launcher"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},

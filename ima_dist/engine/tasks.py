@@ -20,6 +20,7 @@ from ima_dist.engine.setup import DTYPES, limit_threads, make_network
 from ima_dist.engine.training import Training, attack_batch_size
 from ima_dist.evaluation import outcomes
 from ima_dist.evaluation import run as evaluation
+from ima_dist.evaluation.audit import audit
 from ima_dist.evaluation.boundary import boundary_grid
 from ima_dist.evaluation.scores import scores_table
 from ima_dist.results import paper
@@ -60,6 +61,43 @@ def evaluate_task(
     for epoch in epochs:
         load_weights(run, epoch, data.digest(), network)
         _evaluate(config, run, device, data, network, epoch, should_stop, {})
+    return {"status": "finished", "message": None}
+
+
+def audit_task(
+    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], samples: int
+) -> dict[str, Any]:
+    """Compare the newest stored margins with an independent attack; see ``evaluation.audit``."""
+    newest = run.newest_margins()
+    assert newest is not None, "the entry point has looked"
+    epoch, margins = newest
+    data = load(config.data, config.seed)
+    limit_threads(data)
+    network = make_network(config, data).to(device)
+    load_weights(run, epoch, data.digest(), network)
+    train = Resident(data.train, device, DTYPES[config.dtype], data.box)
+    lead = distributed.rank() == 0
+
+    def on_progress(done: int, total: int) -> None:
+        if lead:
+            progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
+            write_json(run.progress_path, {**progress, "epoch": epoch, "epochs": config.epochs})
+
+    found = audit(
+        network,
+        train,
+        margins.sort_by("index"),
+        config,
+        epoch=epoch,
+        samples=samples,
+        augmented=data.augment,
+        batch_size=evaluation_batch_size(config.batch_size, train),
+        should_stop=should_stop,
+        on_progress=on_progress,
+    )
+    if lead:
+        write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
+        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return {"status": "finished", "message": None}
 
 

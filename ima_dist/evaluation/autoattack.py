@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from pyautoattack import AutoAttack
+from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
+from ima_dist import norms
 from ima_dist.attacks.common import Box, attack_mode
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -29,6 +31,13 @@ class _InUnitBox(nn.Module):
         return logits
 
 
+def _in_unit_box(network: nn.Module, x: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
+    """The network and the samples (B, ...) as images; without a box there is ``room`` around all samples."""
+    low, high = box if box is not None else (float(x.min()) - room, float(x.max()) + room)
+    model = _InUnitBox(network, low, high - low, x.shape[1:])
+    return model, ((x - low) / model.width).view(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
+
+
 def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int, box: Box) -> Tensor:
     """Predictions (B,) int64 for what the standard version of AutoAttack makes of x (B, ...), y (B,).
 
@@ -37,17 +46,14 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
     [0, 1] alone: other data are scaled evenly into it, without a box so far from its walls that they do not
     matter. Its noise is its own, drawn from ``seed``, and depends on what else is in the batch.
     """
-    low, high = box if box is not None else (float(x.min()) - eps, float(x.max()) + eps)
-    width = high - low
-    model = _InUnitBox(network, low, width, x.shape[1:])
-    z = ((x - low) / width).view(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
+    model, z = _in_unit_box(network, x, box, eps)
     with attack_mode(network), torch.no_grad(), torch.random.fork_rng(_cards(x)):
         predicted = network(x).argmax(1)
         rows = (predicted == y).nonzero()[:, 0]
         if not len(rows):
             return predicted
         classes = network(x[:1]).shape[1]
-        settings = {"norm": _NORMS[norm], "eps": eps / width, "seed": seed, "device": x.device}
+        settings = {"norm": _NORMS[norm], "eps": eps / model.width, "seed": seed, "device": x.device}
         attacks = _FEW_CLASSES if classes < _FEWEST_CLASSES else _STANDARD
         if norm == "l2" and min(z.shape[2:]) < _LOWEST_IMAGE:
             attacks = [name for name in attacks if name != "square"]
@@ -63,3 +69,22 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
 
 def _cards(x: Tensor) -> list[torch.device]:
     return [x.device] if x.is_cuda else []
+
+
+def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Box) -> Tensor:
+    """Distance (B,) from x to the nearest misclassified point that FAB finds; infinite if it finds none.
+
+    Fast Adaptive Boundary attack (Croce and Hein 2020) towards each of up to nine strongest rival classes,
+    100 iterations each. It looks for the smallest perturbation and knows no radius, so it shares nothing with
+    the attacks that estimate margins in training. 0 for samples that are misclassified as they are.
+    """
+    model, z = _in_unit_box(network, x, box, 10 * float(x.max() - x.min()))
+    with attack_mode(network), torch.no_grad():
+        logits = network(x)
+        distance = torch.where(logits.argmax(1) == y, torch.inf, 0.0).to(x)
+        fab = FABAttack_PT(model, norm=_NORMS[norm], n_iter=100, device=x.device)
+        for fab.target_class in range(2, 2 + min(9, logits.shape[1] - 1)):
+            found = fab.attack_single_run(z, y, use_rand_start=False, is_targeted=True)
+            length = norms.length((found - z) * model.width, norm)
+            distance = torch.where(model(found).argmax(1) != y, torch.minimum(distance, length), distance)
+    return distance

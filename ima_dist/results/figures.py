@@ -12,12 +12,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ima_dist.config import ConfigError
 from ima_dist.results import paper as paper_tables
+from ima_dist.results.audit import TOLERANCE
 from ima_dist.results.rundir import RunDir, replacing
 from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
 
@@ -104,6 +106,26 @@ def margin_histogram(
         title=f"Estimated margins of {len(values):,} training samples",
     )
     ax.legend(ncols=2 if len(groups) > 6 else 1)
+    _save(fig, path)
+
+
+def margin_audit(path: Path, table: pa.Table, norm: str) -> None:
+    """Stored margin against audited distance of each correctly classified sample; above the line is too large.
+
+    ``table``: as in audit.parquet. Raises OSError.
+    """
+    fig, (ax,) = _figure(5.6)
+    correct = table["correct"].to_numpy()
+    margin, distance = table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct]
+    over = margin > (1 + TOLERANCE) * distance
+    for chosen, colour, name in ((~over, _BLUE, "within"), (over, _RED, "over-estimated")):
+        ax.scatter(distance[chosen], margin[chosen], s=9, color=colour, lw=0, label=f"{name} ({chosen.sum():,})")
+    high = 1.05 * max(float(margin.max()), float(np.quantile(distance[np.isfinite(distance)], 0.99)))
+    ax.plot([0, high], [0, high], color="black", linewidth=1)
+    sign = NORM_SIGN.get(norm, norm)
+    ax.set(xlim=(0, high), ylim=(0, high), xlabel=f"distance at which FAB crosses the boundary ({sign})")
+    ax.set(ylabel=f"stored margin ({sign})", title=f"Margins of {correct.sum():,} training samples, audited")
+    ax.legend(loc="lower right")
     _save(fig, path)
 
 

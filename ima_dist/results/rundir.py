@@ -125,6 +125,7 @@ class RunDir:
         self.outcomes_path = self.path / "outcomes.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
+        self.audit_path = self.path / "audit.parquet"
         self.margins_dir = self.path / "margins"
         self.checkpoints_dir = self.path / "checkpoints"
         self.figures_dir = self.path / "figures"

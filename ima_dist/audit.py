@@ -1,0 +1,54 @@
+"""``python -m ima_dist.audit RUN_DIR``: compare stored margins with an independent minimal-norm attack.
+
+Margins are estimated along the path of one attack, so they may be too large. FAB looks for the nearest
+point beyond the boundary; where it finds one inside a margin, the margin was over-estimated.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ima_dist import config as configuration
+from ima_dist.config import ConfigError
+from ima_dist.evaluate import check_weights, run_task
+from ima_dist.results.audit import audit_text, summarise
+from ima_dist.results.figures import margin_audit
+from ima_dist.results.rundir import RunDir, read_parquet
+from ima_dist.train import EXIT_DONE, check_inputs, existing, guarded, say, shown, user_options
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status as for ``ima_dist.train``."""
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = configuration.OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
+    parser.add_argument("--samples", type=int, default=500, metavar="INT", help="training samples to look at")
+    for name in ("workers", "device", "data.dir", "data.download"):
+        configuration.add_options(parser, only=name)
+    arguments = parser.parse_args(argv)
+    if arguments.samples < 1:
+        raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
+    run = RunDir.open(existing(arguments.run))
+    config = configuration.replace(run.config(), user_options(arguments))
+    newest = run.newest_margins()
+    if newest is None:
+        raise ConfigError(f"{run.path} holds no margins: audit needs a run of --method ima or mma with an epoch done.")
+    with run.writing():
+        check_weights(run, newest[0], check_inputs(config))
+        status = run_task("audit", config, run, {"samples": arguments.samples})
+    if status == EXIT_DONE:
+        table = read_parquet(run.audit_path)
+        if not any(table["correct"].to_pylist()):
+            raise ConfigError("None of the samples is classified correctly: there is no margin to look at.")
+        figure = run.figures_dir / "audit.png"
+        margin_audit(figure, table, config.norm)
+        say(audit_text(summarise(table, config.eps_max), newest[0]))
+        say(f"Results: {shown(run.audit_path)}, {shown(figure)}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
