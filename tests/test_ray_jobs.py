@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def test_ray_job_submit(tmp_path):
     """The same entry point under ``ray job submit``, on a cluster started with ``ray start --head``."""
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    port, dashboard = workers.free_port(), workers.free_port()
+    port, dashboard, agent = (workers.free_port() for _ in range(3))
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
@@ -31,7 +31,9 @@ def test_ray_job_submit(tmp_path):
     env.pop("RAY_ADDRESS", None)
     head = subprocess.Popen(
         [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"],
+         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+         # Of their own: the usual ones may belong to another cluster on this machine, and jobs then find no agent.
+         f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={workers.free_port()}"],
         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
