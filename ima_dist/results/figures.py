@@ -1,4 +1,4 @@
-"""Pictures of one run: decision boundary, accuracy under attack, margins, training curves.
+"""Pictures of one run: decision boundary, accuracy under attack, margins, training curves, equilibrium.
 
 Every function writes a PNG 1200 pixels wide. No global matplotlib state is touched, so they may be called
 from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind readers can tell apart.
@@ -6,6 +6,7 @@ from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind r
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,63 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
     _save(fig, path)
 
 
+def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whether the run approaches its equilibrium state (paper, section 2.3 and appendix G.2), over the epochs.
+
+    ``rows``: of equilibrium.parquet, at least one. Four panels: imbalance of counts, mixing, |P_i − P_j| and
+    L₂, each with its value in equilibrium. A thick line is the mean over the pairs of classes, weighted by
+    their noisy samples; thin lines are the pairs, if there are several. Raises OSError.
+    """
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}  # None: NaN
+    n_i, n_j = columns["count_i"], columns["count_j"]
+    fig = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    balance, mixed, difference, loss = fig.subplots(2, 2).flat
+    _over_epochs(balance, columns, abs(n_i - n_j) / (n_i + n_j), _BLUE)
+    _over_epochs(mixed, columns, columns["mixing"], _GREEN)
+    _over_epochs(difference, columns, columns["abs_difference"], _PURPLE)
+    _over_epochs(loss, columns, (columns["loss_i"] + columns["loss_j"]) / 2, _RED)
+    # Pairs share no noisy sample, so their deviations add up as independent ones do.
+    epochs, weights, squares = _weighted(columns, columns["mixing_sd"] ** 2, power=2)
+    sd = np.sqrt(squares) / weights
+    mixed.fill_between(epochs, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
+    for ax, level, name in ((balance, 0, "0"), (mixed, 1, "1"), (difference, 0, "0"), (loss, math.log(2), "log 2")):
+        ax.axhline(level, color="black", linestyle="--", linewidth=1, label=f"equilibrium: {name}")
+        ax.grid(True, alpha=0.3)
+        ax.set_axisbelow(True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_xlabel("epoch")
+        ax.legend(fontsize="small")
+    balance.set(title="Numbers on either side", ylabel=r"$|n_i - n_j|\;/\;(n_i + n_j)$", ylim=(-0.03, 1.03))
+    mixed.set(title="Mixing of the two sides", ylabel="neighbours from the other side\n(1: same distribution)")
+    mixed.set_ylim(bottom=0)
+    difference.set(title="Distance from the boundary", ylabel="mean $|P_i - P_j|$")
+    loss.set(title="Loss of the noisy samples", ylabel="$L_2$ of a sample, mean of both sides")
+    fig.suptitle("Noisy samples on the boundaries $B_{ij}$: does the run approach its equilibrium?")
+    _save(fig, path)
+
+
+def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
+    """Draw a value of each row that has one: a thin line a pair if there are several, the weighted mean thick."""
+    known = ~np.isnan(value)
+    pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
+    for i, j in pairs if len(pairs) > 1 else ():
+        own = known & (columns["class_i"] == i) & (columns["class_j"] == j)
+        ax.plot(columns["epoch"][own], value[own], color=colour, alpha=0.2, linewidth=0.7)
+    epochs, weights, sums = _weighted(columns, value)
+    name = f"mean of {len(pairs)} pairs" if len(pairs) > 1 else "the two classes"
+    ax.plot(epochs, sums / weights, color=colour, marker="o", markersize=3, label=name)
+
+
+def _weighted(
+    columns: dict[str, np.ndarray], value: np.ndarray, power: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, sums of weights and sums of weightᵖ · value, over rows whose value is not NaN; weights: noisy samples."""
+    known = ~np.isnan(value)
+    weights = (columns["count_i"] + columns["count_j"])[known]
+    epochs, at = np.unique(columns["epoch"][known], return_inverse=True)
+    return epochs, np.bincount(at, weights), np.bincount(at, weights**power * value[known])
+
+
 def draw_all(run: RunDir) -> list[Path]:
     """Draw every figure whose inputs the run directory holds, into its figures/; return their paths.
 
@@ -176,6 +234,9 @@ def draw_all(run: RunDir) -> list[Path]:
     history = run.read_history()
     if history:
         training_curves(target("training.png"), history)
+    balance = run.read_equilibrium()
+    if balance:
+        equilibrium(target("equilibrium.png"), balance)
     return drawn
 
 
