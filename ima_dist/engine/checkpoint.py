@@ -2,7 +2,8 @@
 
 ``checkpoints/epoch=EEEE`` is the state after EEEE complete epochs, ``checkpoints/epoch=EEEE-step=SSSSSS``
 one in the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, the margin
-proposals that await the end of the epoch (one file a worker), and state.json: position, counters, and the
+proposals that await the end of the epoch (one file a worker), what the equilibrium's diagnostics have
+gathered until then (gathered.safetensors), and state.json: position, counters, and the
 SHA-256 of every file that belongs to it, the margin shards included. A checkpoint is written in a
 directory beside its place and moved there when state.json is complete.
 
@@ -79,8 +80,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     store: MarginStore | None,
     labels: Tensor,
+    gathered: dict[str, Tensor] | None = None,
 ) -> None:
     """Write a checkpoint; all workers call it together. ``labels`` (N,) of the training set go with the margins.
+
+    gathered: sums over the unfinished epoch and all workers that are too large for ``position.counters``.
 
     Raises:
         OSError: on the worker where writing failed; nothing that existed before is lost.
@@ -111,7 +115,11 @@ def save(
         safetensors.save_model(network, str(aside / "model.safetensors"))  # copes with tied weights
         tensors, layout = _flatten_optimizer(optimizer)
         safetensors.save_file(tensors, aside / "optimizer.safetensors")
-        for name in ("model.safetensors", "optimizer.safetensors"):
+        names = ["model.safetensors", "optimizer.safetensors"]
+        if gathered:
+            names.append("gathered.safetensors")
+            safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, aside / names[-1])
+        for name in names:
             mine[_relative(run, place / name)] = _digest(aside / name)
     files = {k: v for part in distributed.gather_objects(mine) for k, v in part.items()}
     if lead:
@@ -191,6 +199,12 @@ def restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
             correct=pending.correct[own],
             crossed=pending.crossed[own],
         )
+
+
+def gathered(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What ``save`` was given as ``gathered``; {} if nothing was."""
+    file = checkpoint.path / "gathered.safetensors"
+    return _load(file) if file.exists() else {}
 
 
 def weights_file(run: RunDir, epoch: int, data: str) -> Path:

@@ -20,10 +20,11 @@ from ima_dist.data.dataset import DataSet, Resident
 from ima_dist.data.order import batches
 from ima_dist.distributed import Interrupted
 from ima_dist.engine import checkpoint
+from ima_dist.engine.equilibrium import Equilibrium
 from ima_dist.engine.progress import Reporter
 from ima_dist.engine.setup import DTYPES, learning_rate, make_network, make_optimizer
 from ima_dist.margins import MarginStore
-from ima_dist.methods import Batch, make_method
+from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.noise import Phase
 from ima_dist.results.rundir import RunDir
 
@@ -65,12 +66,18 @@ class Training:
         self.store: MarginStore | None = None
         if self.method.has_margins:
             self.store = MarginStore(len(self.train), config.expansion, dtype=self.dtype, device=device)
+        self.equilibrium: Equilibrium | None = None
+        if self.method.on_boundary:
+            self.equilibrium = Equilibrium(
+                self.labels, data.num_classes, self.train.shape, config.seed, self.dtype, device
+            )
         self.position = checkpoint.Position()
         self.steps = -(-len(self.train) // config.batch_size)
         # loss, clean samples right, clean samples seen, noisy samples, evaluations
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)
         self.seconds = {"train": 0.0, "margin": 0.0}
         self.history: list[dict[str, Any]] = []
+        self.equilibria: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
         self._same_data_everywhere()
@@ -129,9 +136,7 @@ class Training:
             correct = logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
             self._count(loss.detach(), correct.sum(), len(indices), len(attacked.noisy_of), attacked.evaluations)
             if attacked.proposals is not None:
-                assert self.store is not None
-                new = attacked.proposals
-                self.store.propose(new.indices, new.values, correct=new.correct, crossed=new.crossed)
+                self._propose(batch, attacked)
         else:
             # The last batch may be smaller than the number of workers; DDP still needs a backward pass here.
             if self.store is not None and not self.store.replicated:
@@ -196,9 +201,17 @@ class Training:
         x, y = self._samples(indices)
         margins = self.store.shard[indices - self.store.first]
         batch = Batch(x, y, indices, margins, self.config.seed, self.position.epoch, Phase.MARGIN)
-        new, evaluations = self.method.estimate(self.network, batch)
+        attacked = self.method.estimate(self.network, batch)
+        self._propose(batch, attacked)
+        self.sums[4] += attacked.evaluations
+
+    def _propose(self, batch: Batch, attacked: Attacked) -> None:
+        assert self.store is not None
+        assert attacked.proposals is not None
+        new = attacked.proposals
         self.store.propose(new.indices, new.values, correct=new.correct, crossed=new.crossed)
-        self.sums[4] += evaluations
+        if self.equilibrium is not None:
+            self.equilibrium.add(self.network, batch, attacked)
 
     # ---- end of an epoch
 
@@ -226,6 +239,11 @@ class Training:
         self.history.append(row)
         if self.rank == 0:
             self.run.write_history(self.history)
+        if self.equilibrium is not None:
+            self.equilibria += self.equilibrium.rows(self.position.epoch + 1)
+            self.equilibrium.clear()
+            if self.rank == 0:
+                self.run.write_equilibrium(self.equilibria)
         self.position = checkpoint.Position(epoch=self.position.epoch + 1)
         self.sums.zero_()
         self.seconds = {"train": 0.0, "margin": 0.0}
@@ -297,6 +315,7 @@ class Training:
             self.optimizer,
             self.store,
             self.labels,
+            self.equilibrium.state() if self.equilibrium is not None and self.position.step else {},
         )
 
     def _newest(self) -> tuple[checkpoint.Checkpoint | None, list[str], str | None]:
@@ -328,6 +347,11 @@ class Training:
             if self.position.epoch:
                 self.store = MarginStore.load(found.margins, device=self.device)
             checkpoint.restore_pending(found, self.store)
+        if self.equilibrium is not None:
+            gathered = checkpoint.gathered(found)
+            if gathered:
+                self.equilibrium.restore(gathered)
+            self.equilibria = [row for row in self.run.read_equilibrium() if row["epoch"] <= self.position.epoch]
         self.history = [row for row in self.run.read_history() if row["epoch"] <= self.position.epoch]
         counters = self.position.counters
         if self.position.step:

@@ -63,6 +63,11 @@ class Attacked:
     evaluations: int = 0
     noisy_only: bool = False
 
+    @property
+    def noisy(self) -> Tensor:
+        """The (K, ...) noisy samples."""
+        return self.inputs[len(self.inputs) - len(self.noisy_of) :]
+
 
 @dataclass
 class Method(ABC):
@@ -70,6 +75,8 @@ class Method(ABC):
     box: Box
     has_margins: bool = field(default=False, init=False)
     margin_pass: bool = field(default=False, init=False)
+    # Noisy samples lie where the two most probable classes are equally so: B_ij of the paper's section 2.3.
+    on_boundary: bool = field(default=False, init=False)
 
     @abstractmethod
     def attack(self, model: Network, batch: Batch) -> Attacked:
@@ -80,6 +87,6 @@ class Method(ABC):
         """Loss of every row of ``logits``, (B + K, C) -> (B + K,), in the order of
         ``Attacked.inputs``; their sum over the global batch, divided by its size, is what is minimised."""
 
-    def estimate(self, model: Network, batch: Batch) -> tuple[Proposals, int]:
-        """New margins for a batch after the epoch, and the evaluations spent."""
+    def estimate(self, model: Network, batch: Batch) -> Attacked:
+        """New margins for a batch after the epoch, as ``proposals``, and the noisy samples they come from."""
         raise NotImplementedError(f"{type(self).__name__} has no margin pass")

@@ -22,7 +22,7 @@ class IMA(Method):
 
     def __init__(self, config: Config, box: Box) -> None:
         super().__init__(config, box)
-        self.has_margins = True
+        self.has_margins = self.on_boundary = True
         self.margin_pass = config.margin_update == "epoch"
 
     def _boundary(self, model: Network, batch: Batch) -> BoundaryResult:
@@ -54,16 +54,19 @@ class IMA(Method):
         )
         return Proposals(batch.indices, values, found.correct, found.crossed)
 
-    def attack(self, model: Network, batch: Batch) -> Attacked:
+    def _attacked(self, model: Network, batch: Batch, propose: bool) -> Attacked:
         found = self._boundary(model, batch)
         noisy_of = found.crossed.nonzero()[:, 0]
         return Attacked(
             inputs=torch.cat([batch.x, found.x[noisy_of]]),
             noisy_of=noisy_of,
             correct=found.correct,
-            proposals=None if self.margin_pass else self._proposals(batch, found),
+            proposals=self._proposals(batch, found) if propose else None,
             evaluations=found.evaluations,
         )
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        return self._attacked(model, batch, propose=not self.margin_pass)
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
         """Algorithm 1, lines 5 to 8: weight 1 − β for clean samples, right or wrong, and β for noisy ones."""
@@ -71,6 +74,5 @@ class IMA(Method):
         clean = len(batch.y)
         return torch.cat([(1 - self.config.beta) * rows[:clean], self.config.beta * rows[clean:]])
 
-    def estimate(self, model: Network, batch: Batch) -> tuple[Proposals, int]:
-        found = self._boundary(model, batch)
-        return self._proposals(batch, found), found.evaluations
+    def estimate(self, model: Network, batch: Batch) -> Attacked:
+        return self._attacked(model, batch, propose=True)

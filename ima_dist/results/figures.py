@@ -1,4 +1,4 @@
-"""Pictures of one run: decision boundary, accuracy under attack, margins, training curves.
+"""Pictures of one run: decision boundary, accuracy under attack, margins, training curves, equilibrium.
 
 Every function writes a PNG 1200 pixels wide. No global matplotlib state is touched, so they may be called
 from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind readers can tell apart.
@@ -6,6 +6,7 @@ from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind r
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 _COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+_LASTING = 5  # epochs
 _LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
 
 
@@ -169,6 +171,78 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
     _save(fig, path)
 
 
+def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whether the run approaches its equilibrium state (paper, section 2.3 and appendix G.2), over the epochs.
+
+    ``rows``: of equilibrium.parquet, at least one. Four panels: imbalance of counts, mixing, |P_i − P_j| and
+    L₂, each with its value in equilibrium. A thick line is the mean over the pairs of classes, weighted by
+    their noisy samples; thin lines are the pairs, if there are several. A dotted line is the imbalance of the
+    last five epochs' counts together: low where one epoch's excess makes up for another's, that is, where the
+    boundary swings about its place. Raises OSError.
+    """
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}  # None: NaN
+    n_i, n_j = columns["count_i"], columns["count_j"]
+    fig = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    balance, mixed, difference, loss = fig.subplots(2, 2, sharex=True).flat
+    _over_epochs(balance, columns, abs(n_i - n_j) / (n_i + n_j), _BLUE)
+    balance.plot(*_lasting_imbalance(columns), color=_BLUE, linestyle=":", label=f"{_LASTING} epochs together")
+    _over_epochs(mixed, columns, columns["mixing"], _GREEN)
+    _over_epochs(difference, columns, columns["abs_difference"], _PURPLE)
+    _over_epochs(loss, columns, (columns["loss_i"] + columns["loss_j"]) / 2, _RED)
+    # Pairs share no noisy sample, so their deviations add up as independent ones do.
+    epochs, weights, squares = _weighted(columns, columns["mixing_sd"] ** 2, power=2)
+    sd = np.sqrt(squares) / weights
+    mixed.fill_between(epochs, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
+    for ax, level, name in ((balance, 0, "0"), (mixed, 1, "1"), (difference, 0, "0"), (loss, math.log(2), "log 2")):
+        ax.axhline(level, color="black", linestyle="--", linewidth=1, label=f"equilibrium: {name}")
+        ax.grid(True, alpha=0.3)
+        ax.set_axisbelow(True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(fontsize="small")
+        # From 0, and to where it would matter: rounding must not look like a trend.
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.25 * level, 0.1))
+    balance.set(title="Numbers on either side", ylabel=r"$|n_i - n_j|\;/\;(n_i + n_j)$", ylim=(0, 1.03))
+    mixed.set(title="Mixing of the two sides", ylabel="neighbours from the other side\n(1: same distribution)")
+    difference.set(title="Distance from the boundary", ylabel="mean $|P_i - P_j|$", xlabel="epoch")
+    loss.set(title="Loss of the noisy samples", ylabel="$L_2$ of a sample, mean of both sides", xlabel="epoch")
+    fig.suptitle("Noisy samples on the boundaries $B_{ij}$: does the run approach its equilibrium?")
+    _save(fig, path)
+
+
+def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
+    """Draw a value of each row that has one: a thin line a pair if there are several, the weighted mean thick."""
+    known = ~np.isnan(value)
+    pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
+    for i, j in pairs if len(pairs) > 1 else ():
+        own = known & (columns["class_i"] == i) & (columns["class_j"] == j)
+        ax.plot(columns["epoch"][own], value[own], color=colour, alpha=0.2, linewidth=0.7)
+    epochs, weights, sums = _weighted(columns, value)
+    name = f"mean of {len(pairs)} pairs" if len(pairs) > 1 else "the two classes"
+    ax.plot(epochs, sums / weights, color=colour, marker="o", markersize=3, label=name)
+
+
+def _lasting_imbalance(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, list[float]]:
+    """Epochs, and Σ|n_i − n_j| / Σ(n_i + n_j) over the pairs of counts summed over the epochs up to each."""
+    epochs, values = np.unique(columns["epoch"]), []
+    for epoch in epochs:
+        recent = (columns["epoch"] > epoch - _LASTING) & (columns["epoch"] <= epoch)
+        n_i, n_j = columns["count_i"][recent], columns["count_j"][recent]
+        names = np.stack([columns["class_i"], columns["class_j"]])[:, recent]
+        pair = np.unique(names, axis=1, return_inverse=True)[1].ravel()
+        values.append(float(abs(np.bincount(pair, n_i - n_j)).sum() / (n_i + n_j).sum()))
+    return epochs, values
+
+
+def _weighted(
+    columns: dict[str, np.ndarray], value: np.ndarray, power: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, sums of weights and sums of weightᵖ · value, over rows whose value is not NaN; weights: noisy samples."""
+    known = ~np.isnan(value)
+    weights = (columns["count_i"] + columns["count_j"])[known]
+    epochs, at = np.unique(columns["epoch"][known], return_inverse=True)
+    return epochs, np.bincount(at, weights), np.bincount(at, weights**power * value[known])
+
+
 def draw_all(run: RunDir) -> list[Path]:
     """Draw every figure whose inputs the run directory holds, into its figures/; return their paths.
 
@@ -198,6 +272,9 @@ def draw_all(run: RunDir) -> list[Path]:
     history = run.read_history()
     if history:
         training_curves(target("training.png"), history)
+    balance = run.read_equilibrium()
+    if balance:
+        equilibrium(target("equilibrium.png"), balance)
     return drawn
 
 

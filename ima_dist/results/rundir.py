@@ -44,6 +44,14 @@ _HISTORY_TYPES = {
     "margin_seconds": pa.float64(),
     "samples_per_second": pa.float64(),
 }
+_EQUILIBRIUM = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("epoch", "class_i", "class_j", "count_i", "count_j")),
+        *((name, pa.float64()) for name in ("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j")),
+        *((name, pa.int64()) for name in ("points_i", "points_j")),
+        *((name, pa.float64()) for name in ("mixing", "mixing_sd")),
+    ]
+)
 
 
 @contextlib.contextmanager
@@ -122,6 +130,7 @@ class RunDir:
         self.summary_path = self.path / "summary.json"
         self.progress_path = self.path / "progress.json"
         self.history_path = self.path / "history.parquet"
+        self.equilibrium_path = self.path / "equilibrium.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
@@ -259,6 +268,20 @@ class RunDir:
         if not self.history_path.exists():
             return []
         rows: list[dict[str, Any]] = read_parquet(self.history_path).to_pylist()
+        return rows
+
+    def write_equilibrium(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrite equilibrium.parquet with all rows so far, one an epoch and pair of classes. Raises OSError.
+
+        The columns are those of ``engine.equilibrium.Equilibrium.rows``.
+        """
+        write_parquet(self.equilibrium_path, pa.Table.from_pylist(rows, schema=_EQUILIBRIUM))
+
+    def read_equilibrium(self) -> list[dict[str, Any]]:
+        """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
+        if not self.equilibrium_path.exists():
+            return []
+        rows: list[dict[str, Any]] = read_parquet(self.equilibrium_path).to_pylist()
         return rows
 
     def newest_margins(self) -> tuple[int, pa.Table] | None:
