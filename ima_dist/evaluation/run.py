@@ -72,7 +72,7 @@ def evaluate(
     on_progress(finished, count)
     stopped = False
     try:
-        with _stoppable(network, should_stop):
+        with stoppable(network, should_stop):
             for attack, place in places.items():
                 for part in mine[attack].split(batch_size):
                     if not len(part):
@@ -88,7 +88,7 @@ def evaluate(
                     )
                     finished += len(part)
                     on_progress(finished, count)
-    except _Stop:
+    except Stop:
         stopped = True
     if any(distributed.gather_objects(stopped)):
         raise Interrupted("stopped during the evaluation")
@@ -110,24 +110,24 @@ def forget(run: RunDir, config: Config, epoch: int, digest: str) -> None:
         (run.path / "evaluation").rmdir()
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """This worker was asked to stop."""
 
 
 @contextlib.contextmanager
-def _stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Every forward pass, and so every attack, ends in _Stop soon after ``should_stop()`` becomes true."""
+def stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[None]:
+    """Every forward pass, and so every attack, ends in Stop soon after ``should_stop()`` becomes true."""
     looked = time.monotonic()
 
     def look(module: nn.Module, arguments: object) -> None:
         nonlocal looked
         if time.monotonic() - looked >= _LOOK_EVERY:
             if should_stop():
-                raise _Stop
+                raise Stop
             looked = time.monotonic()
 
     if should_stop():
-        raise _Stop
+        raise Stop
     handle = network.register_forward_pre_hook(look)
     try:
         yield
