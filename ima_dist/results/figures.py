@@ -20,8 +20,8 @@ from ima_dist.results.rundir import RunDir, read_arrays, replacing
 from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
 
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-_COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
 # The arrays of examples/boundary.npz, as ``decision_boundary`` takes them.
 BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 _LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
@@ -66,8 +66,8 @@ def accuracy_curves(path: Path, curves: list[dict[str, Any]], paper: dict[float,
         levels = sorted(row)
         accuracy = [row[x]["accuracy"] for x in levels]
         bounds = [wilson_interval(row[x]["accuracy"], int(row[x]["samples"])) for x in levels]
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(levels, accuracy, color=colour, marker=_MARKERS[i % len(_MARKERS)], label=attack)
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(levels, accuracy, color=colour, marker=MARKERS[i % len(MARKERS)], label=attack)
         ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
         norms |= {str(entry["norm"]) for entry in row.values()}
     if paper:
