@@ -45,7 +45,7 @@ def table_csv(table: Table) -> str:
                     "seeds": " ".join(str(r.config.seed) for r in line.results),
                     "paper": theirs.accuracy if theirs else None,
                     "legible": theirs.legible if theirs else None,
-                    "difference": ours.accuracy - theirs.accuracy if known and theirs else None,
+                    "difference": round(ours.accuracy - theirs.accuracy, 6) if known and theirs else None,
                     "reduced": ("yes" if line.differs else "no") if line.results else None,
                     "differs": "; ".join(line.differs),
                     "runs": " ".join(r.name for r in line.results),

@@ -54,7 +54,7 @@ def draw(results: list[Result], tables: list[Table]) -> list[Picture]:
             numbered.append((number, _accuracies(preset, main)))
         own = [r for r in results if r.config.preset == preset]
         for norm in ("linf", "l2"):
-            if shown := [r for r in own if r.config.norm == norm and r.noisy is not None]:
+            if shown := [r for r in own if r.config.norm == norm and r.noisy is not None and _usual_beta(r)]:
                 numbered.append((10, _examples(preset, norm, shown)))
         with_margins = [r for r in own if r.margins and r.config.method in ("ima", "mma")]
         if with_margins:
@@ -73,9 +73,13 @@ def label(result: Result) -> str:
     """A run's name in a figure: its method, with what tells it from others of the same method."""
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
-    weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
+    weight = "" if _usual_beta(result) else f" β={config.beta:g}"
     reduced = " (reduced)" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
+
+
+def _usual_beta(result: Result) -> bool:
+    return result.config.method != "ima" or result.config.beta == preset_config(result.config).beta
 
 
 def _is_main(table: Table) -> bool:
@@ -89,7 +93,7 @@ def _heading(text: str, preset: str, number: int | None) -> str:
 
 
 def _boundaries(results: list[Result]) -> Picture:
-    fig, axes = _grid(len(results), (3.6, 3.0))
+    fig, axes = _grid(len(results), (3.6, 2.4))
     for ax, result in zip(axes, results, strict=True):
         assert result.boundary is not None
         b = result.boundary
@@ -128,7 +132,7 @@ def _accuracies(preset: str, tables: list[Table]) -> Picture:
         ax.legend(fontsize=8)
     number = None if tables[0].number is None else _ACCURACY_FIGURES.get(preset)
     return Picture(
-        _heading("accuracy by noise level", preset, number),
+        _heading("accuracy by noise level", preset, number).replace("Figure 9:", "Figures 9 (left) and 13:"),
         "Accuracy on the test set against the noise level, a line for each method, with its 95 % interval. "
         + ("Dashed: the paper's rows. " if tables[0].number is not None else "")
         + "The numbers are in the table.",
@@ -139,7 +143,7 @@ def _accuracies(preset: str, tables: list[Table]) -> Picture:
 
 def _accuracy_line(ax: Axes, line: Line, i: int, name: str) -> None:
     colour = COLOURS[i % len(COLOURS)]
-    # Past the last colour the same ones return, with hollow markers.
+    # Past the last colour the same ones return, with hollow markers and other dashes.
     face = colour if i < len(COLOURS) else "white"
     measured = [(level, m) for (split, level), m in sorted(line.ours.items()) if split == "test"]
     levels = [level for level, _ in measured]
@@ -149,7 +153,8 @@ def _accuracy_line(ax: Axes, line: Line, i: int, name: str) -> None:
     ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.12, lw=0)
     theirs = [(level, cell.accuracy) for (split, level), cell in sorted(line.theirs.items()) if split == "test"]
     if theirs:
-        ax.plot([x for x, _ in theirs], [a for _, a in theirs], color=colour, linestyle="--", linewidth=1)
+        style = "--" if i < len(COLOURS) else "-."
+        ax.plot([x for x, _ in theirs], [a for _, a in theirs], color=colour, linestyle=style, linewidth=1)
 
 
 def _examples(preset: str, norm: str, results: list[Result]) -> Picture:
@@ -184,8 +189,9 @@ def _examples(preset: str, norm: str, results: list[Result]) -> Picture:
         strip[0].set_ylabel(f"{label(result)}\ntrue: {_class(a, int(a['label'][i]))}", fontsize=7, parse_math=False)
     return Picture(
         _heading(f"noisy images, {NORM_SIGN[norm]}", preset, 10),
-        "Each row: a clean test image and its noisy images, made by PGD with cross-entropy against the network of that "
-        "row. Above each image: the predicted class and the noise level; a cross and a red frame mark a wrong one.",
+        "Each row: a clean test image and its noisy images, made by PGD with cross-entropy against the network of "
+        "that row. Above each image: the predicted class and the noise level; a cross and a coloured frame mark a "
+        "wrong one.",
         f"Clean and noisy images of {paper.DATA_SETS[preset]} with predicted classes, a row for each of "
         f"{', '.join(label(r) for r in results)}.",
         _png(fig),

@@ -8,7 +8,6 @@ from html import escape
 
 from ima_dist import __version__
 from ima_dist.presets import OWN_SETTINGS, train_command
-from ima_dist.progress import format_seconds
 from ima_dist.results import obfuscation
 from ima_dist.results.protocols import describe_attack
 from ima_dist.results.report.figures import Picture, label
@@ -232,7 +231,7 @@ def _share(value: object) -> str:
 
 
 def _duration(value: object) -> str:
-    return format_seconds(value) if isinstance(value, int | float) else "not recorded"
+    return f"{value:,.0f} s" if isinstance(value, int | float) else "not recorded"
 
 
 def _list(items: Iterable[str]) -> str:

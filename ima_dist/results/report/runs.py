@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ima_dist.config import ATTACKS, Config, ConfigError
+from ima_dist.config import ATTACKS, METHODS, NORMS, Config, ConfigError
 from ima_dist.presets import PRESETS
 from ima_dist.results import obfuscation
 from ima_dist.results.figures import BOUNDARY
@@ -44,7 +44,7 @@ class Result:
 
 
 def collect(paths: list[Path]) -> tuple[list[Result], list[str]]:
-    """The finished runs at ``paths`` and below, and a sentence for each that is left out or not complete."""
+    """The finished runs at ``paths`` and below, by experiment and method; a sentence for each other or damaged one."""
     problems: list[str] = []
     places = list(dict.fromkeys(place for path in paths for place in _find(path.absolute(), problems)))
     found: dict[Path, Result] = {}
@@ -55,7 +55,13 @@ def collect(paths: list[Path]) -> tuple[list[Result], list[str]]:
             problems.append(_sentence(error))
     common = os.path.commonpath([place.parent for place in found]) if found else ""
     results = [dataclasses.replace(r, name=os.path.relpath(place, common)) for place, r in found.items()]
-    return results, problems
+    return sorted(results, key=_order), problems
+
+
+def _order(result: Result) -> tuple[Any, ...]:
+    config = result.config
+    where = PRESETS.index(config.preset), NORMS.index(config.norm), METHODS.index(config.method)
+    return *where, config.eps_max, config.beta, config.seed, result.name
 
 
 def _find(path: Path, problems: list[str]) -> list[Path]:

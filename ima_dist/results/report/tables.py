@@ -243,7 +243,7 @@ def _table_15(table: Table) -> Table:
                     for key in low.ours.keys() & high.ours.keys()
                 }
                 theirs = {
-                    key: dataclasses.replace(cell, accuracy=abs(cell.accuracy - high.theirs[key].accuracy))
+                    key: dataclasses.replace(cell, accuracy=round(abs(cell.accuracy - high.theirs[key].accuracy), 6))
                     for key, cell in low.theirs.items()
                 }
                 results = (*low.results, *high.results)
@@ -258,5 +258,5 @@ def _own_name(config: Config) -> str:
 
 def _value(value: Any) -> str:
     if value is None:
-        return "none"
+        return "not set"
     return f"{value:g}" if isinstance(value, float) else str(value)
