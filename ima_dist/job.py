@@ -18,7 +18,7 @@ import yaml
 from ima_dist import config as configuration
 from ima_dist import evaluate, train
 from ima_dist.config import Config, ConfigError, did_you_mean
-from ima_dist.presets import make_config
+from ima_dist.presets import make_config, options_of, train_command
 from ima_dist.results.comparison import comparison_table
 from ima_dist.results.rundir import RunDir
 from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, guarded, results_root, say, user_options
@@ -142,17 +142,18 @@ def _chosen(job: Job, arguments: argparse.Namespace) -> dict[str, Config]:
 
 
 def _do_row(job: Job, config: Config, path: Path) -> int:
+    flags = configuration.as_flags(options_of(config))
     if (path / "config.yaml").exists():
-        status = train.main(["--resume", str(path), *_flags(config)])
+        status = train.main(["--resume", str(path), *flags])
     else:
-        status = train.main([config.preset, "--out", str(path), *_flags(config)])
+        status = train.main([config.preset, "--out", str(path), *flags])
     wanted: list[tuple[dict[str, Any], tuple[int, ...]]] = [(then, (config.epochs,)) for then in job.then]
     if job.epochs:
         wanted.append(({}, job.epochs))
     for options, epochs in wanted:
         if status == EXIT_DONE and not _evaluated(RunDir(path), configuration.replace(config, options), epochs):
-            flags = ["--epochs", ",".join(map(str, epochs)), *configuration.as_flags(options)]
-            status = evaluate.main([str(path), *flags])
+            again = ["--epochs", ",".join(map(str, epochs)), *configuration.as_flags(options)]
+            status = evaluate.main([str(path), *again])
     return status
 
 
@@ -161,17 +162,6 @@ def _evaluated(run: RunDir, config: Config, epochs: tuple[int, ...]) -> bool:
     most = config.eval.samples or sys.maxsize
     done = {(c["attack"], c["epoch"]) for c in run.summary().get("curves", []) if c["samples"] <= most}
     return done >= {(attack, epoch) for attack in config.eval.attacks for epoch in epochs}
-
-
-def _flags(config: Config) -> list[str]:
-    usual = configuration.option_values(make_config(config.preset, {"norm": config.norm}))
-    own = configuration.option_values(config)
-    return ["--norm", config.norm, *configuration.as_flags({k: v for k, v in own.items() if v != usual[k]})]
-
-
-def train_command(config: Config, path: Path) -> str:
-    """The command that trains a row."""
-    return " ".join(["python -m ima_dist.train", config.preset, *_flags(config), "--out", str(path)])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
-"""The six experiments of the paper as configurations (paper, section 3 and appendix D).
-
-What the paper leaves open and is therefore ours: the noise of Moons (0.06); Moons under L2; validation
-sets of 5000 for Fashion-MNIST, MNIST, SVHN and CIFAR-10; CIFAR-10's batch size.
-"""
+"""The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import Any
 
-from ima_dist.config import Config, ConfigError, did_you_mean, from_dict
+from ima_dist.config import Config, ConfigError, as_flags, did_you_mean, from_dict, option_values
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -77,6 +75,18 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, list[float]]]]]
 
 PRESETS = tuple(_PRESETS)
 
+# What the paper leaves open and is therefore ours: presets -> setting.
+OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("moons",), "Moons: points with normal noise of standard deviation 0.06, and the experiments under L2."),
+    (("fashion_mnist", "mnist", "svhn", "cifar10"), "A validation set of 5,000 images, taken from the training set."),
+    (("cifar10",), "CIFAR-10: batches of 128 images."),
+    (
+        ("fashion_mnist", "svhn", "covid_ct"),
+        "Instance norm without parameters: it is not affine, and keeps no running statistics.",
+    ),
+    (("covid_ct",), "COVID-19 CT: images in grey, one channel."),
+)
+
 
 def is_the_papers(config: Config) -> bool:
     """Whether data and network are the ones that the paper used for this preset, so that its tables apply."""
@@ -114,3 +124,30 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     config = from_dict(tree)
     assert isinstance(config, Config)
     return config
+
+
+def preset_config(config: Config) -> Config:
+    """The preset's own configuration for the method and norm of ``config``.
+
+    For a norm that the paper did not use on the preset, with the noise levels of ``config``.
+    """
+    given = {"norm": config.norm, "method": config.method}
+    if config.norm not in _PRESETS[config.preset][1]:
+        return make_config(config.preset, {**given, "eps_max": config.eps_max, "eval.noise": config.eval.noise})
+    return make_config(config.preset, given)
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """The options by dotted name that make ``config`` from its preset, method and norm always among them."""
+    usual, own = option_values(preset_config(config)), option_values(config)
+    always = {"method", "norm"}
+    if config.norm not in _PRESETS[config.preset][1]:
+        always |= {"eps_max", "eval.noise"}
+    return {name: value for name, value in own.items() if name in always or (name != "preset" and value != usual[name])}
+
+
+def train_command(config: Config, out: Path | str) -> str:
+    """The command that trains ``config`` into the run directory ``out``."""
+    return shlex.join(
+        ["python", "-m", "ima_dist.train", config.preset, *as_flags(options_of(config)), "--out", str(out)]
+    )

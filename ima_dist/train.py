@@ -227,7 +227,7 @@ def shown(path: Path) -> str:
 
 def show_results(run: RunDir) -> None:
     """Draw the figures and print the robustness table beside the paper's, times and paths."""
-    from ima_dist.results import paper
+    from ima_dist.results import obfuscation, paper
     from ima_dist.results.binary import binary_report
     from ima_dist.results.figures import draw_all
     from ima_dist.results.table import robustness_table
@@ -237,9 +237,9 @@ def show_results(run: RunDir) -> None:
     found = paper.row_of(config)
     curves = [c for c in summary["curves"] if c["epoch"] == config.epochs]
     say("\n" + robustness_table(curves, found[1] if found else None, found[0] if found else None))
-    binary = binary_report(run)
-    if binary:
-        say("\n" + binary)
+    for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
+        if further:
+            say("\n" + further)
     seconds = summary.get("seconds", {})
     parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
     say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(run.path)}", *(f"  {shown(f)}" for f in figures)]))

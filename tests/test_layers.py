@@ -33,7 +33,7 @@ ALLOWED = {
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
 }
-ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job"}
+ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report"}
 ONLY_IN = {
     "ray": {"launcher"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
@@ -84,7 +84,7 @@ def test_every_part_has_a_rule():
 def test_results_open_without_torch():
     code = (
         "import sys, ima_dist.presets, ima_dist.progress, ima_dist.results.paper, ima_dist.results.figures, "
-        "ima_dist.results.table, ima_dist.results.rundir; "
+        "ima_dist.results.table, ima_dist.results.rundir, ima_dist.report; "
         "print([m for m in ('torch', 'ray', 'advertorch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -22,9 +22,10 @@ from ima_dist.evaluation import outcomes
 from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.audit import audit
 from ima_dist.evaluation.boundary import boundary_grid
+from ima_dist.evaluation.examples import noisy_images
 from ima_dist.evaluation.scores import scores_table
 from ima_dist.results import paper
-from ima_dist.results.rundir import RunDir, write_json, write_parquet
+from ima_dist.results.rundir import RunDir, replacing, write_json, write_parquet
 
 # A batch is what an interruption may cost. On a CPU more than 64 samples gain little but for tiny ones.
 _CPU_BATCH_VALUES = 1 << 16
@@ -132,6 +133,8 @@ def _evaluate(
         on_progress=on_progress,
     )
     if lead:
+        if epoch == config.epochs and len(test.shape) == 3:
+            _write_noisy_images(run, network, test, config, data, should_stop)
         seconds["evaluate"] = time.perf_counter() - began
         row = paper.row_of(config)
         summary = {
@@ -140,6 +143,7 @@ def _evaluate(
             "norm": config.norm,
             "seed": config.seed,
             "paper_table": row[0] if row else None,
+            "parameters": sum(p.numel() for p in network.parameters()),
             "seconds": {**run.summary().get("seconds", {}), **seconds},
         }
         if epoch == config.epochs:
@@ -188,6 +192,23 @@ def _write_names(run: RunDir, data: DataSet) -> None:
     ]
     if pieces:
         write_parquet(run.samples_path, pa.concat_tables(pieces))
+
+
+def _write_noisy_images(
+    run: RunDir,
+    network: nn.Module,
+    test: Resident,
+    config: Config,
+    data: DataSet,
+    should_stop: Callable[[], bool],
+) -> None:
+    try:
+        with evaluation.stoppable(network, should_stop):
+            arrays: dict[str, Any] = noisy_images(network, test, config, data.class_names)
+    except evaluation.Stop:
+        raise distributed.Interrupted("stopped during the evaluation") from None
+    with replacing(run.examples_dir / "noisy.npz") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _write_boundary(run: RunDir, network: nn.Module, train: Resident) -> None:

@@ -164,8 +164,13 @@ EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
 
 
 def protocol(attack: str, config: Config) -> dict[str, float | None]:
-    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing."""
+    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
+
+    For spsa also "spsa_samples", the random directions of an iteration.
+    """
     if attack in ("autoattack", "white-noise"):
         return {"steps": None, "step_scale": None}
-    scale = {"pgd-mma": _mma_step_scale(config), "spsa": None}.get(attack, config.eval.step_scale)
+    if attack == "spsa":
+        return {"steps": config.eval.steps, "step_scale": None, "spsa_samples": config.eval.spsa_samples}
+    scale = _mma_step_scale(config) if attack == "pgd-mma" else config.eval.step_scale
     return {"steps": config.eval.steps, "step_scale": scale}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from ima_dist.results import paper
+from ima_dist.results import obfuscation, paper
 from ima_dist.results.rundir import RunDir
 from ima_dist.results.table import aligned, attack_rows, format_noise, noise_key
 from ima_dist.results.tradeoff import tradeoff_table
 
 
 def comparison_table(runs: dict[str, RunDir], table: int | None, epochs: tuple[int, ...] = ()) -> str:
-    """A line for each run and attack, and the paper's beneath it where it has one.
+    """A line for each run and attack, and the paper's beneath it where it has one; verdicts on SPSA below.
 
     ``runs``: name of the row, as the paper's tables spell it -> finished run. ``table``: the paper's number.
     ``epochs``: show the networks after these epochs instead of the last (Tables 16 to 21).
@@ -33,4 +33,6 @@ def comparison_table(runs: dict[str, RunDir], table: int | None, epochs: tuple[i
             if theirs:
                 values = [f"{theirs[x]:.4f}" if x in theirs else "-" for x in levels]
                 lines.append(["", "paper", "", *values])
-    return "\n".join(aligned(lines))
+    verdicts = {name: obfuscation.levels_of(run, run.config().epochs) for name, run in runs.items()}
+    notes = [f"{name}: {obfuscation.verdict(found)}" for name, found in verdicts.items() if found]
+    return "\n".join(aligned(lines) + notes)

@@ -7,7 +7,6 @@ from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind r
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ima_dist.config import ConfigError
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.audit import TOLERANCE
-from ima_dist.results.rundir import RunDir, replacing
+from ima_dist.results.rundir import RunDir, read_arrays, replacing
 from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
 
 _BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-_COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
+MARKERS = ("o", "s", "^", "D", "v", "P")
+# The arrays of examples/boundary.npz, as ``decision_boundary`` takes them.
+BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 _LASTING = 5  # epochs
 _LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
 
@@ -70,8 +70,8 @@ def accuracy_curves(path: Path, curves: list[dict[str, Any]], paper: dict[float,
         levels = sorted(row)
         accuracy = [row[x]["accuracy"] for x in levels]
         bounds = [wilson_interval(row[x]["accuracy"], int(row[x]["samples"])) for x in levels]
-        colour = _COLOURS[i % len(_COLOURS)]
-        ax.plot(levels, accuracy, color=colour, marker=_MARKERS[i % len(_MARKERS)], label=attack)
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(levels, accuracy, color=colour, marker=MARKERS[i % len(MARKERS)], label=attack)
         ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
         norms |= {str(entry["norm"]) for entry in row.values()}
     if paper:
@@ -255,7 +255,7 @@ def draw_all(run: RunDir) -> list[Path]:
         drawn.append(run.figures_dir / name)
         return drawn[-1]
 
-    boundary = _load_boundary(run.examples_dir / "boundary.npz")
+    boundary = read_arrays(run.examples_dir / "boundary.npz", BOUNDARY)
     if boundary is not None:
         decision_boundary(target("decision_boundary.png"), **boundary)
     curves = run.summary().get("curves") or []
@@ -276,17 +276,6 @@ def draw_all(run: RunDir) -> list[Path]:
     if balance:
         equilibrium(target("equilibrium.png"), balance)
     return drawn
-
-
-def _load_boundary(path: Path) -> dict[str, np.ndarray] | None:
-    names = ("grid_x", "grid_y", "probability", "points", "labels")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in names}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
 
 
 def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:

@@ -14,6 +14,7 @@ import platform
 import re
 import uuid
 import warnings
+import zipfile
 from collections.abc import Iterator
 from datetime import datetime
 from importlib import metadata
@@ -118,6 +119,20 @@ def read_parquet(path: Path) -> pa.Table:
         raise ConfigError(
             f"{path} cannot be read as Parquet ({reason}): delete it or restore it from a copy."
         ) from None
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """The arrays of these names in an .npz file, without unpickling; None if there is no such file.
+
+    Raises ConfigError if it is damaged or lacks one of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
 
 
 class RunDir:

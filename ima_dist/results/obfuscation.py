@@ -1,0 +1,106 @@
+"""Does a network only hide its gradient? The paper's answer (sections D.1 and D.2, Tables 9 and 12).
+
+SPSA sees no gradient. If it breaks more samples than PGD, which follows the gradient, then PGD was misled, and
+what it says of the network's robustness is worth little.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ima_dist.results.rundir import RunDir, read_parquet
+from ima_dist.results.table import aligned, format_noise, noise_key
+
+_CHANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Level:
+    """Both attacks on the same ``samples`` at one noise level.
+
+    spsa, pgd100: shares of samples that they leave correctly classified. spsa_alone, pgd_alone: how many
+    samples one of them breaks and the other does not.
+    """
+
+    noise: float
+    samples: int
+    spsa: float
+    pgd100: float
+    spsa_alone: int
+    pgd_alone: int
+
+
+def compare(outcomes: pa.Table, epoch: int) -> list[Level]:
+    """SPSA and pgd100 (the worse of its two losses) after ``epoch`` epochs, by noise level above 0, ascending.
+
+    ``outcomes``: as in outcomes.parquet. Samples that only one of the two has attacked do not count.
+    """
+    chosen = outcomes.filter((pc.field("epoch") == epoch) & (pc.field("loss") == "both") & (pc.field("noise") > 0))
+    right: dict[tuple[str, float], dict[int, bool]] = {}
+    for row in chosen.select(["attack", "noise", "index", "label", "prediction"]).to_pylist():
+        key = row["attack"], noise_key(row["noise"])
+        right.setdefault(key, {})[row["index"]] = row["label"] == row["prediction"]
+    levels = []
+    for attack, noise in sorted(right):
+        ours, theirs = right[attack, noise], right.get(("pgd100", noise), {})
+        both = sorted(ours.keys() & theirs.keys())
+        if attack == "spsa" and both:
+            a, b = np.array([ours[i] for i in both]), np.array([theirs[i] for i in both])
+            alone = int((~a & b).sum()), int((a & ~b).sum())
+            levels.append(Level(noise, len(both), float(a.mean()), float(b.mean()), *alone))
+    return levels
+
+
+def verdict(levels: list[Level]) -> str:
+    """One sentence. ``levels``: at least one.
+
+    SPSA counts as stronger where it leaves fewer samples right; whether by chance says the sign test over
+    the samples that only one of the two breaks.
+    """
+    stronger = [level for level in levels if level.spsa < level.pgd100]
+    counts = sorted({level.samples for level in levels})
+    samples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    if not stronger:
+        return f"SPSA is not stronger than PGD on the same {samples} samples: no sign of gradient obfuscation."
+    where = ", ".join(
+        f"{format_noise(level.noise)} ({level.spsa:.4f} against {level.pgd100:.4f})" for level in stronger
+    )
+    sentence = f"SPSA is stronger than PGD on the same {samples} samples at noise {where}: "
+    if all(_chance(level) > _CHANCE for level in stronger):
+        return sentence + "a difference that chance explains, so no clear sign of gradient obfuscation."
+    return sentence + "gradient obfuscation, so do not trust the accuracies under PGD."
+
+
+def describe(run: RunDir, epoch: int) -> str | None:
+    """Accuracies by noise level and verdict, for the terminal; None unless the run has both attacks.
+
+    Raises ConfigError if outcomes.parquet is damaged.
+    """
+    levels = levels_of(run, epoch)
+    if not levels:
+        return None
+    rows = [
+        ["noise", *(format_noise(level.noise) for level in levels)],
+        ["spsa", *(f"{level.spsa:.4f}" for level in levels)],
+        ["pgd100", *(f"{level.pgd100:.4f}" for level in levels)],
+    ]
+    return "\n".join(["Black-box and white-box attack on the same samples", *aligned(rows), verdict(levels)])
+
+
+def levels_of(run: RunDir, epoch: int) -> list[Level]:
+    """``compare`` for a run; [] unless it has both attacks. Raises ConfigError if outcomes.parquet is damaged."""
+    attacks = {c["attack"] for c in run.summary().get("curves", []) if c["epoch"] == epoch}
+    if not {"spsa", "pgd100"} <= attacks or not run.outcomes_path.exists():
+        return []
+    return compare(read_parquet(run.outcomes_path), epoch)
+
+
+def _chance(level: Level) -> float:
+    """Probability that SPSA alone breaks so many, or more, of the samples that only one of the two breaks."""
+    n = level.spsa_alone + level.pgd_alone
+    return sum(math.comb(n, k) for k in range(level.spsa_alone, n + 1)) / 2**n

@@ -1,0 +1,1 @@
+"""Our figures beside the paper's: one HTML file and CSV files from finished runs."""
