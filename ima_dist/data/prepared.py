@@ -12,10 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,17 +57,17 @@ def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
     """
     manifest = read_manifest(directory, name)
     if manifest["name"] != name:
-        raise ConfigError(f"{directory} is a prepared copy of {manifest['name']}, not of {name}: name another one.")
+        raise ConfigError(
+            f"{directory} is a prepared copy of {manifest['name']}, not of {name}: name another directory."
+        )
     parts = {}
     for part, entry in manifest["parts"].items():
         path = directory / entry["file"]
         _check_size(path, entry, manifest)
         try:
-            split = _map(path)
+            split = _map(path, entry)
         except Exception as e:  # the parser raises whatever it runs into in a damaged file
             raise _damaged(directory, f"{path} cannot be read as an Arrow file ({first_line(e)})", name) from e
-        if [len(split), *split.stored.shape] != [entry["rows"], entry["rows"], *entry["shape"]]:
-            raise _damaged(directory, f"{path} is damaged (it holds other arrays than {MANIFEST} says)", name)
         if split.y.min() < 0 or split.y.max() >= classes:
             raise _damaged(directory, f"{path} is damaged (it has a label outside 0 to {classes - 1})", name)
         parts[part] = split
@@ -79,7 +80,9 @@ def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{directory} holds no prepared data ({MANIFEST} is missing): {_remedy(name)}.") from None
+        raise ConfigError(
+            f"{directory} holds no prepared data ({MANIFEST} is missing): prepare them with {_command(name)}."
+        ) from None
     except (OSError, ValueError) as e:
         raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", name) from e
     if not isinstance(manifest, dict):
@@ -177,10 +180,10 @@ def digest(values: Any) -> str:
 
 
 def _write_arrow(path: Path, split: Split) -> None:
-    columns = {
-        "image": pa.FixedShapeTensorArray.from_numpy_ndarray(split.x.numpy()),
-        "label": pa.array(split.y.numpy()),
-    }
+    kind = _image_type(split.stored.shape[1:])
+    pixels = pa.array(split.x.contiguous().view(-1).numpy())
+    images = pa.FixedSizeListArray.from_arrays(pixels, kind.storage_type.list_size)
+    columns = {"image": pa.ExtensionArray.from_storage(kind, images), "label": pa.array(split.y.numpy())}
     if split.names is not None:
         columns["name"] = pa.array(split.names, pa.string())
     batch = pa.record_batch(columns)
@@ -190,21 +193,28 @@ def _write_arrow(path: Path, split: Split) -> None:
         _to_disk(file)
 
 
-def _map(path: Path) -> Split:
+def _map(path: Path, entry: dict[str, Any]) -> Split:
     batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
     batch.validate()
+    images, labels = batch["image"], batch["label"]
+    if (images.type, labels.type, len(batch)) != (_image_type(entry["shape"]), pa.int64(), entry["rows"]):
+        raise ValueError(f"it holds other arrays than {MANIFEST} says")
     names = tuple(batch["name"].to_pylist()) if "name" in batch.schema.names else None
-    images = batch["image"].to_numpy_ndarray()
-    if images.dtype != np.uint8:
-        raise ValueError(f"images of {images.dtype}")
-    return Split(_view(images), _view(batch["label"].to_numpy(zero_copy_only=True)), names)
+    x = _view(images.storage.values, np.uint8).view(len(batch), *entry["shape"])
+    return Split(x, _view(labels, np.int64), names)
 
 
-def _view(array: np.ndarray) -> torch.Tensor:
+def _image_type(shape: Sequence[int]) -> pa.FixedShapeTensorType:
+    return pa.fixed_shape_tensor(pa.uint8(), list(shape))
+
+
+def _view(array: pa.Array, dtype: type[np.generic]) -> torch.Tensor:
+    # pyarrow's own way to numpy imports pandas, which takes longer than all the rest.
+    values = np.frombuffer(array.buffers()[1], dtype, len(array))
     with warnings.catch_warnings():
         # torch has no read-only tensors; nothing writes into a data set.
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
+        return torch.from_numpy(values)
 
 
 def _check_size(path: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
@@ -218,12 +228,12 @@ def _check_size(path: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> 
 
 
 def _damaged(directory: Path, what: str, name: str) -> ConfigError:
-    return ConfigError(f"{what}: delete {directory}, or {_remedy(name, directory)}.")
+    again = f"{_command(name)} --to {shlex.quote(str(directory))}"
+    return ConfigError(f"{what}: prepare the data again with {again}, or delete that directory.")
 
 
-def _remedy(name: str, directory: Path | None = None) -> str:
-    to = f" --to {directory}" if directory else ""
-    return f"prepare the data with python -m ima_dist.data prepare {name} --source DIR{to}"
+def _command(name: str) -> str:
+    return f"python -m ima_dist.data prepare {name} --source DIR"
 
 
 def _sha256(path: Path) -> str:
