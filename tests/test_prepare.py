@@ -412,9 +412,9 @@ def test_verify_finds_what_a_start_does_not(
 
 def test_mistakes_get_one_sentence(tmp_path: Path, files: Path, refused: Callable[..., str]) -> None:
     to = ("--to", tmp_path / "copy")
-    assert "there is nothing to prepare" in refused("prepare", "moons", "--source", files, *to)
+    assert "there is nothing to prepare" in refused("prepare", "moons")
     assert "did you mean mnist?" in refused("prepare", "mnits", "--source", files, *to)
-    assert "--source" in refused("prepare", "mnist", *to)
+    assert "files are with --source DIR" in refused("prepare", "mnist", *to)
     assert "Unknown option '--form'" in refused("prepare", "mnist", "--source", files, "--form", "x")
     assert "COMMAND" in refused()
     assert "--source nowhere: there is no such directory" in refused("prepare", "mnist", "--source", "nowhere", *to)
@@ -495,13 +495,23 @@ def test_kill_in_the_middle_leaves_nothing_half(
     assert loaded("mnist", target).digest() == expected
 
 
-def prepare_at(files: Path, target: Path, answers: Any) -> None:
+def prepare_together(files: Path, target: Path, others: Any, answers: Any) -> None:
+    """All have read the files before any of them writes."""
+    mnist = prepare.PUBLISHED["mnist"]
+
+    def read(paths: list[Path]) -> dict[str, Split]:
+        parts = mnist.read(paths)
+        others.wait(60)
+        return parts
+
+    prepare.PUBLISHED["mnist"] = dataclasses.replace(mnist, read=read)
     answers.put(prepare.prepare("mnist", str(files), str(target)).already)
 
 
 def test_several_at_once_make_one_copy(tmp_path: Path, files: Path) -> None:
-    answers = multiprocessing.get_context("fork").SimpleQueue()
-    processes = [in_child(prepare_at, files, tmp_path / "new", answers) for _ in range(3)]
+    context = multiprocessing.get_context("fork")
+    answers, others = context.SimpleQueue(), context.Barrier(3)
+    processes = [in_child(prepare_together, files, tmp_path / "new", others, answers) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]

@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ima_dist import config as configuration
+from ima_dist.config import ConfigError
 from ima_dist.data import prepare
 from ima_dist.train import EXIT_DONE, guarded, say, shown
 
@@ -24,7 +25,6 @@ def _main(argv: list[str]) -> int:
     make.add_argument(
         "--source",
         metavar="DIR|download",
-        required=True,
         help="directory that holds the publishers' files; or download, to fetch those that are not here yet",
     )
     make.add_argument("--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME)")
@@ -37,6 +37,9 @@ def _main(argv: list[str]) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    prepare.by_name(arguments.name)
+    if not arguments.source:
+        raise ConfigError("Say where the publishers' files are with --source DIR, or fetch them: --source download.")
     done = prepare.prepare(arguments.name, arguments.source, arguments.to)
     if done.unknown:
         print(

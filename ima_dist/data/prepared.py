@@ -130,7 +130,7 @@ def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str
             }
         manifest = {"format": FORMAT, "name": name, "parts": entries, "sources": sources}
         with open(Path(aside, MANIFEST), "w", encoding="utf-8") as file:
-            json.dump({**manifest, "checksum": digest(manifest)}, file, indent=1, ensure_ascii=False)
+            json.dump({**manifest, "checksum": digest(manifest)}, file, indent=1)
             _to_disk(file)
         (directory / MANIFEST).unlink(missing_ok=True)
         for file_name in [*(entry["file"] for entry in entries.values()), MANIFEST]:
