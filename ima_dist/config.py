@@ -36,7 +36,7 @@ def _opt(default: Any, help: str, choices: tuple[str, ...] = (), alters_result: 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     source: str = _opt(dataclasses.MISSING, "function that loads the data, as pkg.module:function")
-    dir: str | None = _opt(None, "directory that holds the data files", alters_result=False)
+    dir: str | None = _opt(None, "directory that holds the data files, or a prepared copy of them", alters_result=False)
     download: bool = _opt(False, "fetch missing files and check their checksums", alters_result=False)
     subset: int | None = _opt(None, "train on this many samples, as many of each class; test set in proportion")
     noise: float = _opt(0.06, "moons: standard deviation of the noise added to the points")

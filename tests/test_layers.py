@@ -33,7 +33,7 @@ ALLOWED = {
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
 }
-ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report"}
+ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
 ONLY_IN = {
     "ray": {"launcher"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
@@ -44,7 +44,9 @@ NO_TORCH = _BASE | _RESULTS
 
 
 def part_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+    """Top-level module or folder; an entry point in a folder counts by itself."""
+    inside = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(inside) if inside[-1] == "__main__" else inside[0]
 
 
 def imports(file: Path) -> set[str]:

@@ -15,7 +15,8 @@ import torch
 
 from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data.dataset import DataSet, Split, hold_out
-from ima_dist.data.files import Files, fetch_file, find
+from ima_dist.data.files import Files, fetch_file
+from ima_dist.data.published import Published
 from ima_dist.references import first_line
 
 _FOLDER = "cifar-10-batches-py"
@@ -27,6 +28,14 @@ _FILES = Files(
     inside=(_FOLDER, "", f"cifar10/{_FOLDER}"),
     inside_data=(_FOLDER, f"cifar10/{_FOLDER}"),
     hint="pass --data.dir with a directory of whole files, or pass --data.download",
+    published={
+        "data_batch_1": (31035704, "c99cafc152244af753f735de768cd75f"),
+        "data_batch_2": (31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
+        "data_batch_3": (31035999, "54ebc095f3ab1f0389bbae665268c751"),
+        "data_batch_4": (31035696, "634d18415352ddfa80567beed471001a"),
+        "data_batch_5": (31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+        "test_batch": (31035526, "40351d587109b95175f43aff81a1287e"),
+    },
 )
 _CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SHAPE = (3, 32, 32)
@@ -38,27 +47,27 @@ def load(config: DataConfig, seed: int) -> DataSet:
     """CIFAR-10: 45000 training, 5000 validation and 10000 test images; x (N, 3, 32, 32) uint8.
 
     Training images are cropped and flipped at random (appendix D.2). The validation set is held out of the 50000
-    training images, class-balanced, by ``seed``. Files are taken from ``config.dir`` (itself, or torchvision's
-    layout in it) or else from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none
-    of these.
+    training images, class-balanced, by ``seed``. A prepared copy is used if there is one (see prepared.py). Else
+    files are taken from ``config.dir`` (itself, or torchvision's layout in it) or from ./data or
+    ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    paths = find(_FILES, config, _download)
-    try:
-        parts = [_read(path) for path in paths]
-    except ConfigError as e:
-        raise _FILES.damaged(e) from e.__cause__
-    train = Split(torch.cat([p.x for p in parts[:-1]]), torch.cat([p.y for p in parts[:-1]]))
-    train, val = hold_out(train, len(train) // _VAL_SHARE, len(_CLASS_NAMES), seed)
+    parts = CIFAR10.load(config)
+    train, val = hold_out(parts["train"], len(parts["train"]) // _VAL_SHARE, len(_CLASS_NAMES), seed)
     return DataSet(
         train=train,
         val=val,
-        test=parts[-1],
+        test=parts["test"],
         box=(0.0, 1.0),
         num_classes=len(_CLASS_NAMES),
         class_names=_CLASS_NAMES,
         augment=True,
     )
+
+
+def _read_all(paths: list[Path]) -> dict[str, Split]:
+    *batches, test = (_read(path) for path in paths)
+    return {"train": Split(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches])), "test": test}
 
 
 # ---- one batch file ------------------------------------------------------------------------------------
@@ -122,9 +131,10 @@ def _read(path: Path) -> Split:
 
 def _download(target: Path) -> None:
     """Fetch the archive from torchvision's address and unpack its batches into ``target``."""
-    from torchvision.datasets import CIFAR10
+    from torchvision import datasets
 
-    fetch_file(_FILES.title, [CIFAR10.url], CIFAR10.filename, CIFAR10.tgz_md5, target, _unpack)
+    kind = datasets.CIFAR10
+    fetch_file(_FILES.title, [kind.url], kind.filename, kind.tgz_md5, target, _unpack)
 
 
 def _unpack(archive: Path, directory: Path) -> None:
@@ -139,3 +149,6 @@ def _unpack(archive: Path, directory: Path) -> None:
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError) as e:
         raise ConfigError(f"{_FILES.title}: {archive.name} cannot be unpacked ({first_line(e)}).") from e
+
+
+CIFAR10 = Published("cifar10", _FILES, _CLASS_NAMES, _read_all, _download)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data.dataset import DataSet, Split, hold_out
-from ima_dist.data.files import Files, find
+from ima_dist.data.files import Files
+from ima_dist.data.published import Published
 from ima_dist.references import first_line
 
 # The folder is the label: 0 uninfected, 1 infected.
@@ -36,25 +37,26 @@ def load(config: DataConfig, seed: int) -> DataSet:
 
     Label 1 is infected. Every image is turned grey and resized. Validation and test set hold as many images of
     each class, chosen by ``seed``; of another number of files they take the same share, at least one of each
-    class. Names are folder/file. Files are taken from ``config.dir`` (itself, or covid_ct/ in it) or else from
-    ./data or ~/.cache/ima_dist; they cannot be fetched without an account.
+    class. Names are folder/file. A prepared copy is used if there is one (see prepared.py). Else files are taken from
+    ``config.dir`` (itself, or covid_ct/ in it) or from ./data or ~/.cache/ima_dist; they cannot be fetched without
+    an account.
     Raises ConfigError if a folder is missing or empty, or a file is damaged or no 8-bit picture.
     """
-    images, labels, names = [], [], []
-    folders = find(_FILES, config)
-    try:
-        for label, folder in enumerate(folders):
-            for path in _pictures(folder):
-                images.append(_read(path))
-                labels.append(label)
-                names.append(f"{folder.name}/{path.name}")
-    except ConfigError as e:
-        raise _FILES.damaged(e) from e.__cause__
-    whole = Split(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(labels), tuple(names))
+    whole = COVID_CT.load(config)["images"]
     classes = len(_FOLDERS)
     rest, test = hold_out(whole, max(classes, round(len(whole) * _TEST_SHARE)), classes, seed)
     train, val = hold_out(rest, max(classes, round(len(whole) * _VAL_SHARE)), classes, seed)
     return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=_FOLDERS)
+
+
+def _read_all(folders: list[Path]) -> dict[str, Split]:
+    images, labels, names = [], [], []
+    for label, folder in enumerate(folders):
+        for path in _pictures(folder):
+            images.append(_read(path))
+            labels.append(label)
+            names.append(f"{folder.name}/{path.name}")
+    return {"images": Split(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(labels), tuple(names))}
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -80,3 +82,6 @@ def _read(path: Path) -> np.ndarray:
     except Exception as e:  # the parser raises whatever it runs into in a damaged file
         raise ConfigError(f"{path} cannot be read as a PNG file ({first_line(e)})") from e
     raise ConfigError(f"{path} has more than 8 bits a pixel (mode {mode}): turn it into an 8-bit picture")
+
+
+COVID_CT = Published("covid_ct", _FILES, _FOLDERS, _read_all, inside=_pictures)

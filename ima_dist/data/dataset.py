@@ -24,22 +24,35 @@ _DIGESTED = 512
 class Split:
     """Samples with labels.
 
-    x: (N, *shape), uint8 for images (0 to 255) or floating point, as the network sees it.
+    stored: (M, *shape), uint8 for images (0 to 255) or floating point, as the network sees it; it may lie in a
+        file that several processes share, and is only read.
     y: (N,) int64, classes from 0.
     names: what the samples are called (file names, for example), or None.
+    rows: (N,) int64, where in ``stored`` the samples are; None if it holds them alone, in order (M = N).
     """
 
-    x: torch.Tensor
+    stored: torch.Tensor
     y: torch.Tensor
     names: tuple[str, ...] | None = None
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
-    def take(self, indices: torch.Tensor) -> Split:
-        """The samples at ``indices`` (int64), in that order."""
+    @property
+    def x(self) -> torch.Tensor:
+        """(N, *shape), the samples; with ``rows``, every use makes a copy."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    def view(self, indices: torch.Tensor) -> Split:
+        """The samples at ``indices`` (int64), in that order, left where they are stored."""
         names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
-        return Split(self.x[indices], self.y[indices], names)
+        return Split(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
+
+    def take(self, indices: torch.Tensor) -> Split:
+        """As ``view``, but copied, so that the others need not be kept."""
+        chosen = self.view(indices)
+        return Split(chosen.x, chosen.y, chosen.names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,17 +78,18 @@ class DataSet:
         """
         found = hashlib.sha256()
         for part in (self.train, self.val, self.test):
-            found.update(f"{tuple(part.x.shape)} {part.x.dtype}".encode())
+            found.update(f"{(len(part), *part.stored.shape[1:])} {part.stored.dtype}".encode())
             found.update(part.y.numpy().tobytes())
             chosen = torch.linspace(0, max(len(part) - 1, 0), min(len(part), _DIGESTED), dtype=torch.float64).long()
-            found.update(part.x[chosen].contiguous().view(torch.uint8).numpy().tobytes())
+            found.update(part.take(chosen).x.contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()[:16]
 
 
 class Resident:
     """One split held on a device: uint8 stays uint8 there, floating point is converted to ``dtype`` once.
 
-    x: (N, *shape) on the device; y: (N,) int64; box: as in DataSet; shape: of one sample, without N.
+    x: (M, *shape) on the device; rows: (N,) int64, where in x the samples are, or None if it holds them alone,
+    in order; y: (N,) int64; box: as in DataSet; shape: of one sample, without N.
     """
 
     def __init__(
@@ -83,9 +97,13 @@ class Resident:
     ) -> None:
         self.dtype = dtype
         self.box = box
-        self.x = split.x.to(device) if split.x.dtype == torch.uint8 else split.x.to(device, dtype)
+        bytes_stay = split.stored.dtype == torch.uint8
+        # On the CPU the samples stay where they are stored, which may be shared with other processes.
+        self.rows = split.rows if bytes_stay and torch.device(device).type == "cpu" else None
+        x = split.x if self.rows is None else split.stored
+        self.x = x.to(device) if bytes_stay else x.to(device, dtype)
         self.y = split.y.to(device)
-        self.shape: tuple[int, ...] = tuple(split.x.shape[1:])
+        self.shape: tuple[int, ...] = tuple(split.stored.shape[1:])
 
     def __len__(self) -> int:
         return len(self.y)
@@ -100,7 +118,7 @@ class Resident:
             indices = indices.pin_memory().to(self.x.device, non_blocking=True)
         else:
             indices = indices.to(self.x.device)
-        x = self.x.index_select(0, indices)
+        x = self.x.index_select(0, indices if self.rows is None else self.rows.index_select(0, indices))
         if x.dtype == torch.uint8:
             x = x.to(self.dtype) / 255
         return x, self.y.index_select(0, indices)
@@ -149,15 +167,15 @@ def choose_balanced(y: torch.Tensor, quotas: list[int], seed: int, stream: int) 
 def hold_out(split: Split, count: int, num_classes: int, seed: int) -> tuple[Split, Split]:
     """Split off a class-balanced validation set of ``count`` samples; returns (training, validation).
 
-    Both keep the original order. No class gives up more than half of its samples, so that the validation set
-    of a very small or unbalanced set may stay below ``count``.
+    Both keep the original order, and their samples stay where those of ``split`` are stored. No class gives up more
+    than half of its samples, so that the validation set of a very small or unbalanced set may stay below ``count``.
     """
     available = torch.bincount(split.y, minlength=num_classes).tolist()
     quotas = [min(q, a // 2) for q, a in zip(_quotas(count, num_classes), available, strict=True)]
     held = choose_balanced(split.y, quotas, seed, stream=len(_PARTS))
     rest = torch.ones(len(split), dtype=torch.bool)
     rest[held] = False
-    return split.take(rest.nonzero().squeeze(1)), split.take(held)
+    return split.view(rest.nonzero().squeeze(1)), split.view(held)
 
 
 def _quotas(count: int, num_classes: int) -> list[int]:
@@ -217,7 +235,7 @@ def _normalise(returned: Any) -> DataSet:
     if len(val) == 0:
         val = train.take(torch.arange(0))
     for name, part in (("val", val), ("test", test)):
-        if part.x.shape[1:] != train.x.shape[1:] or part.x.dtype != train.x.dtype:
+        if part.stored.shape[1:] != train.stored.shape[1:] or part.stored.dtype != train.stored.dtype:
             raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
 
     names = given.get("class_names")
@@ -232,15 +250,19 @@ def _normalise(returned: Any) -> DataSet:
     _check_labels(parts, num_classes, names)
     box = _check_box(parts, given.get("box"))
     augment = isinstance(returned, DataSet) and returned.augment
-    shape = tuple(train.x.shape[1:])
+    shape = tuple(train.stored.shape[1:])
     if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
         raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
     return DataSet(train, val, test, box, num_classes, names, augment)
 
 
 def _split(name: str, given: Any) -> Split:
+    rows = None
     if isinstance(given, Split):
-        x, y, names = given.x, given.y, given.names
+        x, y, names = given.stored, given.y, given.names
+        if given.rows is not None:
+            # Floating point is looked at sample by sample below, bytes are always right.
+            x, rows = (x, given.rows) if x.dtype == torch.uint8 else (given.x, None)
     elif isinstance(given, (tuple, list)) and len(given) == 2:
         x, y, names = given[0], given[1], None
     else:
@@ -248,8 +270,9 @@ def _split(name: str, given: Any) -> Split:
     x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
-    if x.dim() == 0 or len(x) != len(y):
-        raise ConfigError(f"{name} has {len(x) if x.dim() else 'no'} samples x but {len(y)} labels y.")
+    count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
+    if x.dim() == 0 or count != len(y):
+        raise ConfigError(f"{name} has {count or 'no'} samples x but {len(y)} labels y.")
     if names is not None and len(names) != len(y):
         raise ConfigError(f"{name} has {len(names)} names but {len(y)} samples.")
     if len(y) and x.dim() < 2:
@@ -261,7 +284,7 @@ def _split(name: str, given: Any) -> Split:
         if not finite.all():
             first = int((~finite).nonzero()[0])
             raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {first}.")
-    return Split(x, y.to(torch.int64), None if names is None else tuple(names))
+    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
@@ -301,7 +324,7 @@ def _count_classes(y: torch.Tensor) -> int:
 
 
 def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
-    uint8 = parts["train"].x.dtype == torch.uint8
+    uint8 = parts["train"].stored.dtype == torch.uint8
     if given is None:
         return _UINT8_BOX if uint8 else None
     try:

@@ -6,7 +6,7 @@ import http.client
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ima_dist.config import ConfigError, DataConfig
@@ -23,6 +23,7 @@ class Files:
     inside_data: the same for ./data.
     elsewhere: other directories to look in.
     hint: what to do when files are absent or damaged, the end of a sentence.
+    published: size in bytes and MD5 checksum of the published files, by name, where they are known.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Files:
     inside_data: tuple[str, ...] = ("",)
     elsewhere: tuple[str, ...] = ()
     suffix: str = ""
+    published: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def damaged(self, error: ConfigError) -> ConfigError:
         """``error``, whose message has no full stop, with what to do about it."""

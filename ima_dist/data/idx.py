@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import torch
 
 from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data.dataset import DataSet, Split, hold_out
-from ima_dist.data.files import Files, fetch_file, find
+from ima_dist.data.files import Files, fetch_file
+from ima_dist.data.published import Published
 from ima_dist.references import first_line
 
 _FILES = (
@@ -25,66 +26,38 @@ _FILES = (
 _UNSIGNED_BYTE = 0x08
 # 5000 of the 60000 training images become the validation set, whose size the paper does not give.
 _VAL_SHARE = 12
+_CLASSES = 10
 
 
-@dataclass(frozen=True)
-class _Source:
-    files: Files
-    torchvision: str  # torchvision's class
-    class_names: tuple[str, ...]
-
-
-def _files(title: str, cache: str, torchvision: str, hint: str, elsewhere: tuple[str, ...] = ()) -> Files:
-    # Both sets have the same file names, so the layout that says which one it is comes first, and is where
-    # fetched files go.
-    layout = f"{torchvision}/raw"
-    return Files(title, _FILES, cache, hint, (layout, "", "raw"), (layout,), elsewhere, suffix=".gz")
-
-
-_FASHION_MNIST = _Source(
-    _files(
-        "Fashion-MNIST",
-        "fashion_mnist",
-        "FashionMNIST",
-        "install the Debian package dataset-fashion-mnist, pass --data.dir with a directory of whole files, "
-        "or pass --data.download",
-        elsewhere=("/usr/share/datasets/fashion-mnist",),
-    ),
-    "FashionMNIST",
-    (
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ),
-)
-_MNIST = _Source(
-    _files("MNIST", "mnist", "MNIST", "pass --data.dir with a directory of whole files, or pass --data.download"),
-    "MNIST",
-    tuple("0123456789"),
+_FASHION_MNIST_NAMES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
 )
 
 
 def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
     """Fashion-MNIST: 55000 training, 5000 validation and 10000 test images; x (N, 1, 28, 28) uint8.
 
-    The validation set is held out of the 60000 training images, class-balanced, by ``seed``. Files are taken
-    from ``config.dir`` (itself, or torchvision's layout in it) or else from ./data, ~/.cache/ima_dist or the
-    Debian package's directory; ``config.download`` fetches them if they are in none of these.
+    The validation set is held out of the 60000 training images, class-balanced, by ``seed``. A prepared copy is
+    used if there is one (see prepared.py). Else files are taken from ``config.dir`` (itself, or torchvision's
+    layout in it) or from ./data, ~/.cache/ima_dist or the Debian package's directory; ``config.download`` fetches
+    them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return _load(_FASHION_MNIST, config, seed)
+    return _load(FASHION_MNIST, config, seed)
 
 
 def load_mnist(config: DataConfig, seed: int) -> DataSet:
     """MNIST, as ``load_fashion_mnist`` but without a Debian package."""
-    return _load(_MNIST, config, seed)
+    return _load(MNIST, config, seed)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -108,19 +81,17 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 # ---- helpers -------------------------------------------------------------------------------------------
 
 
-def _load(source: _Source, config: DataConfig, seed: int) -> DataSet:
-    paths = find(source.files, config, lambda target: _download(source, target))
-    classes = len(source.class_names)
-    try:
-        train = _read_split(paths[0], paths[1], classes)
-        test = _read_split(paths[2], paths[3], classes)
-    except ConfigError as e:
-        raise source.files.damaged(e) from e.__cause__
-    train, val = hold_out(train, len(train) // _VAL_SHARE, classes, seed)
-    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=source.class_names)
+def _load(source: Published, config: DataConfig, seed: int) -> DataSet:
+    parts, names = source.load(config), source.class_names
+    train, val = hold_out(parts["train"], len(parts["train"]) // _VAL_SHARE, len(names), seed)
+    return DataSet(train=train, val=val, test=parts["test"], box=(0.0, 1.0), num_classes=len(names), class_names=names)
 
 
-def _read_split(images: Path, labels: Path, classes: int) -> Split:
+def _read_all(paths: list[Path]) -> dict[str, Split]:
+    return {"train": _read_split(paths[0], paths[1]), "test": _read_split(paths[2], paths[3])}
+
+
+def _read_split(images: Path, labels: Path) -> Split:
     x, y = read_idx(images, 3), read_idx(labels, 1)
     if x.shape[1:] != (28, 28):
         raise ConfigError(f"{images} holds images of {x.shape[1]}×{x.shape[2]} pixels instead of 28×28")
@@ -128,16 +99,76 @@ def _read_split(images: Path, labels: Path, classes: int) -> Split:
         raise ConfigError(f"{images} holds no images")
     if len(x) != len(y):
         raise ConfigError(f"{labels} has {len(y)} labels for the {len(x)} images of {images.name}")
-    if y.max() >= classes:
-        raise ConfigError(f"{labels} has the label {y.max()}, above {classes - 1}")
+    if y.max() >= _CLASSES:
+        raise ConfigError(f"{labels} has the label {y.max()}, above {_CLASSES - 1}")
     return Split(torch.from_numpy(x[:, None].copy()), torch.from_numpy(y.astype(np.int64)))
 
 
-def _download(source: _Source, target: Path) -> None:
+def _download(title: str, torchvision: str, target: Path) -> None:
     """Fetch the files that ``target`` lacks from torchvision's mirrors."""
     from torchvision import datasets
 
-    kind = getattr(datasets, source.torchvision)
+    kind = getattr(datasets, torchvision)
     for name, md5 in kind.resources:
         if not (target / name).is_file() and not (target / name.removesuffix(".gz")).is_file():
-            fetch_file(source.files.title, [mirror + name for mirror in kind.mirrors], name, md5, target)
+            fetch_file(title, [mirror + name for mirror in kind.mirrors], name, md5, target)
+
+
+def _published(
+    name: str,
+    title: str,
+    torchvision: str,
+    class_names: tuple[str, ...],
+    compressed: tuple[tuple[int, str], ...],
+    plain: tuple[tuple[int, str], ...],
+    hint: str = "",
+    elsewhere: tuple[str, ...] = (),
+) -> Published:
+    # Both sets have the same file names, so the layout that says which one it is comes first, and is where
+    # fetched files go.
+    layout = f"{torchvision}/raw"
+    hint += "pass --data.dir with a directory of whole files, or pass --data.download"
+    known = dict(zip(_FILES, plain, strict=True))
+    known |= {f"{file}.gz": sums for file, sums in zip(_FILES, compressed, strict=True)}
+    files = Files(title, _FILES, name, hint, (layout, "", "raw"), (layout,), elsewhere, suffix=".gz", published=known)
+    return Published(name, files, class_names, _read_all, functools.partial(_download, title, torchvision))
+
+
+FASHION_MNIST = _published(
+    "fashion_mnist",
+    "Fashion-MNIST",
+    "FashionMNIST",
+    _FASHION_MNIST_NAMES,
+    compressed=(
+        (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        (29515, "25c81989df183df01b3e8a0aad5dffbe"),
+        (4422102, "bef4ecab320f06d8554ea6380940ec79"),
+        (5148, "bb300cfdad3c16e7a12a480ee83cd310"),
+    ),
+    plain=(
+        (47040016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
+        (60008, "9018921c3c673c538a1fc5bad174d6f9"),
+        (7840016, "8181f5470baa50b63fa0f6fddb340f0a"),
+        (10008, "15d484375f8d13e6eb1aabb0c3f46965"),
+    ),
+    hint="install the Debian package dataset-fashion-mnist, ",
+    elsewhere=("/usr/share/datasets/fashion-mnist",),
+)
+MNIST = _published(
+    "mnist",
+    "MNIST",
+    "MNIST",
+    tuple("0123456789"),
+    compressed=(
+        (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        (28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+        (1648877, "9fb629c4189551a2d022fa330f9573f3"),
+        (4542, "ec29112dd5afa0611ce80d1b7f02629c"),
+    ),
+    plain=(
+        (47040016, "6bbc9ace898e44ae57da46a324031adb"),
+        (60008, "a25bea736e30d166cdddb491f175f624"),
+        (7840016, "2646ac647ad5339dbf082846283269ea"),
+        (10008, "27ae3e4e09519cfbb04c329615203637"),
+    ),
+)

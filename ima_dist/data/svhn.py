@@ -10,7 +10,8 @@ import torch
 
 from ima_dist.config import ConfigError, DataConfig
 from ima_dist.data.dataset import DataSet, Split, hold_out
-from ima_dist.data.files import Files, fetch_file, find
+from ima_dist.data.files import Files, fetch_file
+from ima_dist.data.published import Published
 from ima_dist.references import first_line
 
 _FILES = Files(
@@ -20,6 +21,10 @@ _FILES = Files(
     inside=("", "svhn"),
     inside_data=("", "svhn"),
     hint="pass --data.dir with a directory of whole files, or pass --data.download",
+    published={
+        "train_32x32.mat": (182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        "test_32x32.mat": (64275384, "eb5a983be6a315427106f1b164d9cef3"),
+    },
 )
 _CLASSES = 10
 # 5000 of the 73257 training images become the validation set, whose size the paper does not give.
@@ -29,19 +34,19 @@ _VAL_SHARE = 5000 / 73257
 def load(config: DataConfig, seed: int) -> DataSet:
     """SVHN: 68257 training, 5000 validation and 26032 test images; x (N, 3, 32, 32) uint8, y the digit.
 
-    The validation set is held out of the training images, class-balanced, by ``seed``. Files are taken from
-    ``config.dir`` (itself, or svhn/ in it) or else from ./data or ~/.cache/ima_dist; ``config.download`` fetches
-    them if they are in none of these.
+    The validation set is held out of the training images, class-balanced, by ``seed``. A prepared copy is
+    used if there is one (see prepared.py). Else files are taken from ``config.dir`` (itself, or svhn/ in it) or
+    from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    paths = find(_FILES, config, _download)
-    try:
-        train, test = (_read(path) for path in paths)
-    except ConfigError as e:
-        raise _FILES.damaged(e) from e.__cause__
-    train, val = hold_out(train, round(len(train) * _VAL_SHARE), _CLASSES, seed)
-    names = tuple("0123456789")
-    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=_CLASSES, class_names=names)
+    parts = SVHN.load(config)
+    train, val = hold_out(parts["train"], round(len(parts["train"]) * _VAL_SHARE), _CLASSES, seed)
+    names = SVHN.class_names
+    return DataSet(train=train, val=val, test=parts["test"], box=(0.0, 1.0), num_classes=_CLASSES, class_names=names)
+
+
+def _read_all(paths: list[Path]) -> dict[str, Split]:
+    return {"train": _read(paths[0]), "test": _read(paths[1])}
 
 
 def _read(path: Path) -> Split:
@@ -70,9 +75,12 @@ def _read(path: Path) -> Split:
 
 def _download(target: Path) -> None:
     """Fetch the files that ``target`` lacks from torchvision's address."""
-    from torchvision.datasets import SVHN
+    from torchvision import datasets
 
     for split in ("train", "test"):
-        url, name, md5 = SVHN.split_list[split]
+        url, name, md5 = datasets.SVHN.split_list[split]
         if not (target / name).is_file():
             fetch_file(_FILES.title, [url], name, md5, target)
+
+
+SVHN = Published("svhn", _FILES, tuple("0123456789"), _read_all, _download)

@@ -14,7 +14,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 def limit_threads(data: DataSet) -> None:
     """One CPU thread where samples are tiny: handing work to another costs more than it brings."""
-    if data.train.x[0].numel() < 256:
+    if data.train.stored[0].numel() < 256:
         torch.set_num_threads(1)
 
 
@@ -25,7 +25,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
     training samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
-    shape = tuple(data.train.x.shape[1:])
+    shape = tuple(data.train.stored.shape[1:])
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         try:

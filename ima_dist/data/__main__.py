@@ -1,0 +1,68 @@
+"""``python -m ima_dist.data``: make and check prepared copies of data sets, which every start maps into memory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ima_dist import config as configuration
+from ima_dist.config import ConfigError
+from ima_dist.data import prepare
+from ima_dist.train import EXIT_DONE, guarded, say, shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status as for ``ima_dist.train``."""
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = configuration.OneLineParser(prog="python -m ima_dist.data", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    names = ", ".join(prepare.PUBLISHED)
+    make = commands.add_parser("prepare", help="make the prepared copy of a data set", allow_abbrev=False)
+    make.add_argument("name", metavar="NAME", help=names)
+    make.add_argument(
+        "--source",
+        metavar="DIR|download",
+        help="directory that holds the publishers' files; or download, to fetch those that are not here yet",
+    )
+    make.add_argument("--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME)")
+    make.set_defaults(run=_prepare)
+    check = commands.add_parser("verify", help="check every byte of a prepared copy", allow_abbrev=False)
+    check.add_argument("what", metavar="NAME|DIR", help=f"a prepared directory, or one of {names}")
+    check.set_defaults(run=_verify)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    prepare.by_name(arguments.name)
+    if not arguments.source:
+        raise ConfigError("Say where the publishers' files are with --source DIR, or fetch them: --source download.")
+    done = prepare.prepare(arguments.name, arguments.source, arguments.to)
+    if done.unknown:
+        print(
+            f"warning: {', '.join(done.unknown)}: not the published files, by their checksums; used as they are.",
+            file=sys.stderr,
+        )
+    if done.already:
+        say(f"{arguments.name} is prepared in {shown(done.directory)} already, from the same files.")
+    else:
+        say(f"{arguments.name}: {_content(done.manifest)} prepared in {shown(done.directory)}.")
+    return EXIT_DONE
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    directory, manifest = prepare.verify(arguments.what)
+    say(f"{shown(directory.absolute())} is whole: {manifest['name']}, {_content(manifest)}.")
+    return EXIT_DONE
+
+
+def _content(manifest: dict[str, dict[str, dict[str, int]]]) -> str:
+    parts = manifest["parts"].values()
+    return f"{sum(p['rows'] for p in parts)} images ({sum(p['bytes'] for p in parts) / 1e6:.1f} MB)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

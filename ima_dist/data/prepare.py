@@ -1,0 +1,145 @@
+"""Making the prepared copy of a data set from the files of its publishers."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ima_dist.config import ConfigError, DataConfig, did_you_mean
+from ima_dist.data import prepared
+from ima_dist.data.cifar10 import CIFAR10
+from ima_dist.data.covid_ct import COVID_CT
+from ima_dist.data.idx import FASHION_MNIST, MNIST
+from ima_dist.data.published import Published
+from ima_dist.data.svhn import SVHN
+from ima_dist.references import first_line
+
+PUBLISHED = {p.name: p for p in (FASHION_MNIST, MNIST, SVHN, CIFAR10, COVID_CT)}
+DOWNLOAD = "download"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What ``prepare`` did: where the copy is, its manifest, whether it was there already, and the names of files
+    that are not the published ones."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    already: bool
+    unknown: tuple[str, ...]
+
+
+def prepare(name: str, source: str, to: str | None = None) -> Preparation:
+    """Read the genuine files in ``source`` and write their prepared copy, unless it is there already.
+
+    source: a directory in a layout that ``--data.dir`` takes, or "download" for the places that are looked in
+    without it, and for fetching what is missing. to: directory for the copy (default:
+    ~/.cache/ima_dist/prepared/NAME); a damaged copy in it is replaced.
+    Raises ConfigError if ``name`` is unknown or has no files, if files are missing, damaged or cannot be fetched,
+    or if the directory holds something else, a copy of other files included, or cannot be written.
+    """
+    published = by_name(name)
+    config = DataConfig(source=name, dir=None if source == DOWNLOAD else source, download=source == DOWNLOAD)
+    try:
+        paths = published.find(config)
+        sources = _sources(published, paths)
+        directory = prepared.default_directory(name) if to is None else Path(to).expanduser().absolute()
+        manifest, already = _whole(directory, name, sources), True
+        if manifest is None:
+            parts = published.read_files(paths)
+            with prepared.writing(directory):
+                # Another process may have been faster.
+                manifest = _whole(directory, name, sources)
+                if manifest is None:
+                    manifest, already = prepared.write(directory, name, parts, sources), False
+    except ConfigError as e:
+        # The loaders speak to those who train.
+        text = str(e).replace("--data.download", f"--source {DOWNLOAD}").replace("--data.dir", "--source")
+        raise ConfigError(text) from e.__cause__
+    known = published.files.published
+    unknown = tuple(f["name"] for f in sources["files"] if known and not f["published"])
+    return Preparation(directory, manifest, already, unknown)
+
+
+def verify(name_or_directory: str) -> tuple[Path, dict[str, Any]]:
+    """Directory and manifest of a prepared copy, every byte checked. Raises ConfigError naming a damaged file."""
+    if name_or_directory in PUBLISHED:
+        directory = prepared.default_directory(name_or_directory)
+        return directory, prepared.verify(directory, name_or_directory)
+    directory = Path(name_or_directory).expanduser()
+    if not directory.is_dir():
+        raise ConfigError(
+            f"{name_or_directory} is neither a directory nor one of {', '.join(PUBLISHED)}"
+            f"{did_you_mean(name_or_directory, PUBLISHED)}: name one of them."
+        )
+    return directory, prepared.verify(directory)
+
+
+def by_name(name: str) -> Published:
+    """Raises ConfigError if there is no such data set, or if it has no files."""
+    if name == "moons":
+        raise ConfigError("moons has no files, its points are made at every start: there is nothing to prepare.")
+    if name not in PUBLISHED:
+        raise ConfigError(f"Unknown data set {name!r}{did_you_mean(name, PUBLISHED)}: name one of {_names()}.")
+    return PUBLISHED[name]
+
+
+def _names() -> str:
+    return ", ".join(PUBLISHED)
+
+
+def _whole(directory: Path, name: str, sources: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a prepared copy of these very files, or None if there is none, or a damaged one."""
+    try:
+        manifest = prepared.verify(directory, name)
+    except ConfigError:
+        return None
+    if manifest["name"] != name or manifest["sources"]["digest"] != sources["digest"]:
+        what = "other files" if manifest["name"] == name else manifest["name"]
+        raise ConfigError(
+            f"{directory} holds a prepared copy of {what}: delete it, or name another directory with --to."
+        )
+    return manifest
+
+
+def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
+    """Directory, and name, size, MD5 and standing of each file (published: true, false, or null if unknown).
+
+    Raises ConfigError for a file that has the size of the published one and is another.
+    """
+    known = published.files.published
+    files = []
+    for path in (file for found in paths for file in published.inside(found)):
+        try:
+            content = path.read_bytes()
+            found = _md5(content)
+            same = _is_published(path, content, known)
+        except OSError as e:
+            raise published.files.damaged(ConfigError(f"{path} cannot be read ({first_line(e)})")) from e
+        size, md5 = known.get(path.name, (None, None))
+        if not same and len(content) == size:
+            wrong = f"{path} is damaged (it has the size of the published file, but not its MD5 checksum {md5})"
+            raise published.files.damaged(ConfigError(wrong))
+        name = path.relative_to(paths[0].parent).as_posix()
+        files.append({"name": name, "bytes": len(content), "md5": found, "published": same if known else None})
+    return {"directory": str(paths[0].parent.absolute()), "files": files, "digest": prepared.digest(files)}
+
+
+def _is_published(path: Path, content: bytes, known: dict[str, tuple[int, str]]) -> bool:
+    """Whether a file, or what a compressed one holds, is the published one: others compress it in other ways."""
+    if known.get(path.name, (0, ""))[1] == _md5(content):
+        return True
+    if path.suffix != ".gz":
+        return False
+    try:
+        return known.get(path.stem, (0, ""))[1] == _md5(gzip.decompress(content))
+    except (OSError, EOFError, zlib.error):  # the loader says what is wrong with it
+        return False
+
+
+def _md5(content: bytes) -> str:
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,246 @@
+"""Prepared copies of data sets: Arrow files that every process maps into memory in place of reading the genuine files.
+
+A prepared copy is a directory with an Arrow IPC file (uncompressed, one record batch) for each part that the
+publishers give, before any split by seed, and ``prepared.json``, which says what they hold. That file is written
+last: a directory without it is none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from ima_dist.config import ConfigError, DataConfig
+from ima_dist.data.dataset import Split
+from ima_dist.references import first_line
+
+MANIFEST = "prepared.json"
+FORMAT = 1
+_LOCK, _ASIDE = "lock", ".aside-"
+
+
+def default_directory(name: str) -> Path:
+    """Where the prepared copy of the data set ``name`` is, if nothing else is said."""
+    return Path.home() / ".cache" / "ima_dist" / "prepared" / name
+
+
+def locate(name: str, config: DataConfig) -> Path | None:
+    """The prepared copy of ``name`` in ``config.dir`` (itself, or NAME in it) or the default directory, if any."""
+    if config.dir is None:
+        candidates = [default_directory(name)]
+    else:
+        root = Path(config.dir).expanduser()
+        candidates = [root, root / name]
+    return next((c for c in candidates if (c / MANIFEST).exists()), None)
+
+
+def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
+    """The parts of a prepared copy, mapped into memory: x (N, *shape) uint8, y (N,) int64, names if it has them.
+
+    Nothing is copied, and images are read from the disk when they are used: several processes share their memory.
+    Raises ConfigError if a file is missing, has another size or form than it was written with, or has a label
+    outside 0 to ``classes`` - 1, or if the copy is of another data set.
+    """
+    manifest = read_manifest(directory, name)
+    if manifest["name"] != name:
+        raise ConfigError(
+            f"{directory} is a prepared copy of {manifest['name']}, not of {name}: name another directory."
+        )
+    parts = {}
+    for part, entry in manifest["parts"].items():
+        path = directory / entry["file"]
+        _check_size(path, entry, manifest)
+        try:
+            split = _map(path, entry)
+        except Exception as e:  # the parser raises whatever it runs into in a damaged file
+            raise _damaged(directory, f"{path} cannot be read as an Arrow file ({first_line(e)})", name) from e
+        if split.y.min() < 0 or split.y.max() >= classes:
+            raise _damaged(directory, f"{path} is damaged (it has a label outside 0 to {classes - 1})", name)
+        parts[part] = split
+    return parts
+
+
+def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
+    """What ``write`` returned. Raises ConfigError if it is missing, damaged or of another version of the format."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{directory} holds no prepared data ({MANIFEST} is missing): prepare them with {_command(name)}."
+        ) from None
+    except (OSError, ValueError) as e:
+        raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", name) from e
+    if not isinstance(manifest, dict):
+        raise _damaged(directory, f"{path} is damaged", name)
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise _damaged(directory, f"{path} is of version {manifest['format']} of the format, not {FORMAT}", name)
+    if manifest.pop("checksum", None) != digest(manifest):
+        raise _damaged(directory, f"{path} is damaged (its checksum is wrong)", name)
+    return manifest
+
+
+def verify(directory: Path, name: str = "NAME") -> dict[str, Any]:
+    """The manifest, after every byte of every file has been checked against it. Raises ConfigError."""
+    manifest = read_manifest(directory, name)
+    for entry in manifest["parts"].values():
+        path = directory / entry["file"]
+        _check_size(path, entry, manifest)
+        try:
+            found = _sha256(path)
+        except OSError as e:
+            raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
+        if found != entry["sha256"]:
+            raise _damaged(directory, f"{path} is damaged (its checksum is wrong)", manifest["name"])
+    return manifest
+
+
+def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str, Any]) -> dict[str, Any]:
+    """Write ``parts`` (x uint8, all of them in memory) into ``directory``, held with ``writing``; returns the manifest.
+
+    sources: what the parts were read from, as plain values. All files are written aside, then moved, the manifest
+    last; an older one goes first. Raises OSError if the disk is full or read-only.
+    """
+    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=directory) as aside:
+        entries: dict[str, dict[str, Any]] = {}
+        for part, split in parts.items():
+            path = Path(aside, f"{part}.arrow")
+            _write_arrow(path, split)
+            entries[part] = {
+                "file": path.name,
+                "rows": len(split),
+                "shape": list(split.stored.shape[1:]),
+                "dtype": "uint8",
+                "bytes": path.stat().st_size,
+                "sha256": _sha256(path),
+            }
+        manifest = {"format": FORMAT, "name": name, "parts": entries, "sources": sources}
+        with open(Path(aside, MANIFEST), "w", encoding="utf-8") as file:
+            json.dump({**manifest, "checksum": digest(manifest)}, file, indent=1)
+            _to_disk(file)
+        (directory / MANIFEST).unlink(missing_ok=True)
+        for file_name in [*(entry["file"] for entry in entries.values()), MANIFEST]:
+            os.replace(Path(aside, file_name), directory / file_name)
+    return manifest
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Make ``directory`` if need be and hold it for this process, the only one that may write there; wait until then.
+
+    What a killed writer left aside is removed. A directory that was made and stays empty is removed again.
+    Raises ConfigError if it cannot be made or written, or holds files of others.
+    """
+    made = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(directory.iterdir()):
+            if not (entry.suffix == ".arrow" or entry.name in (MANIFEST, _LOCK) or entry.name.startswith(_ASIDE)):
+                raise ConfigError(
+                    f"{directory} holds other files ({entry.name}): name a new or empty directory with --to."
+                )
+        with open(directory / _LOCK, "a") as lock:
+            # A file system without locks: better unguarded than not at all.
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in directory.glob(f"{_ASIDE}*"):
+                shutil.rmtree(left)
+            yield
+    except OSError as e:
+        raise ConfigError(
+            f"{directory} cannot be written ({first_line(e)}): make room, or name another directory with --to."
+        ) from e
+    finally:
+        if made and not (directory / MANIFEST).exists():
+            with contextlib.suppress(OSError):
+                (directory / _LOCK).unlink(missing_ok=True)
+                directory.rmdir()
+
+
+def digest(values: Any) -> str:
+    """SHA-256 of plain values, whatever the order of the keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+# ---- helpers -------------------------------------------------------------------------------------------
+
+
+def _write_arrow(path: Path, split: Split) -> None:
+    kind = _image_type(split.stored.shape[1:])
+    pixels = pa.array(split.x.contiguous().view(-1).numpy())
+    images = pa.FixedSizeListArray.from_arrays(pixels, kind.storage_type.list_size)
+    columns = {"image": pa.ExtensionArray.from_storage(kind, images), "label": pa.array(split.y.numpy())}
+    if split.names is not None:
+        columns["name"] = pa.array(split.names, pa.string())
+    batch = pa.record_batch(columns)
+    with open(path, "wb") as file:
+        with pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        _to_disk(file)
+
+
+def _map(path: Path, entry: dict[str, Any]) -> Split:
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    batch.validate()
+    images, labels = batch["image"], batch["label"]
+    if (images.type, labels.type, len(batch)) != (_image_type(entry["shape"]), pa.int64(), entry["rows"]):
+        raise ValueError(f"it holds other arrays than {MANIFEST} says")
+    names = tuple(batch["name"].to_pylist()) if "name" in batch.schema.names else None
+    x = _view(images.storage.values, np.uint8).view(len(batch), *entry["shape"])
+    return Split(x, _view(labels, np.int64), names)
+
+
+def _image_type(shape: Sequence[int]) -> pa.FixedShapeTensorType:
+    return pa.fixed_shape_tensor(pa.uint8(), list(shape))
+
+
+def _view(array: pa.Array, dtype: type[np.generic]) -> torch.Tensor:
+    # pyarrow's own way to numpy imports pandas, which takes longer than all the rest.
+    values = np.frombuffer(array.buffers()[1], dtype, len(array))
+    with warnings.catch_warnings():
+        # torch has no read-only tensors; nothing writes into a data set.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(values)
+
+
+def _check_size(path: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as e:
+        raise _damaged(path.parent, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
+    if size != entry["bytes"]:
+        what = f"{path} is damaged ({size} bytes instead of {entry['bytes']})"
+        raise _damaged(path.parent, what, manifest["name"])
+
+
+def _damaged(directory: Path, what: str, name: str) -> ConfigError:
+    again = f"{_command(name)} --to {shlex.quote(str(directory))}"
+    return ConfigError(f"{what}: prepare the data again with {again}, or delete that directory.")
+
+
+def _command(name: str) -> str:
+    return f"python -m ima_dist.data prepare {name} --source DIR"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,48 @@
+"""A data set as its publishers give it: its files, how they are read, and the prepared copy that may stand for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ima_dist.config import ConfigError, DataConfig
+from ima_dist.data import prepared
+from ima_dist.data.dataset import Split
+from ima_dist.data.files import Files, find
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is the same for every seed.
+
+    name: as in the preset. files: where they are, and their checksums. class_names: one for each label.
+    read: paths of ``files.names`` -> parts ("train" and "test", or all in one), x uint8; raises ConfigError
+        without a full stop if a file is damaged. fetch: puts what a directory lacks into it, or None.
+    inside: the files that are read at a path, in order.
+    """
+
+    name: str
+    files: Files
+    class_names: tuple[str, ...]
+    read: Callable[[list[Path]], dict[str, Split]]
+    fetch: Callable[[Path], None] | None = None
+    inside: Callable[[Path], list[Path]] = lambda path: [path]
+
+    def load(self, config: DataConfig) -> dict[str, Split]:
+        """The parts, from a prepared copy if there is one, else from the genuine files. Raises ConfigError."""
+        directory = prepared.locate(self.name, config)
+        if directory is not None:
+            return prepared.read(directory, self.name, len(self.class_names))
+        return self.read_files(self.find(config))
+
+    def find(self, config: DataConfig) -> list[Path]:
+        """Paths of ``files.names``. Raises ConfigError if they are missing and cannot be fetched."""
+        return find(self.files, config, self.fetch)
+
+    def read_files(self, paths: list[Path]) -> dict[str, Split]:
+        """The parts from genuine files. Raises ConfigError naming the one that is damaged."""
+        try:
+            return self.read(paths)
+        except ConfigError as e:
+            raise self.files.damaged(e) from e.__cause__
