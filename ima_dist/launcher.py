@@ -123,6 +123,8 @@ def run_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    from ima_dist.interfaces import NodeInterface
+
     request = run.path / STOP_FILE
     request.unlink(missing_ok=True)
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
@@ -130,6 +132,7 @@ def run_workers(
     trainer: Any = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config=payload(task, config, run, arguments),
+        torch_config=NodeInterface(),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),

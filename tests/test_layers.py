@@ -31,11 +31,12 @@ ALLOWED = {
     "progress": _BASE | _RESULTS,
     "evaluation": _MIDDLE | {"results", "evaluation"},
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
-    "launcher": _MIDDLE | {"methods", "results", "engine", "evaluation"},
+    "interfaces": _BASE,
+    "launcher": _MIDDLE | {"interfaces"} | {"methods", "results", "engine", "evaluation"},
 }
 ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
 ONLY_IN = {
-    "ray": {"launcher"} | ENTRY_POINTS,
+    "ray": {"launcher", "interfaces"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),

@@ -1,0 +1,127 @@
+"""Several hosts on this machine: network namespaces joined by a virtual cable, each with a Ray node in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests import commands
+
+PORT = 6399  # nothing else listens inside the namespaces
+
+
+def needed() -> None:
+    """Skip where namespaces cannot be made; under CI that is a failure."""
+    name = f"ima-probe-{uuid.uuid4().hex[:6]}"
+    reason = None
+    if shutil.which("ip") is None:
+        reason = "the command ip is missing: apt-get install iproute2"
+    elif subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
+        reason = "network namespaces can be made by root alone"
+    else:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+    if reason and os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+
+
+@dataclass
+class Hosts:
+    """Two hosts; the first has the head of a Ray cluster, the second has joined it."""
+
+    names: list[str]
+    addresses: list[str]
+    environment: dict[str, str]
+    nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def on(self, host: int, *words: str) -> list[str]:
+        """A command that runs on a host."""
+        return ["ip", "netns", "exec", self.names[host], *words]
+
+    def cable(self, up: bool) -> None:
+        """Plug the cable between the hosts in, or pull it."""
+        _ip("-n", self.names[0], "link", "set", "cable", "up" if up else "down")
+
+    def start_node(self, host: int, cpus: int = 1) -> None:
+        where = ["--head", f"--port={PORT}"] if host == 0 else [f"--address={self.addresses[0]}:{PORT}"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block"]
+        command += [f"--node-ip-address={self.addresses[host]}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
+        self.nodes.append(
+            subprocess.Popen(
+                self.on(host, *command),
+                env=self.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+
+    def wait_for_nodes(self, count: int) -> None:
+        code = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+
+        def alive() -> bool:
+            done = subprocess.run(
+                self.on(0, sys.executable, "-c", code), env=self.environment, capture_output=True, text=True
+            )
+            return done.stdout.strip() == str(count)
+
+        commands.wait_for(alive, 120, f"{count} Ray nodes")
+
+
+def _ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+
+@contextlib.contextmanager
+def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
+    """Two hosts with one CPU each, as a Ray cluster with token authentication; gone at the end."""
+    mark = uuid.uuid4().hex[:6]
+    token = tmp_path / "token"
+    token.write_text("fedcba9876543210" * 4)
+    token.chmod(0o600)
+    addresses = ["10.99.0.1", "10.99.0.2"]
+    environment = commands.environment(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ADDRESS=f"{addresses[0]}:{PORT}",
+    )
+    hosts = Hosts([f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)
+    made: list[str] = []
+    try:
+        for name in hosts.names:
+            _ip("netns", "add", name)
+            made.append(name)
+            _ip("-n", name, "link", "set", "lo", "up")
+        a, b = hosts.names
+        _ip("-n", a, "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", b)
+        for name, address in zip(hosts.names, addresses, strict=True):
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
+            _ip("-n", name, "link", "set", "cable", "up")
+        hosts.start_node(0)
+        hosts.wait_for_nodes(1)
+        hosts.start_node(1)
+        hosts.wait_for_nodes(2)
+        yield hosts
+    finally:
+        for node in hosts.nodes:
+            family = [node.pid, *commands.descendants(node.pid)]
+            node.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.wait(timeout=30)
+            for pid in family:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            node.wait(timeout=30)
+        for name in made:
+            _ip("netns", "del", name)
