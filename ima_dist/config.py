@@ -163,6 +163,11 @@ class Config:
     workers: int | None = _opt(
         None, "number of workers (default: one for each GPU, or one on the CPU)", alters_result=False
     )
+    checkpoint_every: int | None = _opt(
+        None,
+        "also write a checkpoint every so many steps, for long epochs (default: after epochs)",
+        alters_result=False,
+    )
     seed: int = _opt(0, "seed of initial weights, order, noise and split")
     device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"), alters_result=False)
     dtype: str = _opt("float32", "precision", choices=("float32", "float64"))
@@ -191,6 +196,8 @@ class Config:
             raise ConfigError(f"--batch-size must be at least 1, not {self.batch_size}.")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}.")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(f"--checkpoint-every must be at least 1, not {self.checkpoint_every}.")
         if not 0 <= self.seed < 2**31:
             raise ConfigError(f"--seed must be from 0 to {2**31 - 1}, not {self.seed}.")
         if not 0 < self.expansion <= self.eps_max:

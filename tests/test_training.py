@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ima_dist import distributed
+from ima_dist.config import replace
 from ima_dist.data.dataset import load
 from ima_dist.engine import checkpoint
 from ima_dist.engine.setup import make_network, make_optimizer
@@ -82,6 +83,33 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path, margin_update, sto
     for a, b in zip(whole, broken, strict=True):
         assert a["train_loss"] == pytest.approx(b["train_loss"], abs=1e-9)
         assert (a["evaluations"], a["noisy_samples"]) == (b["evaluations"], b["noisy_samples"])
+
+
+@pytest.mark.parametrize("margin_update", ["epoch", "online"])
+def test_killed_between_two_checkpoints_costs_the_steps_between_them(tmp_path, monkeypatch, margin_update):
+    options = {**SMALL_MOONS, "margin_update": margin_update}
+    config, weights, margins = train_whole(tmp_path / "whole", "moons", 1, **options)
+    every, path, done = replace(config, {"checkpoint_every": 3}), tmp_path / "broken", []
+    workers.start_run(path, "moons", **options)
+    step = Training._step
+
+    def dying(self, batch):
+        if len(done) == 8 + 7:  # in the second epoch, which has 8 steps
+            raise RuntimeError("killed")
+        done.append((self.position.epoch, self.position.step))
+        step(self, batch)
+
+    monkeypatch.setattr(Training, "_step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        workers.train(every, path)
+    names = sorted(p.name for p in (path / "checkpoints").iterdir())
+    assert names == ["epoch=0001", "epoch=0001-step=000006"]
+    before, done = done, []
+    workers.train(every, path)
+    assert (before[-1], done[0], len(done)) == ((1, 6), (1, 6), 2 + 8)
+    weights_2, margins_2 = workers.final_state(config, path)
+    assert workers.largest_difference(weights, weights_2) == 0
+    assert torch.equal(margins, margins_2)
 
 
 def test_interrupted_within_the_margin_pass(tmp_path, monkeypatch):

@@ -116,6 +116,9 @@ class Training:
         for indices in remaining:
             self._step(indices)
             self.position.step += 1
+            if self.config.checkpoint_every and self.position.step % self.config.checkpoint_every == 0:
+                clock = self._lap("train", clock)
+                self._save()
             if self.reporter.due():
                 clock = self._lap("train", clock)
                 self._report("training")
