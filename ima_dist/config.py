@@ -163,6 +163,9 @@ class Config:
     workers: int | None = _opt(
         None, "number of workers (default: one for each GPU, or one on the CPU)", alters_result=False
     )
+    hang_after: float = _opt(
+        600.0, "seconds without a pass through the network after which a worker writes its stack", alters_result=False
+    )
     checkpoint_every: int | None = _opt(
         None,
         "also write a checkpoint every so many steps, for long epochs (default: after epochs)",
@@ -196,6 +199,8 @@ class Config:
             raise ConfigError(f"--batch-size must be at least 1, not {self.batch_size}.")
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}.")
+        if not 0 < self.hang_after < math.inf:
+            raise ConfigError(f"--hang-after must be above 0, not {self.hang_after}.")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ConfigError(f"--checkpoint-every must be at least 1, not {self.checkpoint_every}.")
         if not 0 <= self.seed < 2**31:

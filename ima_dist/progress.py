@@ -36,6 +36,8 @@ class ProgressView:
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
         self._path = run.progress_path
+        self._stacks = run.stacks_dir
+        self._told: set[str] = set()
         stream = sys.stderr if stream is None else stream
         self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
         self._stop = threading.Event()
@@ -67,6 +69,11 @@ class ProgressView:
             return  # the next poll may find it whole
         if state:
             self._display.show(state)
+        for file in sorted(self._stacks.glob("worker-*.txt")):
+            if file.name not in self._told and file.stat().st_size:
+                self._told.add(file.name)
+                number = int(file.stem.rsplit("-", 1)[1])
+                self._display.note(f"Worker {number} stands still; what it is doing is in {file}.")
 
 
 def describe(state: dict[str, Any], compact: bool = False) -> str:
@@ -131,6 +138,9 @@ class _Lines:
             note = f"  (no news for {format_seconds(silence)})" if silence >= _LINE_SECONDS else ""
             self._print(describe(state) + note)
 
+    def note(self, text: str) -> None:
+        self._print(text)
+
     def close(self) -> None:
         line = describe(self._last)
         if line and line != self._last_line:
@@ -162,6 +172,9 @@ class _Bar:
         done = self._bar.total if state.get("stage") == "done" else state.get(f"{what}_done") or 0
         self._bar.n = min(done, self._bar.total)
         self._bar.set_description_str(text)
+
+    def note(self, text: str) -> None:
+        tqdm.write(text, file=self._stream)
 
     def close(self) -> None:
         if self._bar is not None:

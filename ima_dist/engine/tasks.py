@@ -18,6 +18,7 @@ from ima_dist.data.dataset import DataSet, Resident, load
 from ima_dist.engine.checkpoint import load_weights
 from ima_dist.engine.setup import DTYPES, limit_threads, make_network
 from ima_dist.engine.training import Training, attack_batch_size
+from ima_dist.engine.watchdog import watched
 from ima_dist.evaluation import outcomes
 from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.audit import audit
@@ -39,7 +40,8 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     if distributed.rank() == 0:
         _write_names(run, data)
     training = Training(config, run, data, device, should_stop)
-    network = training.fit()
+    with watched(run, training.network, config.hang_after):
+        network = training.fit()
     seconds = {"train": time.perf_counter() - began}
     if distributed.rank() == 0:
         _write_boundary(run, network, training.train)
@@ -121,17 +123,18 @@ def _evaluate(
             progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
             write_json(run.progress_path, {**progress, "epoch": epoch, "epochs": config.epochs})
 
-    found = evaluation.evaluate(
-        network,
-        test,
-        config,
-        run,
-        epoch=epoch,
-        digest=data.digest(),
-        batch_size=evaluation_batch_size(config.batch_size, test),
-        should_stop=should_stop,
-        on_progress=on_progress,
-    )
+    with watched(run, network, config.hang_after):
+        found = evaluation.evaluate(
+            network,
+            test,
+            config,
+            run,
+            epoch=epoch,
+            digest=data.digest(),
+            batch_size=evaluation_batch_size(config.batch_size, test),
+            should_stop=should_stop,
+            on_progress=on_progress,
+        )
     if lead:
         if epoch == config.epochs and len(test.shape) == 3:
             _write_noisy_images(run, network, test, config, data, should_stop)

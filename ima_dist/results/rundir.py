@@ -150,6 +150,7 @@ class RunDir:
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
+        self.stacks_dir = self.path / "stacks"
         self.margins_dir = self.path / "margins"
         self.checkpoints_dir = self.path / "checkpoints"
         self.figures_dir = self.path / "figures"

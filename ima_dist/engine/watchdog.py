@@ -1,0 +1,49 @@
+"""A worker that stands still leaves its stack behind."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import time
+from collections.abc import Iterator
+
+from torch import nn
+
+from ima_dist import distributed
+from ima_dist.results.rundir import RunDir
+
+# Seconds between two signs of life; each costs some microseconds.
+_BEAT_EVERY = 1.0
+
+
+@contextlib.contextmanager
+def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
+    """Write all stacks of this process to ``stacks/worker-RRRR.txt`` when ``network`` has not been run for
+    ``seconds``, be it stuck in Python, in a collective or in the driver of a card.
+
+    Every pass through the network, whichever part of the program wants it, is a sign of life. One process
+    watches one network at a time.
+    """
+    path = run.stacks_dir / f"worker-{distributed.rank():04d}.txt"
+    path.parent.mkdir(exist_ok=True)
+    last = 0.0
+    with path.open("w") as file:
+
+        def beat(*_: object) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _BEAT_EVERY:
+                last = time.monotonic()
+                # Its timer is a thread without Python's lock, so code that never gives it back is seen too.
+                faulthandler.dump_traceback_later(seconds, file=file)
+
+        handle = network.register_forward_pre_hook(beat)
+        beat()
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            handle.remove()
+    if not path.stat().st_size:
+        path.unlink()
+    with contextlib.suppress(OSError):  # another worker's is there
+        path.parent.rmdir()
