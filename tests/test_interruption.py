@@ -45,28 +45,28 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
         return (now.get("epoch", 0), now.get("step", 0)) if now.get("stage") == "training" else (0, 0)
 
     driver = commands.start("ima_dist.train", "moons", *flags, "--workers", "2", "--out", path, cwd=tmp_path)
-    commands.wait_for(lambda: position()[0] == 2 and 5 < position()[1] < 150, 180, "the second epoch")
+    commands.wait_for(lambda: position()[0] == 2 and 5 < position()[1] < 150, 600, "the second epoch")
     family = commands.descendants(driver.pid)
     os.killpg(driver.pid, signal.SIGTERM)  # as SLURM and timeout do: to all of Ray as well
-    assert driver.wait(timeout=50) == 75
+    assert driver.wait(timeout=120) == 75
     assert "Continue with" in (tmp_path / "stdout.txt").read_text()
     assert run.status == "interrupted"
     assert any("-step=" in p.name for p in run.checkpoints_dir.iterdir())
-    commands.wait_for(lambda: not any(map(commands.alive, family)), 30, "Ray's processes to end")
+    commands.wait_for(lambda: not any(map(commands.alive, family)), 90, "Ray's processes to end")
 
     driver = commands.start("ima_dist.train", "--resume", path, "--workers", "1", cwd=tmp_path)
-    commands.wait_for(lambda: position()[0] == 3 and 5 < position()[1] < 150, 180, "the third epoch")
+    commands.wait_for(lambda: position()[0] == 3 and 5 < position()[1] < 150, 600, "the third epoch")
     family = commands.descendants(driver.pid)
     for pid in [driver.pid, *family]:
         if commands.alive(pid):
             os.kill(pid, signal.SIGKILL)
-    driver.wait(timeout=30)
-    commands.wait_for(lambda: not any(map(commands.alive, family)), 30, "all processes to end")
+    driver.wait(timeout=60)
+    commands.wait_for(lambda: not any(map(commands.alive, family)), 90, "all processes to end")
 
     driver = commands.start("ima_dist.train", "--resume", path, "--workers", "2", "--eval.steps", "3000", cwd=tmp_path)
-    commands.wait_for(lambda: stage() == "evaluation", 180, "the evaluation")
+    commands.wait_for(lambda: stage() == "evaluation", 600, "the evaluation")
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(timeout=50) == 75
+    assert driver.wait(timeout=120) == 75
     assert run.status == "interrupted"
     assert run.config().eval.steps == 3000
 

@@ -30,7 +30,7 @@ def test_main_job_reproduces_table_1(moons_run):
         assert ours >= theirs - 0.02
     check_files(run, epochs=30, samples=2000)
     figures = {p.name for p in run.figures_dir.iterdir()}
-    assert figures == {"decision_boundary.png", "accuracy.png", "margins.png", "training.png"}
+    assert figures == {"decision_boundary.png", "accuracy.png", "margins.png", "training.png", "equilibrium.png"}
     worst = {c["noise"]: c["accuracy"] for c in run.summary()["curves"] if c["attack"] == "worst"}
     for ours, (_, strict) in zip(pgd100_accuracies(run), sorted(worst.items()), strict=True):
         assert strict <= ours

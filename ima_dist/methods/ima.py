@@ -16,8 +16,13 @@ from ima_dist.methods.base import Attacked, Batch, Method
 class IMA(Method):
     """Algorithm 1 as ``attack`` and ``loss``, Algorithm 2 as ``estimate``.
 
-    With ``margin_update="online"`` the boundary points of the training step also update the margins, as
-    the authors' released code does; there is no pass after the epoch then.
+    With ``margin_update="online"`` the boundary points of the training step also update the margins; there is
+    no pass after the epoch then.
+
+    Everything is as the paper has it. The authors' released code shares with ``online`` the moment of the update
+    and differs in the rest: it moves a crossed margin half-way to the distance, leaves those of wrong samples,
+    clips at 0, halves between the clean sample and the last iterate, attacks in training mode, and ends on the
+    inside or in the middle of the bracket, depending on the data set.
     """
 
     def __init__(self, config: Config, box: Box) -> None:

@@ -25,8 +25,10 @@ class Trades(Method):
     As published: the loss and its gradient, which runs through p(x) as well as p(x'); 1/λ = 6; p(x) held fixed
     inside PGD, which sees the network in evaluation mode. As the IMA paper has it (section 3): the number and
     size of the steps are those of adv. Ours: the start lies uniformly within 0.001 in every coordinate, where
-    the released code draws normal noise of that standard deviation; under L2 the steps are eq. 1's too; and
-    clean and perturbed samples go through the network together, so that batch norm sees both at once.
+    the released code draws normal noise of that standard deviation, and is clipped to the data box before the
+    first gradient, where the released code's leaves it; under L2 the steps are eq. 1's too, clipped to the ball
+    and then to the box; and clean and perturbed samples go through the network together, so that batch norm sees
+    both at once.
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
