@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,19 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
 def share_object(value: Any, group: Group = None) -> Any:
     """Worker 0's value, on every worker."""
     return gather_objects(value if rank(group) == 0 else None, group)[0]
+
+
+def together(check: Callable[[], None], group: Group = None) -> None:
+    """Worker 0 calls ``check``; what it raises, all workers raise."""
+    raised: Exception | None = None
+    if rank(group) == 0:
+        try:
+            check()
+        except Exception as error:
+            raised = error
+    raised = share_object(raised, group)
+    if raised is not None:
+        raise raised
 
 
 def barrier(group: Group = None) -> None:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from ima_dist.config import Config, ConfigError, from_dict, to_dict
+from ima_dist.results.lease import LeaseLost
 from ima_dist.results.rundir import RunDir, write_json
 
 STOP_FILE = "stop-requested"
@@ -113,7 +114,8 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
-    The answer has "status" ("finished", "interrupted" or "failed") and "message". A signal that asks the
+    The answer has "status" ("finished", "interrupted", "failed", or "lost" if another process has taken the run
+    over) and "message". A signal that asks the
     driver to stop is handed on to the workers through a file in the run directory.
 
     Raises:
@@ -162,6 +164,7 @@ def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | 
         "task": task,
         "config": to_dict(config),
         "run": str(run.path),
+        "mark": run.mark,
         "arguments": arguments or {},
         "paths": [os.getcwd(), *(p for p in sys.path if p)],
     }
@@ -279,6 +282,7 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
 
     config = from_dict(payload["config"])
     run = RunDir(payload["run"])
+    run.mark = payload["mark"]
     import ray.train.torch
 
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
@@ -295,6 +299,8 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
         status = {"status": "interrupted", "message": str(error)}
     except (NumericalError, Damaged) as error:
         status = {"status": "failed", "message": str(error)}
+    except LeaseLost as error:
+        return {"status": "lost", "message": str(error)}
     if distributed.rank() == 0 and payload["task"] == "train":
         write_json(run.summary_path, {**run.summary(), **status})
     return status

@@ -17,6 +17,7 @@ from ima_dist import config as configuration
 from ima_dist import launcher
 from ima_dist.config import Config, ConfigError
 from ima_dist.presets import PRESETS, make_config
+from ima_dist.results.lease import LeaseLost
 from ima_dist.results.rundir import RunDir, default_name, write_json
 
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 0, 1, 2, 75
@@ -44,6 +45,9 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return EXIT_REQUEUE
     except OSError as error:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except LeaseLost as error:
+        print(f"error: {error}.", file=sys.stderr)
         return EXIT_FAILED
 
 
@@ -138,11 +142,12 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
             for warning in answer.get("warnings", []):
                 print(f"warning: {warning}; the checkpoint before it was used.", file=sys.stderr)
             message = answer["message"]
-            status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE, "failed": EXIT_FAILED}[answer["status"]]
+            status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE}.get(answer["status"], EXIT_FAILED)
         except launcher.Stopped:
             status = EXIT_REQUEUE
         except RuntimeError as error:
             status, message = EXIT_FAILED, str(error)
+        run.check_lease()
         summary = run.summary()
         summary["status"] = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
         summary["message"] = message

@@ -95,6 +95,7 @@ class Training:
         Raises:
             Interrupted: a stop was asked for; a checkpoint holds everything done so far.
             NumericalError: loss or gradient is not finite; all workers raise in the same step.
+            LeaseLost: another process has become the run's writer; nothing was written since.
         """
         while self.position.epoch < self.config.epochs:
             self._train_epoch()
@@ -219,6 +220,7 @@ class Training:
     # ---- end of an epoch
 
     def _finish_epoch(self) -> None:
+        distributed.together(self.run.check_lease)
         totals = self._totals()
         seen = max(totals["seen"], 1.0)
         seconds = self.seconds["train"] + self.seconds["margin"]
@@ -286,6 +288,7 @@ class Training:
 
     def _report(self, stage: str) -> None:
         """Show progress; if the run has been asked to stop, checkpoint and raise Interrupted."""
+        distributed.together(self.run.check_lease)
         totals = self._totals()
         if self.rank == 0:
             self.reporter.write(stage, self.position, totals, self.history[-1] if self.history else {})
@@ -308,6 +311,7 @@ class Training:
     # ---- checkpoints
 
     def _save(self) -> None:
+        distributed.together(self.run.check_lease)
         totals = self._totals()
         self.position.counters = {**totals, **{f"{k}_seconds": v for k, v in self.seconds.items()}}
         checkpoint.save(

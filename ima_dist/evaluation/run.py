@@ -27,6 +27,7 @@ from ima_dist.data.dataset import Resident
 from ima_dist.distributed import Interrupted
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.results.lease import LeaseLost
 from ima_dist.results.rundir import RunDir, read_parquet, write_parquet
 
 # Seconds between two looks at whether to stop; on shared storage a look asks the file server.
@@ -60,6 +61,7 @@ def evaluate(
 
     Raises:
         Interrupted: a worker was asked to stop; what was finished is kept for the next call.
+        LeaseLost: another process has become the run's writer.
     """
     total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
@@ -72,7 +74,7 @@ def evaluate(
     on_progress(finished, count)
     stopped = False
     try:
-        with stoppable(network, should_stop):
+        with stoppable(network, lambda: should_stop() or _lost(run)):
             for attack, place in places.items():
                 for part in mine[attack].split(batch_size):
                     if not len(part):
@@ -90,7 +92,9 @@ def evaluate(
                     on_progress(finished, count)
     except Stop:
         stopped = True
-    if any(distributed.gather_objects(stopped)):
+    stopped = any(distributed.gather_objects(stopped))
+    distributed.together(run.check_lease)
+    if stopped:
         raise Interrupted("stopped during the evaluation")
     if distributed.rank():
         return pa.table({})
@@ -133,6 +137,14 @@ def stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[N
         yield
     finally:
         handle.remove()
+
+
+def _lost(run: RunDir) -> bool:
+    try:
+        run.check_lease()
+    except LeaseLost:
+        return True
+    return False
 
 
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:

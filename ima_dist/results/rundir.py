@@ -6,7 +6,6 @@ Every file is written aside and then renamed, so a reader sees the old file or t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import yaml
 
 from ima_dist import __version__
 from ima_dist.config import Config, ConfigError, from_dict, to_dict
+from ima_dist.results import lease
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
 # Types of the columns that inference would get wrong: a first epoch may hold None, or a whole number.
@@ -140,6 +140,7 @@ class RunDir:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
+        self.mark: str | None = None  # of our lease, while we hold the run
         self.config_path = self.path / "config.yaml"
         self.lock_path = self.path / "lock"
         self.summary_path = self.path / "summary.json"
@@ -214,30 +215,16 @@ class RunDir:
     def writing(self) -> Iterator[None]:
         """Hold the run for this process, the only one that may write into it.
 
-        Raises ConfigError if another process holds it, or if the directory cannot be written.
+        Raises ConfigError as ``lease.held``.
         """
-        try:
-            file = self.lock_path.open("a+")
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path} cannot be written ({error.strerror or error}): give it back its permissions."
-            ) from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise ConfigError(
-                    f"{self.path} is being written by {file.read().strip() or 'another process'}: "
-                    "wait until it ends, or stop it."
-                ) from None
-            except OSError as error:
-                # A file system without locks: better unguarded than not at all, but the user should know.
-                warnings.warn(f"{self.path} cannot be locked ({error.strerror}).", stacklevel=3)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}\n")
-            file.flush()
+        with lease.held(self.lock_path) as mine:
+            self.mark = mine.mark
             yield
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if another process has become the run's writer; cheap enough for every second."""
+        if self.mark is not None:
+            lease.check(self.lock_path, self.mark)
 
     def config(self) -> Config:
         """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
