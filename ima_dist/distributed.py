@@ -53,6 +53,36 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
     return out
 
 
+def gather_tensors(tensor: Tensor, sizes: list[int], group: Group = None) -> list[Tensor]:
+    """Every worker's vector, by rank, on every worker; ``sizes`` are their lengths, which differ by 1 at most."""
+    if world_size(group) == 1:
+        return [tensor]
+    # A collective for vectors of one length exists with every backend.
+    padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor))])
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return [part[:size] for part, size in zip(parts, sizes, strict=True)]
+
+
+def exchange(columns: list[Tensor], sizes: Tensor, group: Group = None) -> list[Tensor]:
+    """Send the first ``sizes[0]`` rows to worker 0, the next ``sizes[1]`` to worker 1, …; returns what came in.
+
+    columns: tensors of equally many rows. sizes: (world,) int64.
+    """
+    arriving = torch.empty_like(sizes)
+    dist.all_to_all_single(arriving, sizes.contiguous(), group=group)
+    outgoing, incoming = sizes.tolist(), arriving.tolist()
+    out = []
+    for column in columns:
+        kind = column.dtype
+        # gloo does not send bool.
+        sent = column.to(torch.uint8) if kind == torch.bool else column.contiguous()
+        got = sent.new_empty(sum(incoming))
+        dist.all_to_all_single(got, sent, incoming, outgoing, group=group)
+        out.append(got.to(kind))
+    return out
+
+
 def share_object(value: Any, group: Group = None) -> Any:
     """Worker 0's value, on every worker."""
     return gather_objects(value if rank(group) == 0 else None, group)[0]

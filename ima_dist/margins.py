@@ -1,9 +1,10 @@
 """Per-sample margins: Algorithm 2 and the store that holds its result.
 
 The store is sharded: worker r of W owns the r-th contiguous block of global sample indices. During an
-epoch, workers propose new margins for whatever samples they handled; ``reduce`` brings every proposal
-to its owner, once an epoch, through all-reduces of bounded size. While the whole vector is small
-(``REPLICATE_UP_TO``) every worker also keeps a copy of it, so that a look-up needs no communication.
+epoch, workers propose new margins for whatever samples they handled. Those of a worker's own samples wait
+in its shard; the others wait in its outbox until ``reduce`` sends them to their owners, once an epoch. While
+the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a copy of it, so that a look-up
+needs no communication.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from ima_dist import distributed
 
 REPLICATE_UP_TO = 1 << 25  # samples: 128 MiB of float32 margins on each worker
-_CHUNK = 1 << 20  # samples in one all-reduce of ``reduce``
+_CHUNK = 1 << 20  # proposals that a worker sends to another at once
 
 
 def update_margins(
@@ -52,6 +53,22 @@ class Proposals:
     values: Tensor
     correct: Tensor
     crossed: Tensor
+
+    @classmethod
+    def none(cls, device: torch.device, dtype: torch.dtype) -> Proposals:
+        empty = torch.zeros(0, dtype=torch.bool, device=device)
+        return cls(empty.long(), empty.to(dtype), empty, empty)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.indices, self.values, self.correct, self.crossed
+
+    def take(self, rows: Tensor) -> Proposals:
+        """Those at ``rows``: indices or a mask."""
+        return Proposals(*(column[rows] for column in self.columns()))
+
+
+def _joined(parts: list[Proposals]) -> Proposals:
+    return Proposals(*(torch.cat(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
 
 
 class MarginStore:
@@ -85,22 +102,22 @@ class MarginStore:
         self.first, self.last = distributed.block(num_samples, self.rank, self.world)
         self.device, self.dtype = torch.device(device), dtype
         self.replicated = num_samples <= REPLICATE_UP_TO if replicate is None else replicate
-        # The shard is a view of the copy where there is one, so that no value exists twice.
-        held = num_samples if self.replicated else self.last - self.first
-        self._values = torch.full((held,), initial, dtype=dtype, device=self.device)
+        held = self.last - self.first
+        #: Margins of this worker's block ``[first, last)``; not to be written.
+        self.shard = torch.full((held,), initial, dtype=dtype, device=self.device)
         self._correct = torch.zeros(held, dtype=torch.bool, device=self.device)
         self._crossed = torch.zeros(held, dtype=torch.bool, device=self.device)
-        self._offset = 0 if self.replicated else self.first
-        self._proposed = torch.zeros(num_samples if self.replicated else 0, dtype=torch.bool, device=self.device)
-        self._seen: set[int] = set()
-        self._pending: list[Proposals] = []
+        # With one worker the shard is the copy.
+        self._copy = self.shard if self.world == 1 else torch.full((num_samples,), initial, dtype=dtype, device=device)
+        if not self.replicated:
+            self._copy = self.shard[:0]
+        # What was proposed for our own samples. The last row takes what is not ours.
+        self._next = torch.zeros(held + 1, dtype=dtype, device=self.device)
+        self._flags = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
+        self._count = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
+        self._outbox: list[Proposals] = []
 
     # ---- reading
-
-    @property
-    def shard(self) -> Tensor:
-        """Margins of this worker's block ``[first, last)``; a view, not to be written."""
-        return self._values[self.first - self._offset : self.last - self._offset]
 
     def lookup(self, indices: Tensor) -> Tensor:
         """E(x) for global indices (B,) -> (B,). B may differ between workers.
@@ -110,13 +127,15 @@ class MarginStore:
         """
         self._check_range(indices)
         if self.replicated:
-            return self._values[indices]
+            return self._copy[indices]
+        if self.world == 1:
+            return self.shard[indices]
         sizes = distributed.gather_objects(len(indices), self.group)
         table = torch.zeros(self.world, max(sizes), dtype=torch.int64, device=self.device)
         table[self.rank, : len(indices)] = indices
         distributed.all_reduce(table, group=self.group)
-        mine = (table >= self.first) & (table < self.last)
-        found = torch.where(mine, self._values[(table - self.first).clamp(0, max(len(self._values) - 1, 0))], 0.0)
+        slots, mine = self._slots(table)
+        found = torch.where(mine, torch.cat([self.shard, self.shard.new_zeros(1)])[slots], 0.0)
         distributed.all_reduce(found, group=self.group)
         return found[self.rank, : len(indices)]
 
@@ -127,77 +146,102 @@ class MarginStore:
 
         Raises:
             IndexError: an index out of range.
-            ValueError: shapes that do not fit, or an index that this worker has proposed already in this
-                epoch. An index that two workers proposed is found by ``reduce``.
+            ValueError: shapes that do not fit, or an index proposed already in this epoch. What this worker
+                cannot see at once, because another owns the sample or it would stall a device, ``reduce`` finds.
         """
         if not (indices.shape == values.shape == correct.shape == crossed.shape and indices.ndim == 1):
             raise ValueError("indices, values, correct and crossed must be vectors of one length")
         self._check_range(indices)
-        self._check_new(indices)
-        self._pending.append(
-            Proposals(
-                indices.to(self.device),
-                values.to(self.device, self.dtype),
-                correct.to(self.device),
-                crossed.to(self.device),
-            )
+        given = Proposals(
+            indices.to(self.device),
+            values.to(self.device, self.dtype),
+            correct.to(self.device),
+            crossed.to(self.device),
         )
+        slots, mine = self._slots(given.indices)
+        at_once = self.device.type == "cpu"  # to look at values there is no wait
+        if at_once:
+            if len(given.indices.unique()) < len(given.indices):
+                raise ValueError("an index was proposed twice in one call")
+            again = mine & (self._count[slots] > 0)
+            if bool(again.any()):
+                raise ValueError(f"sample {int(given.indices[again][0])} was proposed twice in one epoch")
+        self._settle(given, slots)
+        if self.world > 1:
+            others = given.take(~mine) if at_once else given
+            if len(others.indices):
+                self._outbox.append(others)
 
     def pending(self) -> Proposals:
-        """This worker's proposals since the last ``reduce``."""
-        if not self._pending:
-            none = torch.zeros(0, dtype=torch.bool, device=self.device)
-            return Proposals(none.long(), none.to(self.dtype), none, none)
-        joined = Proposals(
-            *(
-                torch.cat([getattr(p, name) for p in self._pending])
-                for name in ("indices", "values", "correct", "crossed")
-            )
-        )
-        self._pending = [joined]
-        return joined
+        """What this worker holds of proposals since the last ``reduce``, each held by one worker."""
+        rows = self.proposed.nonzero()[:, 0]
+        flags = self._flags[rows]
+        own = Proposals(rows + self.first, self._next[rows], flags % 2 > 0, flags > 1)
+        return _joined([own, *self._foreign()])
+
+    @property
+    def proposed(self) -> Tensor:
+        """Which samples of this worker's block it has a proposal for, (last − first,) bool."""
+        return self._count[:-1] > 0
 
     def reduce(self) -> None:
         """Take over all workers' proposals; samples that nobody proposed keep their margin.
 
-        Every sample is proposed at most once, so the sums below have one term and are exact.
-
         Raises:
-            ValueError: two workers proposed the same index (the first such index is named).
+            ValueError: an index was proposed twice (one such index is named); all workers raise.
         """
-        mine = self.pending()
-        order = mine.indices.argsort()
-        indices, values = mine.indices[order], mine.values[order]
-        flags = 1 + 16 * mine.correct[order].to(self.dtype) + 256 * mine.crossed[order].to(self.dtype)
-        counts = torch.bincount(indices // _CHUNK, minlength=-(-self.num_samples // _CHUNK)).tolist()
-        at = 0
-        for number, count in enumerate(counts):
-            low = number * _CHUNK
-            high = min(low + _CHUNK, self.num_samples)
-            buffer = torch.zeros(2, high - low, dtype=self.dtype, device=self.device)
-            here = indices[at : at + count] - low
-            # index_add_ and not assignment: an index proposed twice must show in the count.
-            buffer[0].index_add_(0, here, values[at : at + count])
-            buffer[1].index_add_(0, here, flags[at : at + count])
-            at += count
-            distributed.all_reduce(buffer, group=self.group)
-            self._take_over(buffer, low, high)
-        self._pending, self._seen = [], set()
-        self._proposed.zero_()
+        if self.world > 1:
+            self._deliver()
+        twice = (self._count[:-1] > 1).nonzero()[:1, 0] + self.first
+        named = torch.cat([twice, twice.new_full((1,), -1)])[:1]
+        number = int(distributed.all_reduce(named, op="max", group=self.group))
+        if number >= 0:
+            raise ValueError(f"sample {number} was proposed twice in one epoch")
+        given, flags = self.proposed, self._flags[:-1]
+        self.shard.copy_(torch.where(given, self._next[:-1], self.shard))
+        self._correct.copy_(torch.where(given, flags % 2 > 0, self._correct))
+        self._crossed.copy_(torch.where(given, flags > 1, self._crossed))
+        self._count.zero_()
+        self._outbox = []
+        self._share()
 
-    def _take_over(self, buffer: Tensor, low: int, high: int) -> None:
-        flags = buffer[1].to(torch.int64)
-        if bool((flags % 16 > 1).any()):
-            twice = low + int((flags % 16 > 1).nonzero()[0, 0])
-            raise ValueError(f"sample {twice} was proposed twice in one epoch")
-        start, stop = max(low, self._offset), min(high, self._offset + len(self._values))
-        if start >= stop:
-            return
-        part, held = slice(start - low, stop - low), slice(start - self._offset, stop - self._offset)
-        given = flags[part] > 0
-        self._values[held] = torch.where(given, buffer[0, part], self._values[held])
-        self._correct[held] = torch.where(given, flags[part] // 16 % 16 > 0, self._correct[held])
-        self._crossed[held] = torch.where(given, flags[part] // 256 > 0, self._crossed[held])
+    def _slots(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the shard, its length for samples of others; and which are ours."""
+        mine = (indices >= self.first) & (indices < self.last)
+        return torch.where(mine, indices - self.first, self.last - self.first), mine
+
+    def _settle(self, given: Proposals, slots: Tensor) -> None:
+        self._next[slots] = given.values
+        self._flags[slots] = given.correct.to(torch.uint8) + 2 * given.crossed.to(torch.uint8)
+        self._count.index_add_(0, slots, torch.ones_like(slots, dtype=torch.uint8))
+
+    def _foreign(self) -> list[Proposals]:
+        """The outbox without what is ours."""
+        return [part.take(~self._slots(part.indices)[1]) for part in self._outbox]
+
+    def _deliver(self) -> None:
+        """Send the proposals in all outboxes to the owners, some at a time."""
+        out = _joined(self._foreign()) if self._outbox else Proposals.none(self.device, self.dtype)
+        # The inverse of distributed.block.
+        owner = ((out.indices + 1) * self.world - 1) // self.num_samples
+        out, owner = out.take(owner.argsort()), owner.sort().values
+        counts = torch.bincount(owner, minlength=self.world)
+        starts = counts.cumsum(0) - counts
+        most = torch.tensor(int(counts.max()), device=self.device)
+        rounds = -(-int(distributed.all_reduce(most, op="max", group=self.group)) // _CHUNK)
+        rank_of = torch.arange(len(owner), device=self.device) - starts[owner]
+        for number in range(rounds):
+            sent = out.take((rank_of >= number * _CHUNK) & (rank_of < (number + 1) * _CHUNK))
+            sizes = (counts - number * _CHUNK).clamp(0, _CHUNK)
+            got = Proposals(*distributed.exchange([*sent.columns()], sizes, group=self.group))
+            self._settle(got, self._slots(got.indices)[0])
+
+    def _share(self) -> None:
+        """Bring every worker's copy up to date."""
+        if self.replicated and self.world > 1:
+            blocks = (distributed.block(self.num_samples, r, self.world) for r in range(self.world))
+            sizes = [last - first for first, last in blocks]
+            torch.cat(distributed.gather_tensors(self.shard, sizes, group=self.group), out=self._copy)
 
     def _check_range(self, indices: Tensor) -> None:
         # Elsewhere than on the CPU the look would stall the device; indexing there asserts by itself.
@@ -206,22 +250,6 @@ class MarginStore:
             if low < 0 or high >= self.num_samples:
                 bad = low if low < 0 else high
                 raise IndexError(f"sample index {bad} is out of range for {self.num_samples} samples")
-
-    def _check_new(self, indices: Tensor) -> None:
-        if indices.device.type != "cpu" and self.device.type != "cpu":
-            return  # found by ``reduce``, without a stall here
-        if len(indices.unique()) < len(indices):
-            raise ValueError("an index was proposed twice in one call")
-        if self.replicated:
-            again = self._proposed[indices]
-            if bool(again.any()):
-                raise ValueError(f"sample {int(indices[again][0])} was proposed twice in one epoch")
-            self._proposed[indices] = True
-        else:
-            new = set(indices.tolist())
-            if self._seen & new:
-                raise ValueError(f"sample {min(self._seen & new)} was proposed twice in one epoch")
-            self._seen |= new
 
     # ---- statistics
 
@@ -255,16 +283,15 @@ class MarginStore:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        held = slice(self.first - self._offset, self.last - self._offset)
         index = np.arange(self.first, self.last)
         label = np.full(len(index), -1) if labels is None else labels[self.first : self.last].cpu().numpy()
         table = pa.table(
             {
                 "index": index,
-                "margin": self._values[held].cpu().numpy(),
+                "margin": self.shard.cpu().numpy(),
                 "label": label.astype(np.int64),
-                "correct": self._correct[held].cpu().numpy(),
-                "crossed": self._crossed[held].cpu().numpy(),
+                "correct": self._correct.cpu().numpy(),
+                "crossed": self._crossed.cpu().numpy(),
             }
         )
         name = f"shard-{self.rank:04d}-of-{self.world:04d}.parquet"
@@ -296,23 +323,22 @@ class MarginStore:
         total = sum(sizes)
         dtype = torch.from_numpy(_read(files[0])["margin"][:0].copy()).dtype
         store = cls(total, 0.0, group=group, dtype=dtype, device=device, replicate=replicate)
-        low, high = store._offset, store._offset + len(store._values)
         filled = 0
         for file, size, start in zip(files, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
             # Shards are blocks in order, so one whose rows lie outside this worker's need not be read.
-            if size == 0 or start >= high or start + size <= low:
+            if size == 0 or start >= store.last or start + size <= store.first:
                 continue
             columns = _read(file)
             if not np.array_equal(columns["index"], np.arange(start, start + size)):
                 raise ValueError(f"{file} does not hold the samples {start} to {start + size - 1} in order")
-            part = slice(max(low - start, 0), min(high - start, size))
-            held = slice(int(start + part.start - low), int(start + part.stop - low))
-            store._values[held] = torch.from_numpy(columns["margin"][part].copy()).to(store.device)
-            store._correct[held] = torch.from_numpy(columns["correct"][part].copy()).to(store.device)
-            store._crossed[held] = torch.from_numpy(columns["crossed"][part].copy()).to(store.device)
+            part = slice(max(store.first - start, 0), min(store.last - start, size))
+            held = slice(int(start + part.start - store.first), int(start + part.stop - store.first))
+            for target, name in ((store.shard, "margin"), (store._correct, "correct"), (store._crossed, "crossed")):
+                target[held] = torch.from_numpy(columns[name][part].copy()).to(store.device)
             filled += part.stop - part.start
-        if filled != len(store._values):
-            raise ValueError(f"{directory} lacks margins of {len(store._values) - filled} samples")
+        if filled != len(store.shard):
+            raise ValueError(f"{directory} lacks margins of {len(store.shard) - filled} samples")
+        store._share()
         return store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -125,8 +126,6 @@ def test_store_on_three_workers_is_read_by_one_and_two(tmp_path, replicate):
     workers.run_on(3, collective_checks, tmp_path / "margins", replicate)
     files = sorted(p.name for p in (tmp_path / "margins").iterdir())
     assert files == [f"shard-{r:04d}-of-0003.parquet" for r in range(3)]
-    import pyarrow.parquet as pq
-
     table = pq.ParquetFile(tmp_path / "margins" / files[1]).read()
     assert table.column_names == ["index", "margin", "label", "correct", "crossed"]
     assert table["index"].to_pylist() == [3, 4, 5, 6]
@@ -170,9 +169,35 @@ def test_statistics_by_hand():
     assert store.quantiles(0.3)[-1] == pytest.approx(0.3, abs=1e-4)
 
 
-def test_reduce_in_several_chunks(monkeypatch):
-    monkeypatch.setattr(margins, "_CHUNK", 4)
-    store = MarginStore(10, 0.5)
-    proposal(store, [9, 0, 5], [0.9, 0.1, 0.6])
-    store.reduce()
-    assert store.lookup(torch.tensor([0, 5, 9, 4])).tolist() == pytest.approx([0.1, 0.6, 0.9, 0.5])
+def random_proposals(directory, replicate):
+    """Each of 101 samples proposed by a worker drawn at random, in many small rounds, twice over."""
+    margins._CHUNK = 3
+    rank = distributed.rank()
+    generator = torch.Generator().manual_seed(5)
+    store = MarginStore(101, 0.5, replicate=replicate)
+    for epoch in range(2):
+        by = torch.randint(0, 4, (101,), generator=generator)  # worker 3 does not exist: nobody proposes these
+        new = torch.rand(101, generator=generator)
+        flags = torch.rand(2, 101, generator=generator) < 0.5
+        before = store.lookup(torch.arange(101)).clone()
+        mine = (by == rank).nonzero()[:, 0]
+        for part in mine[torch.randperm(len(mine))].split(7):
+            store.propose(part, new[part], correct=flags[0, part], crossed=flags[1, part])
+        waiting = store.pending()
+        assert sorted(waiting.indices.tolist()) == mine.tolist()
+        assert torch.equal(waiting.values, new[waiting.indices])
+        assert torch.equal(waiting.crossed, flags[1][waiting.indices])
+        assert store.proposed.tolist() == (by[store.first : store.last] == rank).tolist()
+        store.reduce()
+        assert not len(store.pending().indices)
+        expected = torch.where(by < 3, new, before)
+        assert torch.equal(store.lookup(torch.arange(101)), expected)
+        store.save(directory / str(epoch))
+    columns = pq.ParquetFile(directory / "1" / f"shard-{rank:04d}-of-0003.parquet").read().to_pydict()
+    given = (by < 3)[store.first : store.last]
+    assert torch.equal(torch.tensor(columns["correct"])[given], flags[0, store.first : store.last][given])
+
+
+@pytest.mark.parametrize("replicate", [True, False])
+def test_proposals_find_their_owners(tmp_path, replicate):
+    workers.run_on(3, random_proposals, tmp_path, replicate)

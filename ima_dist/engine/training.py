@@ -185,8 +185,7 @@ class Training:
         clock = time.perf_counter()
         size = attack_batch_size(self.config.batch_size, self.train.shape)
         first, last = self.store.first, self.store.last
-        done = torch.zeros(last - first, dtype=torch.bool)
-        done[self.store.pending().indices.cpu() - first] = True
+        done = self.store.proposed.cpu()
         # All workers take the same number of turns, so that they can agree on a stop between them.
         largest = -(-len(self.train) // self.world)
         turns = -(-largest // size)
