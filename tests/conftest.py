@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# Ray reads it once, when it is imported, which a test may do before a command of ours has set it.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 # Under CI a missing package is a failure of the set-up, not a reason to skip.
