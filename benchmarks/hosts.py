@@ -8,32 +8,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pytest
-
-from tests import commands
-
+ROOT = Path(__file__).parent.parent
 PORT = 6399  # nothing else listens inside the namespaces
 
 
-def needed() -> None:
-    """Skip where namespaces cannot be made; under CI that is a failure."""
-    name = f"ima-probe-{uuid.uuid4().hex[:6]}"
-    reason = None
+def why_not() -> str | None:
+    """Why hosts cannot be made here; None if they can."""
     if shutil.which("ip") is None:
-        reason = "the command ip is missing: apt-get install iproute2"
-    elif subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
-        reason = "network namespaces can be made by root alone"
-    else:
-        subprocess.run(["ip", "netns", "del", name], check=True)
-    if reason and os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    if reason:
-        pytest.skip(reason)
+        return "the command ip is missing: apt-get install iproute2"
+    name = f"ima-probe-{uuid.uuid4().hex[:6]}"
+    if subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode:
+        return "network namespaces can be made by root alone"
+    subprocess.run(["ip", "netns", "del", name], check=True)
+    return None
 
 
 @dataclass
@@ -75,7 +68,28 @@ class Hosts:
             )
             return done.stdout.strip() == str(count)
 
-        commands.wait_for(alive, 120, f"{count} Ray nodes")
+        until = time.monotonic() + 120
+        while not alive():
+            if time.monotonic() > until:
+                raise TimeoutError(f"no {count} Ray nodes within two minutes")
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below ``pid``, read from /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, queue = [], [pid]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
 
 
 def _ip(*words: str) -> None:
@@ -90,12 +104,14 @@ def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
     token.write_text("fedcba9876543210" * 4)
     token.chmod(0o600)
     addresses = ["10.99.0.1", "10.99.0.2"]
-    environment = commands.environment(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ADDRESS=f"{addresses[0]}:{PORT}",
-    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": f"{addresses[0]}:{PORT}",
+    }
     hosts = Hosts([f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)
     made: list[str] = []
     try:
@@ -115,7 +131,7 @@ def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
         yield hosts
     finally:
         for node in hosts.nodes:
-            family = [node.pid, *commands.descendants(node.pid)]
+            family = [node.pid, *descendants(node.pid)]
             node.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 node.wait(timeout=30)
