@@ -338,12 +338,11 @@ def test_modes_and_gradient_flags_are_restored_after_an_exception(after):
     x, y = torch.randn(8, 2), torch.zeros(8, dtype=torch.long)
     attacks = [
         lambda m: pgd(m, x, y, 0.5, norm="linf"),
-        lambda m: bpgd(m, x, m.inner(x).argmax(1), 1e-6, norm="linf"),
-        lambda m: worst(m, x, m.inner(x).argmax(1), [1e-6], norm="linf", steps=10),
+        lambda m: bpgd(m, x, m[0].inner(x).argmax(1), 1e-6, norm="linf"),
+        lambda m: worst(m, x, m[0].inner(x).argmax(1), [1e-6], norm="linf", steps=10),
     ]
     for attack in attacks:
         model = nn.Sequential(Fails(after), nn.Identity())
-        model.inner = model[0].inner
         model[1].eval()
         before = modes_and_flags(model)
         with pytest.raises(RuntimeError, match="out of order"):
@@ -423,7 +422,10 @@ def test_worst_equals_brute_force_and_is_at_least_as_strong_as_pgd(name, norm):
     steps = 20 if name.startswith("moons") else 3
     draws = {eps: starts(x, eps, norm) for eps in levels if eps > 0}
     model.eval()
-    predictions, _ = worst(model, x, y, levels, norm=norm, steps=steps, start=draws.__getitem__, box=box)
+    same = {"norm": norm, "steps": steps, "start": draws.__getitem__, "box": box}
+    predictions, _ = worst(model, x, y, levels, rivals=0, **same)
+    stricter, _ = worst(model, x, y, levels, **same)
+    assert not ((stricter == y) & (predictions != y)).any()
     with torch.enable_grad():
         expected = reference.worst(model, x, y, levels, norm=norm, starts=draws.__getitem__, steps=steps, box=box)
     held = predictions == y
@@ -436,6 +438,27 @@ def test_worst_equals_brute_force_and_is_at_least_as_strong_as_pgd(name, norm):
             survivors &= model(adv).argmax(1) == y
         assert not (held[number] & ~survivors).any()
     model.train()
+
+
+class Decoy(nn.Module):
+    """Three classes in the plane: class 1 begins at x₀ = 0.3; class 2 is always a little stronger, but never wins."""
+
+    def forward(self, x):
+        first = x[:, 0]
+        near = torch.where(first > 0.25, 20 * (first - 0.3), -1.0 + 0 * first)
+        decoy = -0.05 - 0.3 * torch.relu(first) + 0.01 * x[:, 1]
+        return torch.stack([0 * first, near + 0.001 * first, decoy], 1)
+
+
+def test_worst_aims_at_a_rival_that_the_strongest_one_hides():
+    x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
+    options = {"norm": "linf", "steps": 50, "start": lambda eps: torch.zeros_like(x)}
+    hidden, _ = worst(Decoy(), x, y, [0.4], rivals=0, losses=("margin",), **options)
+    assert (hidden == 0).all()
+    found, _ = worst(Decoy(), x, y, [0.4], losses=("margin",), **options)
+    assert (found == 1).all()
+    found, _ = worst(Decoy(), x, y, [0.2], losses=("margin",), **options)
+    assert (found == 0).all()  # too small a radius
 
 
 @pytest.mark.parametrize("norm", NORMS)

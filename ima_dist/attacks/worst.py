@@ -29,6 +29,7 @@ def worst(
     steps: int = 100,
     step_scale: float = 4.0,
     losses: Sequence[str] = ("ce", "margin"),
+    rivals: int = 5,
     start: Callable[[float], Tensor] | None = None,
     box: Box = None,
 ) -> tuple[Tensor, Tensor]:
@@ -38,9 +39,16 @@ def worst(
     iterate count; a sample that is broken leaves the batch and stays broken at larger radii. With two
     classes "ce" is left out beside "margin", whose steps are the same.
 
+    What then is left is attacked towards its nearest rival classes one by one, with a share of the steps
+    each: the margin loss pursues the class that is strongest at the moment, and can be led away from a
+    nearer one. On a Fashion-MNIST network trained with ima that broke four of the five samples that
+    AutoAttack had broken and this attack had not.
+
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
         levels: radii in ascending order.
+        rivals: classes to aim at, nearest first by the linearised distance at x (Moosavi-Dezfooli et al. 2016,
+            DeepFool); with two classes there is none.
         start: gives ξ (B, ...) for a radius; by default drawn uniformly from the ball.
 
     Returns:
@@ -62,37 +70,81 @@ def worst(
             # same steps; only, ce's can underflow to zero.
             losses = [name for name in losses if name != "ce"]
         spent = len(x)
+        rivals = min(rivals, logits.shape[1] - 1) if logits.shape[1] > 2 else 0
+        aims: Tensor | None = None
         for number, eps in enumerate(levels):
             if eps > 0:
                 xi = norms.random_start(x, eps, norm) if start is None else start(eps)
+                balls = norms.Balls(x, eps, norm, box)
                 for name in losses:
                     rows = (predicted == y).nonzero()[:, 0]
-                    balls = norms.Balls(x, eps, norm, box).select(rows)
-                    now = balls.clip(x[rows] + xi[rows])
-                    spent += _break(model, y, rows, now, balls, predicted, steps, step_scale, name)
+                    spent += _break(model, y, None, rows, x + xi, balls, predicted, steps, step_scale, name)
+                if rivals and aims is None:
+                    rows = (predicted == y).nonzero()[:, 0]
+                    aims = torch.zeros(len(x), rivals, dtype=torch.int64, device=x.device)
+                    aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
+                    spent += _looked_at(logits) * len(rows)
+                for k in range(rivals):
+                    assert aims is not None
+                    rows = (predicted == y).nonzero()[:, 0]
+                    few = max(1, round(steps / rivals))
+                    spent += _break(model, y, aims[:, k], rows, x + xi, balls, predicted, few, step_scale, "margin")
             predictions[number] = predicted
     return predictions, torch.tensor(spent)
+
+
+_LOOKED_AT = 9
+
+
+def _looked_at(logits: Tensor) -> int:
+    return min(_LOOKED_AT, logits.shape[1] - 1)
+
+
+def _nearest(model: Network, x: Tensor, y: Tensor, rivals: int, norm: str) -> Tensor:
+    """The ``rivals`` classes of the smallest linearised distance among the nine of the largest logits, (B, rivals)."""
+    logits = model(x)
+    candidates = logits.scatter(1, y[:, None], float("-inf")).topk(_looked_at(logits), dim=1).indices
+    distances = []
+    for rival in candidates.unbind(1):
+        logits, gradient = logits_and_gradient(model, x, y, _towards(rival))
+        size = gradient.flatten(1).norm(1 if norm == "linf" else 2, dim=1)  # the dual norm
+        distances.append(-_towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
+    order = torch.stack(distances, 1).argsort(1)[:, :rivals]
+    return candidates.gather(1, order)
+
+
+def _towards(rival: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logit of the class ``rival`` (B,) minus the true one."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+
+    return loss
 
 
 def _break(
     model: Network,
     y: Tensor,
+    rival: Tensor | None,
     rows: Tensor,
-    now: Tensor,
+    begin: Tensor,
     balls: norms.Balls,
     predicted: Tensor,
     steps: int,
     step_scale: float,
     loss: str,
 ) -> int:
-    """Attack the samples ``rows`` from ``now``; write wrong labels to ``predicted``. Returns evaluations."""
-    objective = resolve_loss(loss)
-    w_y = y[rows]
+    """Attack the samples ``rows`` from ``begin``, with ``loss`` or towards ``rival`` (B,); write wrong labels to
+    ``predicted``. Returns evaluations.
+    """
+    balls = balls.select(rows)
+    now, w_y = balls.clip(begin[rows]), y[rows]
     spent = 0
     for i in range(steps + 1):
         if not len(rows):
             break
         if i < steps:
+            objective = resolve_loss(loss if rival is None else _towards(rival[rows]))
             logits, gradient = logits_and_gradient(model, now, w_y, objective)
         else:
             logits, gradient = model(now), now

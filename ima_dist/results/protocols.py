@@ -23,8 +23,8 @@ def describe_attack(entry: dict[str, Any]) -> str:
         )
     if attack == "worst":
         return (
-            f"worst: {steps} steps of PGD with α = {scale:g} and either loss; any iterate counts, and a sample broken "
-            "at a smaller level stays broken"
+            f"worst: {steps} steps of PGD with α = {scale:g} and either loss, then as many shared by the five nearest "
+            "classes; any iterate counts, and a sample broken at a smaller level stays broken"
         )
     return (
         f"pgd100: {steps} steps of PGD with α = {scale:g} at each level alone, once with cross-entropy and once with "
