@@ -72,5 +72,5 @@ def test_equal_on_any_number_of_workers(results, number, record_property):
         print(f"{RUNS[number]}, {form} workers: largest difference {difference:.1e}")
         record_property(form, difference)
         assert difference < 1e-9
-    if margins is not None:
-        assert len(margins.unique()) > 4  # they have not all stayed where they were
+    if margins is not None and RUNS[number][0] == "moons":
+        assert len(margins.unique()) > 10  # they have not all stayed where they were
