@@ -63,9 +63,12 @@ class Hosts:
         code = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
 
         def alive() -> bool:
-            done = subprocess.run(
-                self.on(0, sys.executable, "-c", code), env=self.environment, capture_output=True, text=True
-            )
+            command = self.on(0, sys.executable, "-c", code)
+            try:
+                # A client that asks while the cluster is still coming up may wait for ever.
+                done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=40)
+            except subprocess.TimeoutExpired:
+                return False
             return done.stdout.strip() == str(count)
 
         until = time.monotonic() + 120
