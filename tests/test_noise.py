@@ -45,7 +45,8 @@ def test_noise_does_not_depend_on_the_batch(norm):
         noise.start(noise.sample_keys(7, 3, noise.Phase.TRAIN, indices[rows]), x[rows], eps[rows], norm)
         for rows in order.split([1, 20, 29])
     ]
-    assert torch.equal(torch.cat(parts), whole[order])
+    # To rounding: on some processors a vector's last entries go through another pow, of the L2 radius, than the rest.
+    torch.testing.assert_close(torch.cat(parts), whole[order], rtol=1e-14, atol=0)
     again = noise.start(noise.sample_keys(7, 3, noise.Phase.TRAIN, indices), x, eps, norm)
     assert torch.equal(again, whole)
 
