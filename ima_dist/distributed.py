@@ -64,10 +64,11 @@ def gather_tensors(tensor: Tensor, sizes: list[int], group: Group = None) -> lis
     return [part[:size] for part, size in zip(parts, sizes, strict=True)]
 
 
-def exchange(columns: list[Tensor], sizes: Tensor, group: Group = None) -> list[Tensor]:
-    """Send the first ``sizes[0]`` rows to worker 0, the next ``sizes[1]`` to worker 1, …; returns what came in.
+def exchange(columns: list[Tensor], sizes: Tensor, group: Group = None) -> tuple[list[Tensor], Tensor]:
+    """Send the first ``sizes[0]`` rows to worker 0, the next ``sizes[1]`` to worker 1, …
 
-    columns: tensors of equally many rows. sizes: (world,) int64.
+    columns: tensors of equally many rows. sizes: (world,) int64. Returns what came in, in the order of the
+    senders, and how many rows each of them sent, (world,) int64.
     """
     arriving = torch.empty_like(sizes)
     dist.all_to_all_single(arriving, sizes.contiguous(), group=group)
@@ -80,7 +81,7 @@ def exchange(columns: list[Tensor], sizes: Tensor, group: Group = None) -> list[
         got = sent.new_empty(sum(incoming))
         dist.all_to_all_single(got, sent, incoming, outgoing, group=group)
         out.append(got.to(kind))
-    return out
+    return out, arriving
 
 
 def share_object(value: Any, group: Group = None) -> Any:

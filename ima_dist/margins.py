@@ -2,27 +2,29 @@
 
 The store is sharded: worker r of W owns the r-th contiguous block of global sample indices. During an
 epoch, workers propose new margins for whatever samples they handled. Those of a worker's own samples wait
-in its shard; the others wait in its outbox until ``reduce`` sends them to their owners, once an epoch. While
-the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a copy of it, so that a look-up
-needs no communication.
+beside its shard, the others in its outbox until they are sent to their owners; ``reduce`` takes all of them
+over at the end of the epoch. While the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a
+copy of it, so that a look-up needs no communication. Beyond that a worker holds its shard, what waits for it,
+and buffers whose size does not depend on the number of samples.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ima_dist import distributed
+from ima_dist import distributed, snapshots
 
 REPLICATE_UP_TO = 1 << 25  # samples: 128 MiB of float32 margins on each worker
-_CHUNK = 1 << 20  # proposals that a worker sends to another at once
+_CHUNK = 1 << 20  # proposals that a worker sends to another at once, and samples handled at once
+# Look-ups after which a store that is not replicated empties its outboxes. All workers look up together, so
+# they need not agree on it.
+_DELIVER_EVERY = 64
 
 
 def update_margins(
@@ -116,6 +118,7 @@ class MarginStore:
         self._flags = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
         self._count = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
         self._outbox: list[Proposals] = []
+        self._lookups = 0
 
     # ---- reading
 
@@ -130,14 +133,16 @@ class MarginStore:
             return self._copy[indices]
         if self.world == 1:
             return self.shard[indices]
-        sizes = distributed.gather_objects(len(indices), self.group)
-        table = torch.zeros(self.world, max(sizes), dtype=torch.int64, device=self.device)
-        table[self.rank, : len(indices)] = indices
-        distributed.all_reduce(table, group=self.group)
-        slots, mine = self._slots(table)
-        found = torch.where(mine, torch.cat([self.shard, self.shard.new_zeros(1)])[slots], 0.0)
-        distributed.all_reduce(found, group=self.group)
-        return found[self.rank, : len(indices)]
+        order, counts = self._by_owner(indices)
+        asked, arriving = distributed.exchange([indices[order]], counts, group=self.group)
+        answers = self.shard[asked[0] - self.first]
+        (values,), _ = distributed.exchange([answers], arriving, group=self.group)
+        found = torch.empty_like(values)
+        found[order] = values
+        self._lookups += 1
+        if self._lookups % _DELIVER_EVERY == 0:
+            self._deliver()
+        return found
 
     # ---- writing
 
@@ -197,13 +202,20 @@ class MarginStore:
         number = int(distributed.all_reduce(named, op="max", group=self.group))
         if number >= 0:
             raise ValueError(f"sample {number} was proposed twice in one epoch")
-        given, flags = self.proposed, self._flags[:-1]
-        self.shard.copy_(torch.where(given, self._next[:-1], self.shard))
-        self._correct.copy_(torch.where(given, flags % 2 > 0, self._correct))
-        self._crossed.copy_(torch.where(given, flags > 1, self._crossed))
+        for start in range(0, len(self.shard), _CHUNK):
+            part = slice(start, min(start + _CHUNK, len(self.shard)))
+            given, flags = self._count[part] > 0, self._flags[part]
+            self.shard[part] = torch.where(given, self._next[part], self.shard[part])
+            self._correct[part] = torch.where(given, flags % 2 > 0, self._correct[part])
+            self._crossed[part] = torch.where(given, flags > 1, self._crossed[part])
         self._count.zero_()
-        self._outbox = []
         self._share()
+
+    def _by_owner(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """An order of ``indices`` by the worker that owns them, and how many each owns."""
+        # The inverse of distributed.block.
+        owner = ((indices + 1) * self.world - 1) // self.num_samples
+        return owner.argsort(), torch.bincount(owner, minlength=self.world)
 
     def _slots(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Places in the shard, its length for samples of others; and which are ours."""
@@ -220,20 +232,19 @@ class MarginStore:
         return [part.take(~self._slots(part.indices)[1]) for part in self._outbox]
 
     def _deliver(self) -> None:
-        """Send the proposals in all outboxes to the owners, some at a time."""
+        """Send the proposals in all outboxes to the owners, some at a time. Collective."""
         out = _joined(self._foreign()) if self._outbox else Proposals.none(self.device, self.dtype)
-        # The inverse of distributed.block.
-        owner = ((out.indices + 1) * self.world - 1) // self.num_samples
-        out, owner = out.take(owner.argsort()), owner.sort().values
-        counts = torch.bincount(owner, minlength=self.world)
+        self._outbox = []
+        order, counts = self._by_owner(out.indices)
+        out = out.take(order)
         starts = counts.cumsum(0) - counts
+        place = torch.arange(len(order), device=self.device) - starts.repeat_interleave(counts)
         most = torch.tensor(int(counts.max()), device=self.device)
         rounds = -(-int(distributed.all_reduce(most, op="max", group=self.group)) // _CHUNK)
-        rank_of = torch.arange(len(owner), device=self.device) - starts[owner]
         for number in range(rounds):
-            sent = out.take((rank_of >= number * _CHUNK) & (rank_of < (number + 1) * _CHUNK))
+            sent = out.take((place >= number * _CHUNK) & (place < (number + 1) * _CHUNK))
             sizes = (counts - number * _CHUNK).clamp(0, _CHUNK)
-            got = Proposals(*distributed.exchange([*sent.columns()], sizes, group=self.group))
+            got = Proposals(*distributed.exchange([*sent.columns()], sizes, group=self.group)[0])
             self._settle(got, self._slots(got.indices)[0])
 
     def _share(self) -> None:
@@ -275,28 +286,38 @@ class MarginStore:
 
     # ---- files
 
-    def save(self, directory: str | Path, labels: Tensor | None = None) -> list[str]:
-        """Write this worker's shard as ``shard-RRRR-of-WWWW.parquet``; returns all workers' file names.
+    def save(
+        self, directory: str | Path, labels: Tensor | None = None, configuration: str | None = None
+    ) -> dict[str, str]:
+        """Write a snapshot (``snapshots``): every worker its shard, then worker 0 the manifest.
 
         Columns: index int64, margin, label int64 (−1 if ``labels`` (num_samples,) is not given), correct
-        and crossed bool. The directory is made. Moving it into place is the caller's business.
+        and crossed bool. configuration: a fingerprint for the manifest. The directory is made. Moving it into
+        place is the caller's business.
+
+        Returns the SHA-256 of every file of the snapshot by its name, on all workers. Raises OSError where
+        writing failed.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        index = np.arange(self.first, self.last)
-        label = np.full(len(index), -1) if labels is None else labels[self.first : self.last].cpu().numpy()
-        table = pa.table(
-            {
-                "index": index,
-                "margin": self.shard.cpu().numpy(),
+
+        def columns(start: int, stop: int) -> snapshots.Columns:
+            part = slice(start - self.first, stop - self.first)
+            label = np.full(stop - start, -1) if labels is None else labels[start:stop].cpu().numpy()
+            return {
+                "margin": self.shard[part].cpu().numpy(),
                 "label": label.astype(np.int64),
-                "correct": self._correct.cpu().numpy(),
-                "crossed": self._crossed.cpu().numpy(),
+                "correct": self._correct[part].cpu().numpy(),
+                "crossed": self._crossed[part].cpu().numpy(),
             }
-        )
-        name = f"shard-{self.rank:04d}-of-{self.world:04d}.parquet"
-        pq.write_table(table, directory / name)
-        return distributed.gather_objects(name, self.group)
+
+        mine = snapshots.write_shard(directory, self.rank, self.world, self.first, self.last, columns)
+        shards = distributed.gather_objects(mine, self.group)
+        manifest = snapshots.Manifest(tuple(shards), configuration)
+        if self.rank == 0:
+            snapshots.write_manifest(directory, manifest)
+        of_manifest = hashlib.sha256(manifest.text.encode()).hexdigest()
+        return {snapshots.MANIFEST: of_manifest, **{shard.file: shard.sha256 for shard in shards}}
 
     @classmethod
     def load(
@@ -307,49 +328,21 @@ class MarginStore:
         device: torch.device | str = "cpu",
         replicate: bool | None = None,
     ) -> MarginStore:
-        """The store that any number of workers saved in ``directory``.
+        """The store that any number of workers saved in ``directory``; each reads what it will own.
 
         Raises:
-            FileNotFoundError: no shards there, or fewer than their names say.
-            ValueError: a shard that cannot be read, or indices missing or held twice; it is named.
+            FileNotFoundError: no whole snapshot there.
+            ValueError: a file of it is damaged; it is named.
         """
-        files = sorted(Path(directory).glob("shard-*-of-*.parquet"))
-        if not files:
-            raise FileNotFoundError(f"{directory} holds no margin shards")
-        expected = int(files[0].stem.rsplit("-", 1)[1])
-        if len(files) != expected:
-            raise FileNotFoundError(f"{directory} holds {len(files)} of {expected} margin shards")
-        sizes = [_read(file, metadata=True) for file in files]
-        total = sum(sizes)
-        dtype = torch.from_numpy(_read(files[0])["margin"][:0].copy()).dtype
-        store = cls(total, 0.0, group=group, dtype=dtype, device=device, replicate=replicate)
-        filled = 0
-        for file, size, start in zip(files, sizes, np.cumsum([0, *sizes[:-1]]), strict=True):
-            # Shards are blocks in order, so one whose rows lie outside this worker's need not be read.
-            if size == 0 or start >= store.last or start + size <= store.first:
-                continue
-            columns = _read(file)
-            if not np.array_equal(columns["index"], np.arange(start, start + size)):
-                raise ValueError(f"{file} does not hold the samples {start} to {start + size - 1} in order")
-            part = slice(max(store.first - start, 0), min(store.last - start, size))
-            held = slice(int(start + part.start - store.first), int(start + part.stop - store.first))
-            for target, name in ((store.shard, "margin"), (store._correct, "correct"), (store._crossed, "crossed")):
-                target[held] = torch.from_numpy(columns[name][part].copy()).to(store.device)
-            filled += part.stop - part.start
-        if filled != len(store.shard):
-            raise ValueError(f"{directory} lacks margins of {len(store.shard) - filled} samples")
+        directory = Path(directory)
+        manifest = snapshots.read_manifest(directory)
+        _, columns = next(snapshots.read_rows(directory, manifest, 0, 1))
+        dtype = torch.from_numpy(columns["margin"].copy()).dtype
+        store = cls(manifest.samples, 0.0, group=group, dtype=dtype, device=device, replicate=replicate)
+        targets = ((store.shard, "margin"), (store._correct, "correct"), (store._crossed, "crossed"))
+        for start, columns in snapshots.read_rows(directory, manifest, store.first, store.last):
+            held = slice(start - store.first, start - store.first + len(columns["index"]))
+            for target, name in targets:
+                target[held] = torch.from_numpy(columns[name].copy()).to(store.device)
         store._share()
         return store
-
-
-def _read(file: Path, metadata: bool = False) -> Any:
-    """Columns of a shard as arrays, or its number of rows. ValueError naming the file if it is damaged."""
-    try:
-        if metadata:
-            return pq.read_metadata(file).num_rows
-        # Not read_table: it would take a parent directory called epoch=0001 for a column.
-        with pq.ParquetFile(file) as opened:
-            table = opened.read()
-        return {name: table[name].to_numpy() for name in ("index", "margin", "correct", "crossed")}
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise ValueError(f"{file} is damaged: {error}") from error

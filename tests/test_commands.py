@@ -38,7 +38,7 @@ def test_fashion_mnist_on_two_workers(tmp_path, norm):
     assert done.returncode == 0, done.stderr
     run = RunDir(tmp_path / "run")
     check_files(run, epochs=2, samples=100)
-    assert sorted(p.name for p in (run.margins_dir / "epoch=0002").iterdir()) == [
+    assert sorted(p.name for p in (run.margins_dir / "epoch=0002").glob("shard-*")) == [
         "shard-0000-of-0002.parquet",
         "shard-0001-of-0002.parquet",
     ]

@@ -121,7 +121,7 @@ def test_counts_are_those_of_the_margin_shards(tmp_path):
     assert max(r["epoch"] for r in rows) == config.epochs
     seen = 0
     for epoch in range(1, config.epochs + 1):
-        shard = pq.ParquetFile(next((run.margins_dir / f"epoch={epoch:04d}").iterdir())).read().to_pandas()
+        shard = pq.ParquetFile(next((run.margins_dir / f"epoch={epoch:04d}").glob("shard-*"))).read().to_pandas()
         for label in range(3):
             crossed = int((shard.crossed & (shard.label == label)).sum())
             own = [r for r in rows if r["epoch"] == epoch]

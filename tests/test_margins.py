@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
-from ima_dist import distributed, margins, norms
+from ima_dist import distributed, margins, norms, snapshots
 from ima_dist.attacks import bpgd
 from ima_dist.margins import MarginStore, update_margins
 from tests import workers
@@ -113,8 +116,9 @@ def collective_checks(directory, replicate):
     assert torch.equal(store.lookup(asked), expected[asked])
     assert store.mean() == pytest.approx(float(expected.mean()))
     assert int(store.histogram(4, 4.0).sum()) == 11
-    names = store.save(directory, labels=torch.arange(11) % 2)
-    assert len(names) == 3
+    names = store.save(directory, labels=torch.arange(11) % 2, configuration="abc")
+    distributed.barrier()
+    assert names == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
     if rank < 2:
         proposal(store, [7], [0.1])
     with pytest.raises(ValueError, match="sample 7 was proposed twice"):
@@ -124,8 +128,13 @@ def collective_checks(directory, replicate):
 @pytest.mark.parametrize("replicate", [True, False])
 def test_store_on_three_workers_is_read_by_one_and_two(tmp_path, replicate):
     workers.run_on(3, collective_checks, tmp_path / "margins", replicate)
-    files = sorted(p.name for p in (tmp_path / "margins").iterdir())
+    files = sorted(p.name for p in (tmp_path / "margins").glob("*.parquet"))
     assert files == [f"shard-{r:04d}-of-0003.parquet" for r in range(3)]
+    manifest = json.loads((tmp_path / "margins" / "manifest.json").read_text())
+    assert (manifest["samples"], manifest["configuration"]) == (11, "abc")
+    assert [(s["file"], s["first"], s["rows"]) for s in manifest["shards"]] == [
+        (files[0], 0, 3), (files[1], 3, 4), (files[2], 7, 4),
+    ]  # fmt: skip
     table = pq.ParquetFile(tmp_path / "margins" / files[1]).read()
     assert table.column_names == ["index", "margin", "label", "correct", "crossed"]
     assert table["index"].to_pylist() == [3, 4, 5, 6]
@@ -145,17 +154,67 @@ def loaded_on_two(directory, replicate):
     assert store.lookup(torch.tensor([6, 5, 2])).tolist() == [2.75, 1.75, 2.25]
 
 
-def test_damaged_and_missing_shards_are_named(tmp_path):
-    MarginStore(8, 0.5).save(tmp_path / "m")
-    (file,) = (tmp_path / "m").iterdir()
-    file.write_bytes(file.read_bytes()[:60])
+def test_damaged_and_missing_files_are_named(tmp_path):
+    directory = tmp_path / "m"
+    MarginStore(8, 0.5).save(directory)
+    (file,) = directory.glob("shard-*")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:60])
     with pytest.raises(ValueError, match=r"shard-0000-of-0001\.parquet is damaged"):
-        MarginStore.load(tmp_path / "m")
-    file.rename(tmp_path / "m" / "shard-0000-of-0002.parquet")
-    with pytest.raises(FileNotFoundError, match="1 of 2"):
-        MarginStore.load(tmp_path / "m")
-    with pytest.raises(FileNotFoundError, match="no margin shards"):
+        MarginStore.load(directory)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-0000-of-0001\.parquet is missing"):
+        MarginStore.load(directory)
+    file.write_bytes(whole)
+    assert MarginStore.load(directory).num_samples == 8
+    manifest = directory / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rows": 8', '"rows": 7'))
+    with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+        MarginStore.load(directory)
+    manifest.unlink()
+    with pytest.raises(FileNotFoundError, match="no whole snapshot"):
+        MarginStore.load(directory)
+    with pytest.raises(FileNotFoundError, match="no whole snapshot"):
         MarginStore.load(tmp_path / "none")
+
+
+def test_a_flipped_bit_is_noticed_by_whoever_reads_the_shard(tmp_path):
+    store = MarginStore(5000, 0.5)
+    proposal(store, range(5000), torch.rand(5000))
+    store.reduce()
+    store.save(tmp_path)
+    (file,) = tmp_path.glob("shard-*")
+    whole = file.read_bytes()
+    for place in range(200, len(whole) - 3000, 1777):  # the pages; the footer is at the end
+        data = bytearray(whole)
+        data[place] ^= 0x10
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"shard-0000-of-0001\.parquet"):
+            MarginStore.load(tmp_path)
+
+
+def in_many_pieces(directory):
+    """A store whose pieces are far smaller than its shards, saved by three workers."""
+    snapshots.ROWS, margins._CHUNK, margins._DELIVER_EVERY = 4, 3, 2
+    store = MarginStore(101, 0.5, replicate=False, dtype=torch.float64)
+    rank = distributed.rank()
+    for part in torch.arange(101)[rank::3].split(5):
+        assert torch.equal(store.lookup(part), torch.full((len(part),), 0.5, dtype=torch.float64))
+        proposal(store, part, part.double())
+        assert sum(len(waiting.indices) for waiting in store._outbox) <= 10  # two look-ups' worth
+    for _ in range(7 - len(torch.arange(101)[rank::3].split(5))):
+        store.lookup(torch.arange(0))
+    store.reduce()
+    store.save(directory)
+
+
+def test_pieces_smaller_than_a_shard(tmp_path, monkeypatch):
+    workers.run_on(3, in_many_pieces, tmp_path)
+    monkeypatch.setattr(snapshots, "ROWS", 4)
+    assert torch.equal(MarginStore.load(tmp_path).shard, torch.arange(101).double())
+    part = snapshots.read_rows(tmp_path, snapshots.read_manifest(tmp_path), 30, 70)
+    read = [value for _, columns in part for value in columns["margin"].tolist()]
+    assert read == list(range(30, 70))
 
 
 def test_statistics_by_hand():

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from ima_dist import snapshots
 from ima_dist.config import Config, ConfigError
 from ima_dist.presets import PRESETS, make_config
 from ima_dist.results import figures, paper, rundir
@@ -309,27 +310,27 @@ def test_history_of_a_method_without_margins(run: RunDir) -> None:
     assert run.read_history() == []
 
 
-def write_shard(run: RunDir, epoch: int, rank: int, world: int, margins: list[float]) -> Path:
-    path = run.margins_dir / f"epoch={epoch:04d}" / f"shard-{rank:04d}-of-{world:04d}.parquet"
-    table = pa.table(
-        {
-            "index": pa.array(range(rank, len(margins) * world, world), pa.int64()),
-            "margin": pa.array(margins, pa.float32()),
-            "label": pa.array([i % 2 for i in range(len(margins))], pa.int64()),
-            "correct": pa.array([True] * len(margins)),
-            "crossed": pa.array([False] * len(margins)),
-        }
-    )
-    write_parquet(path, table)
-    return path
+def write_snapshot(run: RunDir, epoch: int, margins: list[float], world: int = 2, whole: bool = True) -> list[Path]:
+    """The shards of a snapshot by ``world`` workers with equally many samples each."""
+    directory = run.margins_dir / f"epoch={epoch:04d}"
+    directory.mkdir(parents=True)
+    values, each = np.array(margins, np.float32), len(margins) // world
+
+    def columns(start: int, stop: int) -> dict[str, np.ndarray]:
+        flags = np.ones(stop - start, bool)
+        return {"margin": values[start:stop], "label": np.arange(start, stop) % 2, "correct": flags, "crossed": ~flags}
+
+    shards = [snapshots.write_shard(directory, r, world, r * each, (r + 1) * each, columns) for r in range(world)]
+    if whole:
+        snapshots.write_manifest(directory, snapshots.Manifest(tuple(shards), None))
+    return [directory / shard.file for shard in shards]
 
 
 def test_newest_margins_skips_incomplete_and_damaged_epochs(run: RunDir) -> None:
     assert run.newest_margins() is None
     for epoch in (2, 9, 10):
-        for rank in (0, 1):
-            last = write_shard(run, epoch, rank, 2, [0.01 * epoch] * 3)
-    write_shard(run, 11, 1, 2, [0.3])  # rank 0 has not written yet
+        _, last = write_snapshot(run, epoch, [0.01 * epoch] * 6)
+    write_snapshot(run, 11, [0.3, 0.3], whole=False)
     newest = run.newest_margins()
     assert newest is not None
     assert newest[0] == 10
@@ -341,15 +342,11 @@ def test_newest_margins_skips_incomplete_and_damaged_epochs(run: RunDir) -> None
         newest = run.newest_margins()
     assert newest is not None
     assert newest[0] == 9
-
-
-def test_newest_margins_takes_one_number_of_workers(run: RunDir) -> None:
-    for path in (write_shard(run, 1, 0, 2, [0.1]), write_shard(run, 1, 1, 2, [0.1])):
-        os.utime(path, (1, 1))
-    write_shard(run, 1, 0, 1, [0.2, 0.2])
-    newest = run.newest_margins()
+    (last.parent / snapshots.MANIFEST).write_text("{}")
+    with pytest.warns(UserWarning, match=r"epoch=0010/manifest\.json is damaged"):
+        newest = run.newest_margins()
     assert newest is not None
-    np.testing.assert_allclose(newest[1].column("margin").to_numpy(), [0.2, 0.2], rtol=1e-6)
+    assert newest[0] == 9
 
 
 # ---- the paper -----------------------------------------------------------------------------------------
@@ -628,8 +625,7 @@ def test_draw_all(run: RunDir) -> None:
     assert figures.draw_all(run) == [run.figures_dir / "training.png"]
 
     write_json(run.summary_path, {"curves": [entry("pgd100", x, 0.9 - x) for x in NOISE]})
-    for rank in (0, 1):
-        write_shard(run, 3, rank, 2, [0.1, 0.2, 0.3])
+    write_snapshot(run, 3, [0.1, 0.2, 0.3] * 2)
     run.examples_dir.mkdir()
     np.savez(run.examples_dir / "boundary.npz", **boundary_arrays())
     drawn = figures.draw_all(run)

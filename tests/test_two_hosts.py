@@ -48,5 +48,5 @@ def test_two_hosts_end_with_the_result_of_one(tmp_path):
     )
     assert workers.largest_difference(weights_1, weights_2) < 1e-9
     assert float((margins_1 - margins_2).abs().max()) < 1e-9
-    shards = sorted(p.name for p in (tmp_path / "two" / "margins" / "epoch=0003").iterdir())
+    shards = sorted(p.name for p in (tmp_path / "two" / "margins" / "epoch=0003").glob("shard-*"))
     assert shards == ["shard-0000-of-0002.parquet", "shard-0001-of-0002.parquet"]

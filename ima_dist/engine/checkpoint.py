@@ -101,8 +101,8 @@ def save(
     mine: dict[str, str] = {}
     if store is not None:
         if position.step == 0:
-            name = store.save(margins_aside, labels)[distributed.rank()]
-            mine[_relative(run, margins_place / name)] = _digest(margins_aside / name)
+            digests = store.save(margins_aside, labels, identity.fingerprint)
+            mine = {_relative(run, margins_place / name): digest for name, digest in digests.items()}
         else:
             name = f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
             safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, aside / name)
@@ -135,7 +135,6 @@ def save(
         (aside / "state.json").write_text(json.dumps(state, indent=1))
         _sync(aside)
         if store is not None and position.step == 0:
-            _sync(margins_aside)
             _move(margins_aside, margins_place)
         else:
             shutil.rmtree(margins_aside, ignore_errors=True)

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import re
 import uuid
 import warnings
 import zipfile
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ima_dist import __version__
+from ima_dist import __version__, snapshots
 from ima_dist.config import Config, ConfigError, from_dict, to_dict
 from ima_dist.results import lease
 
@@ -288,19 +287,21 @@ class RunDir:
         return rows
 
     def newest_margins(self) -> tuple[int, pa.Table] | None:
-        """Newest epoch whose margin shards are complete, and its table (columns index, margin, label,
+        """Newest epoch with a whole snapshot of the margins, and its table (columns index, margin, label,
         correct, crossed; a row a sample, unordered); None if there is none.
 
         A damaged shard is named in a warning, and the epoch before it is used.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch in sorted(epochs, reverse=True):
-            shards = _complete_shards(epochs[epoch])
+            directory = epochs[epoch]
             try:
-                if shards:
-                    return epoch, pa.concat_tables([read_parquet(path) for path in shards])
-            except ConfigError as error:
-                warnings.warn(f"{error} The margins of the epoch before are used.", stacklevel=2)
+                shards = snapshots.read_manifest(directory).shards
+                return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
+            except FileNotFoundError:
+                continue
+            except (ConfigError, ValueError) as error:
+                warnings.warn(f"{str(error).rstrip('.')}. The margins of the epoch before are used.", stacklevel=2)
         return None
 
 
@@ -318,17 +319,6 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             out[name] = None
     return out
-
-
-def _complete_shards(directory: Path) -> list[Path]:
-    groups: dict[int, dict[int, Path]] = {}
-    for path in directory.glob("shard-*.parquet"):
-        match = re.fullmatch(r"shard-(\d+)-of-(\d+)\.parquet", path.name)
-        if match:
-            groups.setdefault(int(match[2]), {})[int(match[1])] = path
-    # Shards of two numbers of workers lie side by side if a run was stopped and resumed with another number.
-    whole = [list(g.values()) for total, g in groups.items() if set(g) == set(range(total))]
-    return sorted(max(whole, key=lambda g: max(p.stat().st_mtime for p in g))) if whole else []
 
 
 def _jsonable(value: Any) -> Any:

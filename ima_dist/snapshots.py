@@ -1,0 +1,141 @@
+"""Snapshots of the margins: a directory of Parquet shards that is whole or not there. Opens without torch.
+
+Each worker writes the shard of the samples that it owns, in row groups of bounded size, and ``manifest.json``
+is written last: which shards there are, their rows and SHA-256, and the configuration they belong to. A
+directory without it is no snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+MANIFEST = "manifest.json"
+ROWS = 1 << 20  # rows that are in memory at once, beside the store itself
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file with the samples first, first + 1, … first + rows − 1."""
+
+    file: str
+    first: int
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """shards: in the order of their samples. configuration: fingerprint of what they belong to, or None."""
+
+    shards: tuple[Shard, ...]
+    configuration: str | None
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def text(self) -> str:
+        return json.dumps({"samples": self.samples, **asdict(self)}, indent=1)
+
+
+def write_shard(
+    directory: Path, rank: int, world: int, first: int, last: int, columns: Callable[[int, int], Columns]
+) -> Shard:
+    """Write ``shard-RRRR-of-WWWW.parquet`` with the samples [first, last), and bring it to the disk.
+
+    columns: (start, stop) -> arrays of stop − start rows. The column "index" is put before them. Raises OSError.
+    """
+    file = directory / f"shard-{rank:04d}-of-{world:04d}.parquet"
+    writer = None
+    try:
+        for start in range(first, max(last, first + 1), ROWS):  # one piece at least: it brings the types
+            stop = min(start + ROWS, last)
+            table = pa.table({"index": np.arange(start, stop), **columns(start, stop)})
+            # A checksum a page: whoever reads a part of the file sees damage without reading the rest.
+            writer = writer or pq.ParquetWriter(file, table.schema, write_page_checksum=True)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+        return Shard(file.name, first, last - first, hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Declare the snapshot whole; one worker calls it when all shards are written. Raises OSError."""
+    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(manifest.text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of a snapshot.
+
+    Raises:
+        FileNotFoundError: there is none, or a shard is missing; both are named.
+        ValueError: the manifest is damaged; it is named.
+    """
+    path = directory / MANIFEST
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        manifest = Manifest(tuple(Shard(**shard) for shard in tree["shards"]), tree["configuration"])
+        whole = manifest.samples == tree["samples"]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{directory} holds no whole snapshot: {MANIFEST} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    next_one = 0
+    for shard in manifest.shards:
+        whole = whole and shard.first == next_one
+        next_one += shard.rows
+        if not (directory / shard.file).exists():
+            raise FileNotFoundError(f"{directory / shard.file} is missing")
+    if not whole or not manifest.shards:
+        raise ValueError(f"{path} is damaged (its shards do not follow one another)")
+    return manifest
+
+
+def read_rows(directory: Path, manifest: Manifest, first: int, last: int) -> Iterator[tuple[int, Columns]]:
+    """The rows of the samples [first, last), a bounded piece at a time, as (index of the piece's first, columns).
+
+    Raises ValueError naming a shard that is damaged.
+    """
+    for shard in manifest.shards:
+        if shard.first >= last or shard.first + shard.rows <= first:
+            continue
+        path = directory / shard.file
+        try:
+            yield from _rows_of(path, shard, first, last)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _rows_of(path: Path, shard: Shard, first: int, last: int) -> Iterator[tuple[int, Columns]]:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        if file.metadata.num_rows != shard.rows:
+            raise ValueError(f"{path} is damaged: it has {file.metadata.num_rows} rows, not {shard.rows}")
+        start = shard.first
+        for number in range(file.num_row_groups):
+            stop = start + file.metadata.row_group(number).num_rows
+            low, high = max(start, first), min(stop, last)
+            if low < high:
+                table = file.read_row_group(number).slice(low - start, high - low)
+                columns = {name: table[name].to_numpy() for name in table.column_names}
+                if not np.array_equal(columns["index"], np.arange(low, high)):
+                    raise ValueError(f"{path} does not hold the samples {low} to {high - 1} in order")
+                yield low, columns
+            start = stop
