@@ -1,9 +1,10 @@
 """``python -m benchmarks.margin_store [--samples N] [--workers W]``: the margin store at scale, as JSON.
 
-Every worker proposes a margin for each of its samples, or (``"scattered"``) for samples spread over all
-workers, as ``--margin-update online`` does; then reduce, save, and load on one worker. Beside each time stands
-what the machine itself allows, measured in the same run: 4 bytes a sample over the speed of a copy in memory,
-of bytes exchanged by two workers, or of the disk.
+Every worker proposes a margin for each of its samples, or (``"scattered"``) looks up and proposes samples spread
+over all workers, as ``--margin-update online`` does; then reduce, save, and load on one worker. Beside the times
+stands what the machine itself allows, measured in the same run: 4 bytes a sample over the speed of a copy in
+memory, of bytes exchanged by the workers, and of the disk. Bytes sent are counted where they are sent, and memory
+is what a worker needed at its peak beyond what it had before the store was made.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main() -> None:
 def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, kind: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
+    sent = _count_what_is_sent()
+    MarginStore(2 * workers, 0.1, replicate=False).save(directory / "warm-up")  # libraries have their memory
     base = _peak()
     store = MarginStore(samples, 0.1, replicate=False)
     if kind == "own":
@@ -68,16 +71,20 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
     def propose() -> None:
         for indices in mine:
             n = len(indices)
+            if kind == "scattered":
+                store.lookup(indices)
             store.propose(indices, indices.float() / samples, correct=flags[:n], crossed=flags[:n])
 
     result["propose"] = _timed(propose)
     result["reduce"] = _timed(store.reduce)
     result["save"] = _timed(lambda: store.save(directory / "margins"))
     bytes_own = _BYTES * (store.last - store.first)
-    result["bytes_sent_by_a_worker"] = 0 if kind == "own" else (8 + _BYTES + 2) * (store.last - store.first) // 2
+    result["bytes_sent_by_a_worker"] = sent[0]
     result["peak_memory_of_a_worker"] = _peak() - base
     result["bytes_of_its_shard"] = bytes_own
-    result["allowed"] = _allowed(bytes_own, directory)
+    allowed = _allowed(bytes_own, directory)
+    result["allowed"] = allowed
+    result["ratio"] = {"reduce": result["reduce"] / allowed["memory"], "save": result["save"] / allowed["disk"]}
     probe = torch.arange(0, samples, max(1, samples // 97))
     assert torch.equal(store.lookup(probe), probe.float() / samples)
     if rank == 0:
@@ -86,13 +93,28 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
     dist.destroy_process_group()
 
 
+def _count_what_is_sent() -> list[int]:
+    """Bytes that this worker sends to others from now on, in a list of one."""
+    sent, original = [0], distributed.exchange
+
+    def counting(columns: list[torch.Tensor], sizes: torch.Tensor, group: Any = None) -> Any:
+        others = int(sizes.sum() - sizes[distributed.rank()])
+        sent[0] += others * sum(column.element_size() for column in columns)
+        return original(columns, sizes, group=group)
+
+    distributed.exchange = counting
+    return sent
+
+
 def _load(rank: int, directory: Path, samples: int) -> None:
+    MarginStore.load(directory / "warm-up", replicate=False)
     base = _peak()
     stores: list[MarginStore] = []
     seconds = _timed(lambda: stores.append(MarginStore.load(directory / "margins", replicate=False)))
     last = samples - 1
     assert float(stores[0].lookup(torch.tensor([last]))) == float(torch.tensor(last).float() / samples)
     result = {"load": seconds, "peak_memory_of_a_worker": _peak() - base, "bytes_of_its_shard": _BYTES * samples}
+    result["allowed"] = _reading(directory / "margins")
     (directory / "load.json").write_text(json.dumps(result))
 
 
@@ -114,6 +136,11 @@ def _allowed(size: int, directory: Path) -> dict[str, float]:
     disk = _timed(write)
     file.unlink()
     return {"memory": memory, "exchange": exchange, "disk": disk}
+
+
+def _reading(directory: Path) -> dict[str, float]:
+    """Seconds to read the files of a snapshot, from the system's memory where they still are."""
+    return {"read": _timed(lambda: [file.read_bytes() for file in directory.iterdir()])}
 
 
 def _split(numbers: range, size: int) -> list[range]:

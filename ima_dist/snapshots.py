@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,14 @@ import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
 ROWS = 1 << 20  # rows that are in memory at once, beside the store itself
+
+# A checksum a page: whoever reads a part of a file sees damage without reading the rest. Consecutive numbers
+# take next to no room as differences, and a dictionary of margins would be as long as the margins.
+_HOW: dict[str, Any] = {
+    "write_page_checksum": True,
+    "use_dictionary": ["label"],
+    "column_encoding": {"index": "DELTA_BINARY_PACKED"},
+}
 
 Columns = dict[str, np.ndarray]
 
@@ -63,8 +72,7 @@ def write_shard(
         for start in range(first, max(last, first + 1), ROWS):  # one piece at least: it brings the types
             stop = min(start + ROWS, last)
             table = pa.table({"index": np.arange(start, stop), **columns(start, stop)})
-            # A checksum a page: whoever reads a part of the file sees damage without reading the rest.
-            writer = writer or pq.ParquetWriter(file, table.schema, write_page_checksum=True)
+            writer = writer or pq.ParquetWriter(file, table.schema, **_HOW)
             writer.write_table(table)
     finally:
         if writer is not None:
