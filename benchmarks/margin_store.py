@@ -84,7 +84,10 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
     result["bytes_of_its_shard"] = bytes_own
     allowed = _allowed(bytes_own, directory)
     result["allowed"] = allowed
-    result["ratio"] = {"reduce": result["reduce"] / allowed["memory"], "save": result["save"] / allowed["disk"]}
+    result["of_what_is_allowed"] = {
+        "reduce": result["reduce"] / allowed["memory"],
+        "save": result["save"] / allowed["disk"],
+    }
     probe = torch.arange(0, samples, max(1, samples // 97))
     assert torch.equal(store.lookup(probe), probe.float() / samples)
     if rank == 0:
@@ -113,8 +116,13 @@ def _load(rank: int, directory: Path, samples: int) -> None:
     seconds = _timed(lambda: stores.append(MarginStore.load(directory / "margins", replicate=False)))
     last = samples - 1
     assert float(stores[0].lookup(torch.tensor([last]))) == float(torch.tensor(last).float() / samples)
-    result = {"load": seconds, "peak_memory_of_a_worker": _peak() - base, "bytes_of_its_shard": _BYTES * samples}
-    result["allowed"] = _reading(directory / "margins")
+    result = {
+        "load": seconds,
+        "peak_memory_of_a_worker": _peak() - base,
+        "bytes_of_its_shard": _BYTES * samples,
+        "bytes_on_disk": sum(file.stat().st_size for file in (directory / "margins").iterdir()),
+        "allowed": _reading(directory / "margins"),
+    }
     (directory / "load.json").write_text(json.dumps(result))
 
 
