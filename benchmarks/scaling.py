@@ -82,8 +82,8 @@ def epoch_table(workers: Sequence[int], batch: int, tflops: float) -> Iterable[l
                 f"{network.parameters:,}",
                 f"{network.flops / 1e9:.3f}",
                 str(number),
-                f"{batch * step:.2g}",
-                f"{1e6 / number * (step + margins):.2g}",
+                f"{batch * step:.3g}",
+                f"{1e6 / number * (step + margins):.3g}",
                 f"{sent / 1e6:.1f}",
                 # It may cost a tenth of the step's time at most.
                 f"{sent / (0.1 * batch * step) / 1e9:.2g}",
