@@ -59,6 +59,15 @@ class Hosts:
             )
         )
 
+    def wait_for_head(self) -> None:
+        """Until the head accepts connections; a node that joins then waits for the rest itself."""
+        code = f"import socket; socket.create_connection(({self.addresses[0]!r}, {PORT}), 5)"
+        until = time.monotonic() + 120
+        while subprocess.run(self.on(0, sys.executable, "-S", "-c", code), capture_output=True).returncode:
+            if time.monotonic() > until:
+                raise TimeoutError("no head of a Ray cluster within two minutes")
+            time.sleep(0.2)
+
     def wait_for_nodes(self, count: int) -> None:
         code = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
 
@@ -99,16 +108,37 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
+def processes_on(name: str) -> list[int]:
+    """All processes in a network namespace."""
+    listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def _end(name: str) -> None:
+    until = time.monotonic() + 30
+    while (pids := processes_on(name)) and time.monotonic() < until:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    _ip("netns", "del", name)
+
+
 @contextlib.contextmanager
-def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
-    """Two hosts with one CPU each, as a Ray cluster with token authentication; gone at the end."""
+def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
+    """Two hosts with one CPU each, as a Ray cluster with token authentication; gone at the end.
+
+    ``variables`` are set in their environment.
+    """
     mark = uuid.uuid4().hex[:6]
     token = tmp_path / "token"
     token.write_text("fedcba9876543210" * 4)
     token.chmod(0o600)
-    addresses = ["10.99.0.1", "10.99.0.2"]
+    # ray start looks through all processes of the machine for a cluster that has the address of its own.
+    addresses = [f"10.{64 + int(mark[:2], 16) % 128}.{int(mark[2:4], 16)}.{last}" for last in (1, 2)]
     environment = {
         **os.environ,
+        **variables,
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -128,19 +158,13 @@ def two_hosts(tmp_path: Path) -> Iterator[Hosts]:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
             _ip("-n", name, "link", "set", "cable", "up")
         hosts.start_node(0)
-        hosts.wait_for_nodes(1)
+        hosts.wait_for_head()
         hosts.start_node(1)
         hosts.wait_for_nodes(2)
         yield hosts
     finally:
-        for node in hosts.nodes:
-            family = [node.pid, *descendants(node.pid)]
-            node.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                node.wait(timeout=30)
-            for pid in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            node.wait(timeout=30)
+        # Nothing there is worth a polite end, which takes Ray up to a minute.
         for name in made:
-            _ip("netns", "del", name)
+            _end(name)
+        for node in hosts.nodes:
+            node.wait(timeout=30)

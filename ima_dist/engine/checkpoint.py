@@ -7,8 +7,8 @@ gathered until then (gathered.safetensors), and state.json: position, counters, 
 SHA-256 of every file that belongs to it, the margin shards included. A checkpoint is written in a
 directory beside its place and moved there when state.json is complete.
 
-Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; no mid-epoch
-checkpoint once an epoch is complete.
+Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; in mid-epoch the newest
+checkpoint and the one before it, so that damage to one file costs no more than the steps between them.
 """
 
 from __future__ import annotations
@@ -264,6 +264,12 @@ def clear_unfinished(run: RunDir) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def clear_partial(run: RunDir) -> None:
+    """Remove the mid-epoch checkpoints of a training that is complete; for the run's only writer."""
+    for path in run.checkpoints_dir.glob("epoch=*-step=*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _margins_dirs(run: RunDir, position: Position) -> tuple[Path, Path]:
     name = Position(position.epoch).name
     return run.margins_dir / f".writing-{name}", run.margins_dir / name
@@ -298,8 +304,11 @@ def _move(aside: Path, place: Path) -> None:
 
 def _prune(run: RunDir, position: Position) -> None:
     whole = sorted((p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name), key=_place_in_run)
-    partial = [p for p in run.checkpoints_dir.glob("epoch=*-step=*") if p.name != position.name]
-    for path in partial:
-        shutil.rmtree(path, ignore_errors=True)
+    partial = {_place_in_run(p): p for p in run.checkpoints_dir.glob("epoch=*-step=*")}
+    now = (position.epoch, position.step)
+    before = max((place for place in partial if place < now), default=None)
+    for place, path in partial.items():
+        if place not in (now, before):
+            shutil.rmtree(path, ignore_errors=True)
     for path in whole[:-KEEP_OPTIMIZER]:
         (path / "optimizer.safetensors").unlink(missing_ok=True)
