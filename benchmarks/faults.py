@@ -1,11 +1,10 @@
-"""``python -m benchmarks.faults [--faults N] [--seed S] [--kinds A,B] [--table FILE]``: break a run in every way.
+"""``python -m benchmarks.faults [--faults N] [--seed S] [--kinds A,B] [--table FILE]``: break runs in every way.
 
-Moons is trained on two hosts (network namespaces with a Ray node each; needs root). At a moment drawn from the
-seed, in an epoch or in the margin pass after it, something is broken, and what the run makes of it is recorded.
-Then it is resumed, on a new cluster if the old one was broken, until it is finished. Its margins and weights must
-equal those of an undisturbed run to 1e-9 (float64), no more steps may be done again than lie between the last
-whole checkpoint and the fault, and of its processes none may be left. Prints a line a fault, then all as Markdown.
-Exit status 1 if a fault did harm.
+Moons is trained on two hosts (network namespaces with a Ray node each; needs root). In every epoch, or in the margin
+pass after it, at a moment drawn from the seed, something is broken, and what the run makes of it is recorded; then it
+is resumed, on a new cluster if the old one was broken. In the end margins and weights must equal those of an
+undisturbed run to 1e-9 (float64). No fault may cost more training steps than were done since the last checkpoint, and
+no process of the run may be left. Prints a line a fault, then all as Markdown. Exit status 1 if a fault did harm.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,18 +31,26 @@ import torch
 from safetensors.torch import load
 
 from benchmarks.hosts import ROOT, Hosts, processes_on, two_hosts, why_not
+from ima_dist.config import as_flags
 from ima_dist.margins import MarginStore
 from ima_dist.results.rundir import RunDir
 
 EPOCHS, STEPS, EVERY = 4, 20, 5
-_OPTIONS = (
-    f"--data.subset 1000 --batch-size 50 --epochs {EPOCHS} --checkpoint-every {EVERY} --dtype float64 --workers 2 "
-    "--optimizer.lr 0.01 --eval.attacks worst --eval.steps 2 --eval.noise 0,0.1 "
-    "--model.factory benchmarks.slow_network:build"
-).split()
+OPTIONS = {
+    "data.subset": 1000,
+    "batch_size": 50,
+    "epochs": EPOCHS,
+    "checkpoint_every": EVERY,
+    "dtype": "float64",
+    "workers": 2,
+    "optimizer.lr": 0.01,
+    "eval.attacks": ("worst",),
+    "eval.steps": 2,
+    "eval.noise": (0.0, 0.1),
+    "model.factory": "benchmarks.slow_network:build",
+}
 _PATIENCE = 400.0  # seconds for a run to end, or to reach the moment of the fault
-_GONE_AFTER = 60.0  # seconds that the workers of a run may outlive its command
-_TRIES = 3
+_GONE_AFTER = 120.0  # seconds that the workers of a run may outlive its command
 _LARGEST_DIFFERENCE = 1e-9
 
 
@@ -50,66 +58,75 @@ _LARGEST_DIFFERENCE = 1e-9
 class Outcome:
     """What a fault led to.
 
-    moment: where it struck. status, sentence: exit status of the disturbed command (negative: a signal) and the
-    last that it said. seconds: from the fault to its end. resumes: how often the run was then resumed. repeated:
-    training steps done more than once. since: steps done since the last checkpoint that the fault left whole.
-    left: processes of the run that did not end with it. difference: from the undisturbed run.
+    moment: where it struck. status, sentence: exit status of the disturbed command (negative: a signal) and the last
+    that it said. seconds: from the fault to its end. survived: the command finished the run all the same. lost:
+    training steps that had been begun and are in no whole checkpoint. left: processes of the run that did not end
+    with it. difference: of the run's result from the undisturbed one. recounted: the steps of the run, counted one by
+    one, are those of an undisturbed run and those lost to its faults.
     """
 
     kind: str
     seed: str
     moment: str
-    status: int
-    sentence: str
-    seconds: float
-    resumes: int
-    repeated: int
-    since: int
-    left: int
-    difference: float
+    status: int = 0
+    sentence: str = ""
+    seconds: float = 0.0
+    survived: bool = False
+    lost: int = 0
+    left: int = 0
+    difference: float = float("inf")
+    recounted: bool = False
 
     @property
     def harmless(self) -> bool:
-        return self.difference < _LARGEST_DIFFERENCE and self.repeated <= self.since and not self.left
+        return self.difference < _LARGEST_DIFFERENCE and self.lost <= most_lost(self.kind) and self.whole
+
+    @property
+    def whole(self) -> bool:
+        return self.recounted and not self.left
 
 
-class Drill:
-    """One disturbed run: its hosts, its driver, its directory."""
+def most_lost(kind: str) -> int:
+    """Steps that a fault of this kind may cost: those between two checkpoints.
+
+    Where the fault lies in the newest checkpoint itself, those since the one before are gone too. All mid-epoch
+    checkpoints need the margins that the epoch began with; if these are damaged, the last one of the epoch before
+    is what is left.
+    """
+    return {"truncated_checkpoint": 2 * EVERY, "flipped_byte": 2 * STEPS}.get(kind, EVERY)
+
+
+class Command:
+    """``ima_dist.train`` on the first host, begun or resumed."""
 
     def __init__(self, hosts: Hosts, run: RunDir, scratch: Path) -> None:
         self.hosts, self.run, self.scratch = hosts, run, scratch
-        self.driver: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        resume = ["--resume", str(self.run.path)] if self.run.config_path.exists() else []
-        words = resume or ["moons", *_OPTIONS, "--out", str(self.run.path)]
-        with (self.scratch / "err.txt").open("wb") as err:
+        self._before, self._base = len(_read(scratch / "count")), last_whole(run)
+        resume = ["--resume", str(run.path)] if run.config_path.exists() else []
+        words = resume or ["moons", *as_flags(OPTIONS), "--out", str(run.path)]
+        with (scratch / "said.txt").open("wb") as said:
             self.driver = subprocess.Popen(
-                self.hosts.on(0, sys.executable, "-m", "ima_dist.train", *words),
-                env=self.hosts.environment,
+                hosts.on(0, sys.executable, "-m", "ima_dist.train", *words),
+                env=hosts.environment,
                 cwd=ROOT,
-                stdout=err,
-                stderr=err,
+                stdout=said,
+                stderr=said,
                 start_new_session=True,
             )
 
-    def count(self) -> str:
-        """The record of ``slow_network``."""
-        try:
-            return Path(self.hosts.environment["FAULTS_COUNT"]).read_text()
-        except FileNotFoundError:
-            return ""
+    def record(self) -> str:
+        """What ``slow_network`` has written since the command was started."""
+        return _read(self.scratch / "count")[self._before :]
 
-    def steps(self) -> int:
-        return self.count().count("t")
-
-    def passes(self) -> int:
-        """Passes of the margin pass since the last training step."""
-        return len(self.count().rpartition("t")[2])
+    def reached(self) -> tuple[int, int]:
+        """Training steps begun, those of the checkpoint it started from included, and passes of the margin pass
+        since the last one.
+        """
+        record = self.record()
+        return self._base + record.count("t"), len(record.rpartition("t")[2])
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
         """False if the run ended first."""
-        assert self.driver is not None
         until = time.monotonic() + _PATIENCE
         while not condition():
             if self.driver.poll() is not None:
@@ -119,23 +136,21 @@ class Drill:
             time.sleep(0.005)
         return True
 
-    def end(self) -> tuple[int, str]:
-        """Exit status and last sentence; a run that does not end is killed: status 124."""
-        assert self.driver is not None
+    def end(self) -> int:
+        """Exit status; a command that does not end is killed: 124."""
         try:
-            status = self.driver.wait(timeout=_PATIENCE)
+            return self.driver.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill_driver()
-            status = 124
-        return status, self.sentence()
+            return 124
 
     def sentence(self) -> str:
-        lines = (self.scratch / "err.txt").read_text(errors="replace").strip().splitlines()
+        """The last that it has said to its user."""
+        lines = _read(self.scratch / "said.txt").strip().splitlines()
         said = [line for line in lines if line.startswith(("error:", "Interrupted.", "Stopped"))]
         return (said or lines or [""])[-1].replace(str(self.run.path), "RUN")
 
     def kill_driver(self) -> None:
-        assert self.driver is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
@@ -161,7 +176,6 @@ class Drill:
 
     def left(self) -> int:
         """Processes of the run that are still there when they should be gone."""
-        assert self.driver is not None
         until = time.monotonic() + _GONE_AFTER
         while True:
             found = [pid for host in (0, 1) for name in (_WORKER, _CONTROLLER) for pid in self.processes(host, name)]
@@ -173,71 +187,74 @@ class Drill:
         return max(self.run.path.glob(pattern), key=lambda p: p.stat().st_mtime)
 
 
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
 _WORKER, _CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
 
 # ---- what can break. Each is called at the drawn moment; the run may go on or end.
 
 
-def worker(drill: Drill, rng: random.Random) -> None:
-    drill.kill(rng.randrange(2), _WORKER)
+def worker(command: Command, rng: random.Random) -> None:
+    command.kill(rng.randrange(2), _WORKER)
 
 
-def driver(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
+def driver(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
 
 
-def terminate(drill: Drill, rng: random.Random) -> None:
-    assert drill.driver is not None
-    os.killpg(drill.driver.pid, signal.SIGTERM)
+def terminate(command: Command, rng: random.Random) -> None:
+    os.killpg(command.driver.pid, signal.SIGTERM)
 
 
-def raylet(drill: Drill, rng: random.Random) -> None:
-    drill.kill(1, "raylet")
+def raylet(command: Command, rng: random.Random) -> None:
+    command.kill(1, "raylet")
 
 
-def gcs(drill: Drill, rng: random.Random) -> None:
-    drill.kill(0, "gcs_server")
+def gcs(command: Command, rng: random.Random) -> None:
+    command.kill(0, "gcs_server")
 
 
-def cable_20_s(drill: Drill, rng: random.Random) -> None:
-    drill.hosts.cable(up=False)
+def cable_20_s(command: Command, rng: random.Random) -> None:
+    command.hosts.cable(up=False)
     time.sleep(20)
-    drill.hosts.cable(up=True)
+    command.hosts.cable(up=True)
 
 
-def cable(drill: Drill, rng: random.Random) -> None:
-    drill.hosts.cable(up=False)
+def cable(command: Command, rng: random.Random) -> None:
+    command.hosts.cable(up=False)
 
 
-def full_disk(drill: Drill, rng: random.Random) -> None:
-    with (drill.run.path / "filler").open("wb") as file, contextlib.suppress(OSError):
+def full_disk(command: Command, rng: random.Random) -> None:
+    with (command.run.path / "filler").open("wb") as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
             file.flush()
 
 
-def truncated_checkpoint(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
-    drill.kill_workers()
-    file = drill.newest("checkpoints/epoch=*/*.safetensors")
+def truncated_checkpoint(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
+    command.kill_workers()
+    file = command.newest("checkpoints/epoch=*/*.safetensors")
     os.truncate(file, rng.randrange(file.stat().st_size))
 
 
-def flipped_byte(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
-    drill.kill_workers()
-    file = drill.newest("margins/epoch=*/shard-*.parquet")
+def flipped_byte(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
+    command.kill_workers()
+    file = command.newest("margins/epoch=*/shard-*.parquet")
     data = bytearray(file.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
 
 
-def in_the_write(drill: Drill, rng: random.Random) -> None:
-    pids = [pid for host in (0, 1) for pid in drill.processes(host, _WORKER)]
+def in_the_write(command: Command, rng: random.Random) -> None:
+    pids = [pid for host in (0, 1) for pid in command.processes(host, _WORKER)]
     rng.shuffle(pids)
     until = time.monotonic() + 60
-    while not any(drill.run.checkpoints_dir.glob(".writing-*")) and time.monotonic() < until:
+    while not any(command.run.checkpoints_dir.glob(".writing-*")) and time.monotonic() < until:
         pass
     time.sleep(rng.random() * 0.01)
     for pid in pids:
@@ -257,7 +274,7 @@ _ALL = (
     flipped_byte,
     in_the_write,
 )
-KINDS: dict[str, Callable[[Drill, random.Random], None]] = {f.__name__: f for f in _ALL}
+KINDS: dict[str, Callable[[Command, random.Random], None]] = {f.__name__: f for f in _ALL}
 _BREAK_THE_CLUSTER = (raylet, gcs, cable_20_s, cable)
 
 
@@ -267,18 +284,17 @@ State = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
 class Ground:
-    """Two hosts, made when they are needed and kept until something has broken them. For one thread."""
+    """A directory, a small disk, and two hosts, made when they are needed and kept until something breaks them."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        self.directory, self.disk = directory, directory / "disk"
         self._stack = contextlib.ExitStack()
         self._hosts: Hosts | None = None
 
     def hosts(self) -> Hosts:
         if self._hosts is None:
-            self._hosts = self._stack.enter_context(
-                two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
-            )
+            hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
+            self._hosts = self._stack.enter_context(hosts)
         return self._hosts
 
     def clear(self) -> None:
@@ -286,49 +302,74 @@ class Ground:
         self._stack.close()
 
 
-def drill(kind: str, seed: str, reference: State, ground: Ground) -> Outcome:
+@contextlib.contextmanager
+def ground_in(directory: Path) -> Iterator[Ground]:
+    """A new directory, with a file system of its own in it that can be filled."""
+    ground = Ground(directory)
+    ground.disk.mkdir(parents=True)
+    # Before the hosts are made: their processes do not see what is mounted later.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(ground.disk)], check=True)
+    try:
+        yield ground
+    finally:
+        ground.clear()
+        subprocess.run(["umount", "--lazy", str(ground.disk)], check=True)
+
+
+Fault = tuple[str, str]  # kind and seed
+
+
+def drill(next_fault: Callable[[], Fault | None], reference: State, ground: Ground) -> list[Outcome]:
+    """One run, struck once in each epoch until it is finished."""
+    outcomes: list[Outcome] = []
+    (ground.directory / "count").unlink(missing_ok=True)
+    run = RunDir(ground.disk / "run")
+    epoch = 0
+    while epoch < EPOCHS and not _finished(run) and (fault := next_fault()):
+        # The first epoch begins without a file of margins that could be damaged.
+        epoch = max(epoch, 1 if fault[0] == "flipped_byte" else 0)
+        outcomes.append(_strike(*fault, epoch, run, ground))
+        epoch += 1
+    if outcomes and not _finished(run):
+        command = Command(ground.hosts(), run, ground.directory)
+        command.end()
+        print(f"{outcomes[-1].seed}, resumed: {command.sentence()}", file=sys.stderr)
+    if _finished(run):
+        difference = _difference(run, reference)
+        steps = _read(ground.directory / "count").count("t")
+        for outcome in outcomes:
+            outcome.difference = difference
+            outcome.recounted = steps == EPOCHS * STEPS + sum(o.lost for o in outcomes)
+    shutil.rmtree(run.path)
+    return outcomes
+
+
+def _strike(kind: str, seed: str, epoch: int, run: RunDir, ground: Ground) -> Outcome:
+    """Begin or resume the run, and break something in the given epoch (from 0)."""
     rng = random.Random(seed)
-    # Not before the first epoch's margins are there where they are what breaks.
-    at = rng.randrange(STEPS + 1 if kind == "flipped_byte" else 2, EPOCHS * STEPS - 1)
-    passes = 0
-    if rng.random() < 0.25:  # in the margin pass of that epoch
-        at, passes = -(-at // STEPS) * STEPS, rng.randrange(1, 10)
-    with _small_disk(ground.directory) as disk:
-        run = RunDir(disk / "run")
-        (ground.directory / "count").unlink(missing_ok=True)
-        broken = Drill(ground.hosts(), run, ground.directory)
-        broken.start()
-        # A step that has begun is counted: the fault strikes in it.
-        if not broken.wait_for(lambda: broken.steps() >= at and (broken.passes() >= passes or broken.steps() > at)):
-            raise RuntimeError(f"the run ended before its fault: {broken.sentence()}")
-        struck = time.monotonic()
-        KINDS[kind](broken, rng)
-        status, sentence = broken.end()
-        seconds = time.monotonic() - struck
-        if KINDS[kind] in _BREAK_THE_CLUSTER and not _finished(run):
-            # What still lives on the hosts would outlive a real cut too; what it writes must do no harm.
-            left = broken.left() if status else 0
-            ground.clear()
-        else:
-            left = broken.left()
-        since = broken.steps() - _last_whole(run) if not _finished(run) else 0
-        (run.path / "filler").unlink(missing_ok=True)
-        resumes = 0
-        while not _finished(run) and resumes < _TRIES:
-            resumes += 1
-            again = Drill(ground.hosts(), run, ground.directory)
-            again.start()
-            again.end()
-            left += again.left()
-        if KINDS[kind] in _BREAK_THE_CLUSTER and not resumes:
-            ground.clear()
-        difference = _difference(run, reference) if _finished(run) else float("inf")
-        repeated = broken.steps() - EPOCHS * STEPS
-    where = f"epoch {(at - 1) // STEPS + 1}, " + ("margin pass" if passes else f"step {(at - 1) % STEPS + 1}")
-    return Outcome(kind, seed, where, status, sentence, seconds, resumes, repeated, since, left, difference)
+    step, passes = rng.randrange(1, STEPS + 1), 0
+    moment = f"epoch {epoch + 1}, step {step}"
+    if rng.random() < 0.25:
+        step, passes = STEPS, rng.randrange(1, 10)
+        moment = f"epoch {epoch + 1}, margin pass"
+    at = epoch * STEPS + step
+    command = Command(ground.hosts(), run, ground.directory)
+    if not command.wait_for(lambda: command.reached() >= (at, passes)):
+        raise RuntimeError(f"the run ended before its fault: {command.sentence()}")
+    struck = time.monotonic()
+    KINDS[kind](command, rng)
+    status = command.end()
+    outcome = Outcome(kind, seed, moment, status, command.sentence(), time.monotonic() - struck)
+    outcome.left = command.left()
+    outcome.survived = _finished(run)
+    outcome.lost = 0 if outcome.survived else command.reached()[0] - last_whole(run)
+    (run.path / "filler").unlink(missing_ok=True)
+    if KINDS[kind] in _BREAK_THE_CLUSTER:
+        ground.clear()
+    return outcome
 
 
-def _last_whole(run: RunDir) -> int:
+def last_whole(run: RunDir) -> int:
     """Training steps that the newest undamaged checkpoint holds."""
     found = [0]
     for file in run.checkpoints_dir.glob("epoch=*/state.json"):
@@ -337,18 +378,6 @@ def _last_whole(run: RunDir) -> int:
         if all(p.exists() and hashlib.sha256(p.read_bytes()).hexdigest() == d for p, d in paths.items()):
             found.append(state["epoch"] * STEPS + state["step"])
     return max(found)
-
-
-@contextlib.contextmanager
-def _small_disk(directory: Path) -> Iterator[Path]:
-    """A file system of its own, so that it can be filled."""
-    place = directory / "disk"
-    place.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def _finished(run: RunDir) -> bool:
@@ -368,12 +397,11 @@ def _difference(run: RunDir, reference: State) -> float:
 
 
 def undisturbed(ground: Ground) -> State:
-    whole = Drill(ground.hosts(), RunDir(ground.directory / "undisturbed"), ground.directory)
-    whole.start()
-    status, sentence = whole.end()
-    if status or whole.steps() != EPOCHS * STEPS:
-        raise RuntimeError(f"the undisturbed run ended with status {status} after {whole.steps()} steps: {sentence}")
-    return _state(whole.run)
+    run = RunDir(ground.directory / "undisturbed")
+    command = Command(ground.hosts(), run, ground.directory)
+    if command.end() or command.reached()[0] != EPOCHS * STEPS:
+        raise RuntimeError(f"the undisturbed run failed: {command.sentence()}")
+    return _state(run)
 
 
 # ---- all of them
@@ -382,58 +410,55 @@ def undisturbed(ground: Ground) -> State:
 def table(outcomes: list[Outcome]) -> str:
     """Markdown, by kind."""
     lines = [
-        "| kind | seed | moment | status | after | resumed | steps repeated (since checkpoint) | difference | said |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| kind | seed | moment | status | after | run | steps lost | difference | last line |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for o in sorted(outcomes, key=lambda o: list(KINDS).index(o.kind)):
-        said = o.sentence.replace("|", "\\|")
+        how = ("went on" if o.survived else "resumed") if o.harmless else "**HARMED**"
         lines.append(
-            f"| {o.kind} | {o.seed} | {o.moment} | {o.status} | {o.seconds:.0f} s | {o.resumes} | "
-            f"{o.repeated} ({o.since}) | {o.difference:.0e} | {said} |"
+            f"| {o.kind} | {o.seed} | {o.moment} | {o.status} | {o.seconds:.0f} s | {how} | {o.lost} | "
+            f"{o.difference:.0e} | {o.sentence.replace('|', chr(92) + '|')} |"
         )
     harmless = sum(o.harmless for o in outcomes)
-    return "\n".join(
-        [*lines, "", f"{len(outcomes)} faults of {len({o.kind for o in outcomes})} kinds, {harmless} harmless.", ""]
-    )
+    kinds = len({o.kind for o in outcomes})
+    return "\n".join([*lines, "", f"{len(outcomes)} faults of {kinds} kinds; {harmless} did no harm.", ""])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=44)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
-    parser.add_argument("--side-by-side", type=int, default=1, help="drills at a time, each on hosts of its own")
-    parser.add_argument("--table", type=Path, help="also write the table here, after every fault")
+    parser.add_argument("--side-by-side", type=int, default=1, help="runs at a time, each on hosts of its own")
+    parser.add_argument("--table", type=Path, help="also write the table here, after every run")
     arguments = parser.parse_args()
     reason = why_not()
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     kinds = arguments.kinds.split(",")
+    planned = [(kinds[n % len(kinds)], f"{arguments.seed}-{n}") for n in range(arguments.faults)]
+    random.Random(arguments.seed).shuffle(planned)
     outcomes: list[Outcome] = []
     lock = threading.Lock()
-    numbers = iter(range(arguments.faults))
-    with tempfile.TemporaryDirectory(prefix="faults-") as directory, contextlib.ExitStack() as stack:
-        grounds = []
-        for n in range(arguments.side_by_side):
-            (Path(directory) / str(n)).mkdir()
-            grounds.append(Ground(Path(directory) / str(n)))
-            stack.callback(grounds[-1].clear)
-        reference = undisturbed(grounds[0])
 
-        def work(ground: Ground) -> None:
-            while True:
-                with lock:
-                    number = next(numbers, None)
-                if number is None:
-                    return
-                outcome = drill(kinds[number % len(kinds)], f"{arguments.seed}-{number}", reference, ground)
-                with lock:
-                    outcomes.append(outcome)
+    def next_fault() -> Fault | None:
+        with lock:
+            return planned.pop() if planned else None
+
+    def work(ground: Ground) -> None:
+        while planned:
+            found = drill(next_fault, reference, ground)
+            with lock:
+                outcomes.extend(found)
+                for outcome in found:
                     print(f"{'ok' if outcome.harmless else 'HARM'} {outcome}", file=sys.stderr, flush=True)
-                    if arguments.table:
-                        arguments.table.write_text(table(outcomes))
+                if arguments.table:
+                    arguments.table.write_text(table(outcomes))
 
+    with tempfile.TemporaryDirectory(prefix="faults-") as directory, contextlib.ExitStack() as stack:
+        grounds = [stack.enter_context(ground_in(Path(directory) / str(n))) for n in range(arguments.side_by_side)]
+        reference = undisturbed(grounds[0])
         with ThreadPoolExecutor(len(grounds)) as pool:
             for done in [pool.submit(work, ground) for ground in grounds]:
                 done.result()

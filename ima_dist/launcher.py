@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -28,6 +29,8 @@ STOP_FILE = "stop-requested"
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 # Seconds after which a second signal ends the driver at once, and that Ray then has for its own end.
 _IMPATIENT_AFTER, _LAST_WAIT = 1.0, 20.0
+# Seconds after which a file of the driver's must be visible on all nodes; NFS may take half a minute.
+_VISIBLE_WITHIN = 60.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -151,6 +154,8 @@ def run_workers(
             answer = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(_worker_error(error)) from error
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"Ray lost the process that leads the workers: {_one_line(error)}") from error
         finally:
             request.unlink(missing_ok=True)
             _remove_ray_files(run)
@@ -288,6 +293,9 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    unseen = _unseen(run)
+    if unseen:
+        return {"status": "failed", "message": unseen}
     tasks: dict[str, Callable[..., dict[str, Any]]] = {
         "train": train_task,
         "evaluate": evaluate_task,
@@ -304,3 +312,17 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     if distributed.rank() == 0 and payload["task"] == "train":
         write_json(run.summary_path, {**run.summary(), **status})
     return status
+
+
+def _unseen(run: RunDir) -> str | None:
+    """A sentence if not all workers see the run directory, which would train, and write elsewhere. All call it."""
+    from ima_dist import distributed
+
+    until = time.monotonic() + _VISIBLE_WITHIN
+    while not run.config_path.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    mine = None if run.config_path.exists() else platform.node()
+    hosts = sorted({host for host in distributed.gather_objects(mine) if host})
+    if not hosts:
+        return None
+    return f"{run.path} is not there on {', '.join(hosts)}: give an --out on storage that all nodes share"

@@ -1,12 +1,17 @@
-"""How a run is fitted to a cluster's nodes."""
+"""How a run is fitted to a cluster's nodes, and what its workers check first."""
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 
+from ima_dist import distributed, launcher
 from ima_dist.config import ConfigError
 from ima_dist.launcher import Cluster, fit_to
 from ima_dist.presets import make_config
+from ima_dist.results.rundir import RunDir
+from tests import workers
 
 CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
 
@@ -44,3 +49,17 @@ def test_workers_and_cpus(options, nodes, expected):
 def test_what_cannot_be_had(options, nodes, says):
     with pytest.raises(ConfigError, match=says):
         fit_to(make_config("moons", options), nodes)
+
+
+def _look(path):
+    launcher._VISIBLE_WITHIN = 0.1
+    assert launcher._unseen(RunDir(path)) is None
+    elsewhere = RunDir(path / "elsewhere") if distributed.rank() else RunDir(path)
+    sentence = launcher._unseen(elsewhere)
+    assert sentence is not None
+    assert sentence.endswith(f"is not there on {platform.node()}: give an --out on storage that all nodes share")
+
+
+def test_a_run_directory_that_one_worker_does_not_see(tmp_path):
+    workers.start_run(tmp_path, "moons")
+    workers.run_on(2, _look, tmp_path)
