@@ -143,6 +143,7 @@ def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # not behind all else that this machine is doing
         "RAY_ADDRESS": f"{addresses[0]}:{PORT}",
     }
     hosts = Hosts([f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)

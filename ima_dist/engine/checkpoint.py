@@ -7,8 +7,9 @@ gathered until then (gathered.safetensors), and state.json: position, counters, 
 SHA-256 of every file that belongs to it, the margin shards included. A checkpoint is written in a
 directory beside its place and moved there when state.json is complete.
 
-Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; in mid-epoch the newest
-checkpoint and the one before it, so that damage to one file costs no more than the steps between them.
+Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; mid-epoch, the newest
+checkpoint, the one before it, and the last one of the epoch before, which needs older margins: damage to one file
+then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
 """
 
 from __future__ import annotations
@@ -169,9 +170,12 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
             complaints.append(str(error))
             continue
         position = Position(int(state["epoch"]), int(state["step"]), dict(state["counters"]))
-        return Checkpoint(path, position, run.margins_dir / Position(position.epoch).name), complaints
+        margins = run.margins_dir / Position(position.epoch).name
+        return Checkpoint(path, position, margins), list(dict.fromkeys(complaints))
     if complaints:
-        raise Damaged("; ".join(complaints) + ". No whole checkpoint is left")
+        # Several checkpoints may need the same file.
+        said = "; ".join(dict.fromkeys(complaints))
+        raise Damaged(f"{said}. No whole checkpoint is left: restore one from a copy, or start a new run")
     return None, []
 
 
@@ -307,8 +311,9 @@ def _prune(run: RunDir, position: Position) -> None:
     partial = {_place_in_run(p): p for p in run.checkpoints_dir.glob("epoch=*-step=*")}
     now = (position.epoch, position.step)
     before = max((place for place in partial if place < now), default=None)
+    epoch_before = max((place for place in partial if place[0] < position.epoch), default=None)
     for place, path in partial.items():
-        if place not in (now, before):
+        if place not in (now, before, epoch_before):
             shutil.rmtree(path, ignore_errors=True)
     for path in whole[:-KEEP_OPTIMIZER]:
         (path / "optimizer.safetensors").unlink(missing_ok=True)
