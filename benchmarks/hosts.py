@@ -33,14 +33,18 @@ def why_not() -> str | None:
 class Hosts:
     """Two hosts; the first has the head of a Ray cluster, the second has joined it."""
 
+    directory: Path
     names: list[str]
     addresses: list[str]
     environment: dict[str, str]
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def on(self, host: int, *words: str) -> list[str]:
-        """A command that runs on a host."""
-        return ["ip", "netns", "exec", self.names[host], *words]
+        """A command that runs on a host, whose /tmp/ray is its own."""
+        # ip netns exec gives every command its own view of the mounts.
+        script = 'mkdir -p "$0" /tmp/ray && mount --bind "$0" /tmp/ray && exec "$@"'
+        own = str(self.directory / self.names[host])
+        return ["ip", "netns", "exec", self.names[host], "sh", "-c", script, own, *words]
 
     def cable(self, up: bool) -> None:
         """Plug the cable between the hosts in, or pull it."""
@@ -146,7 +150,7 @@ def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
         "RAY_worker_niceness": "0",  # not behind all else that this machine is doing
         "RAY_ADDRESS": f"{addresses[0]}:{PORT}",
     }
-    hosts = Hosts([f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)
+    hosts = Hosts(tmp_path, [f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)
     made: list[str] = []
     try:
         for name in hosts.names:

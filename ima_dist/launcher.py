@@ -155,7 +155,7 @@ def run_workers(
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(_worker_error(error)) from error
         except ray.exceptions.RayError as error:
-            raise RuntimeError(f"Ray lost the process that leads the workers: {_one_line(error)}") from error
+            raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
             request.unlink(missing_ok=True)
             _remove_ray_files(run)
