@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +32,7 @@ from safetensors.torch import load
 
 from benchmarks.hosts import ROOT, Hosts, processes_on, two_hosts, why_not
 from ima_dist.config import as_flags
-from ima_dist.data.dataset import load as load_data
-from ima_dist.engine.training import Training
 from ima_dist.margins import MarginStore
-from ima_dist.presets import make_config
 from ima_dist.results.rundir import RunDir
 
 EPOCHS, STEPS, EVERY = 4, 20, 5
@@ -150,8 +147,13 @@ class Command:
     def sentence(self) -> str:
         """The last that it has said to its user."""
         lines = _read(self.scratch / "said.txt").strip().splitlines()
-        said = [line for line in lines if line.startswith(("error:", "Interrupted.", "Stopped"))]
+        said = [line for line in lines if line.startswith(("error:", "Interrupted.", "Stopped", "Results:"))]
         return (said or lines or [""])[-1].replace(str(self.run.path), "RUN")
+
+    def warnings(self) -> list[str]:
+        """What it has complained of, in a run that it has resumed."""
+        lines = _read(self.scratch / "said.txt").splitlines()
+        return [line.replace(str(self.run.path), "RUN") for line in lines if line.startswith("warning:")]
 
     def kill_driver(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -322,7 +324,7 @@ def ground_in(directory: Path) -> Iterator[Ground]:
 Fault = tuple[str, str]  # kind and seed
 
 
-def drill(next_fault: Callable[[], Fault | None], reference: State, ground: Ground) -> list[Outcome]:
+def drill(next_fault: Callable[[], Fault | None], reference: Future[State], ground: Ground) -> list[Outcome]:
     """One run, struck once in each epoch until it is finished."""
     outcomes: list[Outcome] = []
     (ground.directory / "count").unlink(missing_ok=True)
@@ -331,14 +333,24 @@ def drill(next_fault: Callable[[], Fault | None], reference: State, ground: Grou
     while epoch < EPOCHS and not _finished(run) and (fault := next_fault()):
         # The first epoch begins without a file of margins that could be damaged.
         epoch = max(epoch, 1 if fault[0] == "flipped_byte" else 0)
-        outcomes.append(_strike(*fault, epoch, run, ground))
+        command = Command(ground.hosts(), run, ground.directory)
+        outcome = _strike(command, *fault, epoch)
+        _add_warnings(outcomes, command)
+        if outcome is None:
+            print(f"The run ended before {fault} with: {command.sentence()}", file=sys.stderr)
+            break
+        outcomes.append(outcome)
+        if KINDS[fault[0]] in _BREAK_THE_CLUSTER:
+            ground.clear()
         epoch += 1
     if outcomes and not _finished(run):
         command = Command(ground.hosts(), run, ground.directory)
         command.end()
-        print(f"{outcomes[-1].seed}, resumed: {command.sentence()}", file=sys.stderr)
+        _add_warnings(outcomes, command)
+        if not _finished(run):
+            print(f"The run cannot be finished after {outcomes[-1]}: {command.sentence()}", file=sys.stderr)
     if _finished(run):
-        difference = _difference(run, reference)
+        difference = _difference(run, reference.result())
         steps = _read(ground.directory / "count").count("t")
         for outcome in outcomes:
             outcome.difference = difference
@@ -347,8 +359,8 @@ def drill(next_fault: Callable[[], Fault | None], reference: State, ground: Grou
     return outcomes
 
 
-def _strike(kind: str, seed: str, epoch: int, run: RunDir, ground: Ground) -> Outcome:
-    """Begin or resume the run, and break something in the given epoch (from 0)."""
+def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | None:
+    """Break something in the given epoch (from 0); None if the command ends before."""
     rng = random.Random(seed)
     step, passes = rng.randrange(1, STEPS + 1), 0
     moment = f"epoch {epoch + 1}, step {step}"
@@ -356,20 +368,25 @@ def _strike(kind: str, seed: str, epoch: int, run: RunDir, ground: Ground) -> Ou
         step, passes = STEPS, rng.randrange(1, 10)
         moment = f"epoch {epoch + 1}, margin pass"
     at = epoch * STEPS + step
-    command = Command(ground.hosts(), run, ground.directory)
     if not command.wait_for(lambda: command.reached() >= (at, passes)):
-        raise RuntimeError(f"the run ended before its fault: {command.sentence()}")
+        return None
     struck = time.monotonic()
     KINDS[kind](command, rng)
     status = command.end()
-    outcome = Outcome(kind, seed, moment, status, command.sentence(), time.monotonic() - struck)
+    outcome = Outcome(kind, seed, moment, status, seconds=time.monotonic() - struck)
+    if status >= 0:  # killed, it says nothing
+        outcome.sentence = command.sentence()
     outcome.left = command.left()
-    outcome.survived = _finished(run)
-    outcome.lost = 0 if outcome.survived else command.reached()[0] - last_whole(run)
-    (run.path / "filler").unlink(missing_ok=True)
-    if KINDS[kind] in _BREAK_THE_CLUSTER:
-        ground.clear()
+    outcome.survived = _finished(command.run)
+    outcome.lost = 0 if outcome.survived else command.reached()[0] - last_whole(command.run)
+    (command.run.path / "filler").unlink(missing_ok=True)
     return outcome
+
+
+def _add_warnings(outcomes: list[Outcome], command: Command) -> None:
+    """What the command that resumes has to say about the last fault belongs to it."""
+    if outcomes:
+        outcomes[-1].sentence = " ".join([outcomes[-1].sentence, *command.warnings()]).strip()
 
 
 def last_whole(run: RunDir) -> int:
@@ -387,22 +404,24 @@ def _finished(run: RunDir) -> bool:
     return run.config_path.exists() and run.status == "finished"
 
 
-def undisturbed(path: Path) -> State:
-    """What the run ends with when nothing happens: one worker, in this process, without Ray."""
-    config = make_config("moons", OPTIONS)
-    run = RunDir.create(config, path)
-    Training(config, run, load_data(config.data, config.seed), torch.device("cpu")).fit()
-    return _state(run)
+def undisturbed(ground: Ground) -> State:
+    """What the run ends with when nothing happens."""
+    run = RunDir(ground.directory / "undisturbed")
+    command = Command(ground.hosts(), run, ground.directory)
+    if command.end() or command.reached()[0] != EPOCHS * STEPS:
+        raise RuntimeError(f"the undisturbed run failed: {command.sentence()}")
+    return state(run)
 
 
-def _state(run: RunDir) -> State:
+def state(run: RunDir) -> State:
+    """Weights and margins after the last epoch."""
     name = f"epoch={EPOCHS:04d}"
     weights = load((run.checkpoints_dir / name / "model.safetensors").read_bytes())
     return weights, MarginStore.load(run.margins_dir / name).shard
 
 
 def _difference(run: RunDir, reference: State) -> float:
-    weights, margins = _state(run)
+    weights, margins = state(run)
     pairs = [(weights[k], reference[0][k]) for k in reference[0]] + [(margins, reference[1])]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
@@ -429,7 +448,6 @@ def table(outcomes: list[Outcome]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    torch.set_num_threads(1)
     parser.add_argument("--faults", type=int, default=44)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
@@ -451,6 +469,11 @@ def main() -> int:
             return planned.pop() if planned else None
 
     def work(ground: Ground) -> None:
+        if ground is grounds[0]:
+            try:
+                reference.set_result(undisturbed(ground))
+            except Exception as error:
+                reference.set_exception(error)
         while planned:
             found = drill(next_fault, reference, ground)
             with lock:
@@ -462,7 +485,7 @@ def main() -> int:
 
     with tempfile.TemporaryDirectory(prefix="faults-") as directory, contextlib.ExitStack() as stack:
         grounds = [stack.enter_context(ground_in(Path(directory) / str(n))) for n in range(arguments.side_by_side)]
-        reference = undisturbed(Path(directory) / "undisturbed")
+        reference: Future[State] = Future()
         with ThreadPoolExecutor(len(grounds)) as pool:
             for done in [pool.submit(work, ground) for ground in grounds]:
                 done.result()

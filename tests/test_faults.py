@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 
 import pytest
 
 from benchmarks import faults
 from benchmarks.hosts import why_not
+from ima_dist.presets import make_config
+from ima_dist.results.rundir import RunDir
+from tests import workers
 
 
 def outcome(kind="worker", **values):
@@ -30,7 +34,11 @@ def test_a_worker_killed_and_then_a_checkpoint_truncated(tmp_path):
     reason = why_not()
     if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
-    reference = faults.undisturbed(tmp_path / "whole")
+    config = make_config("moons", faults.OPTIONS)
+    run = RunDir.create(config, tmp_path / "whole")
+    workers.run_on(2, workers.train, config, run.path)
+    reference: Future[faults.State] = Future()
+    reference.set_result(faults.state(run))
     planned = [("worker", "0"), ("truncated_checkpoint", "0")]
     with faults.ground_in(tmp_path / "ground") as ground:
         found = faults.drill(lambda: planned.pop(0) if planned else None, reference, ground)
