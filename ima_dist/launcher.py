@@ -258,10 +258,14 @@ def _remove_ray_files(run: RunDir) -> None:
 
 
 def _worker_error(error: Exception) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        return f"The workers ended; what worker {rank} reported first: {_one_line(cause)}"
+    """One sentence. A worker that has died explains what the others complain of, so it comes first."""
+    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
+    for rank, failure in failures:
+        if hasattr(failure, "health_check_failure"):
+            return f"Worker {rank} is gone: it was killed, by a lack of memory perhaps, or its node was lost"
+    for rank, failure in failures:
+        raised = getattr(failure, "_base_exc", failure)
+        return f"The workers ended; what worker {rank} reported first: {_one_line(raised)}"
     return f"The workers failed: {_one_line(error)}"
 
 

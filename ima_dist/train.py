@@ -152,7 +152,11 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         seconds = {"start": started - began, **summary.get("seconds", {})}
         summary["seconds"] = seconds
         summary["wall_seconds"] = previous.get("wall_seconds", 0.0) + time.time() - began
-        write_json(run.summary_path, summary)
+        try:
+            write_json(run.summary_path, summary)
+        except OSError as error:
+            # A full disk: why the run ended, and how to continue, is still to be said.
+            status, message = EXIT_FAILED, message or describe_os_error(error)
     if status == EXIT_REQUEUE:
         say(f"Interrupted. Continue with: {_resume_command(run)}")
     elif status == EXIT_FAILED:
