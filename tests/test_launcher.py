@@ -63,3 +63,14 @@ def _look(path):
 def test_a_run_directory_that_one_worker_does_not_see(tmp_path):
     workers.start_run(tmp_path, "moons")
     workers.run_on(2, _look, tmp_path)
+
+
+def test_a_worker_that_died_comes_before_those_that_complain_of_it():
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    complains = UserExceptionWithTraceback(OSError(28, "No space left on device"), "Traceback")
+    died = WorkerHealthCheckFailedError("A worker health check failed.", failure=ValueError("a page of text"))
+    assert launcher._worker_error(WorkerGroupError("", {0: complains, 1: died})).startswith("Worker 1 is gone: ")
+    sentence = launcher._worker_error(WorkerGroupError("", {1: complains}))
+    assert sentence == "The workers ended; what worker 1 reported first: OSError: [Errno 28] No space left on device"
