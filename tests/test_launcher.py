@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import socket
+import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -74,3 +77,18 @@ def test_a_worker_that_died_comes_before_those_that_complain_of_it():
     assert launcher._worker_error(WorkerGroupError("", {0: complains, 1: died})).startswith("Worker 1 is gone: ")
     sentence = launcher._worker_error(WorkerGroupError("", {1: complains}))
     assert sentence == "The workers ended; what worker 1 reported first: OSError: [Errno 28] No space left on device"
+
+
+def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "127.0.0.1:{1}".format(*server.getsockname())
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
+        monkeypatch.setattr(launcher, "_HEAD_LOST_AFTER", 0.2)
+        monkeypatch.setattr(launcher, "_LOOK_AT_HEAD_EVERY", 0.05)
+        never = threading.Event()
+        assert launcher._fit(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
+    with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has been silent"):
+        launcher._fit(SimpleNamespace(fit=lambda: never.wait(60)))
+    never.set()
+    with pytest.raises(ValueError, match="what fit raises"):
+        launcher._fit(SimpleNamespace(fit=lambda: int("what fit raises")))
