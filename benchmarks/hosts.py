@@ -66,28 +66,22 @@ class Hosts:
     def wait_for_head(self) -> None:
         """Until the head accepts connections; a node that joins then waits for the rest itself."""
         code = f"import socket; socket.create_connection(({self.addresses[0]!r}, {PORT}), 5)"
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while subprocess.run(self.on(0, sys.executable, "-S", "-c", code), capture_output=True).returncode:
             if time.monotonic() > until:
-                raise TimeoutError("no head of a Ray cluster within two minutes")
+                raise TimeoutError("no head of a Ray cluster within five minutes")
             time.sleep(0.2)
 
     def wait_for_nodes(self, count: int) -> None:
-        code = "import ray; ray.init('auto', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-
-        def alive() -> bool:
-            command = self.on(0, sys.executable, "-c", code)
-            try:
-                # A client that asks while the cluster is still coming up may wait for ever.
-                done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=40)
-            except subprocess.TimeoutExpired:
-                return False
-            return done.stdout.strip() == str(count)
-
-        until = time.monotonic() + 120
-        while not alive():
-            if time.monotonic() > until:
-                raise TimeoutError(f"no {count} Ray nodes within two minutes")
+        # Not by ray.init, which may wait for ever while the cluster is still coming up, and lets it start workers.
+        code = f"""
+import time
+from ray._raylet import GcsClient
+client = GcsClient(address="{self.addresses[0]}:{PORT}")
+while sum(node.state == 0 for node in client.get_all_node_info().values()) < {count}:  # 0: alive
+    time.sleep(0.2)
+"""
+        subprocess.run(self.on(0, sys.executable, "-c", code), env=self.environment, check=True, timeout=300)
 
 
 def descendants(pid: int) -> list[int]:
