@@ -297,9 +297,12 @@ class Ground:
         self._hosts: Hosts | None = None
 
     def hosts(self) -> Hosts:
-        if self._hosts is None:
+        while self._hosts is None:
             hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
-            self._hosts = self._stack.enter_context(hosts)
+            try:
+                self._hosts = self._stack.enter_context(hosts)
+            except ChildProcessError as error:  # on a busy machine Ray may miss time limits of its own
+                print(f"Trying again to make hosts: {error}", file=sys.stderr)
         return self._hosts
 
     def clear(self) -> None:

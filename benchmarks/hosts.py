@@ -63,25 +63,23 @@ class Hosts:
             )
         )
 
-    def wait_for_head(self) -> None:
-        """Until the head accepts connections; a node that joins then waits for the rest itself."""
-        code = f"import socket; socket.create_connection(({self.addresses[0]!r}, {PORT}), 5)"
-        until = time.monotonic() + 300
-        while subprocess.run(self.on(0, sys.executable, "-S", "-c", code), capture_output=True).returncode:
-            if time.monotonic() > until:
-                raise TimeoutError("no head of a Ray cluster within five minutes")
-            time.sleep(0.2)
-
     def wait_for_nodes(self, count: int) -> None:
         # Not by ray.init, which may wait for ever while the cluster is still coming up, and lets it start workers.
         code = f"""
-import time
 from ray._raylet import GcsClient
-client = GcsClient(address="{self.addresses[0]}:{PORT}")
-while sum(node.state == 0 for node in client.get_all_node_info().values()) < {count}:  # 0: alive
-    time.sleep(0.2)
+nodes = GcsClient(address="{self.addresses[0]}:{PORT}").get_all_node_info().values()
+raise SystemExit(sum(node.state == 0 for node in nodes) != {count})  # 0: alive
 """
-        subprocess.run(self.on(0, sys.executable, "-c", code), env=self.environment, check=True, timeout=300)
+        self._until(code, f"no {count} Ray nodes")
+
+    def _until(self, code: str, what: str) -> None:
+        """Run Python code on the first host until it succeeds."""
+        until = time.monotonic() + 300
+        command = self.on(0, sys.executable, "-c", code)
+        while subprocess.run(command, env=self.environment, capture_output=True, timeout=300).returncode:
+            if any(node.poll() is not None for node in self.nodes) or time.monotonic() > until:
+                raise ChildProcessError(f"{what}: a node has ended, or five minutes have passed")
+            time.sleep(0.5)
 
 
 def descendants(pid: int) -> list[int]:
@@ -157,7 +155,7 @@ def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable")
             _ip("-n", name, "link", "set", "cable", "up")
         hosts.start_node(0)
-        hosts.wait_for_head()
+        hosts.wait_for_nodes(1)
         hosts.start_node(1)
         hosts.wait_for_nodes(2)
         yield hosts
