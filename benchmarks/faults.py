@@ -51,6 +51,7 @@ OPTIONS = {
 }
 _PATIENCE = 400.0  # seconds for a run to end, or to reach the moment of the fault
 _GONE_AFTER = 120.0  # seconds that the workers of a run may outlive its command
+_TRIES = 5
 _LARGEST_DIFFERENCE = 1e-9
 
 
@@ -297,11 +298,15 @@ class Ground:
         self._hosts: Hosts | None = None
 
     def hosts(self) -> Hosts:
+        tries = 0
         while self._hosts is None:
+            tries += 1
             hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
             try:
                 self._hosts = self._stack.enter_context(hosts)
             except ChildProcessError as error:  # on a busy machine Ray may miss time limits of its own
+                if tries == _TRIES:
+                    raise
                 print(f"Trying again to make hosts: {error}", file=sys.stderr)
         return self._hosts
 
