@@ -1,133 +1,173 @@
-"""``python -m benchmarks.faults [--faults N] [--seed S] [--kinds A,B]``: break a run in every way, and see it end.
+"""``python -m benchmarks.faults [--faults N] [--seed S] [--kinds A,B] [--table FILE]``: break runs in every way.
 
-Moons is trained on two hosts (network namespaces with a Ray node each; needs root). At a step drawn from the
-seed something is broken; what the run makes of it is recorded; then it is resumed, on a cluster made anew,
-until it is finished. Margins and weights must equal those of an undisturbed run, to 1e-9 in float64, and no
-more steps may be repeated than lie between two checkpoints. Prints a line a fault, and then all as JSON.
-Exit status 1 if a fault did harm.
+Moons is trained on two hosts (network namespaces with a Ray node each; needs root). In every epoch, or in the margin
+pass after it, at a moment drawn from the seed, something is broken, and what the run makes of it is recorded; then it
+is resumed, on a new cluster if the old one was broken. In the end margins and weights must equal those of an
+undisturbed run to 1e-9 (float64). No fault may cost more training steps than were done since the last checkpoint, and
+no process of the run may be left. Prints a line a fault, then all as Markdown. Exit status 1 if a fault did harm.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load
 
-from benchmarks.hosts import ROOT, Hosts, descendants, two_hosts, why_not
+from benchmarks.hosts import ROOT, Hosts, processes_on, two_hosts, why_not
+from ima_dist.config import as_flags
 from ima_dist.margins import MarginStore
 from ima_dist.results.rundir import RunDir
 
 EPOCHS, STEPS, EVERY = 4, 20, 5
-_OPTIONS = (
-    f"--data.subset 1000 --batch-size 50 --epochs {EPOCHS} --checkpoint-every {EVERY} --dtype float64 --workers 2 "
-    "--optimizer.lr 0.01 --eval.attacks worst --eval.steps 2 --eval.noise 0,0.1"
-).split()
-_PATIENCE = 400.0  # seconds for a run to end
-_TRIES = 3
+OPTIONS = {
+    "data.subset": 1000,
+    "batch_size": 50,
+    "epochs": EPOCHS,
+    "checkpoint_every": EVERY,
+    "dtype": "float64",
+    "workers": 2,
+    "optimizer.lr": 0.01,
+    "eval.attacks": ("worst",),
+    "eval.steps": 2,
+    "eval.noise": (0.0, 0.1),
+    "model.factory": "benchmarks.slow_network:build",
+}
+_PATIENCE = 400.0  # seconds for a run to end, or to reach the moment of the fault
+_GONE_AFTER = 120.0  # seconds that the workers of a run may outlive its command
+_TRIES = 5
+_LARGEST_DIFFERENCE = 1e-9
 
 
 @dataclass
 class Outcome:
     """What a fault led to.
 
-    status, sentence: exit status of the disturbed run (negative: a signal) and its last line. resumes: how
-    often it had to be resumed. repeated: steps that were done twice. difference: from the undisturbed run.
+    moment: where it struck. status, sentence: exit status of the disturbed command (negative: a signal) and the last
+    that it said. seconds: from the fault to its end. survived: the command finished the run all the same. lost:
+    training steps that had been begun and are in no whole checkpoint. left: processes of the run that did not end
+    with it. difference: of the run's result from the undisturbed one. recounted: the steps of the run, counted one by
+    one, are those of an undisturbed run and those lost to its faults.
     """
 
     kind: str
     seed: str
-    at: str
-    status: int
-    sentence: str
-    resumes: int
-    repeated: int
-    difference: float
+    moment: str
+    status: int = 0
+    sentence: str = ""
+    seconds: float = 0.0
+    survived: bool = False
+    lost: int = 0
+    left: int = 0
+    difference: float = float("inf")
+    recounted: bool = False
 
     @property
     def harmless(self) -> bool:
-        return self.difference < 1e-9 and self.repeated <= 2 * EVERY
+        return self.difference < _LARGEST_DIFFERENCE and self.lost <= most_lost(self.kind) and self.whole
+
+    @property
+    def whole(self) -> bool:
+        return self.recounted and not self.left
 
 
-class Drill:
-    """One disturbed run: its hosts, its driver, its directory."""
+def most_lost(kind: str) -> int:
+    """Steps that a fault of this kind may cost: those between two checkpoints.
+
+    Where the fault lies in the newest checkpoint itself, those since the one before are gone too. All mid-epoch
+    checkpoints need the margins that the epoch began with; if these are damaged, the last one of the epoch before
+    is what is left.
+    """
+    return {"truncated_checkpoint": 2 * EVERY, "flipped_byte": STEPS}.get(kind, EVERY)
+
+
+class Command:
+    """``ima_dist.train`` on the first host, begun or resumed."""
 
     def __init__(self, hosts: Hosts, run: RunDir, scratch: Path) -> None:
         self.hosts, self.run, self.scratch = hosts, run, scratch
-        self.driver: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        resume = ["--resume", str(self.run.path)] if self.run.config_path.exists() else []
-        words = resume or ["moons", *_OPTIONS, "--out", str(self.run.path)]
-        with (self.scratch / "err.txt").open("wb") as err:
+        self._before, self._base = len(_read(scratch / "count")), last_whole(run)
+        resume = ["--resume", str(run.path)] if run.config_path.exists() else []
+        words = resume or ["moons", *as_flags(OPTIONS), "--out", str(run.path)]
+        with (scratch / "said.txt").open("wb") as said:
             self.driver = subprocess.Popen(
-                self.hosts.on(0, sys.executable, "-m", "ima_dist.train", *words),
-                env=self.hosts.environment,
+                hosts.on(0, sys.executable, "-m", "ima_dist.train", *words),
+                env=hosts.environment,
                 cwd=ROOT,
-                stdout=subprocess.DEVNULL,
-                stderr=err,
+                stdout=said,
+                stderr=said,
                 start_new_session=True,
             )
 
-    def position(self) -> int:
-        """Steps done since the beginning of the training, as far as progress.json says."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads(self.run.progress_path.read_text())
-            if state["stage"] == "training":
-                return (state["epoch"] - 1) * STEPS + state["step"]
-            if state["stage"] in ("evaluation", "done"):
-                return EPOCHS * STEPS
-        return 0
+    def record(self) -> str:
+        """What ``slow_network`` has written since the command was started."""
+        return _read(self.scratch / "count")[self._before :]
+
+    def reached(self) -> tuple[int, int]:
+        """Training steps begun, those of the checkpoint it started from included, and passes of the margin pass
+        since the last one.
+        """
+        record = self.record()
+        return self._base + record.count("t"), len(record.rpartition("t")[2])
 
     def wait_for(self, condition: Callable[[], bool]) -> bool:
         """False if the run ended first."""
-        assert self.driver is not None
         until = time.monotonic() + _PATIENCE
         while not condition():
             if self.driver.poll() is not None:
                 return False
             if time.monotonic() > until:
                 raise TimeoutError("the run does not get on")
-            time.sleep(0.02)
+            time.sleep(0.005)
         return True
 
-    def end(self) -> tuple[int, str]:
-        """Exit status and last sentence; a run that does not end is killed: status 124."""
-        assert self.driver is not None
+    def end(self) -> int:
+        """Exit status; a command that does not end is killed: 124."""
         try:
-            status = self.driver.wait(timeout=_PATIENCE)
+            return self.driver.wait(timeout=_PATIENCE)
         except subprocess.TimeoutExpired:
             self.kill_driver()
-            status = 124
-        lines = (self.scratch / "err.txt").read_text(errors="replace").strip().splitlines()
-        errors = [line for line in lines if line.startswith("error:")]
-        return status, (errors or lines or [""])[-1].replace(str(self.run.path), "RUN")[:200]
+            return 124
+
+    def sentence(self) -> str:
+        """The last that it has said to its user."""
+        lines = _read(self.scratch / "said.txt").strip().splitlines()
+        said = [line for line in lines if line.startswith(("error:", "Interrupted.", "Stopped", "Results:"))]
+        return (said or lines or [""])[-1].replace(str(self.run.path), "RUN")
+
+    def warnings(self) -> list[str]:
+        """What it has complained of, in a run that it has resumed."""
+        lines = _read(self.scratch / "said.txt").splitlines()
+        return [line.replace(str(self.run.path), "RUN") for line in lines if line.startswith("warning:")]
 
     def kill_driver(self) -> None:
-        assert self.driver is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.driver.pid, signal.SIGKILL)
         self.driver.wait()
 
     def processes(self, host: int, name: str) -> list[int]:
-        """Ray's processes of a host whose title begins with ``name``."""
+        """Processes of a host whose title, or whose program, begins with ``name``."""
         found = []
-        for pid in descendants(self.hosts.nodes[host].pid):
+        for pid in processes_on(self.hosts.names[host]):
             with contextlib.suppress(OSError):
-                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if title.split("/")[-1].startswith(name) or Path(title.split(" ")[0]).name.startswith(name):
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+                if title.split("/")[-1].startswith(name):
                     found.append(pid)
         return found
 
@@ -136,71 +176,95 @@ class Drill:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def kill_workers(self) -> None:
+        for host in (0, 1):
+            self.kill(host, _WORKER)
+
+    def left(self) -> int:
+        """Processes of the run that are still there when they should be gone."""
+        until = time.monotonic() + _GONE_AFTER
+        while True:
+            found = [pid for host in (0, 1) for name in (_WORKER, _CONTROLLER) for pid in self.processes(host, name)]
+            if not found or time.monotonic() > until:
+                return len(found)
+            time.sleep(0.2)
+
     def newest(self, pattern: str) -> Path:
         return max(self.run.path.glob(pattern), key=lambda p: p.stat().st_mtime)
 
 
-# ---- what can break. Each is called at the drawn step; the run may go on or end.
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
 
 
-def worker(drill: Drill, rng: random.Random) -> None:
-    drill.kill(rng.randrange(2), "ray::RayTrainWorker")
+_WORKER, _CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
 
 
-def driver(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
+# ---- what can break. Each is called at the drawn moment; the run may go on or end.
 
 
-def terminate(drill: Drill, rng: random.Random) -> None:
-    assert drill.driver is not None
-    os.killpg(drill.driver.pid, signal.SIGTERM)
+def worker(command: Command, rng: random.Random) -> None:
+    command.kill(rng.randrange(2), _WORKER)
 
 
-def raylet(drill: Drill, rng: random.Random) -> None:
-    drill.kill(1, "raylet")
+def driver(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
 
 
-def head(drill: Drill, rng: random.Random) -> None:
-    drill.kill(0, "gcs_server")
+def terminate(command: Command, rng: random.Random) -> None:
+    os.killpg(command.driver.pid, signal.SIGTERM)
 
 
-def cable_20_s(drill: Drill, rng: random.Random) -> None:
-    drill.hosts.cable(up=False)
+def raylet(command: Command, rng: random.Random) -> None:
+    command.kill(1, "raylet")
+
+
+def gcs(command: Command, rng: random.Random) -> None:
+    command.kill(0, "gcs_server")
+
+
+def cable_20_s(command: Command, rng: random.Random) -> None:
+    command.hosts.cable(up=False)
     time.sleep(20)
-    drill.hosts.cable(up=True)
+    command.hosts.cable(up=True)
 
 
-def cable(drill: Drill, rng: random.Random) -> None:
-    drill.hosts.cable(up=False)
+def cable(command: Command, rng: random.Random) -> None:
+    command.hosts.cable(up=False)
 
 
-def full_disk(drill: Drill, rng: random.Random) -> None:
-    with (drill.run.path / "filler").open("wb") as file, contextlib.suppress(OSError):
+def full_disk(command: Command, rng: random.Random) -> None:
+    with (command.run.path / "filler").open("wb") as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
             file.flush()
 
 
-def truncated_checkpoint(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
-    drill.kill(0, "ray::RayTrainWorker")
-    drill.kill(1, "ray::RayTrainWorker")
-    file = drill.newest("checkpoints/epoch=*/*.safetensors")
-    os.truncate(file, file.stat().st_size // 2)
+def truncated_checkpoint(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
+    command.kill_workers()
+    file = command.newest("checkpoints/epoch=*/*.safetensors")
+    os.truncate(file, rng.randrange(file.stat().st_size))
 
 
-def flipped_byte(drill: Drill, rng: random.Random) -> None:
-    drill.kill_driver()
-    file = drill.newest("margins/epoch=*/shard-*.parquet")
+def flipped_byte(command: Command, rng: random.Random) -> None:
+    command.kill_driver()
+    command.kill_workers()
+    file = command.newest("margins/epoch=*/shard-*.parquet")
     data = bytearray(file.read_bytes())
-    data[rng.randrange(len(data))] ^= 0x40
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     file.write_bytes(data)
 
 
-def in_the_write(drill: Drill, rng: random.Random) -> None:
-    drill.wait_for(lambda: any(drill.run.checkpoints_dir.glob(".writing-*")))
-    drill.kill(0, "ray::RayTrainWorker")
-    drill.kill(1, "ray::RayTrainWorker")
+def in_the_write(command: Command, rng: random.Random) -> None:
+    pids = [pid for host in (0, 1) for pid in command.processes(host, _WORKER)]
+    rng.shuffle(pids)
+    until = time.monotonic() + 60
+    while not any(command.run.checkpoints_dir.glob(".writing-*")) and time.monotonic() < until:
+        pass
+    time.sleep(rng.random() * 0.01)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 _ALL = (
@@ -208,7 +272,7 @@ _ALL = (
     driver,
     terminate,
     raylet,
-    head,
+    gcs,
     cable_20_s,
     cable,
     full_disk,
@@ -216,112 +280,224 @@ _ALL = (
     flipped_byte,
     in_the_write,
 )
-KINDS: dict[str, Callable[[Drill, random.Random], None]] = {f.__name__: f for f in _ALL}
+KINDS: dict[str, Callable[[Command, random.Random], None]] = {f.__name__: f for f in _ALL}
+_BREAK_THE_CLUSTER = (raylet, gcs, cable_20_s, cable)
 
 
 # ---- one fault, from beginning to end
 
-
-def drill(kind: str, seed: str, reference: tuple[dict[str, torch.Tensor], torch.Tensor]) -> Outcome:
-    rng = random.Random(seed)
-    # Not before the first epoch's checkpoint where that is what breaks.
-    at = rng.randrange(STEPS + 2 if kind == "flipped_byte" else 2, (EPOCHS - 1) * STEPS)
-    with tempfile.TemporaryDirectory(prefix="faults-") as directory, _small_disk(Path(directory)) as disk:
-        run = RunDir(disk / "run")
-        with two_hosts(Path(directory)) as hosts:
-            broken = Drill(hosts, run, Path(directory))
-            broken.start()
-            if broken.wait_for(lambda: broken.position() >= at):
-                KINDS[kind](broken, rng)
-            status, sentence = broken.end()
-            reached = broken.position()
-        (run.path / "filler").unlink(missing_ok=True)
-        resumes, repeated = 0, 0
-        while not _finished(run) and resumes < _TRIES:
-            resumes += 1
-            more, reached = _resume(run, Path(directory), reached)
-            repeated += more
-        difference = _difference(run, reference) if _finished(run) else float("inf")
-    where = f"epoch {at // STEPS + 1}, step {at % STEPS}"
-    return Outcome(kind, seed, where, status, sentence, resumes, repeated, difference)
+State = tuple[dict[str, torch.Tensor], torch.Tensor]
 
 
-def _resume(run: RunDir, directory: Path, reached: int) -> tuple[int, int]:
-    """Resume once, on new hosts. Returns the steps that were done again, and how far the run then is."""
-    with two_hosts(directory) as hosts:
-        again = Drill(hosts, run, directory)
-        run.progress_path.unlink(missing_ok=True)
-        again.start()
-        again.wait_for(lambda: again.position() > 0)
-        repeated = max(0, reached - again.position())
-        again.end()
-        return repeated, again.position()
+class Ground:
+    """A directory, a small disk, and two hosts, made when they are needed and kept until something breaks them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.disk = directory, directory / "disk"
+        self._stack = contextlib.ExitStack()
+        self._hosts: Hosts | None = None
+
+    def hosts(self) -> Hosts:
+        tries = 0
+        while self._hosts is None:
+            tries += 1
+            hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
+            try:
+                self._hosts = self._stack.enter_context(hosts)
+            except ChildProcessError as error:  # on a busy machine Ray may miss time limits of its own
+                if tries == _TRIES:
+                    raise
+                print(f"Trying again to make hosts: {error}", file=sys.stderr)
+        return self._hosts
+
+    def clear(self) -> None:
+        self._hosts = None
+        self._stack.close()
 
 
 @contextlib.contextmanager
-def _small_disk(directory: Path) -> Iterator[Path]:
-    """A file system of its own, so that it can be filled."""
-    place = directory / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
+def ground_in(directory: Path) -> Iterator[Ground]:
+    """A new directory, with a file system of its own in it that can be filled."""
+    ground = Ground(directory)
+    ground.disk.mkdir(parents=True)
+    # Before the hosts are made: their processes do not see what is mounted later.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(ground.disk)], check=True)
     try:
-        yield place
+        yield ground
     finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
+        ground.clear()
+        subprocess.run(["umount", "--lazy", str(ground.disk)], check=True)
+
+
+Fault = tuple[str, str]  # kind and seed
+
+
+def drill(next_fault: Callable[[], Fault | None], reference: Future[State], ground: Ground) -> list[Outcome]:
+    """One run, struck once in each epoch until it is finished."""
+    outcomes: list[Outcome] = []
+    (ground.directory / "count").unlink(missing_ok=True)
+    run = RunDir(ground.disk / "run")
+    epoch = 0
+    while epoch < EPOCHS and not _finished(run) and (fault := next_fault()):
+        # The first epoch begins without a file of margins that could be damaged.
+        epoch = max(epoch, 1 if fault[0] == "flipped_byte" else 0)
+        command = Command(ground.hosts(), run, ground.directory)
+        outcome = _strike(command, *fault, epoch)
+        _add_warnings(outcomes, command)
+        if outcome is None:
+            print(f"The run ended before {fault} with: {command.sentence()}", file=sys.stderr)
+            break
+        outcomes.append(outcome)
+        if KINDS[fault[0]] in _BREAK_THE_CLUSTER:
+            ground.clear()
+        epoch += 1
+    if outcomes and not _finished(run):
+        command = Command(ground.hosts(), run, ground.directory)
+        command.end()
+        _add_warnings(outcomes, command)
+        if not _finished(run):
+            print(f"The run cannot be finished after {outcomes[-1]}: {command.sentence()}", file=sys.stderr)
+    if _finished(run):
+        difference = _difference(run, reference.result())
+        steps = _read(ground.directory / "count").count("t")
+        for outcome in outcomes:
+            outcome.difference = difference
+            outcome.recounted = steps == EPOCHS * STEPS + sum(o.lost for o in outcomes)
+    shutil.rmtree(run.path)
+    return outcomes
+
+
+def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | None:
+    """Break something in the given epoch (from 0); None if the command ends before."""
+    rng = random.Random(seed)
+    step, passes = rng.randrange(1, STEPS + 1), 0
+    moment = f"epoch {epoch + 1}, step {step}"
+    if rng.random() < 0.25:
+        step, passes = STEPS, rng.randrange(1, 10)
+        moment = f"epoch {epoch + 1}, margin pass"
+    at = epoch * STEPS + step
+    if not command.wait_for(lambda: command.reached() >= (at, passes)):
+        return None
+    struck = time.monotonic()
+    KINDS[kind](command, rng)
+    status = command.end()
+    outcome = Outcome(kind, seed, moment, status, seconds=time.monotonic() - struck)
+    if status >= 0:  # killed, it says nothing
+        outcome.sentence = command.sentence()
+    outcome.left = command.left()
+    outcome.survived = _finished(command.run)
+    outcome.lost = 0 if outcome.survived else command.reached()[0] - last_whole(command.run)
+    (command.run.path / "filler").unlink(missing_ok=True)
+    return outcome
+
+
+def _add_warnings(outcomes: list[Outcome], command: Command) -> None:
+    """What the command that resumes has to say about the last fault belongs to it."""
+    if outcomes:
+        outcomes[-1].sentence = " ".join([outcomes[-1].sentence, *command.warnings()]).strip()
+
+
+def last_whole(run: RunDir) -> int:
+    """Training steps that the newest undamaged checkpoint holds."""
+    found = [0]
+    for file in run.checkpoints_dir.glob("epoch=*/state.json"):
+        state = json.loads(file.read_text())
+        paths = {run.path / name: digest for name, digest in state["files"].items()}
+        if all(p.exists() and hashlib.sha256(p.read_bytes()).hexdigest() == d for p, d in paths.items()):
+            found.append(state["epoch"] * STEPS + state["step"])
+    return max(found)
 
 
 def _finished(run: RunDir) -> bool:
     return run.config_path.exists() and run.status == "finished"
 
 
-def _state(run: RunDir) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def undisturbed(ground: Ground) -> State:
+    """What the run ends with when nothing happens."""
+    run = RunDir(ground.directory / "undisturbed")
+    command = Command(ground.hosts(), run, ground.directory)
+    if command.end() or command.reached()[0] != EPOCHS * STEPS:
+        raise RuntimeError(f"the undisturbed run failed: {command.sentence()}")
+    return state(run)
+
+
+def state(run: RunDir) -> State:
+    """Weights and margins after the last epoch."""
     name = f"epoch={EPOCHS:04d}"
     weights = load((run.checkpoints_dir / name / "model.safetensors").read_bytes())
     return weights, MarginStore.load(run.margins_dir / name).shard
 
 
-def _difference(run: RunDir, reference: tuple[dict[str, torch.Tensor], torch.Tensor]) -> float:
-    weights, margins = _state(run)
+def _difference(run: RunDir, reference: State) -> float:
+    weights, margins = state(run)
     pairs = [(weights[k], reference[0][k]) for k in reference[0]] + [(margins, reference[1])]
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _undisturbed() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    with tempfile.TemporaryDirectory(prefix="faults-") as directory, two_hosts(Path(directory)) as hosts:
-        whole = Drill(hosts, RunDir(Path(directory) / "run"), Path(directory))
-        whole.start()
-        status, sentence = whole.end()
-        if status:
-            raise RuntimeError(f"the undisturbed run ended with status {status}: {sentence}")
-        return _state(whole.run)
+# ---- all of them
+
+
+def table(outcomes: list[Outcome]) -> str:
+    """Markdown, by kind."""
+    lines = [
+        "| kind | seed | moment | status | after | run | steps lost | difference | last line |",
+        "| --- | --- | --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    for o in sorted(outcomes, key=lambda o: list(KINDS).index(o.kind)):
+        how = ("went on" if o.survived else "resumed") if o.harmless else "**HARMED**"
+        lines.append(
+            f"| {o.kind} | {o.seed} | {o.moment} | {o.status} | {o.seconds:.0f} s | {how} | {o.lost} | "
+            f"{o.difference:.0e} | {o.sentence.replace('|', chr(92) + '|')} |"
+        )
+    harmless = sum(o.harmless for o in outcomes)
+    kinds = len({o.kind for o in outcomes})
+    return "\n".join([*lines, "", f"{len(outcomes)} faults of {kinds} kinds; {harmless} did no harm.", ""])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=44)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS), help="of " + ", ".join(KINDS))
+    parser.add_argument("--side-by-side", type=int, default=1, help="runs at a time, each on hosts of its own")
+    parser.add_argument("--table", type=Path, help="also write the table here, after every run")
     arguments = parser.parse_args()
     reason = why_not()
     if reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     kinds = arguments.kinds.split(",")
-    reference = _undisturbed()
-    outcomes = []
-    for number in range(arguments.faults):
-        kind = kinds[number % len(kinds)]
-        outcome = drill(kind, f"{arguments.seed}-{number}", reference)
-        outcomes.append(outcome)
-        mark = "ok  " if outcome.harmless else "HARM"
-        print(
-            f"{mark} {outcome.kind:20} seed {outcome.seed:6} at {outcome.at:16} status {outcome.status:4} "
-            f"resumes {outcome.resumes} repeated {outcome.repeated:2} difference {outcome.difference:.0e}  "
-            f"{outcome.sentence}",
-            file=sys.stderr,
-            flush=True,
-        )
-    print(json.dumps([asdict(outcome) for outcome in outcomes], indent=1))
+    planned = [(kinds[n % len(kinds)], f"{arguments.seed}-{n}") for n in range(arguments.faults)]
+    random.Random(arguments.seed).shuffle(planned)
+    outcomes: list[Outcome] = []
+    lock = threading.Lock()
+
+    def next_fault() -> Fault | None:
+        with lock:
+            return planned.pop() if planned else None
+
+    def work(ground: Ground) -> None:
+        if ground is grounds[0]:
+            try:
+                reference.set_result(undisturbed(ground))
+            except Exception as error:
+                reference.set_exception(error)
+        while planned:
+            found = drill(next_fault, reference, ground)
+            with lock:
+                outcomes.extend(found)
+                for outcome in found:
+                    print(f"{'ok' if outcome.harmless else 'HARM'} {outcome}", file=sys.stderr, flush=True)
+                if arguments.table:
+                    arguments.table.write_text(table(outcomes))
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as directory, contextlib.ExitStack() as stack:
+        grounds = [stack.enter_context(ground_in(Path(directory) / str(n))) for n in range(arguments.side_by_side)]
+        reference: Future[State] = Future()
+        with ThreadPoolExecutor(len(grounds)) as pool:
+            for done in [pool.submit(work, ground) for ground in grounds]:
+                done.result()
+    print(table(outcomes))
     return 0 if all(outcome.harmless for outcome in outcomes) else 1
 
 

@@ -5,11 +5,14 @@ The only module, beside the entry points, that knows Ray.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import os
+import platform
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -26,8 +29,12 @@ STOP_FILE = "stop-requested"
 # OpenMP's threads wait for work by spinning. On a node that others use too, a spinning thread keeps the one
 # it waits for from running: an attack on a small network took 40 times as long (docs/log.md).
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-# Seconds after which a second signal ends the driver at once, and that Ray then has for its own end.
+# Seconds after which a second signal ends the driver at once, and that Ray has for its own end.
 _IMPATIENT_AFTER, _LAST_WAIT = 1.0, 20.0
+# Seconds between two looks at the head of the cluster, and after which the driver and then the workers give it up.
+_LOOK_AT_HEAD_EVERY, _HEAD_LOST_AFTER, _WORKERS_END_AFTER = 2.0, 30.0, 60.0
+# Seconds after which a file of the driver's must be visible on all nodes; NFS may take half a minute.
+_VISIBLE_WITHIN = 60.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -74,7 +81,10 @@ def cluster(config: Config) -> Iterator[Cluster]:
     try:
         yield fit_to(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     finally:
-        ray.shutdown()
+        # A head that has gone would be waited for.
+        ending = threading.Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(_LAST_WAIT)
 
 
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
@@ -148,9 +158,11 @@ def run_workers(
     )
     with _handing_on_signals(run):
         try:
-            answer = trainer.fit().return_value
+            answer = _fit(trainer).return_value
         except ray.train.TrainingFailedError as error:
             raise RuntimeError(_worker_error(error)) from error
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
             request.unlink(missing_ok=True)
             _remove_ray_files(run)
@@ -214,7 +226,7 @@ def _handing_on_signals(run: RunDir) -> Iterator[None]:
     first: float | None = None
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        # Raising here would be in vain: Ray's waiting swallows what a handler raises.
+        # Not by raising: the workers would have no time for a checkpoint.
         nonlocal first
         now = time.monotonic()
         if first is None:
@@ -227,16 +239,53 @@ def _handing_on_signals(run: RunDir) -> Iterator[None]:
             write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
             threading.Thread(target=_end_now, daemon=True).start()
 
-    # Ray's own handler for Ctrl-C is set inside fit() and would abort without a checkpoint.
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+    with _handlers(ask):
+        yield
 
-    theirs = DataParallelTrainer._register_sigint_handler
-    DataParallelTrainer._register_sigint_handler = lambda self, controller: None  # type: ignore[method-assign]
-    try:
-        with _handlers(ask):
-            yield
-    finally:
-        DataParallelTrainer._register_sigint_handler = theirs  # type: ignore[method-assign]
+
+def _fit(trainer: Any) -> Any:
+    """``trainer.fit()``, given up when the cluster's head no longer answers.
+
+    Ray would end this process after a minute, without a word to its user. In a thread of its own, ``fit`` also
+    leaves Ctrl-C to us, which Ray would answer without a checkpoint.
+    """
+    result: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=fit, name="fit", daemon=True).start()
+    head = _Head()
+    while not concurrent.futures.wait([result], timeout=_LOOK_AT_HEAD_EVERY).done:
+        if head.silent_for() > _HEAD_LOST_AFTER:
+            raise RuntimeError(f"The head of the Ray cluster, at {head}, has been silent for half a minute")
+    return result.result()
+
+
+class _Head:
+    """The process that leads the cluster (Ray's GCS), looked at from the driver or a worker."""
+
+    def __init__(self) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._answered = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{self._address[0]}:{self._address[1]}"
+
+    def silent_for(self) -> float:
+        """Seconds since it was last seen to accept connections, 0 if it does."""
+        try:
+            socket.create_connection(self._address, timeout=5).close()
+        except OSError:
+            return time.monotonic() - self._answered
+        self._answered = time.monotonic()
+        return 0.0
 
 
 def _end_now() -> None:
@@ -253,10 +302,14 @@ def _remove_ray_files(run: RunDir) -> None:
 
 
 def _worker_error(error: Exception) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        return f"The workers ended; what worker {rank} reported first: {_one_line(cause)}"
+    """One sentence. A worker that has died explains what the others complain of, so it comes first."""
+    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
+    for rank, failure in failures:
+        if hasattr(failure, "health_check_failure"):
+            return f"Worker {rank} is gone: it was killed, by a lack of memory perhaps, or its node was lost"
+    for rank, failure in failures:
+        raised = getattr(failure, "_base_exc", failure)
+        return f"The workers ended; what worker {rank} reported first: {_one_line(raised)}"
     return f"The workers failed: {_one_line(error)}"
 
 
@@ -288,6 +341,11 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if ray.is_initialized():
+        threading.Thread(target=_end_with_head, args=(_Head(),), daemon=True).start()
+    unseen = _unseen(run)
+    if unseen:
+        return {"status": "failed", "message": unseen}
     tasks: dict[str, Callable[..., dict[str, Any]]] = {
         "train": train_task,
         "evaluate": evaluate_task,
@@ -304,3 +362,24 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     if distributed.rank() == 0 and payload["task"] == "train":
         write_json(run.summary_path, {**run.summary(), **status})
     return status
+
+
+def _unseen(run: RunDir) -> str | None:
+    """A sentence if not all workers see the run directory, which would train, and write elsewhere. All call it."""
+    from ima_dist import distributed
+
+    until = time.monotonic() + _VISIBLE_WITHIN
+    while not run.config_path.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+    mine = None if run.config_path.exists() else platform.node()
+    hosts = sorted({host for host in distributed.gather_objects(mine) if host})
+    if not hosts:
+        return None
+    return f"{run.path} is not there on {', '.join(hosts)}: give an --out on storage that all nodes share"
+
+
+def _end_with_head(head: _Head) -> None:
+    """End this process when it is cut off: it may wait for the other workers for half an hour, and Ray lets it."""
+    while head.silent_for() < _WORKERS_END_AFTER:
+        time.sleep(_LOOK_AT_HEAD_EVERY)
+    os._exit(1)

@@ -139,8 +139,6 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         try:
             with ProgressView(run):
                 answer = launcher.run_workers("train", config, run, cluster)
-            for warning in answer.get("warnings", []):
-                print(f"warning: {warning}; the checkpoint before it was used.", file=sys.stderr)
             message = answer["message"]
             status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE}.get(answer["status"], EXIT_FAILED)
         except launcher.Stopped:
@@ -154,7 +152,11 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         seconds = {"start": started - began, **summary.get("seconds", {})}
         summary["seconds"] = seconds
         summary["wall_seconds"] = previous.get("wall_seconds", 0.0) + time.time() - began
-        write_json(run.summary_path, summary)
+        try:
+            write_json(run.summary_path, summary)
+        except OSError as error:
+            # A full disk: why the run ended, and how to continue, is still to be said.
+            status, message = EXIT_FAILED, message or describe_os_error(error)
     if status == EXIT_REQUEUE:
         say(f"Interrupted. Continue with: {_resume_command(run)}")
     elif status == EXIT_FAILED:
@@ -193,13 +195,21 @@ def check_inputs(config: Config) -> str:
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
-    """Raise ConfigError if the run has checkpoints and cannot continue from any of them on these data."""
+    """Say from where a run continues, and which newer checkpoints are damaged.
+
+    Raises ConfigError if it has checkpoints and cannot continue from any of them on these data.
+    """
     from ima_dist.engine import checkpoint
 
     try:
-        checkpoint.newest(run, checkpoint.Identity(config.fingerprint(), data))
+        found, complaints = checkpoint.newest(run, checkpoint.Identity(config.fingerprint(), data))
     except checkpoint.Damaged as error:
         raise ConfigError(f"{error}.") from error
+    for complaint in complaints:
+        print(f"warning: {complaint}; the checkpoint before it is used.", file=sys.stderr, flush=True)
+    if found is not None:
+        step = f", step {found.position.step}" if found.position.step else ""
+        say(f"Continuing after epoch {found.position.epoch}{step}.")
 
 
 def results_root() -> Path:

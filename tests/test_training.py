@@ -103,10 +103,46 @@ def test_killed_between_two_checkpoints_costs_the_steps_between_them(tmp_path, m
     with pytest.raises(RuntimeError, match="killed"):
         workers.train(every, path)
     names = sorted(p.name for p in (path / "checkpoints").iterdir())
-    assert names == ["epoch=0001", "epoch=0001-step=000006"]
+    assert names == ["epoch=0000-step=000006", "epoch=0001", "epoch=0001-step=000003", "epoch=0001-step=000006"]
     before, done = done, []
     workers.train(every, path)
     assert (before[-1], done[0], len(done)) == ((1, 6), (1, 6), 2 + 8)
+    weights_2, margins_2 = workers.final_state(config, path)
+    assert workers.largest_difference(weights, weights_2) == 0
+    assert torch.equal(margins, margins_2)
+    assert [p.name for p in (path / "checkpoints").iterdir() if "-step=" in p.name] == []
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "damaged", "first"),
+    [
+        (3, 8 + 7, "checkpoints/epoch=0001-step=000006/model.safetensors", (1, 3)),
+        (4, 8 + 8 + 2, "checkpoints/epoch=0002/model.safetensors", (2, 0)),  # the margin pass alone is done again
+        (3, 8 + 7, "margins/epoch=0001/shard-0000-of-0001.parquet", (0, 6)),  # needed by all of the second epoch
+    ],
+)
+def test_damage_to_the_newest_checkpoint_costs_what_was_done_since_the_one_before(
+    tmp_path, monkeypatch, every, steps, damaged, first
+):
+    config, weights, margins = train_whole(tmp_path / "whole", "moons", 1, **SMALL_MOONS)
+    often, path, done = replace(config, {"checkpoint_every": every}), tmp_path / "broken", []
+    workers.start_run(path, "moons", **SMALL_MOONS)
+    step = Training._step
+
+    def dying(self, batch):
+        if len(done) == steps:
+            raise RuntimeError("killed")
+        done.append((self.position.epoch, self.position.step))
+        step(self, batch)
+
+    monkeypatch.setattr(Training, "_step", dying)
+    with pytest.raises(RuntimeError, match="killed"):
+        workers.train(often, path)
+    with (path / damaged).open("r+b") as file:
+        file.truncate(100)
+    done, steps = [], None
+    workers.train(often, path)
+    assert done[0] == first
     weights_2, margins_2 = workers.final_state(config, path)
     assert workers.largest_difference(weights, weights_2) == 0
     assert torch.equal(margins, margins_2)

@@ -7,8 +7,9 @@ gathered until then (gathered.safetensors), and state.json: position, counters, 
 SHA-256 of every file that belongs to it, the margin shards included. A checkpoint is written in a
 directory beside its place and moved there when state.json is complete.
 
-Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; no mid-epoch
-checkpoint once an epoch is complete.
+Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; mid-epoch, the newest
+checkpoint, the one before it, and the last one of the epoch before, which needs older margins: damage to one file
+then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
 """
 
 from __future__ import annotations
@@ -168,9 +169,12 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
             complaints.append(str(error))
             continue
         position = Position(int(state["epoch"]), int(state["step"]), dict(state["counters"]))
-        return Checkpoint(path, position, run.margins_dir / Position(position.epoch).name), complaints
+        margins = run.margins_dir / Position(position.epoch).name
+        return Checkpoint(path, position, margins), list(dict.fromkeys(complaints))
     if complaints:
-        raise Damaged("; ".join(complaints) + ". No whole checkpoint is left")
+        # Several checkpoints may need the same file.
+        said = "; ".join(dict.fromkeys(complaints))
+        raise Damaged(f"{said}. No whole checkpoint is left: restore one from a copy, or start a new run")
     return None, []
 
 
@@ -263,6 +267,12 @@ def clear_unfinished(run: RunDir) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def clear_partial(run: RunDir) -> None:
+    """Remove the mid-epoch checkpoints of a training that is complete; for the run's only writer."""
+    for path in run.checkpoints_dir.glob("epoch=*-step=*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _margins_dirs(run: RunDir, position: Position) -> tuple[Path, Path]:
     name = Position(position.epoch).name
     return run.margins_dir / f".writing-{name}", run.margins_dir / name
@@ -297,8 +307,12 @@ def _move(aside: Path, place: Path) -> None:
 
 def _prune(run: RunDir, position: Position) -> None:
     whole = sorted((p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name), key=_place_in_run)
-    partial = [p for p in run.checkpoints_dir.glob("epoch=*-step=*") if p.name != position.name]
-    for path in partial:
-        shutil.rmtree(path, ignore_errors=True)
+    partial = {_place_in_run(p): p for p in run.checkpoints_dir.glob("epoch=*-step=*")}
+    now = (position.epoch, position.step)
+    before = max((place for place in partial if place < now), default=None)
+    epoch_before = max((place for place in partial if place[0] < position.epoch), default=None)
+    for place, path in partial.items():
+        if place not in (now, before, epoch_before):
+            shutil.rmtree(path, ignore_errors=True)
     for path in whole[:-KEEP_OPTIMIZER]:
         (path / "optimizer.safetensors").unlink(missing_ok=True)

@@ -33,7 +33,7 @@ _CPU_BATCH_VALUES = 1 << 16
 
 
 def train_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
-    """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message", "warnings"}."""
+    """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
     began = time.perf_counter()
     data = load(config.data, config.seed)
     limit_threads(data)
@@ -51,7 +51,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     answer = {"status": "finished", "message": None}
     if distributed.rank() == 0:
         write_json(run.summary_path, {**run.summary(), **answer, "train_samples_per_second": speed})
-    return {**answer, "warnings": training.warnings}
+    return answer
 
 
 def evaluate_task(

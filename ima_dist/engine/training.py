@@ -104,6 +104,8 @@ class Training:
                     self._margin_pass()
                 self.store.reduce()
             self._finish_epoch()
+        if self.rank == 0:
+            checkpoint.clear_partial(self.run)
         return self.network
 
     def _train_epoch(self) -> None:

@@ -105,9 +105,13 @@ def held(path: Path) -> Iterator[Lease]:
 
 def _write(file: TextIO, lease: Lease) -> None:
     file.truncate(0)
-    file.write(f"{lease}\n")
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(f"{lease}\n")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = file.name  # a full disk does not say where
+        raise
 
 
 def _wait_for(file: TextIO) -> None:
