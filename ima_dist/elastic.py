@@ -42,7 +42,7 @@ class UsableNodes(ElasticScalingPolicy):
         self._waiting_since: float | None = None
 
     def _count_possible_workers(self, reserved_resources: dict[str, Any]) -> int:
-        usable = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(draining_nodes())
+        usable = {node["NodeID"] for node in usable_nodes()}
         return super()._count_possible_workers({k: v for k, v in reserved_resources.items() if k in usable})
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
@@ -89,10 +89,10 @@ class Trainer(TorchTrainer):
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
-def draining_nodes() -> dict[str, int]:
-    """Ids of nodes that are being drained, and until when (Unix time in ms, 0 if that is open)."""
-    found: dict[str, int] = ray._private.state.state.get_draining_nodes()
-    return found
+def usable_nodes() -> list[dict[str, Any]]:
+    """What ``ray.nodes()`` says of the nodes on which workers can be started: alive, and not being drained."""
+    draining = ray._private.state.state.get_draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def node_is_leaving() -> bool:

@@ -81,7 +81,9 @@ def cluster(config: Config) -> Iterator[Cluster]:
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        yield fit_to(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        from ima_dist.elastic import usable_nodes
+
+        yield fit_to(config, [node["Resources"] for node in usable_nodes()])
     finally:
         ray.shutdown()
 
@@ -153,7 +155,7 @@ def run_workers(
                         return answer
                     reason, tries, ended = "A node is being drained", 0, cluster.least is None
                 except ray.train.TrainingFailedError as error:
-                    reason = _worker_error(error)
+                    reason = _worker_error(error).rstrip(".")
                     preempted = isinstance(error, ray.train.PreemptionError)
                     tries = 1 if _saved(run) != before else tries + 1
                     ended = _too_few(error) or (preempted and cluster.least is None)

@@ -58,6 +58,14 @@ class RayCluster:
         )
         return done.stdout.split()
 
+    def drain(self, node_id: str) -> None:
+        """Announce that a node is about to be taken away, as a provider of spare capacity does."""
+        done = self.ray(
+            "drain-node", f"--address={ADDRESS}:{self.port}", f"--node-id={node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=test", "--deadline-remaining-seconds=600",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def kill(self, node: subprocess.Popen[bytes]) -> None:
         """End a node without a warning, with all that runs on it."""
         for pid in [*commands.descendants(node.pid), node.pid]:

@@ -111,3 +111,34 @@ def test_a_node_joins_and_dies_and_the_result_is_the_same(tmp_path, undisturbed)
     assert "Going on with 1 worker." in text
     assert run.run.config().workers == "1-2"
     same(undisturbed, path)
+
+
+@pytest.mark.slow
+def test_a_drained_node_is_left_with_a_checkpoint(tmp_path, undisturbed):
+    """A fixed number of workers ends with status 75; with a range the run goes on with those that are left."""
+    path, fast = tmp_path / "run", tmp_path / "fast"
+    with ray_cluster(tmp_path, SLOW_UNTIL=str(fast)) as cluster:
+        node = cluster.join()
+        commands.wait_for(lambda: len(cluster.node_ids()) == 2, 120, "the second node")
+        fixed = [word for word in flags() if word not in ("--checkpoint-every", "20")]
+        run = Watched(cluster, path, "moons", *fixed, "--workers", "2", "--out", str(path))
+        done = run.wait_for(2, 240, beyond=50)["samples_done"]
+        cluster.drain(cluster.node_ids()[1])
+        assert run.ended() == 75, run.log.read_text()
+        assert "A node is being drained." in run.log.read_text()
+        assert run.run.status == "interrupted"
+        [saved] = run.run.checkpoints_dir.glob("epoch=0000-step=*")
+        assert int(saved.name[-6:]) * 10 >= done
+
+        cluster.kill(node)
+        cluster.join()
+        commands.wait_for(lambda: len(cluster.node_ids()) == 2, 120, "a new node in its place")
+        done = (read_json(run.run.progress_path) or {})["samples_done"]
+        run = Watched(cluster, path, "--resume", str(path), "--workers", "1-2")
+        done = run.wait_for(2, 240, beyond=done)["samples_done"]
+        cluster.drain(cluster.node_ids()[1])
+        assert run.wait_for(1, 240)["samples_done"] >= done
+        fast.touch()
+        assert run.ended() == 0, run.log.read_text()
+        assert "A node is being drained. Going on with the workers that are left." in run.log.read_text()
+    same(undisturbed, path)
