@@ -7,11 +7,15 @@ fields, so an option is added in one place.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
+import operator
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -160,8 +164,11 @@ class Config:
     )
     epochs: int = _opt(dataclasses.MISSING, "number of epochs")
     batch_size: int = _opt(128, "size of a global batch, shared by all workers")
-    workers: int | None = _opt(
-        None, "number of workers (default: one for each GPU, or one on the CPU)", alters_result=False
+    workers: int | str | None = _opt(
+        None,
+        "number of workers, or a range such as 1-4 of which as many run as the cluster has room for "
+        "(default: one for each GPU, or one on the CPU)",
+        alters_result=False,
     )
     hang_after: float = _opt(
         600.0, "seconds without a pass through the network after which a worker writes its stack", alters_result=False
@@ -186,6 +193,17 @@ class Config:
         """Δε of Algorithm 2: what an uncrossed margin grows by in an epoch."""
         return self.eps_max / self.epochs if self.delta_eps is None else self.delta_eps
 
+    @property
+    def worker_range(self) -> tuple[int, int] | None:
+        """Fewest and most workers of ``--workers MIN-MAX``; None if their number is fixed, or left to the launcher."""
+        if not isinstance(self.workers, str):
+            return None
+        found = re.fullmatch(r"(\d+)-(\d+)", self.workers)
+        least, most = (int(found[1]), int(found[2])) if found else (0, 0)
+        if not 1 <= least <= most:
+            raise ConfigError(f"--workers must be a whole number, or a range such as 1-4, not {self.workers!r}.")
+        return least, most
+
     def check(self) -> Config:
         """Return self, or raise ConfigError naming the option, the reason and what is accepted."""
         _check_choices(self)
@@ -197,7 +215,7 @@ class Config:
             raise ConfigError(f"--epochs must be at least 1, not {self.epochs}.")
         if self.batch_size < 1:
             raise ConfigError(f"--batch-size must be at least 1, not {self.batch_size}.")
-        if self.workers is not None and self.workers < 1:
+        if self.worker_range is None and isinstance(self.workers, int) and self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}.")
         if not 0 < self.hang_after < math.inf:
             raise ConfigError(f"--hang-after must be above 0, not {self.hang_after}.")
@@ -326,7 +344,7 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
         elif choices:
             parser.add_argument(flag, type=_one_of(choices), metavar="|".join(choices), **common)
         else:
-            parser.add_argument(flag, type=_number(kind), metavar=kind.__name__.upper(), **common)
+            parser.add_argument(flag, type=_number(kind), metavar=_name(kind).upper(), **common)
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -379,8 +397,12 @@ def _required(f: dataclasses.Field[Any]) -> bool:
 def _unwrap(hint: Any) -> tuple[Any, bool]:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         inner = [a for a in typing.get_args(hint) if a is not type(None)]
-        return inner[0], True
+        return functools.reduce(operator.or_, inner), True
     return hint, False
+
+
+def _name(kind: Any) -> str:
+    return "|".join(one.__name__ for one in typing.get_args(kind) or (kind,))
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
@@ -395,7 +417,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"The configuration's {name} must be of type {kind.__name__}, not {value!r}.")
+        raise ConfigError(f"The configuration's {name} must be of type {_name(kind)}, not {value!r}.")
     return value
 
 
@@ -439,11 +461,11 @@ def _one_of(choices: tuple[str, ...]) -> Any:
 
 def _number(kind: Any) -> Any:
     def convert(text: str) -> Any:
-        try:
-            return kind(text)
-        except ValueError:
-            what = {"int": "a whole number", "float": "a number"}.get(kind.__name__, kind.__name__)
-            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
+        for one in typing.get_args(kind) or (kind,):
+            with contextlib.suppress(ValueError):
+                return one(text)
+        what = {"int": "a whole number", "float": "a number"}.get(_name(kind), _name(kind))
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
 
     return convert
 

@@ -26,6 +26,10 @@ from ima_dist.results.lease import LeaseLost
 from ima_dist.results.rundir import RunDir, write_json
 
 STOP_FILE = "stop-requested"
+PAUSE_FILE = "pause-requested"  # a checkpoint is wanted, because the number of workers is about to change
+# So often workers that come and go may fail in a row without a new checkpoint: what fails again and again is not
+# a node.
+_TRIES = 3
 # OpenMP's threads wait for work by spinning. On a node that others use too, a spinning thread keeps the one
 # it waits for from running: an attack on a small network took 40 times as long (docs/log.md).
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
@@ -44,11 +48,16 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Workers that the run gets and the CPUs of each."""
+    """Workers that the run gets and the CPUs of each. least: their smallest number, if it may change."""
 
     workers: int
     cpus_per_worker: int
     use_gpu: bool
+    least: int | None = None
+
+    def __str__(self) -> str:
+        count = f"{self.workers}" if self.least is None else f"{self.least} to {self.workers}"
+        return f"{count} {'GPU' if self.use_gpu else 'CPU'} worker{'s' * (self.workers != 1)}"
 
 
 @contextlib.contextmanager
@@ -79,7 +88,9 @@ def cluster(config: Config) -> Iterator[Cluster]:
         raise ConfigError(f"Could not reach or start {where}: {_one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        yield fit_to(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        from ima_dist.elastic import usable_nodes
+
+        yield fit_to(config, [node["Resources"] for node in usable_nodes()])
     finally:
         # A head that has gone would be waited for.
         ending = threading.Thread(target=ray.shutdown, daemon=True)
@@ -90,7 +101,8 @@ def cluster(config: Config) -> Iterator[Cluster]:
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
     """Workers and their CPUs on nodes with the given resources ("CPU", "GPU"). Raises ConfigError.
 
-    Each worker gets as many CPUs as can be had if all get equally many.
+    Each worker gets as many CPUs as can be had if all get equally many. Where the number of workers may change,
+    all that there is room for now are counted.
     """
     use_gpu = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     if config.device == "cuda" and not use_gpu:
@@ -104,19 +116,22 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
             min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if use_gpu else sys.maxsize) for node in nodes
         )
 
-    workers = config.workers or (room(1) if use_gpu else 1)
+    least, most_workers = config.worker_range or (None, None)
+    workers = least or int(config.workers or (room(1) if use_gpu else 1))
     if workers > room(1) or not room(1):
         unit = "GPU" if use_gpu else "CPU"
         raise ConfigError(
-            f"--workers {workers} was asked for, but the cluster has {room(1)} {unit}{'s' * (room(1) != 1)}: "
-            f"use at most {room(1)}."
+            f"--workers {config.workers or workers} was asked for, but the cluster has {room(1)} "
+            f"{unit}{'s' * (room(1) != 1)}: use at most {room(1)}."
         )
-    if config.batch_size < workers:
+    if config.batch_size < (most_workers or workers):
         raise ConfigError(
-            f"--batch-size {config.batch_size} is smaller than the number of workers ({workers}): raise it."
+            f"--batch-size {config.batch_size} is smaller than the number of workers ({most_workers or workers}): "
+            "raise it."
         )
+    now = min(most_workers, room(1)) if most_workers else workers
     most = int(max(node.get("CPU", 0) for node in nodes))
-    return Cluster(workers, next(c for c in range(most, 0, -1) if room(c) >= workers), use_gpu)
+    return Cluster(most_workers or workers, next(c for c in range(most, 0, -1) if room(c) >= now), use_gpu, least=least)
 
 
 def run_workers(
@@ -128,46 +143,94 @@ def run_workers(
     over) and "message". A signal that asks the
     driver to stop is handed on to the workers through a file in the run directory.
 
+    When a node is drained, the workers write a checkpoint; then the run is interrupted. If their number may
+    change, it goes on with the workers that are left, also when one has died.
+
     Raises:
         RuntimeError: a worker died or failed in a way it could not report; one sentence.
     """
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
+    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
+    tries = 0
+    stop.unlink(missing_ok=True)
+    with _handing_on_signals(run):
+        try:
+            while True:
+                before = _saved(run)
+                pause.unlink(missing_ok=True)
+                try:
+                    answer = _run_once(task, config, run, cluster, arguments)
+                    if answer["status"] != "paused":
+                        return answer
+                    reason, tries, ended = "A node is being drained", 0, cluster.least is None
+                except ray.train.TrainingFailedError as error:
+                    reason = _worker_error(error).rstrip(".")
+                    preempted = isinstance(error, ray.train.PreemptionError)
+                    tries = 1 if _saved(run) != before else tries + 1
+                    ended = _too_few(error) or (preempted and cluster.least is None)
+                    if not ended and (cluster.least is None or stop.exists() or tries >= _TRIES):
+                        raise RuntimeError(reason) from error
+                except ray.exceptions.RayError as error:
+                    lost = f"The connection to the Ray cluster was lost ({type(error).__name__})"
+                    raise RuntimeError(lost) from error
+                if ended:
+                    print(f"{reason}.", file=sys.stderr, flush=True)
+                    return {"status": "interrupted", "message": reason}
+                print(f"{reason}. Going on with the workers that are left.", file=sys.stderr, flush=True)
+                # A worker on a node that is out of reach may still be writing.
+                run.shake_off()
+        finally:
+            stop.unlink(missing_ok=True)
+            pause.unlink(missing_ok=True)
+            _remove_ray_files(run)
+
+
+def _run_once(
+    task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None
+) -> dict[str, Any]:
+    """One group of workers, or several if Ray changes their number; returns worker 0's answer."""
+    import ray.train
+
+    from ima_dist.elastic import CheckpointFirst, Trainer
     from ima_dist.interfaces import NodeInterface
 
-    request = run.path / STOP_FILE
-    request.unlink(missing_ok=True)
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
     # The type checker sees the classes of Ray Train V1; what runs is V2 (RAY_TRAIN_V2_ENABLED, above).
-    trainer: Any = TorchTrainer(
+    v2: Any = ray.train
+    trainer: Any = Trainer(
         _work,  # type: ignore[arg-type]
         train_loop_config=payload(task, config, run, arguments),
         torch_config=NodeInterface(),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        scaling_config=v2.ScalingConfig(
+            num_workers=(cluster.least, cluster.workers) if cluster.least else cluster.workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=resources,
         ),
         # Ray restores a run by its name, without a word; ours resumes from the run directory alone.
-        run_config=RunConfig(
+        run_config=v2.RunConfig(
             name=f"ima_dist-{task}-{time.time_ns()}",
             storage_path=str(run.path / ".ray"),
-            failure_config=FailureConfig(max_failures=0),
-            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},  # type: ignore[call-arg]
+            # What is tried again is ours to decide: Ray cannot tell whether a run gets on between two failures.
+            failure_config=v2.FailureConfig(max_failures=0, max_preemption_failures=0),
+            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
         ),
     )
-    with _handing_on_signals(run):
-        try:
-            answer = _fit(trainer).return_value
-        except ray.train.TrainingFailedError as error:
-            raise RuntimeError(_worker_error(error)) from error
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
-        finally:
-            request.unlink(missing_ok=True)
-            _remove_ray_files(run)
-    assert isinstance(answer, dict)
+    answer: dict[str, Any] = _fit(trainer).return_value
     return answer
+
+
+def _saved(run: RunDir) -> set[str]:
+    """What a new group of workers would not have to do again."""
+    done = [*run.checkpoints_dir.glob("epoch=*"), *run.path.glob("evaluation/*/from-*.parquet")]
+    return {str(path) for path in done}
+
+
+def _too_few(error: Exception) -> bool:
+    from ima_dist.elastic import TooFew
+
+    return isinstance(getattr(error, "controller_failure", None), TooFew)
 
 
 def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -329,6 +392,7 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from ima_dist import distributed
+    from ima_dist.elastic import node_is_leaving
     from ima_dist.engine.checkpoint import Damaged
     from ima_dist.engine.tasks import audit_task, evaluate_task, train_task
     from ima_dist.engine.training import NumericalError
@@ -336,6 +400,11 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     config = from_dict(payload["config"])
     run = RunDir(payload["run"])
     run.mark = payload["mark"]
+    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
+
+    def should_stop() -> bool:
+        return stop.exists() or pause.exists() or node_is_leaving()
+
     import ray.train.torch
 
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
@@ -351,14 +420,22 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
         "evaluate": evaluate_task,
         "audit": audit_task,
     }
+    # Ray may start workers anew that have done everything, just before it noticed.
+    if payload["task"] == "train" and distributed.share_object(run.status == "finished"):
+        return {"status": "finished", "message": None}
     try:
-        return tasks[payload["task"]](config, run, device, (run.path / STOP_FILE).exists, **payload["arguments"])
+        return tasks[payload["task"]](config, run, device, should_stop, **payload["arguments"])
     except distributed.Interrupted as error:
-        status = {"status": "interrupted", "message": str(error)}
+        status = {"status": "interrupted" if stop.exists() else "paused", "message": str(error)}
+        if status["status"] == "paused":
+            return status
     except (NumericalError, Damaged) as error:
         status = {"status": "failed", "message": str(error)}
     except LeaseLost as error:
         return {"status": "lost", "message": str(error)}
+    finally:
+        if distributed.rank() == 0:
+            pause.unlink(missing_ok=True)
     if distributed.rank() == 0 and payload["task"] == "train":
         write_json(run.summary_path, {**run.summary(), **status})
     return status

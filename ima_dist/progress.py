@@ -2,7 +2,7 @@
 
 The workers write progress.json, perhaps on other machines; this side only reads it, and needs no torch.
 Keys, all optional: stage ("starting", "training", "margins", "evaluation", "done"), epoch (from 1), epochs,
-step, steps, samples_done, samples_total, samples_per_second, loss, clean_accuracy, margin_mean,
+step, steps, samples_done, samples_total, samples_per_second, workers, loss, clean_accuracy, margin_mean,
 share_at_max, seconds_left, evaluation_done, evaluation_total, message, updated (Unix time).
 """
 
@@ -38,6 +38,7 @@ class ProgressView:
         self._path = run.progress_path
         self._stacks = run.stacks_dir
         self._told: set[str] = set()
+        self._workers: int | None = None
         stream = sys.stderr if stream is None else stream
         self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
         self._stop = threading.Event()
@@ -69,6 +70,10 @@ class ProgressView:
             return  # the next poll may find it whole
         if state:
             self._display.show(state)
+            workers = state.get("workers") or self._workers
+            if self._workers is not None and workers != self._workers:
+                self._display.note(f"Going on with {workers} worker{'s' * (workers != 1)}.")
+            self._workers = workers
         for file in sorted(self._stacks.glob("worker-*.txt")):
             if file.name not in self._told and file.stat().st_size:
                 self._told.add(file.name)

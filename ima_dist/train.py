@@ -129,10 +129,9 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         previous = run.summary()
         write_json(run.progress_path, {"stage": "starting"})
         write_json(run.summary_path, {**previous, **_identity(config), "status": "running", "message": None})
-        place = "GPU" if cluster.use_gpu else "CPU"
         say(
-            f"{config.preset}, {config.method}, {config.norm}: {config.epochs} epochs on {cluster.workers} "
-            f"{place} worker{'s' * (cluster.workers != 1)}. Results: {shown(run.path)}"
+            f"{config.preset}, {config.method}, {config.norm}: {config.epochs} epochs on {cluster}. "
+            f"Results: {shown(run.path)}"
         )
         started = time.time()
         status, message = EXIT_DONE, None

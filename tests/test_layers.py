@@ -32,11 +32,12 @@ ALLOWED = {
     "evaluation": _MIDDLE | {"results", "evaluation"},
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "interfaces": _BASE,
-    "launcher": _MIDDLE | {"interfaces"} | {"methods", "results", "engine", "evaluation"},
+    "elastic": _BASE,
+    "launcher": _MIDDLE | {"interfaces", "elastic"} | {"methods", "results", "engine", "evaluation"},
 }
 ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
 ONLY_IN = {
-    "ray": {"launcher", "interfaces"} | ENTRY_POINTS,
+    "ray": {"launcher", "interfaces", "elastic"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),

@@ -36,8 +36,8 @@ def test_a_lease_reads_as_it_was_written(tmp_path, monkeypatch):
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         with held(path) as mine:
-            assert Lease.read(path) == mine
-            assert (mine.process, mine.job) == (os.getpid(), variables.get("SLURM_JOB_ID", ""))
+            assert Lease.read(path) == mine.lease
+            assert (mine.lease.process, mine.lease.job) == (os.getpid(), variables.get("SLURM_JOB_ID", ""))
             lease.check(path, mine.mark)
     path.write_text("rubbish")
     assert Lease.read(path) is None

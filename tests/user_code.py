@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 
 import torch
 from torch import nn
@@ -48,3 +50,24 @@ def linear_images(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 def with_batch_norm(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.Linear(input_shape[0], 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+class Slow(nn.Module):
+    """Points in the plane, told apart at a pace that leaves time to disturb the run.
+
+    As long as the file that the environment variable SLOW_UNTIL names is not there, a pass takes 20 ms.
+    """
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(width, 16), nn.Tanh(), nn.Linear(16, num_classes))
+
+    def forward(self, x):
+        until = os.environ.get("SLOW_UNTIL")
+        if until and not os.path.exists(until):
+            time.sleep(0.02)
+        return self.inner(x)
+
+
+def slow(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return Slow(num_classes, input_shape[0])

@@ -71,6 +71,7 @@ class Reporter:
                 "samples_done": done,
                 "samples_total": total,
                 "samples_per_second": rate or None,
+                "workers": distributed.world_size(),
                 "loss": totals["loss"] / seen if seen else last_epoch.get("train_loss"),
                 "clean_accuracy": totals["correct"] / seen if seen else last_epoch.get("train_accuracy"),
                 "val_accuracy": last_epoch.get("val_accuracy"),

@@ -16,7 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -71,8 +71,25 @@ def check(path: Path, mark: str) -> None:
         raise LeaseLost(f"{path.parent} has been taken over by {holder}; this process writes nothing more")
 
 
+@dataclass
+class Held:
+    """A run that is held: its lock file, and what stands there."""
+
+    file: TextIO
+    lease: Lease
+
+    @property
+    def mark(self) -> str:
+        return self.lease.mark
+
+    def renew(self) -> None:
+        """Take a new mark, so that whoever still writes under the old one finds that it has lost the run."""
+        self.lease = replace(self.lease, mark=uuid.uuid4().hex[:8])
+        _write(self.file, self.lease)
+
+
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[Lease]:
+def held(path: Path) -> Iterator[Held]:
     """Hold the run whose lock file is ``path``.
 
     Raises ConfigError if another process holds it, unless that is an earlier start of the same SLURM job, or
@@ -100,7 +117,7 @@ def held(path: Path) -> Iterator[Lease]:
             # A file system without locks: better unguarded than not at all, but the user should know.
             warnings.warn(f"{path.parent} cannot be locked ({error.strerror}).", stacklevel=4)
         _write(file, lease)
-        yield lease
+        yield Held(file, lease)
 
 
 def _write(file: TextIO, lease: Lease) -> None:

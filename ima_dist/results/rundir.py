@@ -142,6 +142,7 @@ class RunDir:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).absolute()
         self.mark: str | None = None  # of our lease, while we hold the run
+        self._held: lease.Held | None = None
         self.config_path = self.path / "config.yaml"
         self.lock_path = self.path / "lock"
         self.summary_path = self.path / "summary.json"
@@ -218,9 +219,16 @@ class RunDir:
 
         Raises ConfigError as ``lease.held``.
         """
-        with lease.held(self.lock_path) as mine:
-            self.mark = mine.mark
+        with lease.held(self.lock_path) as self._held:
+            self.mark = self._held.mark
             yield
+
+    def shake_off(self) -> None:
+        """Take the run away from workers of ours that may live on out of reach. Raises LeaseLost if it is not ours."""
+        self.check_lease()
+        if self._held is not None:
+            self._held.renew()
+            self.mark = self._held.mark
 
     def check_lease(self) -> None:
         """Raise LeaseLost if another process has become the run's writer; cheap enough for every second."""
