@@ -402,10 +402,10 @@ def _work(payload: dict[str, Any]) -> dict[str, Any]:
     run.mark = payload["mark"]
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
 
-    def should_stop() -> bool:
-        return stop.exists() or pause.exists() or node_is_leaving()
-
     import ray.train.torch
+
+    def should_stop() -> bool:
+        return stop.exists() or pause.exists() or (ray.is_initialized() and node_is_leaving())
 
     device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
     if device.type == "cuda":
