@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import shutil
 import signal
 import socket
@@ -80,6 +81,8 @@ def cluster(config: Config) -> Iterator[Cluster]:
 
     # The dashboard must run: Ray Train's clean-up asks it about the state of the group and waits if it is absent.
     local: dict[str, Any] = {} if address else {"include_dashboard": True}
+    if address:
+        _ask_for_admission(address)
     try:
         with _signals_for_us_alone():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -96,6 +99,45 @@ def cluster(config: Config) -> Iterator[Cluster]:
         ending = threading.Thread(target=ray.shutdown, daemon=True)
         ending.start()
         ending.join(_LAST_WAIT)
+
+
+def _ask_for_admission(address: str) -> None:
+    """Raise ConfigError if the cluster at ``address`` (host:port) does not know us. Other forms are left to Ray.
+
+    ``ray.init`` takes half a minute of warnings to fail, and then does not say why.
+    """
+    if not re.fullmatch(r"[^/\s]+:\d+", address):
+        return
+    import ray
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    try:
+        # Ray's core aborts the process that has no token where one is needed.
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        with _nothing_on_stderr():
+            GcsClient(address=address)
+    except ray.exceptions.AuthenticationError as error:
+        raise ConfigError(
+            f"The Ray cluster at {address} asks for its token, and yours is missing or wrong: set RAY_AUTH_MODE=token, "
+            "and RAY_AUTH_TOKEN_PATH to a file that holds it or RAY_AUTH_TOKEN to the token itself."
+        ) from error
+    except ray.exceptions.RayError as error:
+        raise ConfigError(f"No Ray cluster answers at {address}: check RAY_ADDRESS, or leave it out.") from error
+
+
+@contextlib.contextmanager
+def _nothing_on_stderr() -> Iterator[None]:
+    """Ray's core writes its warnings past Python, and takes no notice of a log level so early."""
+    ours = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
+        os.close(nowhere)
 
 
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:

@@ -450,6 +450,20 @@ class Decoy(nn.Module):
         return torch.stack([0 * first, near + 0.001 * first, decoy], 1)
 
 
+def test_worst_passes_no_empty_batch_on_when_every_sample_is_wrong_from_the_start():
+    class Picky(nn.Linear):
+        def forward(self, x):
+            assert len(x)
+            return super().forward(x)
+
+    network = Picky(4, 5)
+    x = torch.rand(6, 4)
+    predicted = network(x).argmax(1)
+    found, evaluations = worst(network, x, (predicted + 1) % 5, [0.0, 0.1], norm="linf", steps=2)
+    assert torch.equal(found, predicted.expand(2, 6))
+    assert evaluations == 6
+
+
 def test_worst_aims_at_a_rival_that_the_strongest_one_hides():
     x, y = torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)
     options = {"norm": "linf", "steps": 50, "start": lambda eps: torch.zeros_like(x)}

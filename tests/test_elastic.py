@@ -88,9 +88,8 @@ def test_a_node_joins_and_dies_and_the_result_is_the_same(tmp_path, undisturbed)
     path, fast = tmp_path / "run", tmp_path / "fast"
     with ray_cluster(tmp_path, SLOW_UNTIL=str(fast)) as cluster:
         run = Watched(cluster, path, "moons", *flags(), "--workers", "1-2", "--out", str(path))
-        run.wait_for(1, 240)
+        alone = run.wait_for(1, 240)
         node = cluster.join()
-        alone = {}
         while (now := run.progress()).get("workers", 1) == 1:
             alone = now
         # The checkpoint was written for the occasion: nothing was done twice.
@@ -119,7 +118,6 @@ def test_a_drained_node_is_left_with_a_checkpoint(tmp_path, undisturbed):
     path, fast = tmp_path / "run", tmp_path / "fast"
     with ray_cluster(tmp_path, SLOW_UNTIL=str(fast)) as cluster:
         node = cluster.join()
-        commands.wait_for(lambda: len(cluster.node_ids()) == 2, 120, "the second node")
         fixed = [word for word in flags() if word not in ("--checkpoint-every", "20")]
         run = Watched(cluster, path, "moons", *fixed, "--workers", "2", "--out", str(path))
         done = run.wait_for(2, 240, beyond=50)["samples_done"]
@@ -131,8 +129,8 @@ def test_a_drained_node_is_left_with_a_checkpoint(tmp_path, undisturbed):
         assert int(saved.name[-6:]) * 10 >= done
 
         cluster.kill(node)
+        commands.wait_for(lambda: len(cluster.node_ids()) == 1, 120, "the node to be missed")
         cluster.join()
-        commands.wait_for(lambda: len(cluster.node_ids()) == 2, 120, "a new node in its place")
         done = (read_json(run.run.progress_path) or {})["samples_done"]
         run = Watched(cluster, path, "--resume", str(path), "--workers", "1-2")
         done = run.wait_for(2, 240, beyond=done)["samples_done"]

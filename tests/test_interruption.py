@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -77,6 +78,29 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path):
     assert workers.largest_difference(weights, weights_2) < 1e-9
     assert float((margins - margins_2).abs().max()) < 1e-9
     check_files(run, epochs=4, samples=600)
+
+
+@pytest.mark.parametrize(
+    ("network", "status"), [("tests.user_code:three_way", -signal.SIGKILL), ("tests.user_code:raises", 1)]
+)
+def test_no_process_outlives_the_run(tmp_path, network, status):
+    """The driver alone is killed, or a worker raises what nobody expected. (Signals: above.)"""
+    driver = commands.start(
+        "ima_dist.train", "moons", "--model.factory", network, "--data.subset", 2000, "--batch-size", 10,
+        "--epochs", 100, "--out", tmp_path / "run", cwd=tmp_path,
+    )  # fmt: skip
+    family: set[int] = set()
+    until = time.monotonic() + 300
+    while driver.poll() is None and time.monotonic() < until:
+        family |= set(commands.descendants(driver.pid))
+        if status < 0 and (read_json(tmp_path / "run" / "progress.json") or {}).get("stage") == "training":
+            driver.kill()
+        time.sleep(0.2)
+    assert driver.wait(timeout=60) == status, (tmp_path / "stderr.txt").read_text()
+    assert len(family) > 5  # Ray's gcs, raylet, dashboard, agents and workers
+    commands.wait_for(lambda: not any(map(commands.alive, family)), 120, "Ray's processes to end")
+    if status == 1:
+        assert "KeyError: 'a mistake'" in (tmp_path / "stderr.txt").read_text()
 
 
 def test_float32_share_of_margins_that_differ_between_one_and_two_workers(tmp_path, record_property):

@@ -158,6 +158,11 @@ def test_standardised_images_have_mean_zero_and_deviation_one() -> None:
     assert torch.allclose(out.std(1), torch.ones(3, dtype=torch.float64), atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:var_mean")
+def test_an_empty_batch_passes_through_standardisation() -> None:
+    assert PerImageStandardize()(torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
 def test_constant_image_stays_finite_through_standardisation() -> None:
     x = torch.full((1, 3, 8, 8), 0.5, dtype=torch.float64, requires_grad=True)
     out = PerImageStandardize()(x)

@@ -28,6 +28,20 @@ def turns_nan(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return TurnsNaN(num_classes)
 
 
+class Raises(TurnsNaN):
+    """A network with a mistake in it that shows in its eleventh forward pass in training mode."""
+
+    def forward(self, x):
+        out = super().forward(x)
+        if self.training and self.passes >= 11:
+            raise KeyError("a mistake")
+        return out
+
+
+def raises(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return Raises(num_classes)
+
+
 def blobs(config, seed):
     """Three clouds of points in the plane, as a dictionary of arrays."""
     generator = torch.Generator().manual_seed(seed)

@@ -82,7 +82,8 @@ def worst(
                 if rivals and aims is None:
                     rows = (predicted == y).nonzero()[:, 0]
                     aims = torch.zeros(len(x), rivals, dtype=torch.int64, device=x.device)
-                    aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
+                    if len(rows):  # some networks cannot take an empty batch
+                        aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
                     spent += _looked_at(logits) * len(rows)
                 for k in range(rivals):
                     assert aims is not None

@@ -41,7 +41,7 @@ class PerImageStandardize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         variance, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True)
         # Bounded before the root, whose gradient at zero is infinite.
-        return (x - mean) * variance.clamp(min=1 / x[0].numel()).rsqrt()
+        return (x - mean) * variance.clamp(min=1 / math.prod(x.shape[1:])).rsqrt()
 
 
 class _Block(nn.Module):
