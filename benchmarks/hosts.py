@@ -54,6 +54,9 @@ class Hosts:
         where = ["--head", f"--port={PORT}"] if host == 0 else [f"--address={self.addresses[0]}:{PORT}"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block"]
         command += [f"--node-ip-address={self.addresses[host]}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
+        # Left to find ports for itself, a node waits for its agents to tell theirs, and on a busy machine gives up.
+        agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port")
+        command += [f"--{name}={52365 + n}" for n, name in enumerate((*agents, "runtime-env-agent-port"))]
         self.nodes.append(
             subprocess.Popen(
                 self.on(host, *command),
