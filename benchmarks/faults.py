@@ -299,18 +299,19 @@ class Ground:
         self._hosts: Hosts | None = None
 
     def hosts(self) -> Hosts:
-        # One pair at a time: on a busy machine a Ray node often misses time limits of its own as it is.
-        with _MAKING_HOSTS:
-            for tries in range(_TRIES):
-                if self._hosts is None:
-                    try:
-                        hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
-                        self._hosts = self._stack.enter_context(hosts)
-                    except ChildProcessError as error:
-                        print(f"Hosts, attempt {tries + 1}: {error}", file=sys.stderr)
         if self._hosts is None:
-            raise RuntimeError("No hosts can be made")
+            # One pair at a time: on a busy machine a Ray node often misses time limits of its own as it is.
+            with _MAKING_HOSTS:
+                self._hosts = self._make_hosts()
         return self._hosts
+
+    def _make_hosts(self) -> Hosts:
+        for tries in range(_TRIES):
+            try:
+                return self._stack.enter_context(two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count")))
+            except ChildProcessError as error:
+                print(f"Hosts, attempt {tries + 1}: {error}", file=sys.stderr)
+        raise RuntimeError(f"No hosts could be made in {_TRIES} attempts")
 
     def clear(self) -> None:
         self._hosts = None
