@@ -51,7 +51,8 @@ OPTIONS = {
 }
 _PATIENCE = 400.0  # seconds for a run to end, or to reach the moment of the fault
 _GONE_AFTER = 120.0  # seconds that the workers of a run may outlive its command
-_TRIES = 5
+_TRIES = 20
+_MAKING_HOSTS = threading.Lock()
 _LARGEST_DIFFERENCE = 1e-9
 
 
@@ -298,17 +299,19 @@ class Ground:
         self._hosts: Hosts | None = None
 
     def hosts(self) -> Hosts:
-        tries = 0
-        while self._hosts is None:
-            tries += 1
-            hosts = two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count"))
-            try:
-                self._hosts = self._stack.enter_context(hosts)
-            except ChildProcessError as error:  # on a busy machine Ray may miss time limits of its own
-                if tries == _TRIES:
-                    raise
-                print(f"Trying again to make hosts: {error}", file=sys.stderr)
+        if self._hosts is None:
+            # One pair at a time: on a busy machine a Ray node often misses time limits of its own as it is.
+            with _MAKING_HOSTS:
+                self._hosts = self._make_hosts()
         return self._hosts
+
+    def _make_hosts(self) -> Hosts:
+        for tries in range(_TRIES):
+            try:
+                return self._stack.enter_context(two_hosts(self.directory, FAULTS_COUNT=str(self.directory / "count")))
+            except ChildProcessError as error:
+                print(f"Hosts, attempt {tries + 1}: {error}", file=sys.stderr)
+        raise RuntimeError(f"No hosts could be made in {_TRIES} attempts")
 
     def clear(self) -> None:
         self._hosts = None

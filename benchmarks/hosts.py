@@ -16,6 +16,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PORT = 6399  # nothing else listens inside the namespaces
+# `ray start` without the server for Ray's remote clients, which on a busy machine ends for lack of time, and the
+# whole node with it.
+_START = "from ray.scripts import scripts; scripts.get_ray_client_dependency_error = lambda: 'unused'; scripts.main()"
 
 
 def why_not() -> str | None:
@@ -52,8 +55,11 @@ class Hosts:
 
     def start_node(self, host: int, cpus: int = 1) -> None:
         where = ["--head", f"--port={PORT}"] if host == 0 else [f"--address={self.addresses[0]}:{PORT}"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, "--block"]
+        command = [sys.executable, "-c", _START, "start", *where, "--block"]
         command += [f"--node-ip-address={self.addresses[host]}", f"--num-cpus={cpus}", "--dashboard-host=127.0.0.1"]
+        # Left to find ports for itself, a node waits for its agents to tell theirs, and on a busy machine gives up.
+        agents = ("dashboard-agent-grpc-port", "dashboard-agent-listen-port", "metrics-export-port")
+        command += [f"--{name}={52365 + n}" for n, name in enumerate((*agents, "runtime-env-agent-port"))]
         self.nodes.append(
             subprocess.Popen(
                 self.on(host, *command),
@@ -139,6 +145,7 @@ def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_agent_register_timeout_ms": "300000",
         "RAY_worker_niceness": "0",  # not behind all else that this machine is doing
         "RAY_ADDRESS": f"{addresses[0]}:{PORT}",
     }
