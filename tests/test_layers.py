@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ima_dist"
 
-_BASE = {"config", "presets", "references", "__init__"}
+_BASE = {"config", "presets", "references", "jobs", "__init__"}
 _LOW = _BASE | {"distributed", "norms", "noise"}
 _RESULTS = {"results", "progress"}
 _MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
