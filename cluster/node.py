@@ -154,6 +154,7 @@ class Task:
             self._wait(lambda rank=rank: self._joined(rank), max(left, 0), what)  # type: ignore[misc]
         self.times["joined"] = time.time()
         port = node.dashboard_port
+        write_text_atomic(self.place / "dashboard", str(port))
         host = socket.gethostname()
         self._note(
             f"Start {self.number} of job {self.job} on {', '.join(self.nodes)}. Ray's dashboard (it asks for the token "

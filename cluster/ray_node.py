@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,7 @@ def own_address(towards: str | None, interface: str | None) -> str:
     the loopback address, which nobody else can reach. Raises ConfigError.
     """
     if interface:
-        found = _address_of(interface)
+        found = address_of(interface)
         if found is None:
             raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address.")
         return found
@@ -127,9 +128,8 @@ def own_address(towards: str | None, interface: str | None) -> str:
         ) from None
 
 
-def _address_of(interface: str) -> str | None:
-    import struct
-
+def address_of(interface: str) -> str | None:
+    """IPv4 address of an interface of this machine, if it has one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         request = struct.pack("256s", interface.encode()[:15])
         return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24])  # SIOCGIFADDR, linux/sockios.h

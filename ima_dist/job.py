@@ -21,11 +21,11 @@ from ima_dist.jobs import Job, read_job, run_path
 from ima_dist.presets import options_of, train_command
 from ima_dist.results.comparison import comparison_table
 from ima_dist.results.rundir import RunDir
-from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, guarded, results_root, say, user_options
+from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, results_root, say, user_options
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status as for ``ima_dist.train``; 1 if a row failed, after all others were done."""
+    """Exit status as for ``ima_dist.train``; 1 if a row failed, after all others were done; 2 if all are faulty."""
     return guarded(_main, sys.argv[1:] if argv is None else argv)
 
 
@@ -47,7 +47,7 @@ def _main(argv: list[str]) -> int:
         for name, config in chosen.items():
             say(f"{name}: {train_command(config, run_path(root, config))}")
         return EXIT_DONE
-    failed = []
+    failed: dict[str, int] = {}
     for name, config in chosen.items():
         say(f"\n[{name}]")
         status = _do_row(job, config, run_path(root, config))
@@ -55,13 +55,15 @@ def _main(argv: list[str]) -> int:
             say("Interrupted. The same command continues.")
             return EXIT_REQUEUE
         if status != EXIT_DONE:
-            failed.append(name)
+            failed[name] = status
     runs = {name: RunDir(run_path(root, config)) for name, config in chosen.items() if name not in failed}
     scale = f", scale {job.scale}" if job.scale else ""
     say(f"\n{job.title}{scale}\n{comparison_table(runs, job.table, job.epochs)}")
     if failed:
         print(f"error: These rows failed: {', '.join(failed)}; their messages stand above.", file=sys.stderr)
-    return EXIT_FAILED if failed else EXIT_DONE
+    if failed:
+        return EXIT_INPUT if [*failed.values()] == [EXIT_INPUT] * len(chosen) else EXIT_FAILED
+    return EXIT_DONE
 
 
 def _chosen(job: Job, arguments: argparse.Namespace) -> dict[str, Config]:

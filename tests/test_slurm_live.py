@@ -1,0 +1,218 @@
+"""Jobs on a real SLURM, run on this machine: what SLURM does to them, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from cluster import local, processes, slurm, submit
+from cluster.records import RowRecord
+from ima_dist.results.rundir import RunDir, read_json
+from tests import commands, workers
+from tests.runs import check_files
+from tests.slurm import needs_slurm, of_job, training
+
+pytestmark = [pytest.mark.slow, needs_slurm]
+STEPS, EPOCHS, WAIT = 40, 5, 600
+OPTIONS = {
+    "model.factory": "tests.user_code:unhurried", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS,
+    "dtype": "float64", "eval.steps": 2, "eval.noise": [0.0, 0.1],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory to submit from, with a local SLURM that has a directory of its own."""
+    place = tmp_path_factory.mktemp("jobs")
+    directory = Path(f"/tmp/slurm-test-{os.getpid()}")
+    rows = "".join(f"  {method}: {{method: {method}}}\n" for method in ("ima", "ce"))
+    options = "".join(f"  {name}: {value}\n" for name, value in OPTIONS.items())
+    for name in ("moons", "two", "short"):
+        (place / f"{name}.yaml").write_text(f"title: test\npreset: moons\noptions:\n{options}rows:\n{rows}")
+    local.up(directory)
+    before = dict(os.environ)
+    os.environ.update(local.environment(directory), PYTHONPATH=str(commands.ROOT), TEST_PAUSE="0.15")
+    (place / "partitions.toml").write_text((directory / "partitions.toml").read_text())
+    here = Path.cwd()
+    os.chdir(place)
+    try:
+        yield place
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
+        if "KEEP_SLURM" not in os.environ:
+            local.down(directory)
+
+
+def submitted(name: str, partition: str, *options: str) -> tuple[Path, dict[str, dict]]:
+    done = commands.run(
+        "cluster.submit", f"{name}.yaml", "--partition", partition, "--device", "cpu", "--out", f"runs/{name}", *options
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = Path("runs/cluster", name).absolute()
+    return folder, {row["name"]: row for row in (read_json(folder / "job.json") or {})["rows"]}
+
+
+@pytest.fixture(scope="module")
+def two_rows(place):
+    """An array of two rows on the one node of titanv, which runs beside the other tests."""
+    return submitted("two", "titanv", "--at-once", "1", "--cards", "1")
+
+
+def equal_to_undisturbed(run: str, path: Path, method: str) -> None:
+    config, _ = workers.start_run(
+        path,
+        "moons",
+        method=method,
+        **{name.replace(".", "__"): tuple(v) if isinstance(v, list) else v for name, v in OPTIONS.items()},
+    )
+    os.environ["TEST_PAUSE"] = "0"
+    workers.train(config, path)
+    os.environ["TEST_PAUSE"] = "0.15"
+    (weights_1, margins_1), (weights_2, margins_2) = (workers.final_state(config, p) for p in (path, Path(run)))
+    assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    if margins_1 is not None:
+        assert float((margins_1 - margins_2).abs().max()) < 1e-9
+    check_files(RunDir(run), EPOCHS, 128)
+
+
+def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_rows, tmp_path):
+    """scontrol requeue, pre-emption, the time limit, a dead slurmd: one after the other, on two nodes."""
+    directory = Path(os.environ["SLURM_CONF"]).parent
+    folder, rows = submitted("moons", "v100", "--nodes", "2", "--workers", "2", "--rows", "ima")
+    row, record = rows["ima"], RowRecord(folder, "ima")
+    job, run = row["id"], row["run"]
+
+    def in_training(start: int) -> None:
+        def there() -> bool:
+            assert record.result() is None, record.output.read_text()
+            return training(record, run, start, STEPS)
+
+        commands.wait_for(there, WAIT, f"start {start} to train")
+
+    in_training(0)
+    nobody_else_gets_in(record)
+    slurm.command("scontrol", "requeue", job)
+
+    in_training(1)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
+    first = subprocess.run([*urgent, "--wrap=true"], capture_output=True, text=True, check=True).stdout.strip()
+
+    in_training(2)
+    assert first not in slurm.queue()
+    elapsed = slurm.job(job)["RunTime"]  # 00:MM:SS
+    slurm.command("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
+    commands.wait_for(lambda: record.newest_start() == 3, WAIT, "the time limit")
+    slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+
+    in_training(3)
+    head = slurm.queue()[job]["node"]
+    head = re.sub(r"\[(\d).*", r"\1", head)
+    leftovers = [pid for pid in of_job(job) if processes.environment(pid).get("SLURMD_NODENAME") == head]
+    assert leftovers
+    os.kill(local.node_pid(directory, head), 9)
+    in_training(4)
+    commands.wait_for(lambda: not any(map(processes.alive, leftovers)), WAIT, "the leftover to notice")
+    local.start_node(directory, head)
+
+    results = submit.wait(folder)
+    output = record.output.read_text()
+    assert results["ima"]["status"] == 0, output
+    for sentence in (
+        "SIGTERM: SLURM has requeued the job",
+        "SIGUSR2: the run saves what it has done, and the job is requeued",
+        "ends: the job has been started again",
+    ):
+        assert sentence in output
+    assert output.count("Start ") >= 5
+    assert "failure" not in output
+    equal_to_undisturbed(run, tmp_path / "undisturbed", "ima")
+    times = read_json(record.start(0) / "times.json")
+    assert list(times) == ["submitted", "began", "head", "joined", "driver", "first_step"]
+    assert list(times.values()) == sorted(times.values())
+
+
+def nobody_else_gets_in(record: RowRecord) -> None:
+    """Without the token Ray refuses, over HTTP and as a client; another user cannot read the token."""
+    start = record.start(0)
+    token = start / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert record.path.parent.stat().st_mode & 0o777 == 0o700
+    if os.geteuid() == 0:
+        stranger = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        assert subprocess.run([*stranger, "cat", str(token)], capture_output=True).returncode
+    address = f"http://127.0.0.1:{(start / 'dashboard').read_text()}/api/jobs/"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address, timeout=60)
+    assert refused.value.code in (401, 403)
+    known = urllib.request.Request(address, headers={"Authorization": f"Bearer {token.read_text()}"})
+    assert urllib.request.urlopen(known, timeout=60).status == 200
+    wrong = record.path / "wrong-token"
+    wrong.write_text("0123456789abcdef" * 4)
+    code = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print('in', ray.nodes())"
+    client = subprocess.run(
+        [sys.executable, "-c", code, (start / "address").read_text()],
+        env={**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    wrong.unlink()
+    assert client.returncode
+    assert "in" not in client.stdout
+    assert "auth" in client.stderr.lower(), client.stderr
+
+
+def test_an_array_of_two_rows(two_rows, tmp_path):
+    folder, rows = two_rows
+    assert {row["id"].split("_")[1] for row in rows.values()} == {"0", "1"}
+    results = submit.wait(folder)
+    for name, row in rows.items():
+        assert results[name]["status"] == 0, RowRecord(folder, name).output.read_text()
+        equal_to_undisturbed(row["run"], tmp_path / name, name)
+    shown = commands.run("cluster.status", "two")
+    assert re.search(rf"two/ima +FINISHED +- +0 +{EPOCHS}/{EPOCHS} +[\d,]+ +[01]\.\d{{4}}$", shown.stdout, re.M), shown
+
+
+def test_scancel_leaves_no_process_and_no_directory(place):
+    folder, rows = submitted("short", "titanv", "--rows", "ce")
+    record, row = RowRecord(folder, "ce"), rows["ce"]
+    commands.wait_for(lambda: training(record, row["run"], 0, STEPS), WAIT, "the run to train")
+    ours = of_job(row["id"])
+    assert len(ours) > 5
+    private = [p for p in Path("/tmp").glob(f"ima-{row['id']}-*") if p.is_dir()]
+    assert [p.stat().st_mode & 0o777 for p in private] == [0o700]
+    shown = commands.run("cluster.status", "short/ce").stdout
+    assert re.search(r"short/ce +RUNNING +titanv-0 +0 +\d/\d", shown), shown
+    assert commands.run("cluster.status", "cancel", "short").returncode == 0
+    assert submit.wait(folder)["ce"]["message"] == "cancelled"
+    commands.wait_for(lambda: not of_job(row["id"]), 60, "all processes to end")
+    assert not any(map(processes.alive, ours))
+    assert not any(p.exists() for p in private)
+    assert not (record.start(0) / "token").exists()
+    assert "CANCELLED" in commands.run("cluster.status", "short").stdout
+    assert any((Path(row["run"]) / "checkpoints").glob("epoch=*"))
+    followed = commands.run("cluster.status", "short/ce", "--follow")
+    assert "Cancelled; another submission continues" in followed.stdout
+
+
+def test_down_removes_every_trace(tmp_path):
+    directory = Path(f"/tmp/slurm-test-{os.getpid()}-b")
+    local.up(directory)
+    pids = [local.node_pid(directory, name) for name in local.node_names()]
+    assert all(map(processes.alive, pids))
+    again = commands.run("cluster.local", "up", "--dir", directory)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert commands.run("cluster.local", "down", "--dir", directory).returncode == 0
+    assert not any(map(processes.alive, pids))
+    assert not directory.exists()
+    tmp_path.joinpath("file").touch()
+    assert commands.run("cluster.local", "down", "--dir", tmp_path).returncode == 2
