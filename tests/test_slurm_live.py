@@ -20,7 +20,7 @@ from tests.runs import check_files
 from tests.slurm import needs_slurm, of_job, training
 
 pytestmark = [pytest.mark.slow, needs_slurm]
-STEPS, EPOCHS, WAIT = 40, 5, 600
+STEPS, EPOCHS, WAIT = 40, 6, 600
 OPTIONS = {
     "model.factory": "tests.user_code:unhurried", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS,
     "dtype": "float64", "eval.steps": 2, "eval.noise": [0.0, 0.1],
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
             local.down(directory)
 
 
-def submitted(name: str, partition: str, *options: str) -> tuple[Path, dict[str, dict]]:
+def submitted(name: str, partition: str, *options: str, **environment: str) -> tuple[Path, dict[str, dict]]:
     done = commands.run(
         "cluster.submit", f"{name}.yaml", "--partition", partition, "--device", "cpu", "--out", f"runs/{name}", *options
     )
@@ -99,7 +99,6 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
         commands.wait_for(there, WAIT, f"start {start} to train")
 
     in_training(0)
-    nobody_else_gets_in(record)
     slurm.command("scontrol", "requeue", job)
 
     in_training(1)
@@ -182,12 +181,14 @@ def test_an_array_of_two_rows(two_rows, tmp_path):
     assert re.search(rf"two/ima +FINISHED +- +0 +{EPOCHS}/{EPOCHS} +[\d,]+ +[01]\.\d{{4}}$", shown.stdout, re.M), shown
 
 
-def test_scancel_leaves_no_process_and_no_directory(place):
-    folder, rows = submitted("short", "titanv", "--rows", "ce")
+def test_others_are_refused_and_scancel_leaves_no_process_and_no_directory(place):
+    # Long enough for everything that is looked at.
+    folder, rows = submitted("short", "titanv", "--rows", "ce", TEST_PAUSE="2")
     record, row = RowRecord(folder, "ce"), rows["ce"]
     commands.wait_for(lambda: training(record, row["run"], 0, STEPS), WAIT, "the run to train")
     ours = of_job(row["id"])
     assert len(ours) > 5
+    nobody_else_gets_in(record)
     private = [p for p in Path("/tmp").glob(f"ima-{row['id']}-*") if p.is_dir()]
     assert [p.stat().st_mode & 0o777 for p in private] == [0o700]
     shown = commands.run("cluster.status", "short/ce").stdout
