@@ -150,6 +150,7 @@ def down(directory: Path) -> None:
         return
     if not (directory / "slurm.conf").is_file():
         raise ConfigError(f"{directory} holds no local SLURM: it has no slurm.conf, so check --dir.")
+    _cancel_jobs(directory)
     ours = _processes(directory)
     processes.end(ours, signal.SIGTERM)
     processes.wait_for(lambda: not any(map(processes.alive, ours)), 5)
@@ -158,6 +159,20 @@ def down(directory: Path) -> None:
         processes.end(left)
         processes.wait_for(lambda left=left: not any(map(processes.alive, left)), 5)  # type: ignore[misc]
     shutil.rmtree(directory)
+
+
+def _cancel_jobs(directory: Path) -> None:
+    """scancel, and the time that jobs have to tidy up after themselves."""
+    env = {**os.environ, **environment(directory)}
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else ""  # a controller that has died has no jobs left to end
+
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if ask("squeue", "--noheader"):
+            ask("scancel", "--user", getpass.getuser())
+            processes.wait_for(lambda: not ask("squeue", "--noheader"), _WAIT, every=0.3)
 
 
 def _processes(directory: Path) -> list[int]:
