@@ -39,7 +39,8 @@ def place(tmp_path_factory):
     local.up(directory)
     before = dict(os.environ)
     os.environ.update(local.environment(directory), PYTHONPATH=str(commands.ROOT), TEST_PAUSE="0.15")
-    (place / "partitions.toml").write_text((directory / "partitions.toml").read_text())
+    gone = '[elsewhere]\npartition = "gone"\ncards = 1\ncpus_per_card = 1\ntime = 60\n'
+    (place / "partitions.toml").write_text((directory / "partitions.toml").read_text() + gone)
     here = Path.cwd()
     os.chdir(place)
     try:
@@ -203,6 +204,26 @@ def test_others_are_refused_and_scancel_leaves_no_process_and_no_directory(place
     assert any((Path(row["run"]) / "checkpoints").glob("epoch=*"))
     followed = commands.run("cluster.status", "short/ce", "--follow")
     assert "Cancelled; another submission continues" in followed.stdout
+
+
+def test_doctor_on_nodes(place):
+    """All is well here but for what placeholder cards and a torch for other cards lack."""
+    done = commands.run("cluster.doctor", "--partition", "v100", "--on-node", "--nodes", "2")
+    lines = re.findall(r"^(ok|warning|failure) +((?:v100-\d: )?[\w ]+): .+$", done.stdout, re.MULTILINE)
+    assert len(lines) == len(done.stdout.splitlines()), done.stdout + done.stderr
+    checks = {check: level for level, check in lines}
+    nodes = {check.split(":")[0] for check in checks if ": " in check}
+    assert len(nodes) == 2
+    for node in nodes:
+        assert checks[f"{node}: shared directory"] == checks[f"{node}: interface"] == checks[f"{node}: clock"] == "ok"
+    assert checks["accounting"] == "warning"
+    assert checks["partition"] == checks["cards"] == checks["SLURM"] == "ok"
+    failed = {check.split(": ")[-1] for check, level in checks.items() if level == "failure"}
+    assert failed <= {"driver and cards", "torch", "disk space"}
+    assert done.returncode == bool(failed)
+    missing = commands.run("cluster.doctor", "--partition", "elsewhere")
+    assert missing.returncode == 1
+    assert "SLURM has none called gone; it has titanv, urgent, v100: correct 'partition'" in missing.stdout
 
 
 def test_down_removes_every_trace(tmp_path):
