@@ -161,7 +161,7 @@ class RayNode:
         with log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             self.process = subprocess.Popen(
                 words,
-                env={**os.environ, **environment(token)},
+                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(token)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -20,7 +20,8 @@ from tests.runs import check_files
 from tests.slurm import needs_slurm, of_job, training
 
 pytestmark = [pytest.mark.slow, needs_slurm]
-STEPS, EPOCHS, WAIT = 40, 6, 600
+# Long enough for two waits in mid-training: for a time limit, and until SLURM gives a node up for dead.
+STEPS, EPOCHS, WAIT = 40, 18, 600
 OPTIONS = {
     "model.factory": "tests.user_code:unhurried", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS,
     "dtype": "float64", "eval.steps": 2, "eval.noise": [0.0, 0.1],
@@ -65,7 +66,7 @@ def submitted(name: str, partition: str, *options: str, **environment: str) -> t
 @pytest.fixture(scope="module")
 def two_rows(place):
     """An array of two rows on the one node of titanv, which runs beside the other tests."""
-    return submitted("two", "titanv", "--at-once", "1", "--cards", "1")
+    return submitted("two", "titanv", "--at-once", "1", "--cards", "1", TEST_PAUSE="0")
 
 
 def equal_to_undisturbed(run: str, path: Path, method: str) -> None:
@@ -193,7 +194,7 @@ def test_others_are_refused_and_scancel_leaves_no_process_and_no_directory(place
     private = [p for p in Path("/tmp").glob(f"ima-{row['id']}-*") if p.is_dir()]
     assert [p.stat().st_mode & 0o777 for p in private] == [0o700]
     shown = commands.run("cluster.status", "short/ce").stdout
-    assert re.search(r"short/ce +RUNNING +titanv-0 +0 +\d/\d", shown), shown
+    assert re.search(rf"short/ce +RUNNING +titanv-0 +0 +\d+/{EPOCHS}", shown), shown
     assert commands.run("cluster.status", "cancel", "short").returncode == 0
     assert submit.wait(folder)["ce"]["message"] == "cancelled"
     commands.wait_for(lambda: not of_job(row["id"]), 60, "all processes to end")
