@@ -14,6 +14,8 @@ import pytest
 
 from cluster import local, processes, slurm, submit
 from cluster.records import RowRecord
+from ima_dist.config import Config
+from ima_dist.jobs import read_job
 from ima_dist.results.rundir import RunDir, read_json
 from tests import commands, workers
 from tests.runs import check_files
@@ -35,7 +37,7 @@ def place(tmp_path_factory):
     directory = Path(f"/tmp/slurm-test-{os.getpid()}")
     rows = "".join(f"  {method}: {{method: {method}}}\n" for method in ("ima", "ce"))
     options = "".join(f"  {name}: {value}\n" for name, value in OPTIONS.items())
-    for name in ("moons", "two", "short"):
+    for name in ("moons", "short"):
         (place / f"{name}.yaml").write_text(f"title: test\npreset: moons\noptions:\n{options}rows:\n{rows}")
     local.up(directory)
     before = dict(os.environ)
@@ -55,9 +57,8 @@ def place(tmp_path_factory):
 
 
 def submitted(name: str, partition: str, *options: str, **environment: str) -> tuple[Path, dict[str, dict]]:
-    done = commands.run(
-        "cluster.submit", f"{name}.yaml", "--partition", partition, "--device", "cpu", "--out", f"runs/{name}", *options
-    )
+    words = [f"{name}.yaml", "--partition", partition, "--device", "cpu", "--out", f"runs/{name}", *options]
+    done = commands.run("cluster.submit", *words, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     folder = Path("runs/cluster", name).absolute()
     return folder, {row["name"]: row for row in (read_json(folder / "job.json") or {})["rows"]}
@@ -65,25 +66,21 @@ def submitted(name: str, partition: str, *options: str, **environment: str) -> t
 
 @pytest.fixture(scope="module")
 def two_rows(place):
-    """An array of two rows on the one node of titanv, which runs beside the other tests."""
-    return submitted("two", "titanv", "--at-once", "1", "--cards", "1", TEST_PAUSE="0")
+    """Two rows of one of the paper's tables, on the one node of titanv, beside the other tests."""
+    (place / "table01.yaml").write_bytes((commands.ROOT / "jobs" / "table01.yaml").read_bytes())
+    options = ["--scale", "tiny", "--dtype", "float64", "--rows", "ima,ce"]
+    return submitted("table01", "titanv", *options, "--at-once", "1", "--cards", "1")
 
 
-def equal_to_undisturbed(run: str, path: Path, method: str) -> None:
-    config, _ = workers.start_run(
-        path,
-        "moons",
-        method=method,
-        **{name.replace(".", "__"): tuple(v) if isinstance(v, list) else v for name, v in OPTIONS.items()},
-    )
+def equal_to_undisturbed(run: str, config: Config, path: Path, samples: int) -> None:
     os.environ["TEST_PAUSE"] = "0"
+    RunDir.create(config, path)
     workers.train(config, path)
-    os.environ["TEST_PAUSE"] = "0.15"
     (weights_1, margins_1), (weights_2, margins_2) = (workers.final_state(config, p) for p in (path, Path(run)))
     assert workers.largest_difference(weights_1, weights_2) < 1e-9
     if margins_1 is not None:
         assert float((margins_1 - margins_2).abs().max()) < 1e-9
-    check_files(RunDir(run), EPOCHS, 128)
+    check_files(RunDir(run), config.epochs, samples)
 
 
 def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_rows, tmp_path):
@@ -135,7 +132,7 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
         assert sentence in output
     assert output.count("Start ") >= 5
     assert "failure" not in output
-    equal_to_undisturbed(run, tmp_path / "undisturbed", "ima")
+    equal_to_undisturbed(run, read_job("moons.yaml").rows["ima"], tmp_path / "undisturbed", 128)
     times = read_json(record.start(0) / "times.json")
     assert list(times) == ["submitted", "began", "head", "joined", "driver", "first_step"]
     assert list(times.values()) == sorted(times.values())
@@ -176,11 +173,19 @@ def test_an_array_of_two_rows(two_rows, tmp_path):
     folder, rows = two_rows
     assert {row["id"].split("_")[1] for row in rows.values()} == {"0", "1"}
     results = submit.wait(folder)
+    configs = read_job("table01.yaml", "tiny", {"dtype": "float64"}).rows
     for name, row in rows.items():
         assert results[name]["status"] == 0, RowRecord(folder, name).output.read_text()
-        equal_to_undisturbed(row["run"], tmp_path / name, name)
-    shown = commands.run("cluster.status", "two")
-    assert re.search(rf"two/ima +FINISHED +- +0 +{EPOCHS}/{EPOCHS} +[\d,]+ +[01]\.\d{{4}}$", shown.stdout, re.M), shown
+        equal_to_undisturbed(row["run"], configs[name], tmp_path / name, 4)
+    shown = commands.run("cluster.status", "table01").stdout
+    assert re.search(r"table01/ima +FINISHED +- +0 +2/2 +[\d,]+ +[01]\.\d{4}$", shown, re.MULTILINE), shown
+
+
+def test_what_sbatch_refuses(place):
+    done = commands.run("cluster.submit", "moons.yaml", "--partition", "v100", "--constraint", "nosuch")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "sbatch refused the job: sbatch: error: Batch job submission failed: Invalid feature" in done.stderr
+    assert not Path("runs/cluster/moons-2").exists()
 
 
 def test_others_are_refused_and_scancel_leaves_no_process_and_no_directory(place):
