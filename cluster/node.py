@@ -217,22 +217,23 @@ class Task:
         known = slurm.job(self.job)
         if int(known.get("Restarts", self.number)) > self.number:
             return "again"
-        if self.signals[-1] == signal.SIGUSR2 or known.get("JobState") == "RUNNING":
-            return "save"
-        return "cancel"
+        state = known.get("JobState", "CANCELLED" if signal.SIGTERM in self.signals else "RUNNING")
+        return "save" if state == "RUNNING" or self.signals[-1:] == [signal.SIGUSR2] else "cancel"
 
     def _conclude(self, status: int, message: str, tries: dict[str, Any]) -> dict[str, Any]:
         """What becomes of the job, now that the run has ended with ``status``."""
         if status in (EXIT_DONE, EXIT_INPUT):
             return self._ended(status, message)
+        # Asked also without a signal: a node that was given up for dead gets none.
+        will = self.will or self._what_slurm_wants()
         if self.signals:
-            will = self.will or self._what_slurm_wants()
             write_private(self.record.tries_path, {**tries, "asked": True})
-            if will == "again":
-                raise _Leave("SLURM starts the job again")
-            if will == "cancel":
-                self._write_result(EXIT_REQUEUE, "cancelled")
-                raise _Leave("Cancelled; another submission continues from the last checkpoint")
+        if will == "again":
+            raise _Leave("SLURM starts the job again")
+        if will == "cancel":
+            self._write_result(EXIT_REQUEUE, "cancelled")
+            raise _Leave("Cancelled; another submission continues from the last checkpoint")
+        if self.signals:
             self._requeue("Saved")
         if status == EXIT_REQUEUE:
             # Told so by someone else, or too late for another pass.
