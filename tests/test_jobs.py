@@ -96,6 +96,22 @@ def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.parquet")} == before
 
 
+def test_nothing_is_begun_near_the_end_of_a_slurm_job(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
+        "rows:\n  ce: {method: ce}\nthen:\n  - {attacks: [white-noise]}\n"
+    )
+    command = [str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    monkeypatch.setenv("IMA_DIST_LAST_START", "1")
+    assert job.main(command) == 75
+    assert "The same command continues." in capsys.readouterr().out
+    monkeypatch.setenv("IMA_DIST_LAST_START", "1e12")
+    assert job.main(command) == 0
+    assert "white-noise" in capsys.readouterr().out
+
+
 def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
     file = tmp_path / "own.yaml"

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ima_dist"
 
-_BASE = {"config", "presets", "references", "snapshots", "__init__"}
+_BASE = {"config", "presets", "references", "snapshots", "jobs", "__init__"}
 _LOW = _BASE | {"distributed", "norms", "noise"}
 _RESULTS = {"results", "progress"}
 _MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
@@ -93,3 +93,17 @@ def test_results_open_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+CLUSTER = sorted((ROOT / "cluster").glob("*.py"))
+
+
+@pytest.mark.parametrize("file", CLUSTER, ids=lambda f: f"cluster/{f.name}")
+def test_cluster_starts_processes_and_knows_no_training_code(file):
+    names = imports(file)
+    for name in names:
+        top, *rest = name.split(".")
+        assert top != "ima_dist" or not rest or rest[0] in NO_TORCH, f"{file.name} imports {name}"
+        assert top not in ("ray", "torchvision"), f"{file.name} imports {name}"
+        # The doctor alone asks torch what it is built for.
+        assert top != "torch" or file.name == "doctor.py", f"{file.name} imports {name}"

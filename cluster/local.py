@@ -1,0 +1,306 @@
+"""``python -m cluster.local up|down``: a real SLURM on this machine, for development and tests.
+
+One slurmctld and one slurmd for each of four nodes, on loopback, with free ports and all files in a directory
+of their own: three nodes in the partition v100, one in titanv, with placeholder cards, and the partition
+urgent, which takes nodes of v100 away from the jobs there. ``down`` ends every process and removes the
+directory. Needs the Debian packages slurm-wlm and munge; installs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster import processes
+from cluster.errors import guarded
+from ima_dist.config import ConfigError, OneLineParser
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
+_DAEMONS = ("slurmctld", "slurmd", "slurmstepd", "munged")
+NODES = {"v100": 3, "titanv": 1}
+CARDS = 2
+CPUS = 2
+_WAIT = 60.0
+_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
+_SLURM_CONF = """\
+ClusterName=local
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+# A requeued job waits until the credentials of its last start have expired.
+AuthInfo=socket={dir}/munge.socket,cred_expire=5
+StateSaveLocation={dir}/state
+SlurmdSpoolDir={dir}/spool.%n
+SlurmctldPidFile={dir}/slurmctld.pid
+SlurmdPidFile={dir}/slurmd.%n.pid
+SlurmctldLogFile={dir}/slurmctld.log
+SlurmdLogFile={dir}/slurmd.%n.log
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+GresTypes=gpu
+ReturnToService=2
+SlurmdTimeout=20
+SlurmctldTimeout=10
+KillWait={kill_wait}
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SchedulerParameters=bf_interval=2,sched_min_interval=100000,sched_interval=2,batch_sched_delay=0
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+{nodes}
+PartitionName=v100 Nodes=v100-[0-2] Default=YES MaxTime=1-0 PriorityTier=1
+PartitionName=titanv Nodes=titanv-0 MaxTime=1-0
+PartitionName=urgent Nodes=v100-[0-2] MaxTime=1-0 PriorityTier=10 PreemptMode=OFF
+"""
+
+_PARTITIONS = """\
+# What cluster.submit is told of the local SLURM: python -m cluster.submit … --partitions {dir}/partitions.toml
+[v100]
+cards = {cards}
+gres = "gpu:v100"
+cpus_per_card = 1
+memory = "3000M"
+time = "0:30:00"
+notice = 30
+
+[titanv]
+cards = {cards}
+gres = "gpu:titanv"
+cpus_per_card = 1
+memory = "3000M"
+time = "0:30:00"
+notice = 30
+
+[urgent]
+cards = {cards}
+gres = "gpu:v100"
+cpus_per_card = 1
+memory = "3000M"
+time = "0:30:00"
+notice = 30
+"""
+
+
+def default_directory() -> Path:
+    return Path(f"/tmp/slurm-{getpass.getuser()}")
+
+
+def missing() -> list[str]:
+    """Programs of SLURM and MUNGE that this machine lacks."""
+    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What SLURM's commands need to find the local one."""
+    return {"SLURM_CONF": str(directory / "slurm.conf"), "PATH": _PATH}
+
+
+def up(directory: Path, kill_wait: int = 30) -> None:
+    """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started."""
+    if missing():
+        raise ConfigError(f"{', '.join(missing())} missing: ask for apt-get install slurm-wlm munge.")
+    if directory.exists():
+        raise ConfigError(f"{directory} exists: end the local SLURM in it first, with down, or give another --dir.")
+    directory.mkdir(mode=0o755, parents=True)
+    try:
+        _write_files(directory, kill_wait)
+        _start_all(directory)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            down(directory)
+        raise
+
+
+def start_node(directory: Path, name: str) -> None:
+    """Start one node's slurmd, at first or after it was killed."""
+    _run(directory, "slurmd", "-N", name)
+
+
+def node_pid(directory: Path, name: str) -> int:
+    """Process id of a node's slurmd."""
+    return int((directory / f"slurmd.{name}.pid").read_text())
+
+
+def node_names() -> list[str]:
+    return [f"{partition}-{i}" for partition, count in NODES.items() for i in range(count)]
+
+
+def down(directory: Path) -> None:
+    """Cancel its jobs, end its processes, remove its directory. Nothing happens if there is none.
+
+    Raises ConfigError if the directory is not that of a local SLURM.
+    """
+    if not directory.exists():
+        return
+    if not (directory / "slurm.conf").is_file():
+        raise ConfigError(f"{directory} holds no local SLURM: it has no slurm.conf, so check --dir.")
+    _cancel_jobs(directory)
+    ours = _processes(directory)
+    processes.end(ours, signal.SIGTERM)
+    processes.wait_for(lambda: not any(map(processes.alive, ours)), 5)
+    # Leftovers of jobs, too: what a killed slurmd had started has no one else to end it.
+    while left := _processes(directory):
+        processes.end(left)
+        processes.wait_for(lambda left=left: not any(map(processes.alive, left)), 5)  # type: ignore[misc]
+    shutil.rmtree(directory)
+
+
+def _cancel_jobs(directory: Path) -> None:
+    """scancel, and the time that jobs have to tidy up after themselves."""
+    env = {**os.environ, **environment(directory)}
+
+    def ask(*words: str) -> str:
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
+        return done.stdout if done.returncode == 0 else ""  # a controller that has died has no jobs left to end
+
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        if ask("squeue", "--noheader"):
+            ask("scancel", "--user", getpass.getuser())
+            processes.wait_for(lambda: not ask("squeue", "--noheader"), _WAIT, every=0.3)
+
+
+def _processes(directory: Path) -> list[int]:
+    """Daemons of the local SLURM and everything that its jobs started, but no shell in which it is merely used."""
+    conf = str(directory / "slurm.conf")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid() or not processes.alive(int(entry.name)):
+            continue
+        variables = processes.environment(int(entry.name))
+        if variables.get("SLURM_CONF") == conf and ("SLURM_JOB_ID" in variables or _is_daemon(entry)):
+            found.append(int(entry.name))
+    return found
+
+
+def _is_daemon(entry: Path) -> bool:
+    with contextlib.suppress(OSError):
+        # Debian calls the programs slurmd-wlm and so on.
+        return Path(os.readlink(entry / "exe")).name.startswith(_DAEMONS)
+    return False
+
+
+def _write_files(directory: Path, kill_wait: int) -> None:
+    (directory / "state").mkdir()
+    names = node_names()
+    port, *node_ports = _free_ports(1 + len(names))
+    nodes, gres = [], []
+    for name, node_port in zip(names, node_ports, strict=True):
+        kind = name.rsplit("-", 1)[0]
+        nodes.append(
+            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={node_port} "
+            f"CPUs={CPUS} RealMemory=4000 Gres=gpu:{kind}:{CARDS}"
+        )
+        for card in range(CARDS):
+            file = directory / f"{name}.card{card}"
+            file.touch()
+            # A count without files is refused by slurmd.
+            gres.append(f"NodeName={name} Name=gpu Type={kind} File={file}")
+    (directory / "slurm.conf").write_text(
+        _SLURM_CONF.format(
+            host=socket.gethostname(),
+            port=port,
+            user=getpass.getuser(),
+            dir=directory,
+            kill_wait=kill_wait,
+            nodes="\n".join(nodes),
+        )
+    )
+    (directory / "gres.conf").write_text("\n".join(gres) + "\n")
+    (directory / "partitions.toml").write_text(_PARTITIONS.format(dir=directory, cards=CARDS))
+    key = directory / "munge.key"
+    key.touch(mode=0o600)
+    key.write_bytes(os.urandom(128))
+
+
+def _start_all(directory: Path) -> None:
+    files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    _run(directory, "munged", *(f"--{option}={directory}/munge.{suffix}" for option, suffix in files.items()))
+    _run(directory, "slurmctld", "-c")
+    for name in node_names():
+        start_node(directory, name)
+
+    def ready() -> bool:
+        done = subprocess.run(
+            ["sinfo", "--noheader", "--Node", "--format=%t"],
+            env={**os.environ, **environment(directory)},
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.split().count("idle") >= len(node_names()) and "unk" not in done.stdout
+
+    if not processes.wait_for(ready, _WAIT):
+        log = (directory / "slurmctld.log").read_text().splitlines()
+        errors = [line for line in log if "error" in line or "fatal" in line]
+        raise ConfigError(f"The local SLURM was not ready within {_WAIT:.0f} s; its last complaint: {errors[-1:]}.")
+
+
+def _run(directory: Path, *command: str) -> None:
+    """Start a daemon, which puts itself into the background. Raises ConfigError with its complaint."""
+    # Not even the directory of whoever started it: it might want to be unmounted or removed.
+    done = subprocess.run(
+        command,
+        cwd=directory,
+        env={**os.environ, **environment(directory)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    if done.returncode:
+        raise ConfigError(f"{command[0]} did not start: {' '.join(done.stderr.split())}.")
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports below those that the system gives to outgoing connections, which might take one before its daemon does."""
+    found: list[int] = []
+    for port in random.sample(range(20000, 32000), 12000):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise ConfigError("No free ports between 20000 and 32000: end something that listens there.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = OneLineParser(
+        prog="python -m cluster.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("up", "down"))
+    parser.add_argument(
+        "--dir", type=Path, default=default_directory(), help="its directory (default: /tmp/slurm-USER)"
+    )
+    arguments = parser.parse_args(argv)
+    directory = arguments.dir.absolute()
+    if arguments.what == "down":
+        down(directory)
+        return 0
+    up(directory)
+    print(f"export SLURM_CONF={directory}/slurm.conf")
+    print(f"# then, for example: python -m cluster.doctor --partitions {directory}/partitions.toml --partition v100")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

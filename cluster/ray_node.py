@@ -1,0 +1,203 @@
+"""This task's node of the job's Ray cluster: start, and end with all its files."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster import processes
+from ima_dist.config import ConfigError
+
+# A socket's path has 107 bytes; below its temporary directory Ray needs
+# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh.
+SOCKET_PATH = 107
+ROOM_FOR_RAY = 64
+ROOM_FOR_OURS = 22
+# Training passes nothing through the object store.
+_OBJECT_STORE_BYTES = 256 * 2**20
+_LOCK = "lock"
+
+
+def new_token(path: Path) -> None:
+    """A fresh secret in a file that its owner alone can read. Ray expects at least this much."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+
+
+def environment(token: Path) -> dict[str, str]:
+    """For every process of Ray and every client: who does not have the token is refused."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def fits(base: str) -> bool:
+    """Whether Ray's sockets, below a private directory in ``base``, have short enough paths."""
+    return len(os.fsencode(base)) + ROOM_FOR_OURS + ROOM_FOR_RAY <= SOCKET_PATH
+
+
+def temporary_base(wanted: str | None) -> str:
+    """Directory in which the private one is made: the partition's, the job's TMPDIR, or /tmp. Raises ConfigError."""
+    candidates = [wanted] if wanted else [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]
+    for base in candidates:
+        if base and fits(base) and os.access(base, os.W_OK | os.X_OK):
+            return base
+    raise ConfigError(
+        f"{' and '.join(filter(None, candidates))} cannot be written on {socket.gethostname()}, or the path is longer "
+        f"than {SOCKET_PATH - ROOM_FOR_OURS - ROOM_FOR_RAY} bytes: name a short directory as temp in partitions.toml."
+    )
+
+
+@contextlib.contextmanager
+def private_directory(base: str, job: str) -> Iterator[Path]:
+    """A new directory for this user alone, gone at the end; leftovers of killed tasks on this node go first."""
+    for old in Path(base).glob("ima-*"):
+        with contextlib.suppress(OSError):
+            if not old.is_symlink() and old.stat().st_uid == os.getuid() and _unused(old):
+                shutil.rmtree(old)
+    path = Path(tempfile.mkdtemp(prefix=f"ima-{job[-8:]}-", dir=base))
+    try:
+        with (path / _LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unused(path: Path) -> bool:
+    """Whether its maker has ended: the lock is free."""
+    info = path.stat()
+    if not stat.S_ISDIR(info.st_mode) or not (path / _LOCK).exists():
+        return False
+    with (path / _LOCK).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def free_port(address: str) -> int:
+    """A port below those that the system gives to outgoing connections."""
+    for _ in range(1000):
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
+    raise ConfigError(f"No free port between 20000 and 32000 on {socket.gethostname()}.")
+
+
+def own_address(towards: str | None, interface: str | None) -> str:
+    """IPv4 address of this node in the job.
+
+    That of ``interface``, or the one from which ``towards`` (another node) is reached; without another node
+    the loopback address, which nobody else can reach. Raises ConfigError.
+    """
+    if interface:
+        found = address_of(interface)
+        if found is None:
+            raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address.")
+        return found
+    if towards is None:
+        return "127.0.0.1"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((towards, 9))
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            f"{socket.gethostname()} finds no way to {towards} ({error.strerror or error}): "
+            "name the network as interface in partitions.toml."
+        ) from None
+
+
+def address_of(interface: str) -> str | None:
+    """IPv4 address of an interface of this machine, if it has one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        request = struct.pack("256s", interface.encode()[:15])
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24])  # SIOCGIFADDR, linux/sockios.h
+    return None
+
+
+class RayEnded(RuntimeError):
+    """Ray's processes have ended. One sentence."""
+
+
+class RayNode:
+    """``ray start --block`` as a child that signals to the job do not reach; its output goes to ``log``."""
+
+    def __init__(self, temp: Path, log: Path, token: Path, address: str, cpus: int, head: str | None = None) -> None:
+        self.temp, self.log, self.address = temp, log, address
+        self.dashboard_port = 0
+        words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        words += [f"--node-ip-address={address}", f"--temp-dir={temp}", f"--num-cpus={cpus}"]
+        words += ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false"]
+        words += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        # Other people's Ray may hold the usual ports of a node.
+        words += [f"--dashboard-agent-listen-port={free_port(address)}"]
+        if head is None:
+            self.dashboard_port = free_port("127.0.0.1")
+            words += ["--head", f"--port={free_port(address)}", f"--ray-client-server-port={free_port(address)}"]
+            words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
+        else:
+            words += [f"--address={head}"]
+        with log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            self.process = subprocess.Popen(
+                words,
+                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(token)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def up(self) -> bool:
+        """Whether this node is registered. Raises RayEnded if it has ended instead."""
+        if self.process.poll() is not None:
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            raise RayEnded(
+                f"Ray ended on {socket.gethostname()} (status {self.process.returncode}), see {self.log}: "
+                f"{lines[-1].strip() if lines else 'it said nothing'}"
+            )
+        return "Ray runtime started" in self.log.read_text(errors="replace")
+
+    @property
+    def gcs_address(self) -> str:
+        """Address of the cluster, known on its head once it is up."""
+        return (self.temp / "ray_current_cluster").read_text().strip()
+
+
+@contextlib.contextmanager
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Processes started inside never get these signals; SLURM sends its own to every process of a job."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_descendants() -> None:
+    """End all that this task has started, also what has become a daemon: it keeps nothing that must be saved."""
+    while below := processes.descendants(os.getpid()):
+        processes.end(below)
+        processes.wait_for(lambda below=below: not any(map(processes.alive, below)), 2, every=0.02)  # type: ignore[misc]
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

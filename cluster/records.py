@@ -1,0 +1,75 @@
+"""Files of a submitted job, on storage that all nodes share: ``runs/cluster/NAME/`` (mode 0700).
+
+job.json, job.yaml         what was submitted, and the job file as it was then
+12_submission.sh, *.pkl    submitit's
+ROW/output.txt             what the row's run printed
+ROW/tries.json             starts and failures
+ROW/result.json            exit status, once it is known
+ROW/start-N/               of the N-th start: address, token, what Ray said, times.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ima_dist.results.rundir import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a job. command: words after the interpreter. run: its run directory."""
+
+    name: str
+    command: list[str]
+    run: str
+
+
+class RowRecord:
+    """The files of one row."""
+
+    def __init__(self, folder: Path, row: str) -> None:
+        self.path = folder / row
+        self.output = self.path / "output.txt"
+        self.result_path = self.path / "result.json"
+        self.tries_path = self.path / "tries.json"
+
+    def start(self, number: int) -> Path:
+        return self.path / f"start-{number}"
+
+    def newest_start(self) -> int:
+        """Number of the newest start; -1 before the first."""
+        numbers = [path.name.removeprefix("start-") for path in self.path.glob("start-*")]
+        return max((int(number) for number in numbers if number.isdigit()), default=-1)
+
+    def result(self) -> dict[str, Any] | None:
+        return read_json(self.result_path)
+
+    def say(self, text: str) -> None:
+        """A line in the row's output, in one write, as several processes append to it."""
+        with contextlib.suppress(OSError), self.output.open("ab", buffering=0) as file:
+            file.write(f"[cluster] {text}\n".encode())
+
+
+def progress_of(run: Path) -> list[Any]:
+    """What a run has saved: changes whenever it gets on. [newest checkpoint, evaluation files, curves]"""
+    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("epoch=*"))
+    parts = sum(1 for _ in (run / "evaluation").glob("*/*"))
+    curves = 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        curves = len(json.loads((run / "summary.json").read_text(encoding="utf-8")).get("curves", []))
+    return [checkpoints[-1] if checkpoints else "", parts, curves]
+
+
+def failures_after(tries: dict[str, Any], now: list[Any]) -> int:
+    """Failures in a row without progress, if the start that wrote ``tries`` has failed and ``now`` is saved."""
+    return (int(tries["failures"]) if tries["progress"] == now else 0) + 1
+
+
+def write_private(path: Path, obj: dict[str, Any]) -> None:
+    os.makedirs(path.parent, mode=0o700, exist_ok=True)
+    write_json(path, obj)

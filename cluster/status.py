@@ -1,0 +1,160 @@
+"""``python -m cluster.status [NAME …]``: how the submitted jobs are; also follow, cancel and requeue them by name.
+
+    python -m cluster.status                       all jobs in runs/cluster
+    python -m cluster.status table11               the rows of one
+    python -m cluster.status table11/ima_s0 --follow    what a row prints, as it comes
+    python -m cluster.status cancel table11        a job, or a row of it
+    python -m cluster.status requeue table11/ima_s0
+
+Reads the run directories and squeue; accounting (sacct) is not needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster import slurm
+from cluster.errors import guarded
+from cluster.node import EXIT_DONE
+from cluster.records import RowRecord
+from cluster.submit import RECORDS
+from ima_dist.config import ConfigError, OneLineParser, did_you_mean
+from ima_dist.results.rundir import read_json
+
+_COLUMNS = ("job", "state", "node", "start", "epoch", "samples/s", "accuracy", "message")
+_LOOK_EVERY = 0.5
+
+
+def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str, Any]]]:
+    """(name, folder, row of job.json) of the jobs, or ``job/row``, named; of all if none is. Raises ConfigError."""
+    jobs = {file.parent.name: file.parent for file in sorted(records.glob("*/job.json"))}
+    found = []
+    for name in names or list(jobs):
+        job, _, row = name.partition("/")
+        if job not in jobs:
+            raise ConfigError(f"{records} has no job {job!r}{did_you_mean(job, jobs)}.")
+        rows = {r["name"]: r for r in (read_json(jobs[job] / "job.json") or {})["rows"]}
+        if row and row not in rows:
+            raise ConfigError(f"{job} has no row {row!r}{did_you_mean(row, rows)}: it has {', '.join(rows)}.")
+        found += [(f"{job}/{r}", jobs[job], rows[r]) for r in rows if row in ("", r)]
+    return found
+
+
+def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The columns of one row; what is not known is "-"."""
+    record = RowRecord(folder, row["name"])
+    result, held = record.result(), queue.get(row["id"])
+    state, message = (held or {}).get("state", "ENDED"), ""
+    if held and state == "PENDING":
+        message = held.get("reason", "")
+    if result is not None and not held:
+        state = "FINISHED" if result["status"] == EXIT_DONE else "FAILED"
+        message = result["message"]
+        if message == "cancelled":
+            state, message = "CANCELLED", ""
+    try:
+        progress = read_json(Path(row["run"]) / "progress.json") or {}
+        summary = read_json(Path(row["run"]) / "summary.json") or {}
+    except ConfigError as error:
+        progress, summary, message = {}, {}, str(error)
+    stage = progress.get("stage")
+    speed = summary.get("train_samples_per_second") or progress.get("samples_per_second")
+    accuracy = summary.get("clean_accuracy") or progress.get("val_accuracy") or progress.get("clean_accuracy")
+    if held and stage not in (None, "training", "done") and state == "RUNNING":
+        message = str(stage)
+    newest = record.newest_start()
+    return {
+        "state": state,
+        "node": (held or {}).get("node") or "-",
+        "start": str(newest) if newest >= 0 else "-",
+        "epoch": f"{progress['epoch']}/{progress['epochs']}" if progress.get("epochs") else "-",
+        "samples/s": f"{speed:,.0f}" if speed else "-",
+        "accuracy": f"{accuracy:.4f}" if accuracy else "-",
+        "message": message,
+    }
+
+
+def table(lines: list[dict[str, str]]) -> str:
+    cells = [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *lines]
+    widths = {c: max(len(line[c]) for line in cells) for c in _COLUMNS}
+    return "\n".join("  ".join(line[c].ljust(widths[c]) for c in _COLUMNS).rstrip() for line in cells)
+
+
+def follow(record: RowRecord, job_id: str) -> None:
+    """Print what the row's run has printed and prints, until it has a result or has left SLURM."""
+    place = 0
+    while True:
+        # Asked before the last look, so that nothing is missed.
+        over = record.result() is not None or job_id not in slurm.queue()
+        if record.output.exists():
+            with record.output.open("rb") as file:
+                file.seek(place)
+                text = file.read()
+            place += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+        if over:
+            return
+        time.sleep(_LOOK_EVERY)
+
+
+def cancel(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
+    """scancel. Each run saves what it has done. Raises ConfigError."""
+    slurm.command("scancel", *(row["id"] for _, _, row in rows))
+
+
+def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
+    """Start again, from the last checkpoint, what runs or has ended. Raises ConfigError."""
+    for name, folder, row in rows:
+        try:
+            slurm.command("scontrol", "requeue", row["id"])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{name} cannot be requeued ({error}); submit {folder / 'job.yaml'} again with --rows "
+                "to continue it from its last checkpoint."
+            ) from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 if a name is unknown or SLURM refuses."""
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = OneLineParser(
+        prog="python -m cluster.status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("names", nargs="*", metavar="[cancel|requeue] NAME", help="jobs, or rows as JOB/ROW")
+    parser.add_argument("--follow", action="store_true", help="stream the output of a row")
+    parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help=f"default: {RECORDS}")
+    a = parser.parse_args(argv)
+    action = a.names.pop(0) if a.names and a.names[0] in ("cancel", "requeue") else None
+    if action and not a.names:
+        raise ConfigError(f"Say what to {action}: a job, or a row as JOB/ROW.")
+    rows = job_rows(a.records.absolute(), a.names)
+    if action:
+        {"cancel": cancel, "requeue": requeue}[action](rows)
+    elif a.follow:
+        if len(rows) != 1:
+            raise ConfigError(
+                f"--follow shows one row: name one of {', '.join(name for name, _, _ in rows) or 'none'}."
+            )
+        _, folder, row = rows[0]
+        follow(RowRecord(folder, row["name"]), row["id"])
+    elif not rows:
+        print(f"No jobs in {a.records}.")
+    else:
+        queue = slurm.queue()
+        print(table([{"job": name, **describe(folder, row, queue)} for name, folder, row in rows]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

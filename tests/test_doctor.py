@@ -1,0 +1,219 @@
+"""Every check of the doctor, made to fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import socket
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster import doctor, ray_node, slurm
+from cluster.doctor import FAILURE, OK, WARNING, Finding, run_check
+from cluster.partitions import Partition
+
+V100 = Partition(
+    name="v100", partition="v100", cards=2, cpus_per_card=4, time=600, gres="gpu:v100", memory="40G",
+    compute_capability="7.0",
+)  # fmt: skip
+NODES = "sinfo --noheader --Node -p v100"
+SHOWN = "scontrol --oneliner show partition v100"
+ANSWERS = {
+    "sinfo --version": "slurm 22.05.8\n",
+    "scontrol ping": "Slurmctld(primary) at node1 is UP\n",
+    SHOWN: "PartitionName=v100 MaxTime=1-00:00:00 PreemptMode=REQUEUE State=UP TotalNodes=2",
+    NODES: "n1|gpu:v100:4(S:0-1)|32|180000|idle\nn2|gpu:v100:4|32|180000|down*\n",
+    "sinfo --noheader --format=%R": "titanv\nv100\n",
+    "scontrol show config": "KillWait                = 30 sec\n",
+    "sacct": "",
+    "scontrol --oneliner show node": "NodeName=n2 NodeAddr=127.0.0.1",
+}
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """A SLURM that gives these answers; an error where a value is None."""
+    given = dict(ANSWERS)
+
+    def command(*words):
+        line = " ".join(words)
+        for start, text in given.items():
+            if line.startswith(start):
+                if text is None:
+                    break
+                return text
+        raise slurm.ConfigError(f"{line}: refused.")
+
+    monkeypatch.setattr(slurm, "command", command)
+    return given
+
+
+def levels(partition, directory):
+    return {f.check: f for f in doctor.login_findings(partition, directory)}
+
+
+def test_all_is_well(answers, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_50 sm_70 sm_80", raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "12.6")
+    found = levels(V100, tmp_path)
+    assert {f.level for name, f in found.items() if name != "disk space"} == {OK}, found
+    assert list(found) == [
+        "SLURM", "accounting", "grace", "partition", "cards", "directory", "disk space", "clock", "socket path",
+        "ports", "torch",
+    ]  # fmt: skip
+    assert "1 of 2 nodes" in found["cards"].text
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "check", "level", "remedy"),
+    [
+        ("sinfo --version", None, "SLURM", FAILURE, "refused"),
+        ("scontrol ping", "Slurmctld(primary) at node1 is DOWN\n", "SLURM", FAILURE, "no controller is up"),
+        ("sacct", None, "accounting", WARNING, "does without"),
+        ("scontrol show config", "KillWait = 5 sec", "grace", WARNING, "--checkpoint-every"),
+        (SHOWN, None, "partition", FAILURE, "it has titanv, v100: correct"),
+        (SHOWN, "State=DOWN", "partition", FAILURE, "is DOWN"),
+        (SHOWN, "State=UP MaxTime=1:00:00", "partition", FAILURE, "1:00:00 at most"),
+        (SHOWN, "State=UP PreemptMode=CANCEL", "partition", WARNING, "submit them"),
+        (NODES, "n1|(null)|32|180000|idle", "cards", FAILURE, "correct 'gres' or 'cards'"),
+        (NODES, "n1|gpu:v100:1|32|180000|idle", "cards", FAILURE, "no node has gpu:v100:2"),
+        (NODES, "n1|gpu:v100:2|4|180000|idle", "cards", FAILURE, "4 CPUs"),
+        (NODES, "n1|gpu:v100:2|32|1000|idle", "cards", FAILURE, "40960 are asked for"),
+        (NODES, "n1|gpu:v100:2|32|180000|drained", "cards", WARNING, "down or drained"),
+    ],
+)  # fmt: skip
+def test_slurm_that_is_not_as_described(answers, tmp_path, answer, text, check, level, remedy):
+    answers[answer] = text
+    found = levels(V100, tmp_path)[check]
+    assert found.level == level
+    assert remedy in found.text
+
+
+def test_no_slurm_at_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor.main(["--records", str(tmp_path), "--partition", "v100", "--on-node"]) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "failure  SLURM: The command sinfo is missing: run this on a login node of the SLURM cluster."
+
+
+def test_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    found = run_check("directory", lambda: doctor.directory_writable(tmp_path / "file" / "below"))
+    assert (found.level, "Not a directory" in found.text) == (FAILURE, True)
+
+
+@pytest.mark.parametrize(("free", "level"), [(0, FAILURE), (5, WARNING), (100, OK)])
+def test_full_disk(tmp_path, monkeypatch, free, level):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(0, 0, free * 2**30))
+    found = run_check("disk space", lambda: doctor.disk_space(tmp_path / "not" / "yet"))
+    assert (found.level, str(tmp_path) in found.text) == (level, True)
+
+
+def test_really_full_disk():
+    found = run_check("disk space", lambda: doctor.disk_space(Path("/proc")))
+    assert found.level == FAILURE
+
+
+def test_socket_path_too_long(tmp_path):
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    partition = dataclasses.replace(V100, temp=str(long))
+    found = run_check("socket path", lambda: doctor.socket_path(partition))
+    assert found.level == FAILURE
+    assert "name a short directory as temp in partitions.toml" in found.text
+
+
+def test_room_for_sockets_is_enough():
+    """A socket at the longest path that passes the check can be bound."""
+    base = "/" + "x" * (ray_node.SOCKET_PATH - ray_node.ROOM_FOR_OURS - ray_node.ROOM_FOR_RAY - 1)
+    assert ray_node.fits(base)
+    assert not ray_node.fits(base + "x")
+    below = "/ima-12345678-abcdefgh/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
+    assert len(base + below) <= ray_node.SOCKET_PATH
+
+
+def test_no_free_port(monkeypatch):
+    class Taken(socket.socket):
+        def bind(self, address):
+            raise OSError("in use")
+
+    monkeypatch.setattr(ray_node.socket, "socket", Taken)
+    assert run_check("ports", doctor.ports).level == FAILURE
+
+
+@pytest.mark.parametrize(
+    ("cuda", "flags", "capability", "level", "remedy"),
+    [
+        ("13.0", "sm_75 sm_80 sm_90 compute_120", "7.0", FAILURE, "constraints/volta.txt"),
+        ("12.6", "sm_50 sm_60 sm_70 sm_75", "7.0", OK, "holds code"),
+        ("13.0", "sm_75 sm_80 sm_90", "8.6", OK, "holds code"),
+        ("13.0", "sm_75 sm_90", "8.0", FAILURE, "sm_80"),
+        (None, None, "7.0", FAILURE, "CPUs alone"),
+        ("13.0", "sm_75", None, WARNING, "compute_capability is not given"),
+    ],
+)
+def test_torch_for_other_cards(monkeypatch, cuda, flags, capability, level, remedy):
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: flags, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    found = run_check("torch", lambda: doctor.torch_fits(capability))
+    assert (found.level, remedy in found.text) == (level, True)
+
+
+def test_volta_constraints_name_a_torch_that_the_package_accepts():
+    lines = (Path(doctor.__file__).parent.parent / "constraints" / "volta.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["torch==2.7.1", "torchvision==0.22.1"]
+
+
+def test_clocks_that_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.time, "time", lambda: os.stat(tmp_path).st_mtime + 3600)
+    assert run_check("clock", lambda: doctor.file_clock(tmp_path)).level == FAILURE
+    assert doctor._skew(10, "x")[0] == WARNING
+
+
+def test_driver_and_cards(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "nvidia-smi is missing" in run_check("driver", lambda: doctor.driver_and_cards(1)).text
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'Tesla V100-SXM2-32GB, 560.35, 7.0'\n")
+    program.chmod(0o755)
+    assert run_check("driver", lambda: doctor.driver_and_cards(1)).level == OK
+    found = run_check("driver", lambda: doctor.driver_and_cards(2))
+    assert (found.level, "1 of 2 cards" in found.text) == (FAILURE, True)
+
+
+def test_interface(answers):
+    assert run_check("interface", lambda: doctor.interface(None, None)) == Finding(OK, "interface", "lo (127.0.0.1)")
+    found = run_check("interface", lambda: doctor.interface(None, "ib7"))
+    assert (found.level, "no interface 'ib7'" in found.text) == (FAILURE, True)
+    found = run_check("interface", lambda: doctor.interface("no-such-host.invalid", None))
+    assert (found.level, "finds no way to" in found.text) == (FAILURE, True)
+
+
+def test_directory_that_the_node_does_not_share(answers, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = {f.check: f for f in doctor.node_findings(V100, tmp_path, ".probe-nobody", ["n2"])}
+    assert found["shared directory"].level == FAILURE
+    assert "submit from a directory that all nodes share" in found["shared directory"].text
+    (tmp_path / ".probe-x").touch()
+    found = {f.check: f for f in doctor.node_findings(V100, tmp_path, ".probe-x", ["n2"])}
+    assert found["shared directory"].level == OK
+
+
+def test_nodes_that_do_not_answer(tmp_path, monkeypatch):
+    program = tmp_path / "srun"
+    program.write_text("#!/bin/sh\necho 'srun: error: no node' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    found = doctor.on_nodes(V100, tmp_path, 2, None)
+    assert [(f.level, f.text) for f in found] == [(FAILURE, "0 of 2 nodes answered: srun: error: no node")]
+    assert not list(tmp_path.glob(".probe*"))
+
+
+def test_on_node_needs_a_partition(capsys):
+    assert doctor.main(["--on-node"]) == 2
+    assert capsys.readouterr().err == "error: --on-node needs --partition: say which nodes to look at.\n"

@@ -1,0 +1,250 @@
+"""What sbatch is told, and mistakes that are noticed before it is asked; the record of failures."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster import partitions, processes, ray_node, status, submit
+from cluster.node import Task
+from cluster.records import Row, RowRecord, failures_after, progress_of, write_private
+from ima_dist.config import ConfigError
+from tests.commands import ROOT
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def flags(text: str) -> dict[str, str]:
+    """The #SBATCH lines of a submission file."""
+    found = re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", text, re.MULTILINE)
+    return {name: value.strip("'") for name, value in found}
+
+
+def test_dry_run_shows_what_sbatch_gets(tmp_path, capsys):
+    Path("partitions.toml").write_text(
+        '[v100]\naccount = "lab42"\nsetup = ["module load cuda/12.6"]\nsbatch = {exclude = "node7"}\n'
+        'python = "apptainer exec --nv image.sif python"\nsrun = ["--mpi=none"]\n'
+        '[mine]\npartition = "gpu-long"\ncards = 8\ncpus_per_card = 3\ntime = "2-12"\nqos = "long"\n'
+    )
+    table = ROOT / "jobs" / "table11.yaml"
+    words = [str(table), "--partition", "v100", "--nodes", "4", "--dry-run"]
+    assert submit.main([*words, "--reservation", "night", "--at-once", "2"]) == 0
+    text = capsys.readouterr().out
+    assert flags(text) == {
+        "account": "lab42", "array": "0-3%2", "cpus-per-task": "32", "exclude": "node7", "gres": "gpu:v100:4",
+        "job-name": "table11", "mem": "160G", "nodes": "4", "ntasks-per-node": "1", "open-mode": "append",
+        "output": f"{tmp_path}/runs/cluster/table11/%A_%a_0_log.out", "partition": "v100", "requeue": "",
+        "reservation": "night", "signal": "USR2@180", "time": "1440", "wckey": "submitit",
+    }  # fmt: skip
+    lines = text.splitlines()
+    setup = lines.index("module load cuda/12.6")
+    run = next(i for i, line in enumerate(lines) if line.startswith("srun "))
+    assert setup < run
+    assert " --cpus-per-task=32 --mpi=none apptainer exec --nv image.sif python -u -m submitit" in lines[run]
+    commands = [line for line in lines if line.startswith("# ")][-4:]
+    assert [line.split(":")[0] for line in commands] == ["# ima_s0", "# ima_s1", "# mma-32-sd0", "# mma-32-sd1"]
+    assert all(line.endswith("--device cuda") for line in commands)
+    assert not Path("runs").exists()
+
+    assert submit.main([str(table), "--partition", "mine", "--rows", "ima_s0", "--dry-run"]) == 0
+    found = flags(capsys.readouterr().out)
+    assert (found["partition"], found["time"], found["qos"], found["cpus-per-task"]) == (
+        "gpu-long",
+        "3600",
+        "long",
+        "24",
+    )
+    assert not {"gres", "array", "account"} & set(found)
+
+
+def test_each_row_with_each_seed(tmp_path):
+    rows = submit.plan(ROOT / "jobs" / "table02.yaml", "titanv", rows=["ima", "ce"], seeds=[0, 3]).rows
+    assert [row.name for row in rows] == ["ima-seed0", "ce-seed0", "ima-seed3", "ce-seed3"]
+    assert len({row.run for row in rows}) == 4
+    assert rows[2].command[-2:] == ["--seed", "3"]
+    assert "seed3" in rows[2].run
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--partition", "v10"], "No partition 'v10' is described (did you mean v100?)"),
+        (["--partition", "v100", "--nodes", "0"], "--nodes and --at-once must be at least 1."),
+        (["--partition", "v100", "--rows", "trade"], "has no row 'trade' (did you mean trades?)"),
+        (["--partition", "v100", "--seeds", "a"], "--seeds must be whole numbers, not 'a'."),
+        (["--partition", "v100", "--scale", "huge"], "has no scale 'huge': it has small, tiny."),
+        (["--partition", "v100", "--time", "5"], "a time of 5 min leaves too little beside the notice of 180 s"),
+        (["--partition", "v100", "--time", "soon"], "'soon' is no time limit"),
+        (["--partition", "v100", "--partitions", "nowhere.toml"], "nowhere.toml cannot be read"),
+    ],
+)
+def test_mistakes_get_one_sentence(words, sentence, capsys):
+    assert submit.main([str(ROOT / "jobs" / "table02.yaml"), *words]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_a_row_that_differs_from_another_in_nothing(tmp_path):
+    file = tmp_path / "job.yaml"
+    file.write_text("title: t\npreset: moons\nrows:\n  a: {method: ce}\n  b: {method: ce}\n")
+    with pytest.raises(ConfigError, match="Two rows would write to"):
+        submit.plan(file, "v100")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[own]\ncards = 1\n", "lacks the entry 'cpus_per_card'"),
+        ("[v100]\ncard = 1\n", r"unknown entry 'card' \(did you mean cards\?\)"),
+        ("[v100]\ncards = '4'\n", "cards is of the wrong kind"),
+        ("[v100]\nsetup = 'module load'\n", "setup is of the wrong kind"),
+        ("[v100]\nautocast = 'bfloat16'\n", "have no bfloat16"),
+        ("[v100]\nautocast = 'float8'\n", "float16 or bfloat16"),
+        ("[v100]\ncompute_capability = '7'\n", 'look like "7.0"'),
+        ("[v100]\ncards = 0\n", "at least 1"),
+        ("[v100]\nnotice = 1\n", "at least 10 seconds"),
+        ("cards = 1\n", "outside a table"),
+        ("[v100\n", "not valid TOML"),
+    ],
+)
+def test_faulty_partitions(text, sentence):
+    Path("partitions.toml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        partitions.load()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("90", 90), ("1:30", 2), ("1:30:00", 90), ("0:00:30", 1), ("2-00", 2880), ("1-12:30", 2190), (15, 15)],
+)
+def test_time_limits(text, wanted):
+    assert partitions.minutes(text) == wanted
+
+
+def test_no_slurm_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="sinfo is missing: run this on a login node"):
+        submit.submit(submit.plan(ROOT / "jobs" / "moons.yaml", "v100"))
+    assert not Path("runs").exists()
+
+
+def test_failures_are_counted_until_something_new_is_saved(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "epoch=0001").mkdir(parents=True)
+    before = progress_of(run)
+    tries = {"failures": 1, "progress": before}
+    assert failures_after(tries, progress_of(run)) == 2
+    (run / "checkpoints" / "epoch=0001-step=000020").mkdir()
+    assert failures_after(tries, progress_of(run)) == 1
+    (run / "summary.json").write_text('{"curves": [1, 2]}')
+    assert progress_of(run)[2] == 2
+
+
+def task(tmp_path, command: list[str]) -> Task:
+    return Task(tmp_path / "job", Row("ima", command, str(tmp_path / "run")), 0.0, 30, 5)
+
+
+def test_a_job_that_keeps_failing_is_given_up(tmp_path):
+    ours = task(tmp_path, [])
+    ours.record, ours.number = RowRecord(ours.folder, "ima"), 7
+    for failures, asked, given_up in ((2, True, False), (1, False, False), (2, False, True)):
+        tries = {"failures": failures, "asked": asked, "progress": progress_of(tmp_path / "run")}
+        write_private(ours.record.tries_path, tries)
+        if given_up:
+            with pytest.raises(ConfigError, match="It has failed 3 times without getting further"):
+                ours._count_tries()
+        else:
+            assert ours._count_tries()["failures"] == failures + (not asked)
+
+
+def test_submitit_gets_the_same_task_again(tmp_path):
+    ours = task(tmp_path, ["x"])
+    again = ours.checkpoint().function
+    assert (again.row, again.folder, again.notice, again.signals) == (ours.row, ours.folder, 30, [])
+
+
+def test_private_directories(tmp_path):
+    """Nobody else may look in; it vanishes with its maker, or when the next one comes."""
+    with ray_node.private_directory(str(tmp_path), "123456789012") as path:
+        assert path.stat().st_mode & 0o777 == 0o700
+        assert path.name.startswith("ima-56789012-")
+        with ray_node.private_directory(str(tmp_path), "1") as other:
+            assert path.exists()  # it is in use
+            assert other.exists()
+    assert not path.exists()
+    left = tmp_path / "ima-9-abc"
+    left.mkdir()
+    (left / "lock").touch()
+    (tmp_path / "ima-not-ours").mkdir()
+    with ray_node.private_directory(str(tmp_path), "1"):
+        assert not left.exists()
+        assert (tmp_path / "ima-not-ours").exists()
+
+
+def test_a_token_is_for_its_owner_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        ray_node.new_token(tmp_path / "token")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
+    assert re.fullmatch(r"[0-9a-f]{64}", (tmp_path / "token").read_text())
+    with pytest.raises(FileExistsError):
+        ray_node.new_token(tmp_path / "token")
+
+
+def test_what_becomes_a_daemon_is_ended_too():
+    """In a process of its own, which becomes the parent of orphans."""
+    code = (
+        "import os, subprocess; from cluster import processes, ray_node; processes.adopt_orphans(); "
+        "subprocess.run(['sh', '-c', 'setsid sleep 600 & exit 0']); subprocess.Popen(['sleep', '600']); "
+        "print(*processes.descendants(os.getpid()), flush=True); ray_node.end_descendants(); "
+        "print(len(processes.descendants(os.getpid())))"
+    )
+    done = subprocess.run(
+        ["python3", "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    ids, left = done.stdout.splitlines()
+    assert (len(ids.split()), left) == (2, "0"), done.stderr
+    assert not any(processes.alive(int(pid)) for pid in ids.split())
+
+
+def test_own_address(monkeypatch):
+    assert ray_node.own_address(None, None) == "127.0.0.1"
+    assert ray_node.own_address("127.0.0.1", None) == "127.0.0.1"
+    assert ray_node.own_address("192.0.2.9", "lo") == "127.0.0.1"
+
+
+def test_status_of_a_job_that_slurm_has_forgotten(tmp_path, monkeypatch, capsys):
+    folder, run = tmp_path / "runs" / "cluster" / "t", tmp_path / "run"
+    row = {"name": "ima", "id": "12_0", "run": str(run), "command": []}
+    write_private(folder / "job.json", {"rows": [row, {**row, "name": "ce", "id": "12_1"}]})
+    progress = {"stage": "training", "epoch": 3, "epochs": 9, "samples_per_second": 1234.4, "val_accuracy": 0.5}
+    write_private(run / "progress.json", progress)
+    queue = {"12_0": {"id": "12_0", "state": "RUNNING", "node": "n1", "reason": "None"}}
+    monkeypatch.setattr(status.slurm, "queue", lambda: queue)
+    assert status.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["job", "state", "node", "start", "epoch", "samples/s", "accuracy", "message"]
+    assert lines[1].split() == ["t/ima", "RUNNING", "n1", "-", "3/9", "1,234", "0.5000"]
+    assert lines[2].split()[:2] == ["t/ce", "ENDED"]
+    write_private(folder / "ce" / "result.json", {"status": 1, "message": "it broke"})
+    assert status.main(["t/ce"]) == 0
+    assert re.search("t/ce +FAILED .* it broke", capsys.readouterr().out)
+    for words, sentence in (
+        (["tt"], "no job 'tt' (did you mean t?)"),
+        (["t/im"], "no row 'im'"),
+        (["cancel"], "Say what to cancel"),
+        (["t", "--follow"], "name one of t/ima, t/ce"),
+    ):
+        assert status.main(words) == 2
+        assert sentence in capsys.readouterr().err
