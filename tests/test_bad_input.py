@@ -57,6 +57,8 @@ def refused(tmp_path, monkeypatch, capsys):
         (("moons", "--epochs", "1.5"), "whole number"),
         (("moons", "--batch-size", "0"), "--batch-size must be at least 1"),
         (("moons", "--workers", "0"), "--workers must be at least 1"),
+        (("moons", "--workers", "4-1"), "--workers must be a whole number, or a range such as 1-4"),
+        (("moons", "--workers", "two"), "--workers must be a whole number, or a range such as 1-4"),
         (("moons", "--epsmax", "0.3"), "did you mean --eps-max?"),
         (("moons", "--beta"), "expected one argument"),
         (("moons", "extra"), "Unknown option 'extra'"),

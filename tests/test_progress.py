@@ -114,6 +114,17 @@ def test_describe_other_stages() -> None:
     assert describe({}) == ""
 
 
+def test_log_tells_when_the_number_of_workers_changes(run: RunDir) -> None:
+    steps = [
+        ({**TRAINING, "workers": 1}, "training"),
+        ({**TRAINING, "workers": 2}, "Going on with 2 workers."),
+        ({**TRAINING, "stage": "evaluation"}, "evaluation"),
+        ({**TRAINING, "workers": 1}, "Going on with 1 worker."),
+    ]
+    text = show(run, io.StringIO(), steps)
+    assert text.count("Going on") == 2
+
+
 def test_log_has_a_line_for_each_stage_and_each_finished_epoch(run: RunDir) -> None:
     first = {**TRAINING, "epoch": 1, "epochs": 2, "step": 150, "margin_mean": None, "share_at_max": None}
     margins = {**first, "stage": "margins", "step": 157, "loss": 0.5}
