@@ -30,10 +30,11 @@ def test_what_counts_as_harm():
 
 
 @pytest.mark.slow
-def test_a_worker_killed_and_then_a_checkpoint_truncated(tmp_path):
+def test_a_worker_killed_and_then_a_checkpoint_truncated(tmp_path, monkeypatch):
     reason = why_not()
     if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    monkeypatch.setenv("FAULTS_COUNT", str(tmp_path / "count"))
     config = make_config("moons", faults.OPTIONS)
     run = RunDir.create(config, tmp_path / "whole")
     workers.run_on(2, workers.train, config, run.path)
