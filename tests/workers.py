@@ -43,10 +43,9 @@ def listens(port: int) -> bool:
 def _enter(rank: int, workers: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    try:
-        function(*arguments)
-    finally:
-        dist.destroy_process_group()
+    function(*arguments)
+    # Not destroy_process_group(): in torch 2.7 it may hold Python's lock while it waits for a thread that wants it.
+    dist.barrier()
     # Not an ordinary exit: now and then one of torch's threads asks for the dying interpreter and aborts.
     sys.stderr.flush()
     os._exit(0)
