@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ima_dist import job
 from ima_dist.config import ConfigError
@@ -52,7 +53,7 @@ def test_rows_levels_and_epochs_are_those_of_the_paper(table):
         assert {round(level, 6) for level in config.eval.noise} == levels
         attacks = {*config.eval.attacks, *(a for then in read.then for a in then["eval.attacks"])}
         assert {cell.attack for cell in cells} <= attacks, name
-    assert {"small", "tiny"} <= set(job.yaml.safe_load(table_file(table).read_text())["scales"])
+    assert {"small", "tiny"} <= set(yaml.safe_load(table_file(table).read_text())["scales"])
 
 
 def test_noise_level_and_seed_of_a_row_stand_in_its_name():
