@@ -21,7 +21,8 @@ from tests import commands, workers
 from tests.runs import check_files
 from tests.slurm import needs_slurm, of_job, training
 
-pytestmark = [pytest.mark.slow, needs_slurm]
+# Five starts of a Ray cluster, one after the other, on a machine that may be busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_slurm]
 # Long enough for two waits in mid-training: for a time limit, and until SLURM gives a node up for dead.
 STEPS, EPOCHS, WAIT = 40, 18, 600
 OPTIONS = {
