@@ -22,10 +22,10 @@ from cluster import processes
 from ima_dist.config import ConfigError
 
 # A socket's path has 107 bytes; below its temporary directory Ray needs
-# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh.
+# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
 SOCKET_PATH = 107
 ROOM_FOR_RAY = 64
-ROOM_FOR_OURS = 22
+ROOM_FOR_OURS = 24
 # Training passes nothing through the object store.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _LOCK = "lock"
@@ -77,7 +77,10 @@ def private_directory(base: str, job: str) -> Iterator[Path]:
     try:
         with (path / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield path
+            # Ray opens its temporary directory to everyone, so that must not be the private one itself.
+            inner = path / "r"
+            inner.mkdir()
+            yield inner
     finally:
         shutil.rmtree(path, ignore_errors=True)
 

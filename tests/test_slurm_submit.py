@@ -175,11 +175,13 @@ def test_submitit_gets_the_same_task_again(tmp_path):
 
 def test_private_directories(tmp_path):
     """Nobody else may look in; it vanishes with its maker, or when the next one comes."""
-    with ray_node.private_directory(str(tmp_path), "123456789012") as path:
+    with ray_node.private_directory(str(tmp_path), "123456789012") as inner:
+        path = inner.parent
+        inner.chmod(0o777)  # as Ray does
         assert path.stat().st_mode & 0o777 == 0o700
         assert path.name.startswith("ima-56789012-")
         with ray_node.private_directory(str(tmp_path), "1") as other:
-            assert path.exists()  # it is in use
+            assert inner.exists()  # it is in use
             assert other.exists()
     assert not path.exists()
     left = tmp_path / "ima-9-abc"
