@@ -283,3 +283,18 @@ def test_a_node_that_is_slow_is_started_again(tmp_path):
         command = [sys.executable, "-c", code, str(tmp_path), f"127.0.0.1:{failures}"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert re.match(answer, done.stdout), done.stdout + done.stderr
+
+
+def test_waiting_ends_for_a_job_that_left_without_a_result(tmp_path, monkeypatch):
+    rows = [{"name": name, "id": str(i), "run": str(tmp_path / name)} for i, name in enumerate(("good", "lost"))]
+    write_private(tmp_path / "job.json", {"rows": rows})
+    write_private(tmp_path / "good" / "result.json", {"status": 0, "message": ""})
+    monkeypatch.setattr(submit.slurm, "queue", dict)
+    monkeypatch.setattr(submit, "_FILE_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "_LOOK_EVERY", 0.01)
+    seen: list[tuple[str, str]] = []
+    found = submit.wait(tmp_path, lambda row, state: seen.append((row, state)))
+    assert {name: result["status"] for name, result in found.items()} == {"good": 0, "lost": 1}
+    assert "it left SLURM without a result: see" in found["lost"]["message"]
+    assert seen[0] == ("good", "finished")
+    assert submit._watch(tmp_path) == 1
