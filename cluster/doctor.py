@@ -355,9 +355,9 @@ def _main(argv: list[str]) -> int:
     directory = a.records.absolute()
     if a.probe:
         assert partition is not None
-        import submitit
+        from submitit.slurm.slurm import SlurmJobEnvironment
 
-        names = submitit.JobEnvironment().hostnames if os.environ.get("SLURM_JOB_NODELIST") else [platform.node()]
+        names = SlurmJobEnvironment().hostnames if os.environ.get("SLURM_JOB_NODELIST") else [platform.node()]
         mine = os.environ.get("SLURMD_NODENAME", platform.node())
         findings = node_findings(partition, directory, a.probe, [n for n in names if n != mine])
         print(json.dumps({"node": mine, "time": time.time(), "findings": [asdict(f) for f in findings]}), flush=True)

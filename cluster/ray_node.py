@@ -22,13 +22,14 @@ from cluster import processes
 from ima_dist.config import ConfigError
 
 # A socket's path has 107 bytes; below its temporary directory Ray needs
-# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh.
+# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
 SOCKET_PATH = 107
 ROOM_FOR_RAY = 64
-ROOM_FOR_OURS = 22
+ROOM_FOR_OURS = 24
 # Training passes nothing through the object store.
 _OBJECT_STORE_BYTES = 256 * 2**20
 _LOCK = "lock"
+_SLOW, _ATTEMPTS = "timed out during startup", 3
 
 
 def new_token(path: Path) -> None:
@@ -76,7 +77,10 @@ def private_directory(base: str, job: str) -> Iterator[Path]:
     try:
         with (path / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield path
+            # Ray opens its temporary directory to everyone, so that must not be the private one itself.
+            inner = path / "r"
+            inner.mkdir()
+            yield inner
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -144,24 +148,30 @@ class RayNode:
     """``ray start --block`` as a child that signals to the job do not reach; its output goes to ``log``."""
 
     def __init__(self, temp: Path, log: Path, token: Path, address: str, cpus: int, head: str | None = None) -> None:
-        self.temp, self.log, self.address = temp, log, address
+        self.temp, self.log, self.token, self.address, self.cpus, self.head = temp, log, token, address, cpus, head
         self.dashboard_port = 0
+        self.attempts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self.attempts += 1
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        words += [f"--node-ip-address={address}", f"--temp-dir={temp}", f"--num-cpus={cpus}"]
+        words += [f"--node-ip-address={self.address}", f"--temp-dir={self.temp}", f"--num-cpus={self.cpus}"]
         words += ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false"]
         words += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
         # Other people's Ray may hold the usual ports of a node.
-        words += [f"--dashboard-agent-listen-port={free_port(address)}"]
-        if head is None:
+        words += [f"--dashboard-agent-listen-port={free_port(self.address)}"]
+        if self.head is None:
             self.dashboard_port = free_port("127.0.0.1")
-            words += ["--head", f"--port={free_port(address)}", f"--ray-client-server-port={free_port(address)}"]
+            words += ["--head", f"--port={free_port(self.address)}"]
+            words += [f"--ray-client-server-port={free_port(self.address)}"]
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
-            words += [f"--address={head}"]
-        with log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            words += [f"--address={self.head}"]
+        with self.log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             self.process = subprocess.Popen(
                 words,
-                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(token)},
+                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(self.token)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -169,13 +179,19 @@ class RayNode:
 
     def up(self) -> bool:
         """Whether this node is registered. Raises RayEnded if it has ended instead."""
+        said = self.log.read_text(errors="replace")
         if self.process.poll() is not None:
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            if _SLOW in said and self.attempts < _ATTEMPTS:
+                # Ray gives a node 30 s to register, which a busy one may exceed, and that cannot be configured.
+                end_descendants()
+                self._start()
+                return False
+            lines = [line for line in said.splitlines() if line.strip()]
             raise RayEnded(
                 f"Ray ended on {socket.gethostname()} (status {self.process.returncode}), see {self.log}: "
                 f"{lines[-1].strip() if lines else 'it said nothing'}"
             )
-        return "Ray runtime started" in self.log.read_text(errors="replace")
+        return "Ray runtime started" in said
 
     @property
     def gcs_address(self) -> str:

@@ -51,7 +51,7 @@ def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]
     state, message = (held or {}).get("state", "ENDED"), ""
     if held and state == "PENDING":
         message = held.get("reason", "")
-    if result is not None and not held:
+    if result is not None and (not held or state == "COMPLETING"):
         state = "FINISHED" if result["status"] == EXIT_DONE else "FAILED"
         message = result["message"]
         if message == "cancelled":

@@ -7,6 +7,8 @@ its nodes, ``ima_dist.job`` runs the row, and everything stops again.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -151,11 +153,13 @@ def submit(plan: Plan) -> list[Any]:
     p, now = plan.partition, time.time()
     tasks = [Task(plan.folder, row, now, p.notice, p.join_timeout, p.interface, p.temp) for row in plan.rows]
     try:
-        if len(tasks) == 1:
-            jobs = [executor.submit(tasks[0])]
-        else:
-            with executor.batch():
-                jobs = [executor.submit(task) for task in tasks]
+        # submitit prints sbatch's complaint, which is also in its exception.
+        with contextlib.redirect_stderr(io.StringIO()):
+            if len(tasks) == 1:
+                jobs = [executor.submit(tasks[0])]
+            else:
+                with executor.batch():
+                    jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         shutil.rmtree(plan.folder)
         raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}.") from None

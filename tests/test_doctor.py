@@ -133,7 +133,7 @@ def test_room_for_sockets_is_enough():
     base = "/" + "x" * (ray_node.SOCKET_PATH - ray_node.ROOM_FOR_OURS - ray_node.ROOM_FOR_RAY - 1)
     assert ray_node.fits(base)
     assert not ray_node.fits(base + "x")
-    below = "/ima-12345678-abcdefgh/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
+    below = "/ima-12345678-abcdefgh/r/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
     assert len(base + below) <= ray_node.SOCKET_PATH
 
 

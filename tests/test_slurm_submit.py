@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,11 +175,13 @@ def test_submitit_gets_the_same_task_again(tmp_path):
 
 def test_private_directories(tmp_path):
     """Nobody else may look in; it vanishes with its maker, or when the next one comes."""
-    with ray_node.private_directory(str(tmp_path), "123456789012") as path:
+    with ray_node.private_directory(str(tmp_path), "123456789012") as inner:
+        path = inner.parent
+        inner.chmod(0o777)  # as Ray does
         assert path.stat().st_mode & 0o777 == 0o700
         assert path.name.startswith("ima-56789012-")
         with ray_node.private_directory(str(tmp_path), "1") as other:
-            assert path.exists()  # it is in use
+            assert inner.exists()  # it is in use
             assert other.exists()
     assert not path.exists()
     left = tmp_path / "ima-9-abc"
@@ -248,3 +251,50 @@ def test_status_of_a_job_that_slurm_has_forgotten(tmp_path, monkeypatch, capsys)
     ):
         assert status.main(words) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_a_node_that_is_slow_is_started_again(tmp_path):
+    """Ray's own limit of 30 s for a node is short on a busy one. In a process of its own, which ends all below it."""
+    stub = tmp_path / "ray" / "scripts"
+    stub.mkdir(parents=True)
+    for package in (stub, stub.parent):
+        (package / "__init__.py").touch()
+    (stub / "scripts.py").write_text(
+        "import pathlib, sys, time\n"
+        f"tries = pathlib.Path({str(tmp_path / 'tries')!r})\n"
+        "n = len(tries.read_text()) if tries.exists() else 0\n"
+        "tries.write_text('x' * (n + 1))\n"
+        "if n < int(sys.argv[-1].rsplit(':', 1)[1]): sys.exit('The current node timed out during startup.')\n"
+        "print('Ray runtime started.', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    code = (
+        "import pathlib, sys; from cluster import processes, ray_node; processes.adopt_orphans(); "
+        "place = pathlib.Path(sys.argv[1]); "
+        "node = ray_node.RayNode(place, place / 'log', place / 'token', '127.0.0.1', 1, sys.argv[2])\n"
+        "try:\n    processes.wait_for(node.up, 120)\n    print('up', node.attempts)\n"
+        "except ray_node.RayEnded as error:\n    print(error)\n"
+        "ray_node.end_descendants()"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for failures, answer in ((2, "up 3"), (9, "Ray ended on .*timed out during startup")):
+        (tmp_path / "tries").unlink(missing_ok=True)
+        (tmp_path / "log").unlink(missing_ok=True)
+        command = [sys.executable, "-c", code, str(tmp_path), f"127.0.0.1:{failures}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert re.match(answer, done.stdout), done.stdout + done.stderr
+
+
+def test_waiting_ends_for_a_job_that_left_without_a_result(tmp_path, monkeypatch):
+    rows = [{"name": name, "id": str(i), "run": str(tmp_path / name)} for i, name in enumerate(("good", "lost"))]
+    write_private(tmp_path / "job.json", {"rows": rows})
+    write_private(tmp_path / "good" / "result.json", {"status": 0, "message": ""})
+    monkeypatch.setattr(submit.slurm, "queue", dict)
+    monkeypatch.setattr(submit, "_FILE_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "_LOOK_EVERY", 0.01)
+    seen: list[tuple[str, str]] = []
+    found = submit.wait(tmp_path, lambda row, state: seen.append((row, state)))
+    assert {name: result["status"] for name, result in found.items()} == {"good": 0, "lost": 1}
+    assert "it left SLURM without a result: see" in found["lost"]["message"]
+    assert seen[0] == ("good", "finished")
+    assert submit._watch(tmp_path) == 1
