@@ -24,10 +24,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ima_dist import distributed
+from ima_dist import distributed, noise
 from ima_dist.margins import MarginStore
 
-_BATCH = 1 << 20
+_BATCH = {"own": 1 << 20, "scattered": 1 << 16}  # a margin pass is one large batch after the other, a step is not
 _BYTES = 4
 
 
@@ -60,12 +60,13 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
     MarginStore(2 * workers, 0.1, replicate=False).save(directory / "warm-up")  # libraries have their memory
     base = _peak()
     store = MarginStore(samples, 0.1, replicate=False)
+    size = _BATCH[kind]
     if kind == "own":
-        mine = (torch.arange(b, min(b + _BATCH, store.last)) for b in range(store.first, store.last, _BATCH))
+        mine = (torch.arange(b, min(b + size, store.last)) for b in range(store.first, store.last, size))
     else:
         strides = range(rank, samples, workers)
-        mine = (torch.arange(s.start, s.stop, workers) for s in _split(strides, _BATCH))
-    flags = torch.ones(_BATCH, dtype=torch.bool)
+        mine = (torch.arange(s.start, s.stop, workers) for s in _split(strides, size))
+    flags = torch.ones(size, dtype=torch.bool)
     result: dict[str, Any] = {}
 
     def propose() -> None:
@@ -73,7 +74,7 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
             n = len(indices)
             if kind == "scattered":
                 store.lookup(indices)
-            store.propose(indices, indices.float() / samples, correct=flags[:n], crossed=flags[:n])
+            store.propose(indices, _value(indices), correct=flags[:n], crossed=flags[:n])
 
     result["propose"] = _timed(propose)
     result["reduce"] = _timed(store.reduce)
@@ -89,11 +90,16 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
         "save": result["save"] / allowed["disk"],
     }
     probe = torch.arange(0, samples, max(1, samples // 97))
-    assert torch.equal(store.lookup(probe), probe.float() / samples)
+    assert torch.equal(store.lookup(probe), _value(probe))
     if rank == 0:
         (directory / "result.json").write_text(json.dumps(result))
     distributed.barrier()
     dist.destroy_process_group()
+
+
+def _value(indices: torch.Tensor) -> torch.Tensor:
+    """The margin that is proposed for a sample; as hard to compress as a real one."""
+    return noise.uniform(indices, (1,), torch.float32)[:, 0]
 
 
 def _count_what_is_sent() -> list[int]:
@@ -115,7 +121,7 @@ def _load(rank: int, directory: Path, samples: int) -> None:
     stores: list[MarginStore] = []
     seconds = _timed(lambda: stores.append(MarginStore.load(directory / "margins", replicate=False)))
     last = samples - 1
-    assert float(stores[0].lookup(torch.tensor([last]))) == float(torch.tensor(last).float() / samples)
+    assert torch.equal(stores[0].lookup(torch.tensor([last])), _value(torch.tensor([last])))
     result = {
         "load": seconds,
         "peak_memory_of_a_worker": _peak() - base,
