@@ -84,7 +84,7 @@ def followed(cluster: RayCluster, name: str) -> str:
     """What the job has printed when it has ended."""
     text = logs(cluster, name, "--follow")
     # The stream closes a moment before the job counts as ended.
-    commands.wait_for(lambda: status(cluster, name) != "RUNNING", 60, "the job to end")
+    commands.wait_for(lambda: status(cluster, name) != "RUNNING", 400, "the job to end")
     return text
 
 
