@@ -138,5 +138,6 @@ def test_a_drained_node_is_left_with_a_checkpoint(tmp_path, undisturbed):
         assert run.wait_for(1, 240)["samples_done"] >= done
         fast.touch()
         assert run.ended() == 0, run.log.read_text()
-        assert "A node is being drained. Going on with the workers that are left." in run.log.read_text()
+        # Ray may change their number before a worker has heard of the drain: either way the run says that it goes on.
+        assert "Going on with" in run.log.read_text()
     same(undisturbed, path)
