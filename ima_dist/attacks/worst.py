@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -40,9 +41,9 @@ def worst(
     classes "ce" is left out beside "margin", whose steps are the same.
 
     What then is left is attacked towards its nearest rival classes one by one, with a share of the steps
-    each: the margin loss pursues the class that is strongest at the moment, and can be led away from a
-    nearer one. These steps shrink evenly from half the radius to nothing, as steps of one size circle round
-    a narrow place. docs/log.md has what that breaks beside AutoAttack.
+    each, from two opposite starts: the margin loss pursues the class that is strongest at the moment, and can
+    be led away from a nearer one. These steps shrink evenly from half the radius to nothing, as steps of one size
+    circle round a narrow place. docs/log.md compares it with AutoAttack.
 
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
@@ -86,12 +87,12 @@ def worst(
                     if len(rows):  # some networks cannot take an empty batch
                         aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
                     spent += _looked_at(logits) * len(rows)
-                for k in range(rivals):
+                for begin, k in itertools.product((x + xi, x - xi), range(rivals)):
                     assert aims is not None
                     rows = (predicted == y).nonzero()[:, 0]
                     few = max(1, round(steps / rivals))
                     shrinking = [0.5 * (1 - i / few) for i in range(few)]
-                    spent += _break(model, y, aims[:, k], rows, x + xi, balls, predicted, shrinking, "margin")
+                    spent += _break(model, y, aims[:, k], rows, begin, balls, predicted, shrinking, "margin")
             predictions[number] = predicted
     return predictions, torch.tensor(spent)
 
