@@ -172,6 +172,13 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
             "raise it."
         )
     now = min(most_workers, room(1)) if most_workers else workers
+    if config.cpus_per_worker:
+        if room(config.cpus_per_worker) < workers:
+            raise ConfigError(
+                f"--cpus-per-worker {config.cpus_per_worker} leaves no room for {workers} "
+                f"worker{'s' * (workers != 1)} on this cluster: give a smaller one."
+            )
+        return Cluster(most_workers or workers, config.cpus_per_worker, use_gpu, least=least)
     most = int(max(node.get("CPU", 0) for node in nodes))
     return Cluster(most_workers or workers, next(c for c in range(most, 0, -1) if room(c) >= now), use_gpu, least=least)
 
