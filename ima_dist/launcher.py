@@ -1,7 +1,4 @@
-"""Ray: start or join a cluster, run a task on its workers, and the worker's side of it.
-
-The only module, beside the entry points, that knows Ray.
-"""
+"""The driver's side of Ray: start or join a cluster, and run a task on its workers (``worker.work``)."""
 
 from __future__ import annotations
 
@@ -9,11 +6,9 @@ import concurrent.futures
 import contextlib
 import logging
 import os
-import platform
 import re
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,12 +17,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ima_dist.config import Config, ConfigError, from_dict, to_dict
-from ima_dist.results.lease import LeaseLost
+from ima_dist.config import Config, ConfigError, to_dict
+from ima_dist.head import LOOK_EVERY, Head
 from ima_dist.results.rundir import RunDir, write_json
+from ima_dist.worker import PAUSE_FILE, STOP_FILE, work
 
-STOP_FILE = "stop-requested"
-PAUSE_FILE = "pause-requested"  # a checkpoint is wanted, because the number of workers is about to change
 # So often workers that come and go may fail in a row without a new checkpoint: what fails again and again is not
 # a node.
 _TRIES = 3
@@ -36,10 +30,8 @@ _TRIES = 3
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
 # Seconds after which a second signal ends the driver at once, and that Ray has for its own end.
 _IMPATIENT_AFTER, _LAST_WAIT = 1.0, 20.0
-# Seconds between two looks at the head of the cluster, and after which the driver and then the workers give it up.
-_LOOK_AT_HEAD_EVERY, _HEAD_LOST_AFTER, _WORKERS_END_AFTER = 2.0, 30.0, 60.0
-# Seconds after which a file of the driver's must be visible on all nodes; NFS may take half a minute.
-_VISIBLE_WITHIN = 60.0
+# Seconds after which the driver gives up a silent head of the cluster; its workers wait longer.
+_HEAD_LOST_AFTER = 30.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -248,7 +240,7 @@ def _run_once(
     # The type checker sees the classes of Ray Train V1; what runs is V2 (RAY_TRAIN_V2_ENABLED, above).
     v2: Any = ray.train
     trainer: Any = Trainer(
-        _work,  # type: ignore[arg-type]
+        work,  # type: ignore[arg-type]
         train_loop_config=payload(task, config, run, arguments),
         torch_config=NodeInterface(),
         scaling_config=v2.ScalingConfig(
@@ -370,34 +362,11 @@ def _fit(trainer: Any) -> Any:
             result.set_exception(error)
 
     threading.Thread(target=fit, name="fit", daemon=True).start()
-    head = _Head()
-    while not concurrent.futures.wait([result], timeout=_LOOK_AT_HEAD_EVERY).done:
+    head = Head()
+    while not concurrent.futures.wait([result], timeout=LOOK_EVERY).done:
         if head.silent_for() > _HEAD_LOST_AFTER:
             raise RuntimeError(f"The head of the Ray cluster, at {head}, has been silent for half a minute")
     return result.result()
-
-
-class _Head:
-    """The process that leads the cluster (Ray's GCS), looked at from the driver or a worker."""
-
-    def __init__(self) -> None:
-        import ray
-
-        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
-        self._address = (host.strip("[]"), int(port))
-        self._answered = time.monotonic()
-
-    def __str__(self) -> str:
-        return f"{self._address[0]}:{self._address[1]}"
-
-    def silent_for(self) -> float:
-        """Seconds since it was last seen to accept connections, 0 if it does."""
-        try:
-            socket.create_connection(self._address, timeout=5).close()
-        except OSError:
-            return time.monotonic() - self._answered
-        self._answered = time.monotonic()
-        return 0.0
 
 
 def _end_now() -> None:
@@ -428,84 +397,3 @@ def _worker_error(error: Exception) -> str:
 def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
-
-
-# ---- the worker's side
-
-
-def _work(payload: dict[str, Any]) -> dict[str, Any]:
-    """One worker: the whole task. All workers return together, or one raises and Ray ends the others."""
-    for path in reversed(payload["paths"]):
-        if path not in sys.path:
-            sys.path.insert(0, path)
-    import torch
-
-    from ima_dist import distributed
-    from ima_dist.elastic import node_is_leaving
-    from ima_dist.engine.checkpoint import Damaged
-    from ima_dist.engine.tasks import audit_task, evaluate_task, train_task
-    from ima_dist.engine.training import NumericalError
-
-    config = from_dict(payload["config"])
-    run = RunDir(payload["run"])
-    run.mark = payload["mark"]
-    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
-
-    import ray.train.torch
-
-    def should_stop() -> bool:
-        return stop.exists() or pause.exists() or (ray.is_initialized() and node_is_leaving())
-
-    device = torch.device("cpu") if config.device == "cpu" else ray.train.torch.get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if ray.is_initialized():
-        threading.Thread(target=_end_with_head, args=(_Head(),), daemon=True).start()
-    unseen = _unseen(run)
-    if unseen:
-        return {"status": "failed", "message": unseen}
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {
-        "train": train_task,
-        "evaluate": evaluate_task,
-        "audit": audit_task,
-    }
-    # Ray may start workers anew that have done everything, just before it noticed.
-    if payload["task"] == "train" and distributed.share_object(run.status == "finished"):
-        return {"status": "finished", "message": None}
-    try:
-        return tasks[payload["task"]](config, run, device, should_stop, **payload["arguments"])
-    except distributed.Interrupted as error:
-        status = {"status": "interrupted" if stop.exists() else "paused", "message": str(error)}
-        if status["status"] == "paused":
-            return status
-    except (NumericalError, Damaged) as error:
-        status = {"status": "failed", "message": str(error)}
-    except LeaseLost as error:
-        return {"status": "lost", "message": str(error)}
-    finally:
-        if distributed.rank() == 0:
-            pause.unlink(missing_ok=True)
-    if distributed.rank() == 0 and payload["task"] == "train":
-        write_json(run.summary_path, {**run.summary(), **status})
-    return status
-
-
-def _unseen(run: RunDir) -> str | None:
-    """A sentence if not all workers see the run directory, which would train, and write elsewhere. All call it."""
-    from ima_dist import distributed
-
-    until = time.monotonic() + _VISIBLE_WITHIN
-    while not run.config_path.exists() and time.monotonic() < until:
-        time.sleep(0.5)
-    mine = None if run.config_path.exists() else platform.node()
-    hosts = sorted({host for host in distributed.gather_objects(mine) if host})
-    if not hosts:
-        return None
-    return f"{run.path} is not there on {', '.join(hosts)}: give an --out on storage that all nodes share"
-
-
-def _end_with_head(head: _Head) -> None:
-    """End this process when it is cut off: it may wait for the other workers for half an hour, and Ray lets it."""
-    while head.silent_for() < _WORKERS_END_AFTER:
-        time.sleep(_LOOK_AT_HEAD_EVERY)
-    os._exit(1)

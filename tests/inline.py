@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ima_dist import launcher
+from ima_dist import launcher, worker
 from ima_dist.config import Config
 
 
@@ -22,7 +22,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run_workers(*arguments: Any) -> dict[str, Any]:
         task, config, run, _, *further = arguments
-        return launcher._work(launcher.payload(task, config, run, *further))
+        return worker.work(launcher.payload(task, config, run, *further))
 
     monkeypatch.setattr(launcher, "cluster", _cluster)
     monkeypatch.setattr(launcher, "run_workers", run_workers)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ima_dist import distributed, launcher
+from ima_dist import distributed, launcher, worker
 from ima_dist.config import ConfigError
 from ima_dist.launcher import Cluster, fit_to
 from ima_dist.presets import make_config
@@ -160,10 +160,10 @@ def test_nodes_that_are_dead_or_leaving_are_not_counted(monkeypatch):
 
 
 def _look(path):
-    launcher._VISIBLE_WITHIN = 0.1
-    assert launcher._unseen(RunDir(path)) is None
+    worker._VISIBLE_WITHIN = 0.1
+    assert worker._unseen(RunDir(path)) is None
     elsewhere = RunDir(path / "elsewhere") if distributed.rank() else RunDir(path)
-    sentence = launcher._unseen(elsewhere)
+    sentence = worker._unseen(elsewhere)
     assert sentence is not None
     assert sentence.endswith(f"is not there on {platform.node()}: give an --out on storage that all nodes share")
 
@@ -189,7 +189,7 @@ def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
         address = "127.0.0.1:{1}".format(*server.getsockname())
         monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address=address))
         monkeypatch.setattr(launcher, "_HEAD_LOST_AFTER", 0.2)
-        monkeypatch.setattr(launcher, "_LOOK_AT_HEAD_EVERY", 0.05)
+        monkeypatch.setattr(launcher, "LOOK_EVERY", 0.05)
         never = threading.Event()
         assert launcher._fit(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
     with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has been silent"):

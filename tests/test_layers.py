@@ -33,11 +33,13 @@ ALLOWED = {
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "interfaces": _BASE,
     "elastic": _BASE,
-    "launcher": _MIDDLE | {"interfaces", "elastic"} | {"methods", "results", "engine", "evaluation"},
+    "head": _BASE,
+    "worker": _MIDDLE | {"head", "elastic"} | {"methods", "results", "engine", "evaluation"},
+    "launcher": _BASE | {"head", "interfaces", "elastic", "worker", "results"},
 }
 ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
 ONLY_IN = {
-    "ray": {"launcher", "interfaces", "elastic"} | ENTRY_POINTS,
+    "ray": {"head", "launcher", "interfaces", "elastic", "worker"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),

@@ -1,0 +1,31 @@
+"""The process that leads a Ray cluster, and whether it is still there."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+LOOK_EVERY = 2.0  # seconds between two looks
+
+
+class Head:
+    """Ray's GCS, looked at from the driver or a worker."""
+
+    def __init__(self) -> None:
+        import ray
+
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        self._address = (host.strip("[]"), int(port))
+        self._answered = time.monotonic()
+
+    def __str__(self) -> str:
+        return f"{self._address[0]}:{self._address[1]}"
+
+    def silent_for(self) -> float:
+        """Seconds since it was last seen to accept connections, 0 if it does."""
+        try:
+            socket.create_connection(self._address, timeout=5).close()
+        except OSError:
+            return time.monotonic() - self._answered
+        self._answered = time.monotonic()
+        return 0.0
