@@ -171,9 +171,7 @@ def read_sweep(
         raise ConfigError(f"In {path}: {error}") from None
 
 
-def _read(
-    tree: dict[str, Any], scale: str | None, options: dict[str, Any], seeds: tuple[int, ...] | None
-) -> Sweep:
+def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seeds: tuple[int, ...] | None) -> Sweep:
     _check_keys(tree, _KEYS, "")
     for key in ("title", "preset", "sweep"):
         if not tree.get(key):
@@ -188,14 +186,18 @@ def _read(
         raise ConfigError("give seeds: [0, 1, …] in place of the option seed.")
     search = tree.get("search", "grid")
     if search not in SEARCHES:
-        raise ConfigError(f"search must be one of {', '.join(SEARCHES)}, not {search!r}{did_you_mean(search, SEARCHES)}.")
+        raise ConfigError(
+            f"search must be one of {', '.join(SEARCHES)}, not {search!r}{did_you_mean(search, SEARCHES)}."
+        )
     space = {str(name): _distribution(str(name), given) for name, given in _mapping(tree, "sweep").items()}
     if search == "grid" and any(d.kind != "choice" for d in space.values()):
         raise ConfigError("a grid needs a list of values for every option: give search: random or search: optuna.")
     samples = tree.get("samples")
     whole = isinstance(samples, int) and not isinstance(samples, bool) and samples >= 1
     if whole == (search == "grid") or not (whole or samples is None):
-        raise ConfigError("samples must be a whole number of at least 1 for random and optuna, and left out for a grid.")
+        raise ConfigError(
+            "samples must be a whole number of at least 1 for random and optuna, and left out for a grid."
+        )
     chosen = tuple(seeds or tree.get("seeds") or (0,))
     if not all(isinstance(s, int) and not isinstance(s, bool) for s in chosen) or len(set(chosen)) < len(chosen):
         raise ConfigError("seeds must be a list of different whole numbers, such as [0, 1].")
@@ -229,8 +231,8 @@ def _planned(sweep: Sweep) -> Sweep:
     """The sweep with its points; of an open search, the ends of the space are tried, so that mistakes show now."""
     if sweep.search == "optuna":
         ends = [(d.bounds if d.kind == "choice" else d.bounds[:2]) for d in sweep.space.values()]
-        for values in itertools.product(*ends):
-            sweep.point(dict(zip(sweep.space, values, strict=True)), sweep.seeds[0])
+        for corner in itertools.product(*ends):
+            sweep.point(dict(zip(sweep.space, corner, strict=True)), sweep.seeds[0])
         return sweep
     if sweep.search == "grid":
         lists = [d.bounds for d in sweep.space.values()]

@@ -191,9 +191,9 @@ def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(launcher, "_HEAD_LOST_AFTER", 0.2)
         monkeypatch.setattr(launcher, "LOOK_EVERY", 0.05)
         never = threading.Event()
-        assert launcher._fit(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
+        assert launcher.fit_while_connected(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
     with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has been silent"):
-        launcher._fit(SimpleNamespace(fit=lambda: never.wait(60)))
+        launcher.fit_while_connected(SimpleNamespace(fit=lambda: never.wait(60)))
     never.set()
     with pytest.raises(ValueError, match="what fit raises"):
-        launcher._fit(SimpleNamespace(fit=lambda: int("what fit raises")))
+        launcher.fit_while_connected(SimpleNamespace(fit=lambda: int("what fit raises")))

@@ -18,7 +18,16 @@ from ima_dist.sweeps import READ_BY, Point, canonical
 # The strictest attack that all have decides.
 _STRICTEST_FIRST = ("autoattack", "worst", "pgd-mma", "pgd100", "spsa", "white-noise")
 # Where these differ a run is still the same experiment.
-_BESIDE = ("seed", "workers", "device", "cpus_per_worker", "hang_after", "checkpoint_every", "data.dir", "data.download")
+_BESIDE = (
+    "seed",
+    "workers",
+    "device",
+    "cpus_per_worker",
+    "hang_after",
+    "checkpoint_every",
+    "data.dir",
+    "data.download",
+)
 
 Curve = dict[float, dict[str, Any]]  # noise level -> entry of summary.json's curves
 
@@ -124,9 +133,13 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     measured = [row for row in rows if row.curves]
     common = [a for a in _STRICTEST_FIRST if measured and all(a in row.curves for row in measured)]
     if attack is not None and attack not in common:
-        raise ConfigError(f"Not all candidates were attacked with {attack}: {', '.join(common) or 'no attack'} they were.")
+        raise ConfigError(
+            f"Not all candidates were attacked with {attack}: {', '.join(common) or 'no attack'} they were."
+        )
     if not common:
-        raise ConfigError("There is no attack that all candidates were evaluated with: run python -m ima_dist.evaluate.")
+        raise ConfigError(
+            "There is no attack that all candidates were evaluated with: run python -m ima_dist.evaluate."
+        )
     attack = attack or common[0]
     candidates = _candidates(measured, attack, levels)
     choice = choose(candidates, min_clean, levels)
@@ -178,7 +191,11 @@ def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> li
 def _share(share: Any) -> list[str]:
     low, high = share.sample_interval
     seeds = share.seed_interval
-    return [f"{share.mean:.4f}", f"{(high - low) / 2:.4f}", "-" if seeds is None else f"{(seeds[1] - seeds[0]) / 2:.4f}"]
+    return [
+        f"{share.mean:.4f}",
+        f"{(high - low) / 2:.4f}",
+        "-" if seeds is None else f"{(seeds[1] - seeds[0]) / 2:.4f}",
+    ]
 
 
 def _mean(values: list[float]) -> str:
