@@ -115,6 +115,8 @@ def _here(sweep: Sweep, root: Path, names: str) -> int:
     for name in names.split(","):
         if name not in sweep.runs:
             raise ConfigError(f"The sweep has no trial {name!r}{did_you_mean(name, sweep.runs)}: see --list.")
+    write_text_atomic(root / ASKED, asked_text(sweep))
+    for name in names.split(","):
         config, epochs = sweep.runs[name]
         last = None
         while (command := next_command(config, root / name, epochs)) is not None:
