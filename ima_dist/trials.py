@@ -247,7 +247,7 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
         say(f"Up to {at_once} trial{'s' * (at_once != 1)} at a time.")
         storage = held.enter_context(tempfile.TemporaryDirectory(prefix="ima-sweep-"))
         held.enter_context(_quiet_tune())
-        tuner = _tuner(work, at_once, Path(storage), _Lines(sweep, say))
+        tuner = _tuner(work, at_once, Path(storage), say)
         held.enter_context(launcher.handing_on_signals(stop, lambda: None))
         try:
             launcher.fit_while_connected(tuner)
@@ -257,11 +257,11 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
     return stopped
 
 
-def _tuner(work: Work, at_once: int, storage: Path, lines: tune.Callback) -> tune.Tuner:
+def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) -> tune.Tuner:
     sweep = work.sweep
     search: Any = None
     space: dict[str, Any] = {}
-    count = 1
+    count, over = 1, 0
     if sweep.search == "optuna":
         search = OptunaSearch(
             space={name: _domain(d) for name, d in sweep.space.items()},
@@ -277,8 +277,11 @@ def _tuner(work: Work, at_once: int, storage: Path, lines: tune.Callback) -> tun
         described: dict[str, dict[str, Any]] = {}
         for point in sweep.points:
             name = run_path(Path(), point.config).name
-            described.setdefault(name, {"planned": name, "values": point.values, "seed": point.seed})
+            # ASHA compares with what has finished, too.
+            if sweep.asha or _next(work, name) is not None:
+                described.setdefault(name, {"planned": name, "values": point.values, "seed": point.seed})
         space = {"trial": tune.grid_search(list(described.values()))}
+        over = len(sweep.runs) - len(described)
     scheduler = None
     if sweep.asha:
         most = max((config.epochs for config, _ in sweep.runs.values()), default=1 << 20)
@@ -303,7 +306,7 @@ def _tuner(work: Work, at_once: int, storage: Path, lines: tune.Callback) -> tun
         run_config=tune.RunConfig(
             name="trials",
             storage_path=str(storage),
-            callbacks=[lines],
+            callbacks=[_Lines(sweep, over, say)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             # The run has checkpoints of its own.
@@ -322,10 +325,10 @@ class _Planned(Trial):
 class _Lines(tune.Callback):
     """A line for every trial that begins or ends."""
 
-    def __init__(self, sweep: Sweep, say: Callable[[str], None]) -> None:
+    def __init__(self, sweep: Sweep, over: int, say: Callable[[str], None]) -> None:
         self._sweep, self._say = sweep, say
         self._total = len(sweep.runs) or sweep.samples * len(sweep.seeds)
-        self._over = 0
+        self._over = over
 
     def _name(self, trial: Any) -> str:
         given = trial.config.get("trial")
@@ -348,6 +351,11 @@ class _Lines(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._over += 1
         self._say(f"{time.strftime('%H:%M:%S')}  {self._over}/{self._total} lost: {self._name(trial)}")
+
+
+def _next(work: Work, name: str) -> tuple[str, list[str]] | None:
+    config, epochs = work.sweep.runs[name]
+    return next_command(config, work.root / name, epochs)
 
 
 def _first(sweep: Sweep) -> dict[str, Any]:
