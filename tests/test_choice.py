@@ -9,12 +9,14 @@ import pytest
 from ima_dist.config import ConfigError
 from ima_dist.results.choice import (
     Share,
+    Spread,
     area_under_curve,
     choose,
     differ,
     difference_interval,
     make_candidate,
     pareto_set,
+    pooled_spread,
     t_quantile,
 )
 
@@ -40,10 +42,16 @@ def test_spread_over_seeds():
     assert share.mean == pytest.approx(0.92)
     assert share.deviation == pytest.approx(0.02)
     # The 97.5 % quantile of t with two degrees of freedom is 4.302653 in every table.
-    half = 4.302653 * 0.02 / math.sqrt(3)
-    assert share.seed_interval == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
+    alone = pooled_spread([share])
+    assert alone is not None
+    assert alone.half_width(share) == pytest.approx(4.302653 * 0.02 / math.sqrt(3), abs=1e-6)
     one = Share((0.9,), samples=1000)
-    assert (one.deviation, one.seed_interval) == (None, None)
+    assert (one.deviation, pooled_spread([one, one])) == (None, None)
+    # Squares 2 * 0.02**2 and 2 * 0.01**2 with 2 + 1 degrees of freedom; a single seed adds nothing.
+    pooled = pooled_spread([share, Share((0.5, 0.52), 1000), one])
+    assert pooled is not None
+    assert (pooled.deviation, pooled.freedom) == (pytest.approx(math.sqrt(0.001 / 3)), 3)
+    assert pooled.half_width(one) == pytest.approx(3.182446 * math.sqrt(0.001 / 3), abs=1e-6)
     assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4)
 
 
@@ -72,7 +80,13 @@ def test_a_difference_that_seeds_explain():
     # Without any spread the samples decide.
     assert differ(Share((0.8, 0.8), 10_000), Share((0.7, 0.7), 10_000))
     assert not differ(Share((0.8, 0.8), 10_000), Share((0.8, 0.8), 10_000))
-    assert differ(Share((0.8,), 10_000), Share((0.7, 0.72), 10_000))  # one seed: about these networks alone
+    # One seed against two: one degree of freedom, 12.706 * 0.0141 * sqrt(1.5) = 0.22.
+    assert not differ(Share((0.8,), 10_000), Share((0.7, 0.72), 10_000))
+    assert differ(Share((0.8,), 10_000), Share((0.7,), 10_000))  # about these networks alone
+    # What other candidates show of the spread makes the same difference count.
+    narrow = Spread(deviation=0.01, freedom=10)
+    assert differ(*wide, spread=narrow)  # 2.228 * 0.01 * 1 = 0.022
+    assert not differ(*wide, spread=Spread(deviation=0.05, freedom=10))  # 0.11
 
 
 def candidate(name: str, clean: float, robust: float, samples: int = 10_000, levels: tuple[float, ...] = ()):

@@ -336,7 +336,7 @@ def test_best_opens_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert "Choice: all" in done.stdout
-    assert "Where there is one seed" in done.stdout
+    assert "There is one seed of each" in done.stdout
 
 
 def test_options_of_the_file_reach_the_runs(tmp_path):

@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ima_dist.config import ATTACKS, METHODS, Config, ConfigError, option_values, replace
-from ima_dist.results.choice import Candidate, choose, make_candidate
+from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candidate
 from ima_dist.results.report.runs import checked_curves, find_runs
 from ima_dist.results.rundir import RunDir
 from ima_dist.results.table import aligned, attack_rows, format_noise
@@ -150,7 +150,16 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     for i, c in enumerate(candidates):
         mark = ("P" if i in choice.pareto else "") + ("*" if i == choice.best else "~" if i in choice.alike else "")
         robust = [f"{c.robust[x].mean:.4f}" for x in shown]
-        lines.append([mark, c.name, str(len(c.clean.values)), *_share(c.clean), *robust, *_share(c.score)])
+        lines.append(
+            [
+                mark,
+                c.name,
+                str(len(c.clean.values)),
+                *_share(c.clean, choice.clean_spread),
+                *robust,
+                *_share(c.score, choice.score_spread),
+            ]
+        )
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
     text = [f"Attack: {attack}. Score: {measure}.", *_left_aligned(lines), _LEGEND]
     if choice.best is None:
@@ -165,15 +174,15 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     if choice.uncertain:
         names = "; ".join(candidates[i].name for i in choice.uncertain)
         text.append(f"Clean accuracy above {min_clean:g} on average, but not within its uncertainty: {names}.")
-    if any(len(c.clean.values) < 2 for c in candidates):
-        text.append("Where there is one seed, what another would change is unknown: add seeds.")
+    if choice.score_spread is None:
+        text.append("There is one seed of each, so what another would change is unknown: add seeds.")
     return "\n".join(text)
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"
 _LEGEND = (
-    "P: Pareto set. *: choice. ~: as good, beyond noise. "
-    "±: half the 95 % interval, for the test samples and for the spread over seeds."
+    "P: Pareto set. *: choice. ~: not different from it beyond noise. ±: half the 95 % interval, for the test samples "
+    "and for the spread over seeds (pooled over the candidates)."
 )
 
 
@@ -188,14 +197,10 @@ def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> li
     return found
 
 
-def _share(share: Any) -> list[str]:
+def _share(share: Share, spread: Spread | None) -> list[str]:
     low, high = share.sample_interval
-    seeds = share.seed_interval
-    return [
-        f"{share.mean:.4f}",
-        f"{(high - low) / 2:.4f}",
-        "-" if seeds is None else f"{(seeds[1] - seeds[0]) / 2:.4f}",
-    ]
+    seeds = "-" if spread is None else f"{spread.half_width(share):.4f}"
+    return [f"{share.mean:.4f}", f"{(high - low) / 2:.4f}", seeds]
 
 
 def _mean(values: list[float]) -> str:

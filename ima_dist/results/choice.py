@@ -45,15 +45,6 @@ class Share:
         """
         return wilson_interval(self.mean, self.samples)
 
-    @property
-    def seed_interval(self) -> tuple[float, float] | None:
-        """95 % t interval of the mean over seeds; None for a single seed."""
-        if self.deviation is None:
-            return None
-        count = len(self.values)
-        half = t_quantile(count - 1) * self.deviation / math.sqrt(count)
-        return self.mean - half, self.mean + half
-
 
 def t_quantile(freedom: float) -> float:
     """97.5 % quantile of Student's t distribution."""
@@ -85,15 +76,44 @@ def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:
     return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
 
 
-def differ(a: Share, b: Share) -> bool:
+@dataclass(frozen=True)
+class Spread:
+    """Standard deviation over seeds, and the degrees of freedom that it rests on."""
+
+    deviation: float
+    freedom: int
+
+    def half_width(self, share: Share) -> float:
+        """Half the 95 % t interval of the share's mean over seeds."""
+        return t_quantile(self.freedom) * self.deviation / math.sqrt(len(share.values))
+
+
+def pooled_spread(shares: Sequence[Share]) -> Spread | None:
+    """The spread over seeds that all ``shares`` have in common; None if none of them has two seeds.
+
+    With two or three seeds each, a share's own deviation says next to nothing. This assumes that seeds matter
+    equally to all: one that is less stable than the others gets an interval that is too narrow.
+    """
+    freedom = sum(len(share.values) - 1 for share in shares)
+    if not freedom:
+        return None
+    squares = sum((value - share.mean) ** 2 for share in shares for value in share.values)
+    return Spread(math.sqrt(squares / freedom), freedom)
+
+
+def differ(a: Share, b: Share, spread: Spread | None = None) -> bool:
     """Whether two shares differ by more than test sampling, and the spread over seeds, explain (95 % each).
 
     Test sampling: ``difference_interval``, as if the two had test sets of their own; on a shared one it is on the
-    safe side. Seeds: Welch's t interval, where both have two or more; with a
-    single seed on a side the spread of training stays unknown, and the answer is about these networks alone.
+    safe side. Seeds: a t interval of the difference with the ``spread``, by default that of the two. Where no seed is
+    repeated the spread stays unknown, and the answer is about these networks alone.
     """
     low, high = difference_interval(a, b)
-    return not low <= 0 <= high and _beyond_seeds(a, b) is not False
+    spread = spread or pooled_spread([a, b])
+    if spread is None:
+        return not low <= 0 <= high
+    half = t_quantile(spread.freedom) * spread.deviation * math.sqrt(1 / len(a.values) + 1 / len(b.values))
+    return not low <= 0 <= high and abs(a.mean - b.mean) > half
 
 
 def difference_interval(a: Share, b: Share) -> tuple[float, float]:
@@ -103,16 +123,6 @@ def difference_interval(a: Share, b: Share) -> tuple[float, float]:
     low = difference - math.hypot(a.mean - low_a, high_b - b.mean)
     high = difference + math.hypot(high_a - a.mean, b.mean - low_b)
     return low, high
-
-
-def _beyond_seeds(a: Share, b: Share) -> bool | None:
-    if a.deviation is None or b.deviation is None:
-        return None
-    parts = a.deviation**2 / len(a.values), b.deviation**2 / len(b.values)
-    if not sum(parts):
-        return a.mean != b.mean
-    freedom = sum(parts) ** 2 / sum(p**2 / (len(s.values) - 1) for p, s in zip(parts, (a, b), strict=True))
-    return abs(a.mean - b.mean) > t_quantile(freedom) * math.sqrt(sum(parts))
 
 
 @dataclass(frozen=True)
@@ -169,13 +179,15 @@ def make_candidate(
 class Choice:
     """Indices of candidates. pareto: not dominated. best: the choice, None if none is accurate enough.
     alike: accurate enough and not different from it beyond noise. uncertain: accurate enough on average, but with
-    an interval that reaches below what was asked for.
+    an interval that reaches below what was asked for. clean_spread, score_spread: over seeds, pooled.
     """
 
     pareto: list[int]
     best: int | None
     alike: list[int]
     uncertain: list[int]
+    clean_spread: Spread | None
+    score_spread: Spread | None
 
 
 def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[float] = ()) -> Choice:
@@ -186,14 +198,15 @@ def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[f
     """
     points = [(c.clean.mean, *(c.robust[x].mean for x in levels)) if levels else (c.clean.mean, c.area.mean)
               for c in candidates]  # fmt: skip
+    clean, score = pooled_spread([c.clean for c in candidates]), pooled_spread([c.score for c in candidates])
     able = [i for i, c in enumerate(candidates) if c.clean.mean >= min_clean]
     if not able:
-        return Choice(pareto_set(points), None, [], [])
+        return Choice(pareto_set(points), None, [], [], clean, score)
     best = max(able, key=lambda i: (candidates[i].score.mean, candidates[i].clean.mean))
-    alike = [i for i in able if i != best and not differ(candidates[i].score, candidates[best].score)]
-    uncertain = [i for i in able if _low(candidates[i].clean) < min_clean]
-    return Choice(pareto_set(points), best, alike, uncertain)
+    alike = [i for i in able if i != best and not differ(candidates[i].score, candidates[best].score, score)]
+    uncertain = [i for i in able if _low(candidates[i].clean, clean) < min_clean]
+    return Choice(pareto_set(points), best, alike, uncertain, clean, score)
 
 
-def _low(share: Share) -> float:
-    return min(share.sample_interval[0], share.seed_interval[0] if share.seed_interval else 1.0)
+def _low(share: Share, spread: Spread | None) -> float:
+    return min(share.sample_interval[0], share.mean - spread.half_width(share) if spread else 1.0)
