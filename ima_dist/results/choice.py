@@ -45,6 +45,12 @@ class Share:
         """
         return wilson_interval(self.mean, self.samples)
 
+    @property
+    def seed_interval(self) -> tuple[float, float] | None:
+        """95 % t interval of the mean over this share's own seeds; None for a single one."""
+        spread = pooled_spread([self])
+        return None if spread is None else (self.mean - spread.half_width(self), self.mean + spread.half_width(self))
+
 
 def t_quantile(freedom: float) -> float:
     """97.5 % quantile of Student's t distribution."""
