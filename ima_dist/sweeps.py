@@ -26,7 +26,7 @@ DISTRIBUTIONS = ("choice", "uniform", "loguniform", "randint")
 
 _KEYS = ("title", "preset", "options", "sweep", "seeds", "search", "samples", "asha", "all_epochs", "scales")
 # What a scale may replace beside options.
-_SCALED = ("sweep", "seeds", "samples", "asha")
+_SCALED = ("sweep", "seeds", "samples", "asha", "all_epochs")
 _ASHA_KEYS = ("grace", "reduction")
 
 _WITH_STEPS = frozenset(METHODS) - {"ce", "rand"}
