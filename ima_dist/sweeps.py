@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class Sweep:
             )
         return configuration.replace(config, {"epochs": round(epochs)})
 
-    @property
+    @cached_property
     def runs(self) -> dict[str, tuple[Config, tuple[int, ...]]]:
         """Name of each run (its directory) -> configuration, and the epochs to be evaluated, in order."""
         found: dict[str, tuple[Config, tuple[int, ...]]] = {}

@@ -14,6 +14,7 @@ from ima_dist.config import ConfigError
 from ima_dist.results.records import earlier_records
 from ima_dist.results.rundir import RunDir, read_json
 from tests import commands
+from tests.clusters import ray_cluster
 from tests.slurm import position
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -104,7 +105,13 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
 
 
 def test_a_search_goes_on_where_it_was_and_asha_stops(tmp_path):
-    """Optuna's trials are one after the other here; a larger number of samples continues the same search."""
+    """On a cluster that is there already, and full with one worker; more samples continue the same search."""
+    with ray_cluster(tmp_path) as cluster:
+        names = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+        searched_and_continued(tmp_path, {name: cluster.environment[name] for name in names})
+
+
+def searched_and_continued(tmp_path: Path, there: dict[str, str]) -> None:
     root = tmp_path / "sweep"
     entries = {
         "options": {**SMALL, "method": "ce", "epochs": 3, "eval.noise": [0.0, 0.1], "eval.val_noise": 0.1,
@@ -113,16 +120,18 @@ def test_a_search_goes_on_where_it_was_and_asha_stops(tmp_path):
     }  # fmt: skip
     file = sweep_file(tmp_path / "s.yaml", **entries, samples=2)
     words = [file, "--out", root, "--device", "cpu"]
-    done = commands.run("ima_dist.sweep", *words, cwd=tmp_path)
+    done = commands.run("ima_dist.sweep", *words, cwd=tmp_path, **there)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Up to 1 trial at a time" in done.stdout
     first = earlier_records(root)
     assert len(first) == 2
     assert {record["status"] for record in first} <= {"finished", "stopped"}
     before = {path: path.stat().st_mtime_ns for path in root.glob("moons-*/checkpoints/*/model.safetensors")}
 
     sweep_file(file, **entries, samples=3)
-    done = commands.run("ima_dist.sweep", *words, cwd=tmp_path)
+    done = commands.run("ima_dist.sweep", *words, cwd=tmp_path, **there)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "Up to 1 trial at a time" in done.stdout
     records = earlier_records(root)
     assert len(records) == 3
     assert [record["values"] for record in records[:2]] == [record["values"] for record in first]

@@ -272,6 +272,37 @@ def test_trials_are_run_once_and_give_one_table(tmp_path, monkeypatch, capsys):
         next_command(config, runs[0].path, epochs)
 
 
+CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "cpus", "count"),
+    [
+        ({}, [CPU_NODE], 1, 8),
+        ({"workers": 3}, [CPU_NODE], 1, 2),
+        ({"workers": 3, "cpus_per_worker": 2}, [CPU_NODE, CPU_NODE], 1, 2),
+        ({}, [GPU_NODE, GPU_NODE], 4, 8),
+        ({"workers": 2}, [GPU_NODE, CPU_NODE], 4, 2),
+        ({"workers": 8}, [GPU_NODE, GPU_NODE], 4, 1),
+        ({"device": "cpu"}, [GPU_NODE], 1, 16),
+        ({"workers": "2-9"}, [GPU_NODE], 4, 2),
+    ],
+)
+def test_how_many_trials_run_at_a_time(options, nodes, cpus, count):
+    from ima_dist import trials
+
+    config = make_config("moons", options)
+    assert trials.share_of_cpus(config, nodes) == cpus
+    assert trials.trials_at_once([trials.settled(config, cpus)], nodes) == count
+
+
+def test_a_trial_that_no_cluster_of_this_size_holds():
+    from ima_dist import trials
+
+    with pytest.raises(ConfigError, match="use at most 8"):
+        trials.trials_at_once([trials.settled(make_config("moons", {"workers": 9}), 1)], [CPU_NODE])
+
+
 def fake_run(path: Path, options: dict[str, Any], clean: float, robust: float, **changes: Any) -> RunDir:
     """A finished run of which only the results are there; robust: accuracy at noise 0.2."""
     config = make_config("moons", {"epochs": 3, "eval.noise": [0.0, 0.1, 0.2], **options})

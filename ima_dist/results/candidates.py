@@ -56,9 +56,9 @@ def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
     """A row for each combination of a sweep, with the seeds whose runs below ``root`` are evaluated."""
     from ima_dist.jobs import run_path
 
-    rows: dict[tuple[tuple[str, Any], ...], Row] = {}
+    rows: dict[str, Row] = {}
     for point in points:
-        row = rows.setdefault(tuple(point.values.items()), Row(point.values))
+        row = rows.setdefault(str(point.values), Row(point.values))
         row.planned += 1
         run = RunDir(run_path(root, point.config))
         if run.status == "finished":
