@@ -69,32 +69,16 @@ PartitionName=titanv Nodes=titanv-0 MaxTime=1-0
 PartitionName=urgent Nodes=v100-[0-2] MaxTime=1-0 PriorityTier=10 PreemptMode=OFF
 """
 
-_PARTITIONS = """\
-# What cluster.submit is told of the local SLURM: python -m cluster.submit … --partitions {dir}/partitions.toml
-[v100]
+_PARTITION = """\
+[{name}]
 cards = {cards}
-gres = "gpu:v100"
-cpus_per_card = 1
-memory = "3000M"
-time = "0:30:00"
-notice = 30
-
-[titanv]
-cards = {cards}
-gres = "gpu:titanv"
-cpus_per_card = 1
-memory = "3000M"
-time = "0:30:00"
-notice = 30
-
-[urgent]
-cards = {cards}
-gres = "gpu:v100"
+gres = "gpu:{card}"
 cpus_per_card = 1
 memory = "3000M"
 time = "0:30:00"
 notice = 30
 """
+_CARD = {"v100": "v100", "titanv": "titanv", "urgent": "v100"}  # by partition
 
 
 def default_directory() -> Path:
@@ -222,7 +206,9 @@ def _write_files(directory: Path, kill_wait: int) -> None:
         )
     )
     (directory / "gres.conf").write_text("\n".join(gres) + "\n")
-    (directory / "partitions.toml").write_text(_PARTITIONS.format(dir=directory, cards=CARDS))
+    told = [_PARTITION.format(name=name, card=card, cards=CARDS) for name, card in _CARD.items()]
+    use = f"# For: python -m cluster.submit … --partitions {directory}/partitions.toml"
+    (directory / "partitions.toml").write_text("\n".join([use, *told]))
     key = directory / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))

@@ -28,6 +28,8 @@ WRITERS = {
     "covid_ct": write_covid,
 }
 
+_TINY = "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
+
 
 def table_file(table: int) -> Path:
     return ROOT / "jobs" / f"table{table:02d}.yaml"
@@ -100,10 +102,7 @@ def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
 def test_nothing_is_begun_near_the_end_of_a_slurm_job(tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
     file = tmp_path / "own.yaml"
-    file.write_text(
-        "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
-        "rows:\n  ce: {method: ce}\nthen:\n  - {attacks: [white-noise]}\n"
-    )
+    file.write_text(_TINY + "rows:\n  ce: {method: ce}\nthen:\n  - {attacks: [white-noise]}\n")
     command = [str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]
     monkeypatch.setenv("IMA_DIST_LAST_START", "1")
     assert job.main(command) == 75
@@ -117,8 +116,7 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
     without_ray(monkeypatch)
     file = tmp_path / "own.yaml"
     file.write_text(
-        "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
-        "rows:\n  bad: {method: ce, model.factory: 'tests.user_code:nothing'}\n  good: {method: ce}\n"
+        _TINY + "rows:\n  bad: {method: ce, model.factory: 'tests.user_code:nothing'}\n  good: {method: ce}\n"
     )
     assert job.main([str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]) == 1
     out, err = capsys.readouterr()
