@@ -134,7 +134,9 @@ class Trial(tune.Trainable):
         if not self.ended:
             stopped = not (self.work.root / STOP_FILE).exists()
             self._end_process()
-            self.record.write(**self.first, status="stopped" if stopped else "interrupted", epoch=self.told)
+            # One that had finished before is only looked at again.
+            if self.record.read().get("status") != "finished":
+                self.record.write(**self.first, status="stopped" if stopped else "interrupted", epoch=self.told)
         self.record.release()
 
     def _next_epoch(self) -> dict[str, Any] | None:
@@ -263,12 +265,14 @@ def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) 
     space: dict[str, Any] = {}
     count, over = 1, 0
     if sweep.search == "optuna":
+        earlier = _earlier(work)
         search = OptunaSearch(
             space={name: _domain(d) for name, d in sweep.space.items()},
             metric=METRIC,
             mode="max",
-            seed=0,
-            points_to_evaluate=_earlier(work) or None,
+            # What is asked for again draws no random numbers: with one seed the first ones would come again.
+            seed=len(earlier),
+            points_to_evaluate=earlier or None,
         )
         count = sweep.samples * len(sweep.seeds)
         if len(sweep.seeds) > 1:
