@@ -56,9 +56,12 @@ class RowRecord:
 
 
 def progress_of(run: Path) -> list[Any]:
-    """What a run has saved: changes whenever it gets on. [newest checkpoint, evaluation files, curves]"""
+    """What a run, or a sweep's directory of runs, has saved: changes whenever it gets on.
+
+    [newest checkpoint, evaluation files and a sweep's checkpoints, curves]
+    """
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("epoch=*"))
-    parts = sum(1 for _ in (run / "evaluation").glob("*/*"))
+    parts = sum(1 for pattern in ("evaluation/*/*", "*/checkpoints/epoch=*") for _ in run.glob(pattern))
     curves = 0
     with contextlib.suppress(OSError, ValueError, AttributeError):
         curves = len(json.loads((run / "summary.json").read_text(encoding="utf-8")).get("curves", []))

@@ -1,7 +1,8 @@
-"""``python -m cluster.submit jobs/table11.yaml --partition v100 --nodes 4``: run a job file on a SLURM cluster.
+"""``python -m cluster.submit jobs/table11.yaml --partition v100 --nodes 4``: run a job or sweep file under SLURM.
 
-Each row of the file (and each of --seeds) becomes one SLURM job of an array. In each a Ray cluster starts on
-its nodes, ``ima_dist.job`` runs the row, and everything stops again.
+Each row of the file (and each of --seeds), or each trial of a sweep, becomes one SLURM job of an array. In each a Ray
+cluster starts on its nodes, ``ima_dist.job`` or ``ima_dist.sweep`` runs the row, and everything stops again. With
+--one-job a sweep is one job, whose nodes are one Ray cluster.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from ima_dist import config as configuration
 from ima_dist.config import ConfigError, OneLineParser, did_you_mean
 from ima_dist.jobs import read_job, run_path
 from ima_dist.results.rundir import read_json
+from ima_dist.sweeps import Sweep, is_sweep, read_sweep
 
 RECORDS = Path("runs/cluster")
-# Passed on to ima_dist.job for every row.
-RUN_OPTIONS = ("workers", "device", "data.dir", "data.download", "dtype")
+# Passed on to ima_dist.job or ima_dist.sweep for every row.
+RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype")
 _LOOK_EVERY = 1.0
 # After a job has left SLURM's queue its result file may take this long to be seen on shared storage.
 _FILE_SECONDS = 60.0
@@ -39,7 +41,10 @@ _FILE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be submitted. folder: where its records go; rows: one SLURM job each; see ``plan``."""
+    """What is to be submitted. folder: where its records go; rows: one SLURM job each; see ``plan``.
+
+    table: module and words of the command that shows the results.
+    """
 
     name: str
     job_file: Path
@@ -48,8 +53,7 @@ class Plan:
     nodes: int
     rows: list[Row]
     at_once: int
-    out: Path
-    flags: list[str] = field(default_factory=list)
+    table: list[str] = field(default_factory=list)
 
     def sbatch(self) -> dict[str, Any]:
         """submitit's parameters, from which it writes the file that sbatch gets."""
@@ -98,15 +102,17 @@ def plan(
     scale: str | None = None,
     at_once: int = 4,
     options: dict[str, Any] | None = None,
-    out: str | Path = "runs/jobs",
+    one_job: bool = False,
+    out: str | Path | None = None,
     records: str | Path = RECORDS,
     partitions_file: Path | None = None,
     **changes: Any,
 ) -> Plan:
     """Check everything that can be checked here and say what would be submitted; writes nothing.
 
-    rows: names in the job file (default: all). seeds: in place of the file's. options: of ima_dist.job, by
-    dotted name. changes: entries of the partition (account, qos, time in minutes, cards, …).
+    rows: names in the job file, or trials of a sweep (default: all). seeds: in place of the file's. options: of
+    ima_dist.job, by dotted name. one_job: a sweep in one job. out: default runs/jobs, or runs/sweeps/NAME.
+    changes: entries of the partition (account, qos, time in minutes, cards, …).
     Raises ConfigError.
     """
     if nodes < 1 or at_once < 1:
@@ -115,9 +121,19 @@ def plan(
     options = dict(options or {})
     # Left to itself, a run whose cards are not to be seen would take the CPU, for weeks.
     options.setdefault("device", "cuda" if chosen.gres else "cpu")
-    out = Path(out).absolute()
     job_file = Path(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
+    scaled = ["--scale", scale] if scale else []
+    if is_sweep(job_file):
+        place = Path(out or Path("runs/sweeps", job_file.stem + (f"-{scale}" if scale else ""))).absolute()
+        words = [str(folder / "job.yaml"), "--out", str(place), *scaled]
+        words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *configuration.as_flags(options)]
+        sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
+        found = _trials(sweep, words, place, rows, one_job)
+        return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, ["ima_dist.sweep", *words])
+    if one_job:
+        raise ConfigError(f"{job_file} is no sweep file: its rows are jobs of their own, so leave --one-job out.")
+    place = Path(out or "runs/jobs").absolute()
     found = []
     for seed in seeds or (None,):
         given = {**options, **({} if seed is None else {"seed": seed})}
@@ -128,15 +144,33 @@ def plan(
                     f"{job_file} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
                 )
             # The job file as it is now: it may be edited before the job starts.
-            words = ["-m", "ima_dist.job", str(folder / "job.yaml"), "--rows", name, "--out", str(out)]
-            words += [*(["--scale", scale] if scale else []), *configuration.as_flags(given)]
+            words = ["-m", "ima_dist.job", str(folder / "job.yaml"), "--rows", name, "--out", str(place)]
+            words += [*scaled, *configuration.as_flags(given)]
             label = re.sub(r"[^\w.+-]", "_", name if seed is None else f"{name}-seed{seed}")
-            found.append(Row(label, words, str(run_path(out, job.rows[name]))))
+            found.append(Row(label, words, str(run_path(place, job.rows[name]))))
     twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
     if twice:
         raise ConfigError(f"Two rows would write to {min(twice)}: leave one of them out with --rows.")
-    flags = [*(["--scale", scale] if scale else []), *configuration.as_flags(options)]
-    return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, out, flags)
+    table = ["ima_dist.job", str(folder / "job.yaml"), "--out", str(place), *scaled, *configuration.as_flags(options)]
+    return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, table)
+
+
+def _trials(sweep: Sweep, words: list[str], out: Path, names: list[str] | None, one_job: bool) -> list[Row]:
+    """A row for each trial of a sweep, or one for all. Raises ConfigError."""
+    if one_job:
+        if names:
+            raise ConfigError("--one-job runs the whole sweep: leave --rows out.")
+        return [Row("sweep", ["-m", "ima_dist.sweep", *words], str(out))]
+    if sweep.search == "optuna":
+        raise ConfigError("search: optuna makes its trials as it goes: submit it with --one-job.")
+    if sweep.asha:
+        raise ConfigError("asha compares trials while they run: submit the sweep with --one-job.")
+    for name in names or ():
+        if name not in sweep.runs:
+            raise ConfigError(f"The sweep has no trial {name!r}{did_you_mean(name, sweep.runs)}: see --dry-run.")
+    return [
+        Row(name, ["-m", "ima_dist.sweep", *words, "--trials", name], str(out / name)) for name in names or sweep.runs
+    ]
 
 
 def submit(plan: Plan) -> list[Any]:
@@ -171,7 +205,7 @@ def submit(plan: Plan) -> list[Any]:
             "partition": p.partition,
             "nodes": plan.nodes,
             "rows": [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)],
-            "table": [str(plan.folder / "job.yaml"), "--out", str(plan.out), *plan.flags],
+            "table": plan.table,
         },
     )
     return jobs
@@ -232,13 +266,14 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("job", metavar="JOB.yaml")
     parser.add_argument("--partition", required=True, metavar="NAME", help="as described in partitions.toml")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes of each row (default: 1)")
-    parser.add_argument("--rows", metavar="A,B,…", help="these rows only")
+    parser.add_argument("--rows", metavar="A,B,…", help="these rows, or trials of a sweep, only")
     parser.add_argument("--seeds", metavar="0,1,…", help="each row once with each of these seeds")
     parser.add_argument("--scale", metavar="NAME", help="a reduction that the job file states")
     parser.add_argument(
         "--at-once", type=int, default=4, metavar="N", help="rows that run at the same time (default 4)"
     )
-    parser.add_argument("--out", default="runs/jobs", metavar="DIR", help="where the runs go (default: runs/jobs)")
+    parser.add_argument("--one-job", action="store_true", help="a sweep as one job, whose nodes are one Ray cluster")
+    parser.add_argument("--out", metavar="DIR", help="where the runs go (default: runs/jobs, or runs/sweeps/NAME)")
     parser.add_argument("--records", default=RECORDS, metavar="DIR", help=f"where logs go (default: {RECORDS})")
     parser.add_argument("--partitions", type=Path, metavar="FILE", help=f"default: {partitions.OWN_FILE}, if there")
     for name in ("account", "qos", "constraint", "reservation"):
@@ -262,6 +297,7 @@ def _main(argv: list[str]) -> int:
         scale=a.scale,
         at_once=a.at_once,
         options=options,
+        one_job=a.one_job,
         out=a.out,
         records=a.records,
         partitions_file=a.partitions,
@@ -288,12 +324,15 @@ def _watch(folder: Path) -> int:
     if worst == EXIT_DONE:
         import subprocess
 
-        table = (read_json(folder / "job.json") or {})["table"]
+        module, *table = (read_json(folder / "job.json") or {})["table"]
+        if module == "ima_dist.sweep":
+            # Everything is there, so this shows the table and does nothing.
+            return subprocess.run([sys.executable, "-m", module, *table], check=False).returncode
         rows = ",".join(dict.fromkeys(_option(row["command"], "--rows") for row in _rows(folder)))
         seeds = dict.fromkeys(_option(row["command"], "--seed") for row in _rows(folder))
         for seed in seeds:
             words = [*table, "--rows", rows, *(["--seed", seed] if seed else [])]
-            subprocess.run([sys.executable, "-m", "ima_dist.job", *words], check=False)
+            subprocess.run([sys.executable, "-m", module, *words], check=False)
     return worst
 
 

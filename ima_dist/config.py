@@ -122,6 +122,13 @@ class EvalConfig:
     step_scale: float = _opt(4.0, "alpha of pgd100 and worst", alters_result=False)
     spsa_samples: int = _opt(2018, "random directions in an iteration of spsa", alters_result=False)
     samples: int | None = _opt(None, "attack at most this many test samples", alters_result=False)
+    val_noise: float | None = _opt(
+        None,
+        "also attack validation samples after every epoch, at this noise level (a cheap worst, for sweeps)",
+        alters_result=False,
+    )
+    val_steps: int = _opt(10, "PGD steps of that attack", alters_result=False)
+    val_samples: int = _opt(500, "validation samples of that attack, the first ones", alters_result=False)
 
     def check(self) -> None:
         if not self.attacks or len(set(self.attacks)) < len(self.attacks):
@@ -141,6 +148,12 @@ class EvalConfig:
             raise ConfigError(f"--eval.spsa-samples must be at least 1, not {self.spsa_samples}.")
         if self.samples is not None and self.samples < 1:
             raise ConfigError(f"--eval.samples must be at least 1, not {self.samples}.")
+        if self.val_noise is not None and not 0 < self.val_noise < math.inf:
+            raise ConfigError(f"--eval.val-noise must be above 0, not {self.val_noise}.")
+        if self.val_steps < 1:
+            raise ConfigError(f"--eval.val-steps must be at least 1, not {self.val_steps}.")
+        if self.val_samples < 1:
+            raise ConfigError(f"--eval.val-samples must be at least 1, not {self.val_samples}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +182,9 @@ class Config:
         "number of workers, or a range such as 1-4 of which as many run as the cluster has room for "
         "(default: one for each GPU, or one on the CPU)",
         alters_result=False,
+    )
+    cpus_per_worker: int | None = _opt(
+        None, "CPUs of each worker (default: as many as can be had)", alters_result=False
     )
     hang_after: float = _opt(
         600.0, "seconds without a pass through the network after which a worker writes its stack", alters_result=False
@@ -217,6 +233,8 @@ class Config:
             raise ConfigError(f"--batch-size must be at least 1, not {self.batch_size}.")
         if self.worker_range is None and isinstance(self.workers, int) and self.workers < 1:
             raise ConfigError(f"--workers must be at least 1, not {self.workers}.")
+        if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
+            raise ConfigError(f"--cpus-per-worker must be at least 1, not {self.cpus_per_worker}.")
         if not 0 < self.hang_after < math.inf:
             raise ConfigError(f"--hang-after must be above 0, not {self.hang_after}.")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:

@@ -23,7 +23,7 @@ from ima_dist.train import (
     user_options,
 )
 
-_ALLOWED = ("eval.", "workers", "device", "data.dir", "data.download")
+_ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "data.dir", "data.download")
 
 
 def main(argv: list[str] | None = None) -> int:

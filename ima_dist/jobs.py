@@ -32,13 +32,8 @@ class Job:
 _KEYS = ("title", "table", "preset", "options", "rows", "epochs", "then", "scales")
 
 
-def read_job(path: Path | str, scale: str | None = None, options: dict[str, Any] | None = None) -> Job:
-    """The job in a file, with its ``scale`` (a name in the file's ``scales``) and then ``options`` on top.
-
-    A scale's ``epochs`` also shrinks the epochs of Tables 16 to 21 in proportion, so that each stays the
-    same share of the run; its ``then`` replaces entries of every further evaluation.
-    Raises ConfigError naming the file and the entry.
-    """
+def read_yaml(path: Path | str, content: str) -> dict[str, Any]:
+    """The mapping in a YAML file that should hold ``content``. Raises ConfigError naming the file."""
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -46,7 +41,20 @@ def read_job(path: Path | str, scale: str | None = None, options: dict[str, Any]
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it.") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold a mapping with title, preset and rows.")
+        raise ConfigError(f"{path} must hold a mapping with {content}.")
+    return tree
+
+
+def read_job(path: Path | str, scale: str | None = None, options: dict[str, Any] | None = None) -> Job:
+    """The job in a file, with its ``scale`` (a name in the file's ``scales``) and then ``options`` on top.
+
+    A scale's ``epochs`` also shrinks the epochs of Tables 16 to 21 in proportion, so that each stays the
+    same share of the run; its ``then`` replaces entries of every further evaluation.
+    Raises ConfigError naming the file and the entry.
+    """
+    tree = read_yaml(path, "title, preset and rows")
+    if "sweep" in tree:
+        raise ConfigError(f"{path} is a sweep file: give it to python -m ima_dist.sweep.")
     for key in tree:
         if key not in _KEYS:
             raise ConfigError(f"{path} has an unknown entry {key!r}{did_you_mean(key, _KEYS)}.")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -53,13 +54,8 @@ class Cluster:
         return f"{count} {'GPU' if self.use_gpu else 'CPU'} worker{'s' * (self.workers != 1)}"
 
 
-@contextlib.contextmanager
-def cluster(config: Config) -> Iterator[Cluster]:
-    """Join the cluster named by RAY_ADDRESS (as under ``ray job submit``) or start one on this machine.
-
-    Raises ConfigError if it cannot give what the configuration asks for. A cluster that was started here
-    is stopped at the end.
-    """
+def set_environment() -> str | None:
+    """Set what Ray reads when it is imported, and return the address of the cluster to join, if there is one."""
     # Ray writes to people who run Ray; what concerns our user we say ourselves.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -69,6 +65,17 @@ def cluster(config: Config) -> Iterator[Cluster]:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+    return address
+
+
+@contextlib.contextmanager
+def cluster(config: Config) -> Iterator[Cluster]:
+    """Join the cluster named by RAY_ADDRESS (as under ``ray job submit``) or start one on this machine.
+
+    Raises ConfigError if it cannot give what the configuration asks for. A cluster that was started here
+    is stopped at the end.
+    """
+    address = set_environment()
     import ray
 
     # The dashboard must run: Ray Train's clean-up asks it about the state of the group and waits if it is absent.
@@ -164,6 +171,13 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
             "raise it."
         )
     now = min(most_workers, room(1)) if most_workers else workers
+    if config.cpus_per_worker:
+        if room(config.cpus_per_worker) < workers:
+            raise ConfigError(
+                f"--cpus-per-worker {config.cpus_per_worker} leaves no room for {workers} "
+                f"worker{'s' * (workers != 1)} on this cluster: give a smaller one."
+            )
+        return Cluster(most_workers or workers, config.cpus_per_worker, use_gpu, least=least)
     most = int(max(node.get("CPU", 0) for node in nodes))
     return Cluster(most_workers or workers, next(c for c in range(most, 0, -1) if room(c) >= now), use_gpu, least=least)
 
@@ -188,7 +202,11 @@ def run_workers(
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
     tries = 0
     stop.unlink(missing_ok=True)
-    with _handing_on_signals(run):
+
+    def note() -> None:
+        write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+
+    with handing_on_signals(stop, note):
         try:
             while True:
                 before = _saved(run)
@@ -251,7 +269,7 @@ def _run_once(
             callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
         ),
     )
-    answer: dict[str, Any] = _fit(trainer).return_value
+    answer: dict[str, Any] = fit_while_connected(trainer).return_value
     return answer
 
 
@@ -319,7 +337,10 @@ def _signals_for_us_alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handing_on_signals(run: RunDir) -> Iterator[None]:
+def handing_on_signals(stop: Path, before_the_end: Callable[[], None]) -> Iterator[None]:
+    """A signal to stop makes the file ``stop``, at which those who work look; a later one ends this process at once,
+    with status 75, after ``before_the_end()``. Main thread only.
+    """
     first: float | None = None
 
     def ask(signum: int, frame: FrameType | None) -> None:
@@ -328,19 +349,19 @@ def _handing_on_signals(run: RunDir) -> Iterator[None]:
         now = time.monotonic()
         if first is None:
             first = now
-            (run.path / STOP_FILE).touch()
+            stop.touch()
             print("Stopping: saving what has been done.", file=sys.stderr, flush=True)
         elif now - first > _IMPATIENT_AFTER:
             # A hung worker would keep a polite driver waiting for ever.
             print("Stopped at once; the last checkpoint is kept.", file=sys.stderr, flush=True)
-            write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+            before_the_end()
             threading.Thread(target=_end_now, daemon=True).start()
 
     with _handlers(ask):
         yield
 
 
-def _fit(trainer: Any) -> Any:
+def fit_while_connected(trainer: Any) -> Any:
     """``trainer.fit()``, given up when the cluster's head no longer answers.
 
     Ray would end this process after a minute, without a word to its user. In a thread of its own, ``fit`` also

@@ -36,6 +36,7 @@ CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
         ({"workers": "1-4"}, [CPU_NODE], Cluster(4, 2, False, least=1)),
         ({"workers": "1-4"}, [{"CPU": 1.0}], Cluster(4, 1, False, least=1)),
         ({"workers": "2-9"}, [GPU_NODE], Cluster(9, 4, True, least=2)),
+        ({"workers": 3, "cpus_per_worker": 1}, [CPU_NODE], Cluster(3, 1, False)),
     ],
 )
 def test_workers_and_cpus(options, nodes, expected):
@@ -52,6 +53,7 @@ def test_workers_and_cpus(options, nodes, expected):
         ({"model.sync_batch_norm": True, "device": "cpu"}, [GPU_NODE], "works on GPUs alone"),
         ({"workers": 4, "batch_size": 3}, [CPU_NODE], "smaller than the number of workers"),
         ({"workers": "1-4", "batch_size": 3}, [CPU_NODE], r"smaller than the number of workers \(4\)"),
+        ({"workers": 2, "cpus_per_worker": 5}, [CPU_NODE], "--cpus-per-worker 5 leaves no room for 2 workers"),
         ({"workers": "9-12"}, [CPU_NODE], "--workers 9-12 was asked for, but the cluster has 8 CPUs"),
     ],
 )
@@ -189,9 +191,9 @@ def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(launcher, "_HEAD_LOST_AFTER", 0.2)
         monkeypatch.setattr(launcher, "LOOK_EVERY", 0.05)
         never = threading.Event()
-        assert launcher._fit(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
+        assert launcher.fit_while_connected(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
     with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has been silent"):
-        launcher._fit(SimpleNamespace(fit=lambda: never.wait(60)))
+        launcher.fit_while_connected(SimpleNamespace(fit=lambda: never.wait(60)))
     never.set()
     with pytest.raises(ValueError, match="what fit raises"):
-        launcher._fit(SimpleNamespace(fit=lambda: int("what fit raises")))
+        launcher.fit_while_connected(SimpleNamespace(fit=lambda: int("what fit raises")))

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ima_dist"
 
-_BASE = {"config", "presets", "references", "snapshots", "jobs", "__init__"}
+_BASE = {"config", "presets", "references", "snapshots", "jobs", "sweeps", "__init__"}
 _LOW = _BASE | {"distributed", "norms", "noise"}
 _RESULTS = {"results", "progress"}
 _MIDDLE = _LOW | {"attacks", "margins", "models", "data"}
@@ -36,10 +36,11 @@ ALLOWED = {
     "head": _BASE,
     "worker": _MIDDLE | {"head", "elastic"} | {"methods", "results", "engine", "evaluation"},
     "launcher": _BASE | {"head", "interfaces", "elastic", "worker", "results"},
+    "trials": _BASE | {"elastic", "launcher", "results"},
 }
-ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
+ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "sweep", "report", "data.__main__"}
 ONLY_IN = {
-    "ray": {"head", "launcher", "interfaces", "elastic", "worker"} | ENTRY_POINTS,
+    "ray": {"head", "launcher", "interfaces", "elastic", "worker", "trials"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),

@@ -184,6 +184,31 @@ def test_an_array_of_two_rows(two_rows, tmp_path):
     assert re.search(r"table01/ima +FINISHED +- +0 +2/2 +[\d,]+ +[01]\.\d{4}$", shown, re.MULTILINE), shown
 
 
+def test_a_sweep_as_an_array_and_in_one_job_gives_one_table(place):
+    """One trial after the other, each on a Ray cluster of its own; then all on the Ray cluster of one job."""
+    options = "".join(f"  {name}: {value}\n" for name, value in {**OPTIONS, "epochs": 2, "data.subset": 128}.items())
+    text = f"title: test\npreset: moons\noptions:\n{options}sweep:\n  method: [ima, ce]\n"
+    tables = []
+    for name, further in (("array", ["--at-once", "1"]), ("together", ["--one-job"])):
+        (place / f"{name}.yaml").write_text(text)
+        folder, rows = submitted(name, "titanv", "--cards", "1", *further, TEST_PAUSE="0")
+        assert len(rows) == (1 if further == ["--one-job"] else 2)
+        for row, result in submit.wait(folder).items():
+            assert result["status"] == 0, RowRecord(folder, row).output.read_text()
+        done = commands.run("ima_dist.sweep", f"{name}.yaml", "--device", "cpu", "--out", f"runs/{name}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        tables.append([line for line in done.stdout.splitlines() if re.match(r"(method|ima|ce) ", line)])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 5
+    assert all(" 1/1 " in line for line in tables[0][1:])
+    for run in Path("runs/array").glob("moons-*"):
+        config = RunDir(run).config()
+        (weights_1, _), (weights_2, _) = (
+            workers.final_state(config, p) for p in (run, Path("runs/together", run.name))
+        )
+        assert workers.largest_difference(weights_1, weights_2) < 1e-9
+
+
 def test_what_sbatch_refuses(place):
     done = commands.run("cluster.submit", "moons.yaml", "--partition", "v100", "--constraint", "nosuch")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

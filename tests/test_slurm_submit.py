@@ -73,6 +73,45 @@ def test_each_row_with_each_seed(tmp_path):
     assert "seed3" in rows[2].run
 
 
+SWEEP = "title: t\npreset: moons\nsweep: {method: [ima, ce], beta: [0.3, 0.7]}\nseeds: [0, 1]\n"
+
+
+def test_a_sweep_is_an_array_of_its_trials_or_one_job(tmp_path, capsys):
+    file = tmp_path / "sweep_x.yaml"
+    file.write_text(SWEEP + "scales: {tiny: {epochs: 2}}\n")
+    planned = submit.plan(file, "titanv", scale="tiny", seeds=[5, 7], options={"dtype": "float64"})
+    out = tmp_path / "runs" / "sweeps" / "sweep_x-tiny"
+    assert [Path(row.run).parent for row in planned.rows] == [out] * 6  # 2 β of ima, and ce, with 2 seeds each
+    assert len({row.run for row in planned.rows}) == 6
+    words = ["--out", str(out), "--scale", "tiny", "--seeds", "5,7", "--dtype", "float64", "--device", "cuda"]
+    row = planned.rows[0]
+    assert row.command == ["-m", "ima_dist.sweep", str(planned.folder / "job.yaml"), *words, "--trials", row.name]
+    assert planned.table == ["ima_dist.sweep", str(planned.folder / "job.yaml"), *words]
+
+    (alone,) = submit.plan(file, "titanv", one_job=True, nodes=4, out="there").rows
+    assert (alone.name, alone.run) == ("sweep", str(tmp_path / "there"))
+    assert alone.command[-4:] == ["--out", str(tmp_path / "there"), "--device", "cuda"]
+
+    for text, words, sentence in (
+        (SWEEP, ["--rows", "ima"], "The sweep has no trial 'ima'"),
+        (SWEEP, ["--rows", "ima", "--one-job"], "--one-job runs the whole sweep: leave --rows out."),
+        (f"{SWEEP}search: optuna\nsamples: 3\noptions: {{eval.val_noise: 0.1}}\n", [], "submit it with --one-job"),
+        (f"{SWEEP}asha: {{grace: 2}}\noptions: {{eval.val_noise: 0.1}}\n", [], "asha compares trials"),
+        ("title: t\npreset: moons\nrows: {a: {}}\n", ["--one-job"], "is no sweep file"),
+    ):
+        file.write_text(text)
+        assert submit.main([str(file), "--partition", "titanv", "--dry-run", *words]) == 2
+        error = capsys.readouterr().err
+        assert sentence in error
+        assert error.count("\n") == 1
+
+
+def test_a_sweep_gets_on_if_one_of_its_trials_does(tmp_path):
+    before = progress_of(tmp_path)
+    (tmp_path / "moons-ima" / "checkpoints" / "epoch=0001").mkdir(parents=True)
+    assert progress_of(tmp_path) != before
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

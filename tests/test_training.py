@@ -49,6 +49,23 @@ def test_fashion_mnist_is_equal_on_one_and_two_workers(tmp_path, norm):
     assert float((margins_1 - margins_2).abs().max()) < 1e-9
 
 
+def test_attacked_validation_samples_are_counted_and_change_nothing(tmp_path):
+    options = {**SMALL_MOONS, "eval__val_noise": 0.2, "eval__val_steps": 3, "eval__val_samples": 35}
+    config, weights_1, margins_1 = train_whole(tmp_path / "one", "moons", 1, **options)
+    _, weights_2, _ = train_whole(tmp_path / "two", "moons", 2, **options)
+    plain, weights_3, margins_3 = train_whole(tmp_path / "plain", "moons", 1, **SMALL_MOONS)
+    assert config.fingerprint() == plain.fingerprint()
+    assert workers.largest_difference(weights_1, weights_3) == 0
+    assert float((margins_1 - margins_3).abs().max()) == 0
+    assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    histories = [RunDir(tmp_path / name).read_history() for name in ("one", "two", "plain")]
+    for one, two, without in zip(*histories, strict=True):
+        assert one["val_robust_accuracy"] == two["val_robust_accuracy"]
+        assert (one["val_robust_accuracy"] * 35) == pytest.approx(round(one["val_robust_accuracy"] * 35))
+        assert 0.2 < one["val_robust_accuracy"] < one["val_accuracy"]
+        assert without.get("val_robust_accuracy") is None
+
+
 def test_a_last_batch_smaller_than_the_workers_changes_nothing(tmp_path):
     # 65 samples in batches of 64: worker 0 or 1 has nothing to do in the second step.
     options = {**SMALL_MOONS, "data__subset": 65, "margin_update": "online"}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ima_dist import distributed
+from ima_dist import distributed, noise
+from ima_dist.attacks import worst
 from ima_dist.attacks.common import attack_mode
 from ima_dist.config import Config
 from ima_dist.data.augment import augment
@@ -55,7 +56,7 @@ class Training:
         self.train = Resident(data.train, device, self.dtype, data.box)
         self.val = Resident(data.val, device, self.dtype, data.box)
         self.labels = data.train.y
-        self.augment = data.augment
+        self.augment, self.box = data.augment, data.box
         network = make_network(config, data)
         if config.model.sync_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -236,6 +237,8 @@ class Training:
             "margin_seconds": self.seconds["margin"] if self.store is not None else None,
             "samples_per_second": seen / max(seconds, 1e-9),
         }
+        if self.config.eval.val_noise is not None:
+            row["val_robust_accuracy"] = self._robust_accuracy(self.config.eval.val_noise)
         if self.store is not None:
             row["margin_mean"] = self.store.mean()
             # A margin that has just been clipped to ε_max may differ from it by rounding.
@@ -269,6 +272,34 @@ class Training:
                 x, y = data.batch(part)
                 right += (self.network(x).argmax(1) == y).sum()
         return int(distributed.all_reduce(right)) / len(data)
+
+    def _robust_accuracy(self, eps: float) -> float | None:
+        """Share of the first validation samples that a short ``worst`` leaves right; None for an empty split."""
+        settings = self.config.eval
+        total = min(settings.val_samples, len(self.val))
+        if not total:
+            return None
+        right = torch.zeros((), dtype=torch.int64, device=self.device)
+        first, last = distributed.block(total, self.rank, self.world)
+        for part in torch.arange(first, last, device=self.device).split(
+            attack_batch_size(self.config.batch_size, self.val.shape)
+        ):
+            x, y = self.val.batch(part)
+            keys = noise.sample_keys(self.config.seed, 0, noise.Phase.EVALUATE, part)
+            predictions, _ = worst(
+                self.network,
+                x,
+                y,
+                [eps],
+                norm=self.config.norm,
+                steps=settings.val_steps,
+                step_scale=settings.step_scale,
+                rivals=0,
+                start=lambda eps, keys=keys, x=x: noise.start(keys, x, eps, self.config.norm),  # type: ignore[misc]
+                box=self.box,
+            )
+            right += (predictions[0] == y).sum()
+        return int(distributed.all_reduce(right)) / total
 
     # ---- counting, reporting, stopping
 

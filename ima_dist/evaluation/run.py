@@ -8,7 +8,6 @@ read at the start, whatever the number of workers was, so an interruption costs 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -152,7 +151,7 @@ def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) ->
     settings = [
         config.fingerprint(),
         digest,
-        *dataclasses.astuple(dataclasses.replace(config.eval, attacks=(), samples=None)),
+        *(getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")),
     ]
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"

@@ -35,6 +35,7 @@ _HISTORY_TYPES = {
     "train_loss": pa.float64(),
     "train_accuracy": pa.float64(),
     "val_accuracy": pa.float64(),
+    "val_robust_accuracy": pa.float64(),
     "margin_mean": pa.float64(),
     "margin_quantiles": pa.list_(pa.float64()),
     "margin_histogram": pa.list_(pa.int64()),

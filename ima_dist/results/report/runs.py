@@ -46,7 +46,7 @@ class Result:
 def collect(paths: list[Path]) -> tuple[list[Result], list[str]]:
     """The finished runs at ``paths`` and below, by experiment and method; a sentence for each other or damaged one."""
     problems: list[str] = []
-    places = list(dict.fromkeys(place for path in paths for place in _find(path.absolute(), problems)))
+    places = list(dict.fromkeys(place for path in paths for place in find_runs(path.absolute(), problems)))
     found: dict[Path, Result] = {}
     for place in places:
         try:
@@ -64,7 +64,8 @@ def _order(result: Result) -> tuple[Any, ...]:
     return *where, config.eps_max, config.beta, config.seed, result.name
 
 
-def _find(path: Path, problems: list[str]) -> list[Path]:
+def find_runs(path: Path, problems: list[str]) -> list[Path]:
+    """The run directories at ``path`` and below, not searched further; adds a sentence for what cannot be searched."""
     if not path.is_dir():
         problems.append(f"{path} is not a directory.")
         return []
@@ -87,7 +88,7 @@ def _read(place: Path, problems: list[str]) -> Result:
     summary = run.summary()
     if run.status != "finished":
         raise ConfigError(f"{place} is not finished (status: {run.status}).")
-    curves = _checked_curves(run, summary)
+    curves = checked_curves(run, summary)
 
     def part(read: Callable[[], _T], otherwise: _T) -> _T:
         """A damaged part is named and left out; the run is shown without it."""
@@ -115,7 +116,8 @@ def _read(place: Path, problems: list[str]) -> Result:
     )
 
 
-def _checked_curves(run: RunDir, summary: dict[str, Any]) -> list[dict[str, Any]]:
+def checked_curves(run: RunDir, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """``curves`` of summary.json. Raises ConfigError if they are damaged, or none is an accuracy under attack."""
     curves = summary.get("curves") or []
     try:
         for c in curves:

@@ -1,0 +1,220 @@
+"""The runs of a sweep, or of any directory, as rows: what tells them from one another, and what they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ima_dist.config import ATTACKS, METHODS, Config, ConfigError, option_values, replace
+from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candidate
+from ima_dist.results.report.runs import checked_curves, find_runs
+from ima_dist.results.rundir import RunDir
+from ima_dist.results.table import aligned, attack_rows, format_noise
+from ima_dist.sweeps import READ_BY, Point, canonical
+
+# The strictest attack that all have decides.
+_STRICTEST_FIRST = ("autoattack", "worst", "pgd-mma", "pgd100", "spsa", "white-noise")
+# Where these differ a run is still the same experiment.
+_BESIDE = (
+    "seed",
+    "workers",
+    "device",
+    "cpus_per_worker",
+    "hang_after",
+    "checkpoint_every",
+    "data.dir",
+    "data.download",
+)
+
+Curve = dict[float, dict[str, Any]]  # noise level -> entry of summary.json's curves
+
+
+@dataclass
+class Row:
+    """One combination. values: option -> value. curves: attack -> a curve for each seed that has one.
+    planned: its seeds, finished or not.
+    """
+
+    values: dict[str, Any]
+    planned: int = 0
+    curves: dict[str, list[Curve]] = field(default_factory=dict)
+
+    def add(self, curves: list[dict[str, Any]], epoch: int) -> None:
+        """The run of one more seed, from its summary's ``curves``, after ``epoch``."""
+        for attack, curve in attack_rows([c for c in curves if c["epoch"] == epoch]).items():
+            self.curves.setdefault(attack, []).append(curve)
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{name}={_shown(value)}" for name, value in self.values.items()) or "all"
+
+
+def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
+    """A row for each combination of a sweep, with the seeds whose runs below ``root`` are evaluated."""
+    from ima_dist.jobs import run_path
+
+    rows: dict[str, Row] = {}
+    for point in points:
+        row = rows.setdefault(str(point.values), Row(point.values))
+        row.planned += 1
+        run = RunDir(run_path(root, point.config))
+        if run.status == "finished":
+            row.add(run.summary().get("curves", []), point.epoch)
+    return list(rows.values())
+
+
+def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
+    """The finished runs at ``path`` and below, equal ones but for the seed in one row, with each evaluated epoch in a
+    row of its own; and a sentence for each run that is left out.
+
+    Raises ConfigError if they are runs of several data sets or norms, which cannot be compared.
+    """
+    problems: list[str] = []
+    found: list[tuple[Config, list[dict[str, Any]]]] = []
+    for place in find_runs(path, problems):
+        try:
+            run = RunDir.open(place)
+            config, summary = canonical(run.config()), run.summary()
+            if run.status != "finished":
+                raise ConfigError(f"{place} is not finished (status: {run.status}).")
+            found.append((config, checked_curves(run, summary)))
+        except ConfigError as error:
+            problems.append(str(error))
+    kinds = sorted({f"{config.preset} under {config.norm}" for config, _ in found})
+    if len(kinds) > 1:
+        raise ConfigError(f"{path} holds runs of {' and '.join(kinds)}: name a directory with runs of one kind.")
+    differing = _differing([config for config, _ in found])
+    rows: dict[tuple[str, int], Row] = {}
+    for config, curves in found:
+        for epoch in sorted({c["epoch"] for c in curves}):
+            own = option_values(config)
+            values = {n: own[n] for n in differing if config.method in READ_BY.get(n, METHODS)}
+            if epoch != config.epochs:
+                values["epoch"] = epoch
+            key = replace(config, {"seed": 0}).fingerprint(), epoch
+            row = rows.setdefault(key, Row(values))
+            row.planned += 1
+            row.add(curves, epoch)
+    return sorted(rows.values(), key=lambda row: [str(v) for v in row.values.values()]), problems
+
+
+def _differing(configs: list[Config]) -> list[str]:
+    options = [option_values(config) for config in configs]
+    names = [n for n in (options[0] if options else {}) if n not in _BESIDE and not n.startswith("eval.")]
+    return [n for n in names if len({str(o[n]) for o in options}) > 1]
+
+
+def sweep_table(rows: Sequence[Row]) -> str:
+    """Mean accuracy over the seeds, ± their standard deviation, by combination, attack and noise level.
+
+    A combination of which no seed is finished has dashes. "seeds" is how many are, of how many.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row.values))
+    levels = sorted({x for row in rows for curves in row.curves.values() for curve in curves for x in curve})
+    lines = [[*(names or ["sweep"]), "attack", "seeds", *map(format_noise, levels)]]
+    for row in rows:
+        values = [_shown(row.values[name]) if name in row.values else "-" for name in names] or ["all"]
+        for attack in sorted(row.curves, key=ATTACKS.index) or ["-"]:
+            curves = row.curves.get(attack, [])
+            cells = [_mean([c[x]["accuracy"] for c in curves if x in c]) for x in levels]
+            lines.append([*values, attack, f"{len(curves)}/{row.planned}", *cells])
+    return "\n".join(aligned(lines))
+
+
+def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (), attack: str | None = None) -> str:
+    """The candidates with their uncertainty, the Pareto set, the choice, and what does not differ from it.
+
+    ``attack``: default the strictest that all candidates were attacked with. Raises ConfigError if there is none,
+    or a named noise level is missing.
+    """
+    measured = [row for row in rows if row.curves]
+    common = [a for a in _STRICTEST_FIRST if measured and all(a in row.curves for row in measured)]
+    if attack is not None and attack not in common:
+        raise ConfigError(
+            f"Not all candidates were attacked with {attack}: {', '.join(common) or 'no attack'} they were."
+        )
+    if not common:
+        raise ConfigError(
+            "There is no attack that all candidates were evaluated with: run python -m ima_dist.evaluate."
+        )
+    attack = attack or common[0]
+    candidates = _candidates(measured, attack, levels)
+    choice = choose(candidates, min_clean, levels)
+    score = "mean of them" if levels else "area"
+    shown = list(levels) or sorted(candidates[0].robust)
+    head = ["", "candidate", "seeds", "clean", "± samples", "± seeds", *map(format_noise, shown)]
+    lines = [[*head, score, "± samples", "± seeds"]]
+    for i, c in enumerate(candidates):
+        mark = ("P" if i in choice.pareto else "") + ("*" if i == choice.best else "~" if i in choice.alike else "")
+        robust = [f"{c.robust[x].mean:.4f}" for x in shown]
+        lines.append(
+            [
+                mark,
+                c.name,
+                str(len(c.clean.values)),
+                *_share(c.clean, choice.clean_spread),
+                *robust,
+                *_share(c.score, choice.score_spread),
+            ]
+        )
+    measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
+    text = [f"Attack: {attack}. Score: {measure}.", *_left_aligned(lines), _LEGEND]
+    if choice.best is None:
+        best = max(c.clean.mean for c in candidates)
+        return "\n".join([*text, f"No candidate has a clean accuracy of {min_clean:g}: the best has {best:.4f}."])
+    chosen = candidates[choice.best]
+    text.append(f"Choice: {chosen.name}, the highest score with a clean accuracy of at least {min_clean:g}.")
+    if choice.alike:
+        text.append("Not different from it beyond noise: " + "; ".join(candidates[i].name for i in choice.alike) + ".")
+    else:
+        text.append("All others with that accuracy differ from it beyond noise.")
+    if choice.uncertain:
+        names = "; ".join(candidates[i].name for i in choice.uncertain)
+        text.append(f"Clean accuracy above {min_clean:g} on average, but not within its uncertainty: {names}.")
+    if choice.score_spread is None:
+        text.append("There is one seed of each, so what another would change is unknown: add seeds.")
+    return "\n".join(text)
+
+
+_AREA = "area under accuracy against noise, divided by the range of the noise"
+_LEGEND = (
+    "P: Pareto set. *: choice. ~: not different from it beyond noise. ±: half the 95 % interval, for the test samples "
+    "and for the spread over seeds (pooled over the candidates)."
+)
+
+
+def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> list[Candidate]:
+    everywhere = set.intersection(*({*curve} for row in rows for curve in row.curves[attack]))
+    found = []
+    for row in rows:
+        curves = row.curves[attack]
+        samples = min(int(entry["samples"]) for curve in curves for entry in curve.values())
+        accuracies = [{x: float(curve[x]["accuracy"]) for x in everywhere} for curve in curves]
+        found.append(make_candidate(row.name, accuracies, samples, levels))
+    return found
+
+
+def _share(share: Share, spread: Spread | None) -> list[str]:
+    low, high = share.sample_interval
+    seeds = "-" if spread is None else f"{spread.half_width(share):.4f}"
+    return [f"{share.mean:.4f}", f"{(high - low) / 2:.4f}", seeds]
+
+
+def _mean(values: list[float]) -> str:
+    if not values:
+        return "-"
+    spread = f" ±{stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{spread}"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _left_aligned(lines: list[list[str]]) -> list[str]:
+    """As ``aligned``, with the second column, a name, to the left as well."""
+    width = max(len(line[1]) for line in lines)
+    return aligned([[line[0].ljust(2) + " " + line[1].ljust(width), *line[2:]] for line in lines])
