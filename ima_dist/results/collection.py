@@ -156,7 +156,7 @@ def inside(directory: Path, path: Path) -> Path:
 def _from_dataset(root: Path, places: dict[str, RunDir], stamps: dict[str, str]) -> tuple[dict[str, Run], list[str]]:
     """The runs that the data set has with these stamps, and a sentence for each of its files that is damaged."""
     problems: list[str] = []
-    names = {}
+    names: list[str] = []
     try:
         with os.scandir(root / dataset.FOLDER / "runs") as entries:
             files = sorted(entry.name for entry in entries)
@@ -167,10 +167,10 @@ def _from_dataset(root: Path, places: dict[str, RunDir], stamps: dict[str, str])
             continue  # being written
         name = name_in(Path(file))
         if file.endswith(".parquet") and name in stamps:
-            names[name] = None
+            names.append(name)
         elif not file.endswith(".parquet"):
             problems.append(f"{root / dataset.FOLDER / 'runs' / file} is not ours.")
-    infos = _read("runs", root, list(names), problems)
+    infos = _read("runs", root, names, problems)
     good = {}
     for name, table in infos.items():
         info = table.to_pylist()[0] if table.num_rows == 1 else {}
