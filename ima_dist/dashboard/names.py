@@ -16,8 +16,11 @@ def label(run: Run) -> str:
 
 
 def choose_runs(runs: Collection, state: State, able: list[Run]) -> Several:
-    """Any of the runs that have what a view shows; at first those that come first."""
-    return some_of(state, "runs", "Runs", {r.name: label(r) for r in able}, [r.name for r in able][:_FIRST])
+    """Any of the runs that have what a view shows; at first those that come first and can be compared."""
+    alike = [
+        r.name for r in able if [r.info[k] for k in ("preset", "norm")] == [able[0].info[k] for k in ("preset", "norm")]
+    ]
+    return some_of(state, "runs", "Runs", {r.name: label(r) for r in able}, alike[:_FIRST])
 
 
 def choose_run(runs: Collection, state: State, able: list[Run]) -> Choice:

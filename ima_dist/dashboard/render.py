@@ -62,7 +62,12 @@ def _plot(p: Plot) -> html.Section:
 
 
 def _table(p: Grid, view: str, state: State) -> html.Section:
-    head = html.Tr([html.Th(column, scope="col") for column in p.columns])
+    head = html.Tr(
+        [
+            html.Th(c, scope="col", className=_kind(next((r[c] for r in p.rows if r.get(c) is not None), None)))
+            for c in p.columns
+        ]
+    )
     body = [html.Tr([_cell(p, column, row, i == 0) for i, column in enumerate(p.columns)]) for row in p.rows]
     address = f"csv/{view}/{quote(p.name)}.csv{unparse(state)}"
     return html.Section(
@@ -87,4 +92,10 @@ def _cell(p: Grid, column: str, row: dict[str, Any], first: bool) -> Any:
         text = dcc.Link(text, href=p.links[column](row))
     if first:
         return html.Th(text, scope="row")
-    return html.Td(text, className="number" if isinstance(value, int | float) else None)
+    return html.Td(text, className=_kind(value))
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return "long" if isinstance(value, str) and len(value) > 40 else None

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from ima_dist.config import ConfigError, option_values
 from ima_dist.references import first_line
@@ -39,12 +39,11 @@ class Recorder:
         self._root = dataset.root_of(run, usual)
         self._stamp = ""
         self._warned: set[str] = set()
-        self._sinks: list[Callable[[list[dict[str, Any]]], None]] = []
+        self._sinks: list[_Sink] = []
         if self._root is not None:
-            self._sinks.append(_TensorBoard(self._root, run).epochs)
-        self._mlflow = _MLflow(run) if os.environ.get("MLFLOW_TRACKING_URI") else None
-        if self._mlflow is not None:
-            self._sinks.append(self._mlflow.epochs)
+            self._sinks.append(_TensorBoard(self._root, run))
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            self._sinks.append(_MLflow(run))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
 
@@ -60,8 +59,8 @@ class Recorder:
         if kind is not None and issubclass(kind, LeaseLost):
             return  # another process records it
         self._record()
-        if self._mlflow is not None:
-            self._guarded(self._mlflow.end)
+        for sink in self._sinks:
+            self._guarded(sink.end)
 
     def _follow(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
@@ -73,7 +72,7 @@ class Recorder:
             return
         self._stamp = stamp
         for sink in self._sinks:
-            self._guarded(lambda sink=sink: sink(self._run.read_history()))  # type: ignore[misc]
+            self._guarded(lambda sink=sink: sink.epochs(self._run.read_history()))  # type: ignore[misc]
         root = self._root
         if root is not None:
             self._guarded(lambda: dataset.write_run(root, self._run))
@@ -94,6 +93,14 @@ def epoch_values(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if value is not None and name not in _LISTS}
 
 
+class _Sink(Protocol):
+    def epochs(self, history: list[dict[str, Any]]) -> None:
+        """Record the epochs that are new."""
+
+    def end(self) -> None:
+        """The run has ended."""
+
+
 class _TensorBoard:
     """RESULTS/tensorboard/RUN/: a scalar for each number of an epoch.
 
@@ -106,6 +113,7 @@ class _TensorBoard:
         name = dataset.name_of(root, run)
         self._place = root / "tensorboard" / name
         self._done = 0
+        self._writer: Any = None
         with contextlib.suppress(ConfigError, OSError, IndexError, KeyError):
             info = read_parquet(dataset.file_of(root, "runs", name)).to_pylist()[0]
             if info["fingerprint"] == run.config().fingerprint() and self._place.is_dir():
@@ -115,16 +123,22 @@ class _TensorBoard:
         new = [row for row in history if row["epoch"] > self._done]
         if not new:
             return
-        from tensorboardX import SummaryWriter
+        if self._writer is None:
+            from tensorboardX import SummaryWriter
 
-        if not self._done:
-            shutil.rmtree(self._place, ignore_errors=True)
-        # Event files are appended to, not replaced: TensorBoard keeps them open.
-        with SummaryWriter(str(self._place), purge_step=self._done + 1 if self._done else None) as writer:
-            for row in new:
-                for name, value in epoch_values(row).items():
-                    writer.add_scalar(name, value, row["epoch"])
+            if not self._done:
+                shutil.rmtree(self._place, ignore_errors=True)
+            # The names of event files have seconds, so that a second start might overwrite the first one's.
+            self._writer = SummaryWriter(str(self._place), filename_suffix=f".epoch{self._done + 1:04d}")
+        for row in new:
+            for name, value in epoch_values(row).items():
+                self._writer.add_scalar(name, value, row["epoch"])
+        self._writer.flush()
         self._done = new[-1]["epoch"]
+
+    def end(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _MLflow:

@@ -111,7 +111,7 @@ def _by_class(run: Run) -> list[Part]:
     if isinstance(table, str):
         return [Note(table)]
     if table is None or not table.num_rows:
-        return []
+        return [Note("There is no whole snapshot of the margins of single samples.")]
     arrays = files.extremes(run)
     names = [str(n) for n in arrays["class_names"]] if isinstance(arrays, dict) else []
     label, margin = table["label"].to_numpy(), table["margin"].to_numpy()

@@ -74,5 +74,5 @@ def _row(run: Run) -> dict[str, Any]:
     return row
 
 
-def _rate(value: object) -> str | None:
-    return f"{value:,.0f}" if isinstance(value, int | float) else None
+def _rate(value: object) -> int | None:
+    return round(value) if isinstance(value, int | float) else None

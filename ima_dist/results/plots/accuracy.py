@@ -23,13 +23,14 @@ class Series:
 
 
 def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
-    """A line and its band for each series; the paper's row dotted, in the same colour, with crosses."""
+    """A line and its band for each series; the paper's row dotted with crosses."""
     traces = []
     for i, s in enumerate(series):
         traces.append(
             go.Scatter(
                 x=[*s.noise, *reversed(s.noise)],
                 y=[*s.high, *reversed(s.low)],
+                mode="lines",
                 fill="toself",
                 fillcolor=faint(colour(i), 0.15),
                 line={"width": 0},
@@ -57,7 +58,8 @@ def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
                     x=levels,
                     y=[s.paper[x] for x in levels],
                     mode="lines+markers",
-                    name=f"{text(s.name)}: the paper",
+                    name="the paper's, in the same colour",
+                    showlegend=not any(earlier.paper for earlier in series[:i]),
                     legendgroup=str(i),
                     line={"color": colour(i), "dash": "dot", "width": 1.5},
                     marker={"symbol": "x-thin-open", "size": 7},
@@ -66,6 +68,7 @@ def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
     unit = ", ".join(NORM_SIGN.get(n, n) for n in norms)
     return figure(
         traces,
+        height=420 + 20 * len(series),
         xaxis={**AXIS, "title": {"text": f"noise level ({unit})"}},
         yaxis={**AXIS, "title": {"text": "accuracy on the test set"}, "range": [-0.02, 1.02]},
     )

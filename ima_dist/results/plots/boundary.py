@@ -46,6 +46,6 @@ def boundary_figure(arrays: dict[str, np.ndarray]) -> go.Figure:
     return figure(
         traces,
         height=560,
-        xaxis={**AXIS, "title": {"text": "first coordinate"}, "range": [float(x[0]), float(x[-1])]},
-        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x"},
+        xaxis={**AXIS, "title": {"text": "first coordinate"}, "constrain": "domain"},
+        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x", "constrain": "domain"},
     )

@@ -23,7 +23,7 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
     counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
     width = eps_max / len(counts)
     centres = [(i + 0.5) * width for i in range(len(counts))]
-    top = max(max(row["margin_histogram"]) for row in history)
+    top = max(counts)
     fig = figure(
         [
             go.Bar(x=centres, y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
@@ -37,7 +37,7 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
         ],
         height=460 if slider else 400,
         xaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "range": [0, eps_max]},
-        yaxis={**AXIS, "title": {"text": "training samples"}, "range": [0, 1.05 * top]},
+        yaxis={**AXIS, "title": {"text": "training samples"}, "rangemode": "tozero"},
         bargap=0,
     )
     if slider:
@@ -45,7 +45,12 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
             {
                 "method": "restyle",
                 "label": str(number),
-                "args": [{"y": [row["margin_histogram"], [0, top]], "x": [centres, [row["margin_mean"]] * 2]}],
+                "args": [
+                    {
+                        "y": [row["margin_histogram"], [0, max(row["margin_histogram"])]],
+                        "x": [centres, [row["margin_mean"]] * 2],
+                    }
+                ],
             }
             for number, row in rows.items()
         ]

@@ -62,5 +62,6 @@ def predictions_figure(rows: list[dict[str, object]], label: int, names: list[st
         xaxis={**AXIS, "title": {"text": "noise level"}},
         yaxis={**AXIS, "type": "category", "categoryorder": "array", "categoryarray": order, "automargin": True},
     )
+    fig.update_yaxes(range=[-0.5, len(order) - 0.5])
     fig.add_hline(y=order[seen.index(label)], line={"color": "#111", "dash": "dash", "width": 1})
     return fig

@@ -60,12 +60,12 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
                 row=1,
                 col=1,
             )
-    style(fig, 600)
+    style(fig, 560 + 20 * len(runs))
     if threshold is not None:
         fig.add_hline(y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, row=1, col=1)
     fig.update_xaxes(**AXIS)
     fig.update_yaxes(**AXIS)
     fig.update_xaxes(title={"text": "epoch"}, row=2, col=1)
-    fig.update_yaxes(title={"text": "clean accuracy"}, row=1, col=1)
+    fig.update_yaxes(title={"text": "clean accuracy"}, range=[0, 1.05], row=1, col=1)
     fig.update_yaxes(title={"text": "loss"}, row=2, col=1)
     return fig
