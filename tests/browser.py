@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.commands import ROOT, command, environment
 
@@ -81,3 +82,18 @@ def dashboard(results: Path, *options: object) -> Iterator[str]:
         process.wait(30)
         assert process.stdout is not None
         process.stdout.close()
+
+
+def drawn(browser: Any, introduction: str | None = None) -> None:
+    """Wait until the page shows what its address says, with every figure."""
+    script = """
+        const said = document.querySelector('#introduction'), content = document.querySelector('#content');
+        return said && content && said.innerText && (!arguments[0] || said.innerText === arguments[0])
+            && content.querySelector('section, .note') && document.querySelector('#controls > *')
+            && !document.querySelector('[data-dash-is-loading=true]')
+            && Array.from(content.querySelectorAll('.dash-graph')).every(g => g.querySelector('.main-svg'))
+            && window.location.search !== ''
+            && document.querySelector('#views .current') !== null
+            && window.location.pathname.slice(1) === document.querySelector('#views .current').id.slice(5);
+    """
+    WebDriverWait(browser, 60, 0.1).until(lambda b: b.execute_script(script, introduction))

@@ -21,7 +21,7 @@ def make_results(root: Path) -> Path:
     torch.set_num_threads(1)  # as in tests, whose fixture comes later
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
-        for method, beta, seed in (("ima", 0.2, 0), ("ima", 0.2, 1), ("ima", 0.8, 0), ("ce", 0.5, 0)):
+        for method, beta, seed in (("ima", 0.5, 0), ("ima", 0.5, 1), ("ima", 0.8, 0), ("ce", 0.5, 0)):
             name = f"sweep/{method}-beta{beta:g}-seed{seed}"
             options = ["moons", "--method", method, "--beta", str(beta), "--seed", str(seed), *_TINY]
             assert train.main([*options, "--out", str(root / name)]) == 0

@@ -28,15 +28,9 @@ from ima_dist.results.rundir import RunDir, write_json
 from ima_dist.results.table import wilson_interval
 from tests.commands import wait_for
 from tests.inline import without_ray
-from tests.results import make_results
 from tests.test_report import curve, make_run
 
 RUN = "sweep/ima-beta0.8-seed0"
-
-
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_results(tmp_path_factory.mktemp("dataset") / "results")
 
 
 def epoch_row(epoch: int, **more: Any) -> dict[str, Any]:
@@ -53,8 +47,12 @@ def files_of(root: Path) -> dict[Path, int]:
 def test_the_data_set_says_what_the_runs_say(results):
     runs = pd.read_parquet(results / FOLDER / "runs").set_index("run")
     assert sorted(runs.index) == [
-        "images", "sweep/ce-beta0.5-seed0", "sweep/ima-beta0.2-seed0", "sweep/ima-beta0.2-seed1", RUN,
-    ]  # fmt: skip
+        "images",
+        "sweep/ce-beta0.5-seed0",
+        "sweep/ima-beta0.5-seed0",
+        "sweep/ima-beta0.5-seed1",
+        RUN,
+    ]
     history = pd.read_parquet(results / FOLDER / "history")
     curves = pd.read_parquet(results / FOLDER / "curves")
     margins = pd.read_parquet(results / FOLDER / "margins")
@@ -352,8 +350,18 @@ def test_damaged_and_foreign_runs_are_named_and_the_rest_is_shown(tmp_path):
     found = Collection(tmp_path)
     found.refresh()
     assert sorted(found.runs) == ["cut", "good", "half", "odd"]
-    for name in ("half/summary.json", "odd/summary.json", "cut/history.parquet", "foreign/config.yaml",
-                 "binary/config.yaml", "huge/config.yaml", "notes.parquet", "around", "link", "inner/summary.json"):  # fmt: skip
+    for name in (
+        "half/summary.json",
+        "odd/summary.json",
+        "cut/history.parquet",
+        "foreign/config.yaml",
+        "binary/config.yaml",
+        "huge/config.yaml",
+        "notes.parquet",
+        "around",
+        "link",
+        "inner/summary.json",
+    ):
         assert sum(name in problem for problem in found.problems) >= 1, name
     assert [c["accuracy"] for run in found.runs.values() for c in run.curves] == [0.5, 0.5]  # of cut and good
 

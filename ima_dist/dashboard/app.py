@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash.exceptions import DependencyException
 from flask import Flask, Response, abort, request
 
 from ima_dist.dashboard import access
@@ -41,6 +42,8 @@ def make_app(root: Path, token: str | None = None) -> Dash:
         suppress_callback_exceptions=True,
         add_log_handler=False,
     )
+    # Dash answers an unknown file of its own with an error of ours, and lists all it has in the log.
+    server.register_error_handler(DependencyException, lambda error: ("There is no such file.", 404))
     app.layout = _layout(root)
     _add_callbacks(app, runs)
     _add_downloads(server, runs)
