@@ -307,8 +307,8 @@ def update(page: FlaskClient, path: str, search: str) -> Any:
         "inputs": [
             {"id": "address", "property": "pathname", "value": path},
             {"id": "address", "property": "search", "value": search},
-            {"id": "tick", "property": "n_intervals", "value": None},
         ],
+        "state": [{"id": "canonical", "property": "data", "value": None}],
         "changedPropIds": ["address.search"],
     }
     answer = page.post("/_dash-update-component", json=body)

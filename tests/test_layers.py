@@ -29,20 +29,36 @@ ALLOWED = {
     "methods": _MIDDLE | {"methods"},
     "results": _BASE | {"results"},
     "progress": _BASE | _RESULTS,
+    "dashboard": _BASE | _RESULTS | {"dashboard"},
     "evaluation": _MIDDLE | {"results", "evaluation"},
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "interfaces": _BASE,
     "elastic": _BASE,
     "launcher": _MIDDLE | {"interfaces", "elastic"} | {"methods", "results", "engine", "evaluation"},
 }
-ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "report", "data.__main__"}
+ENTRY_POINTS = {
+    "train",
+    "evaluate",
+    "audit",
+    "recommend",
+    "job",
+    "report",
+    "dataset",
+    "data.__main__",
+    "dashboard.__main__",
+}
 ONLY_IN = {
     "ray": {"launcher", "interfaces", "elastic"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),
+    "dash": {"dashboard"},
+    "flask": {"dashboard"},
+    "plotly": {"dashboard", "results"},
+    "mlflow": {"results"},
+    "tensorboardX": {"results"},
 }
-NO_TORCH = _BASE | _RESULTS
+NO_TORCH = _BASE | _RESULTS | {"dashboard", "dashboard.__main__"}
 
 
 def part_of(file: Path) -> str:

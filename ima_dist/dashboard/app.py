@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dash import ALL, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash import ALL, Dash, Input, Output, State, dcc, html, no_update
 from dash.exceptions import DependencyException
 from flask import Flask, Response, abort, request
 
@@ -75,6 +75,7 @@ def _layout(root: Path) -> html.Div:
             dcc.Location(id="address", refresh=False),
             dcc.Store(id="drawn"),
             dcc.Store(id="canonical"),
+            dcc.Store(id="wanted"),
             dcc.Interval(id="tick", interval=2000),
             html.A("Skip to the content", href="#content", className="skip"),
             html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(id="views", **views)]),
@@ -119,24 +120,32 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         Output("canonical", "data"),
         Input("address", "pathname"),
         Input("address", "search"),
-        Input("tick", "n_intervals"),
+        State("canonical", "data"),
     )
-    def content(path: str, search: str, ticks: int | None) -> Any:
-        name, state = view_of(path), parse(search)
-        # Only the list of runs is live: a figure must not change while it is looked at.
-        if ctx.triggered_id == "tick" and name != _FIRST_VIEW:
+    def content(path: str, search: str, canonical: list[str] | None) -> Any:
+        # A view is not drawn again because its address has been completed.
+        if canonical and canonical[1] == f"{path}{search or ''}":
             return (no_update,) * 6
-        now = look(runs)
-        found = VIEWS[name].controls(now, state)
-        whole = _with(state, found)
-        parts = VIEWS[name].show(now, values_of(found))
-        drawn = [draw_part(p, name, whole) for p in parts]
-        title = VIEWS[name].TITLE
-        address = f"/{name}{unparse(whole)}"
-        return drawn, VIEWS[name].INTRODUCTION, _links(name, whole), _problems(now), not now.problems, [address, title]
+        name, state, now = view_of(path), parse(search), look(runs)
+        whole, drawn = _drawn(name, state, now)
+        if name == _FIRST_VIEW:
+            drawn = [html.Div(drawn, id="live")]
+        view = VIEWS[name]
+        canon = [f"{path}{search or ''}", f"/{name}{unparse(whole)}", view.TITLE]
+        return drawn, view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon
+
+    # Only the list of runs is live: a figure must not change while it is looked at.
+    @app.callback(
+        Output("live", "children"),
+        Input("tick", "n_intervals"),
+        State("address", "search"),
+        prevent_initial_call=True,
+    )
+    def live(ticks: int, search: str) -> Any:
+        return _drawn(_FIRST_VIEW, parse(search), look(runs))[1]
 
     @app.callback(
-        Output("address", "search"),
+        Output("wanted", "data"),
         Input({"control": ALL}, "value"),
         State({"control": ALL}, "id"),
         State("address", "pathname"),
@@ -150,14 +159,23 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         # Controls of the view before may still be there for a moment.
         if given.keys() != {c.name for c in before} or given == values_of(before):
             return no_update
-        return unparse({**_with(state, before), **{name: _words(value) for name, value in given.items()}})
+        return path + unparse({**_with(state, before), **{name: _words(value) for name, value in given.items()}})
 
-    # The whole state in the address without a step in the history: "back" must lead to another page.
-    app.clientside_callback(
-        "function(found) { if (found) window.imaDistAddress(...found); return window.dash_clientside.no_update; }",
-        Output("canonical", "modified_timestamp"),
-        Input("canonical", "data"),
-    )
+    # The address is written here and only read by Dash. What a control leads to is a step in the history; the whole
+    # state written out is none, so that "back" leads to another page.
+    for store, function in (("wanted", "imaDistGo"), ("canonical", "imaDistComplete")):
+        app.clientside_callback(
+            f"function(found) {{ if (found) window.{function}(found); return window.dash_clientside.no_update; }}",
+            Output(store, "modified_timestamp"),
+            Input(store, "data"),
+        )
+
+
+def _drawn(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Any]]:
+    """The whole state of a view, and its parts as components."""
+    found = VIEWS[name].controls(now, state)
+    whole = _with(state, found)
+    return whole, [draw_part(p, name, whole) for p in VIEWS[name].show(now, values_of(found))]
 
 
 def _range(c: Control) -> Any:
