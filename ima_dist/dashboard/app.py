@@ -6,6 +6,7 @@ control that is moved is turned into another address. So every state has a link,
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def _layout(root: Path) -> html.Div:
             dcc.Store(id="drawn"),
             dcc.Store(id="canonical"),
             dcc.Store(id="wanted"),
+            dcc.Store(id="seen"),
             dcc.Interval(id="tick", interval=2000),
             html.A("Skip to the content", href="#content", className="skip"),
             html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(id="views", **views)]),
@@ -137,12 +139,18 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
     # Only the list of runs is live: a figure must not change while it is looked at.
     @app.callback(
         Output("live", "children"),
+        Output("seen", "data"),
         Input("tick", "n_intervals"),
         State("address", "search"),
+        State("seen", "data"),
         prevent_initial_call=True,
     )
-    def live(ticks: int, search: str) -> Any:
-        return _drawn(_FIRST_VIEW, parse(search), look(runs))[1]
+    def live(ticks: int, search: str, seen: str | None) -> Any:
+        found = VIEWS[_FIRST_VIEW].controls(now := look(runs), parse(search))
+        shown = hashlib.sha256(repr(VIEWS[_FIRST_VIEW].show(now, values_of(found))).encode()).hexdigest()
+        if shown == seen:
+            return no_update, no_update
+        return _drawn(_FIRST_VIEW, parse(search), now)[1], shown
 
     @app.callback(
         Output("wanted", "data"),

@@ -34,7 +34,7 @@ class Grid:
     columns: list[str]
     rows: list[dict[str, Any]]
     digits: int = 4
-    links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict)
+    links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict, repr=False)
 
     def csv(self) -> str:
         file = io.StringIO()
