@@ -18,6 +18,7 @@ from ima_dist.train import (
     check_inputs,
     existing,
     guarded,
+    results_root,
     say,
     show_results,
     user_options,
@@ -97,11 +98,12 @@ def check_weights(run: RunDir, epoch: int, data: str) -> None:
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
     """Let workers do ``task`` (see ``launcher.run_workers``) on a run that has been trained; returns an exit status."""
     from ima_dist.progress import ProgressView
+    from ima_dist.results.recording import Recorder
 
     with launcher.cluster(config) as cluster:
         write_json(run.progress_path, {"stage": "starting"})
         try:
-            with ProgressView(run):
+            with ProgressView(run), Recorder(run, results_root()):
                 answer = launcher.run_workers(task, config, run, cluster, arguments)
         except RuntimeError as error:
             print(f"error: {error}", file=sys.stderr)

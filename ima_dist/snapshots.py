@@ -108,7 +108,8 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     next_one = 0
     for shard in manifest.shards:
-        whole = whole and shard.first == next_one
+        # A file elsewhere is no shard of this snapshot, whatever the manifest says.
+        whole = whole and shard.first == next_one and os.path.basename(shard.file) == shard.file
         next_one += shard.rows
         if not (directory / shard.file).exists():
             raise FileNotFoundError(f"{directory / shard.file} is missing")

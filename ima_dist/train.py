@@ -119,6 +119,7 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
     """Train in ``run``, held by the caller, or in a new one, made when the cluster has what it needs."""
     began = time.time()
     from ima_dist.progress import ProgressView
+    from ima_dist.results.recording import Recorder
 
     with contextlib.ExitStack() as held:
         cluster = held.enter_context(launcher.cluster(config))
@@ -129,6 +130,8 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         previous = run.summary()
         write_json(run.progress_path, {"stage": "starting"})
         write_json(run.summary_path, {**previous, **_identity(config), "status": "running", "message": None})
+        # Closed after the last words of the run, which it records too.
+        held.enter_context(Recorder(run, results_root()))
         say(
             f"{config.preset}, {config.method}, {config.norm}: {config.epochs} epochs on {cluster}. "
             f"Results: {shown(run.path)}"

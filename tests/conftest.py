@@ -34,6 +34,14 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results directory with a few small real runs (see ``tests.results``); it is only read."""
+    from tests.results import make_results
+
+    return make_results(tmp_path_factory.mktemp("results") / "results")
+
+
 @contextmanager
 def serve(directory: Path) -> Iterator[str]:
     """A web server on this machine for the files of ``directory``; gives its address, ending in a slash."""

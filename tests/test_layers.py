@@ -29,6 +29,7 @@ ALLOWED = {
     "methods": _MIDDLE | {"methods"},
     "results": _BASE | {"results"},
     "progress": _BASE | _RESULTS,
+    "dashboard": _BASE | _RESULTS | {"dashboard"},
     "evaluation": _MIDDLE | {"results", "evaluation"},
     "engine": _MIDDLE | {"methods", "results", "evaluation", "engine"},
     "interfaces": _BASE,
@@ -38,14 +39,30 @@ ALLOWED = {
     "launcher": _BASE | {"head", "interfaces", "elastic", "worker", "results"},
     "trials": _BASE | {"elastic", "launcher", "results"},
 }
-ENTRY_POINTS = {"train", "evaluate", "audit", "recommend", "job", "sweep", "report", "data.__main__"}
+ENTRY_POINTS = {
+    "train",
+    "evaluate",
+    "audit",
+    "recommend",
+    "job",
+    "sweep",
+    "report",
+    "dataset",
+    "data.__main__",
+    "dashboard.__main__",
+}
 ONLY_IN = {
     "ray": {"head", "launcher", "interfaces", "elastic", "worker", "trials"} | ENTRY_POINTS,
     "advertorch": {"evaluation"},
     "pyautoattack": {"evaluation"},
     "submitit": set(),
+    "dash": {"dashboard"},
+    "flask": {"dashboard"},
+    "plotly": {"dashboard", "results"},
+    "mlflow": {"results"},
+    "tensorboardX": {"results"},
 }
-NO_TORCH = _BASE | _RESULTS
+NO_TORCH = _BASE | _RESULTS | {"dashboard", "dashboard.__main__"}
 
 
 def part_of(file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 import subprocess
 import sys
@@ -12,14 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from ima_dist import job, report, train
 from ima_dist.presets import PRESETS, make_config, options_of, preset_config, train_command
-from ima_dist.results import paper
+from ima_dist.results import paper, plots
 from ima_dist.results.report.runs import collect
 from ima_dist.results.report.tables import make_tables, setting_differences
 from ima_dist.results.rundir import RunDir, write_json, write_parquet
 from ima_dist.results.table import noise_key, wilson_interval
+from tests.browser import chromium, needs_chromium
 from tests.commands import ROOT, environment
 from tests.inline import without_ray
 from tests.test_data import write_set
@@ -148,9 +152,11 @@ def test_numbers_are_those_of_the_runs_and_of_the_paper(runs, tmp_path, capsys):
     assert (len(margins), sum(margins)) == (50, 40)
 
 
-def test_the_file_is_whole_by_itself(runs, tmp_path):
+def test_without_plotly_the_figures_are_pictures_and_the_report_says_so(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "available", lambda: False)
     page = report_on(tmp_path, runs)
     assert "script" not in page.texts
+    assert any("pip install 'ima_dist[dashboard]'" in text for text in page.texts["code"])
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in page.addresses)
     assert all(page.alts)
     assert len(page.texts["caption"]) == len(page.texts["table"]) == 2
@@ -163,6 +169,39 @@ def test_the_file_is_whole_by_itself(runs, tmp_path):
     assert f"{RunDir(runs / 'images').summary()['parameters']:,}" in page.texts["body"][0]
     assert "not affine" in page.texts["body"][0]
     assert "batches of 128" not in page.texts["body"][0]  # no run on CIFAR-10
+
+
+@needs_chromium
+def test_as_a_mail_attachment_it_shows_the_figures_and_loads_nothing(runs, tmp_path):
+    report_on(tmp_path, runs)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count("plotly.js v") == 1  # inlined once
+    with chromium() as browser:
+        browser.get((tmp_path / "report.html").as_uri())
+        count = len(browser.find_elements(By.CSS_SELECTOR, "figure"))
+        drawn = "return document.querySelectorAll('figure .main-svg:first-child').length"
+        WebDriverWait(browser, 60).until(lambda b: b.execute_script(drawn) == count)
+        headings = " ".join(h.text for h in browser.find_elements(By.TAG_NAME, "h3"))
+        for start in (
+            "Accuracy: Table 1",
+            "Accuracy: Table 2",
+            "Decision boundary",
+            "margins",
+            "Training",
+            "Noisy images",
+        ):
+            assert start in headings
+        shown = browser.execute_script(
+            "const data = document.querySelector('#figure0')._fullData;"
+            "return data.filter(t => t.mode === 'lines+markers').map(t => Array.from(t.y))"
+        )
+        history = [c["accuracy"] for c in RunDir(runs / "ima").summary()["curves"]
+                   if (c["attack"], c["loss"]) == ("pgd100", "both")]  # fmt: skip
+        assert history in shown
+        sent = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+        assert [url for url in urls if not url.startswith(("data:", "blob:", "file:", "chrome:", "about:"))] == []
+        assert not [m for m in browser.get_log("browser") if m["level"] == "SEVERE"]
 
 
 def test_it_works_where_there_is_no_torch(runs, tmp_path):
@@ -390,13 +429,15 @@ def test_other_files_of_the_directory_stay(tmp_path):
     assert len(read_csv(out / "curves.csv")) == 1  # a run named several times counts once
 
 
-def test_hostile_names_are_text(tmp_path):
+@pytest.mark.parametrize("plotly", [True, False])
+def test_hostile_names_are_text(tmp_path, monkeypatch, plotly):
+    monkeypatch.setattr(plots, "available", lambda: plotly)
     name = "<script>alert('1')<\\script> & \"x\" $\\frac$"
     run = make_run(tmp_path / name, "moons", {0.1: 0.5}, model__factory="mine:build", data__dir="<img src=x>")
     run.figures_dir.mkdir()
     (run.figures_dir / "equilibrium.png").write_bytes(b"\x89PNG")
     page = report_on(tmp_path / "out", tmp_path)
-    assert "script" not in page.texts
+    assert not any("alert('1')" in text for text in page.texts.get("script", []))
     assert name in page.texts["h3"]
     assert any(name in str(alt) for alt in page.alts)
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in page.addresses)

@@ -24,6 +24,7 @@ from ima_dist.evaluation import run as evaluation
 from ima_dist.evaluation.audit import audit
 from ima_dist.evaluation.boundary import boundary_grid
 from ima_dist.evaluation.examples import noisy_images
+from ima_dist.evaluation.extremes import extremes
 from ima_dist.evaluation.scores import scores_table
 from ima_dist.results import paper
 from ima_dist.results.rundir import RunDir, replacing, write_json, write_parquet
@@ -138,6 +139,8 @@ def _evaluate(
     if lead:
         if epoch == config.epochs and len(test.shape) == 3:
             _write_noisy_images(run, network, test, config, data, should_stop)
+        if epoch == config.epochs:
+            _write_extremes(run, Resident(data.train, "cpu", DTYPES[config.dtype], data.box), data.class_names)
         seconds["evaluate"] = time.perf_counter() - began
         row = paper.row_of(config)
         summary = {
@@ -211,6 +214,15 @@ def _write_noisy_images(
     except evaluation.Stop:
         raise distributed.Interrupted("stopped during the evaluation") from None
     with replacing(run.examples_dir / "noisy.npz") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _write_extremes(run: RunDir, train: Resident, class_names: tuple[str, ...] | None) -> None:
+    newest = run.newest_margins()
+    if newest is None or not newest[1].num_rows:
+        return
+    with replacing(run.examples_dir / "extremes.npz") as file:
+        arrays: dict[str, Any] = extremes(train, newest[1], class_names)
         np.savez_compressed(file, **arrays)
 
 

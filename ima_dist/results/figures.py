@@ -19,14 +19,13 @@ from matplotlib.ticker import MaxNLocator
 
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.audit import TOLERANCE
-from ima_dist.results.rundir import RunDir, read_arrays, replacing
+from ima_dist.results.colours import COLOURS
+from ima_dist.results.examples import read_boundary
+from ima_dist.results.rundir import RunDir, replacing
 from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
 
-_BLUE, _ORANGE, _GREEN, _PURPLE, _SKY, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
-COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY)
+_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
 MARKERS = ("o", "s", "^", "D", "v", "P")
-# The arrays of examples/boundary.npz, as ``decision_boundary`` takes them.
-BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 _LASTING = 5  # epochs
 _LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
 
@@ -255,7 +254,7 @@ def draw_all(run: RunDir) -> list[Path]:
         drawn.append(run.figures_dir / name)
         return drawn[-1]
 
-    boundary = read_arrays(run.examples_dir / "boundary.npz", BOUNDARY)
+    boundary = read_boundary(run)
     if boundary is not None:
         decision_boundary(target("decision_boundary.png"), **boundary)
     curves = run.summary().get("curves") or []

@@ -17,7 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from ima_dist.config import ConfigError
 from ima_dist.presets import preset_config
 from ima_dist.results import paper
-from ima_dist.results.figures import COLOURS, MARKERS
+from ima_dist.results.colours import COLOURS
+from ima_dist.results.figures import MARKERS
 from ima_dist.results.report.csvfiles import margin_histogram
 from ima_dist.results.report.runs import Result
 from ima_dist.results.report.tables import Line, Table, paper_attack, setting_differences

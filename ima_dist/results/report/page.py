@@ -1,4 +1,4 @@
-"""The report as one HTML file without scripts or anything to load."""
+"""The report as one HTML file that loads nothing."""
 
 from __future__ import annotations
 
@@ -33,14 +33,21 @@ figure { margin: 1em 0 }
 """
 
 
-def page(results: list[Result], tables: list[Table], pictures: list[Picture], problems: list[str]) -> str:
-    """The whole file. ``problems``: what could not be read, a sentence each."""
+_WITHOUT_PLOTLY = (
+    "<p>These figures are pictures, as Plotly is not installed. With <code>pip install 'ima_dist[dashboard]'</code> "
+    "they are those of the dashboard, with values to read off.</p>"
+)
+
+
+def page(results: list[Result], tables: list[Table], pictures: list[Picture] | list[str], problems: list[str]) -> str:
+    """The whole file. ``pictures``: as drawn by matplotlib, or as HTML by Plotly. ``problems``: a sentence each."""
     parts = [
         "<h1>Runs of ima_dist beside the paper</h1>",
         _introduction(results, tables, problems),
         *(_table(number, table) for number, table in enumerate(tables)),
         "<h2 id='figures'>Figures</h2>",
-        *map(_picture, pictures),
+        *(p if isinstance(p, str) else _picture(p) for p in pictures),
+        "" if any(isinstance(p, str) for p in pictures) else _WITHOUT_PLOTLY,
         "<h2 id='runs'>Runs</h2>",
         *map(_run, results),
         _own_settings(results),

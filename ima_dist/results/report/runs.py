@@ -15,11 +15,10 @@ import numpy as np
 from ima_dist.config import ATTACKS, METHODS, NORMS, Config, ConfigError
 from ima_dist.presets import PRESETS
 from ima_dist.results import obfuscation
-from ima_dist.results.figures import BOUNDARY
-from ima_dist.results.rundir import RunDir, read_arrays
+from ima_dist.results.examples import read_boundary, read_noisy
+from ima_dist.results.rundir import RunDir
 from ima_dist.results.table import attack_rows
 
-NOISY = ("label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
 _T = TypeVar("_T")
 
 
@@ -109,8 +108,8 @@ def _read(place: Path, problems: list[str]) -> Result:
         curves=curves,
         history=part(lambda: _history(run), []),
         margins=margins,
-        boundary=part(lambda: _boundary(run), None),
-        noisy=part(lambda: _noisy(run), None),
+        boundary=part(lambda: read_boundary(run), None),
+        noisy=part(lambda: read_noisy(run), None),
         levels=part(lambda: obfuscation.levels_of(run, config.epochs), []),
         equilibrium=part(lambda: _picture(run.figures_dir / "equilibrium.png"), None),
     )
@@ -143,32 +142,6 @@ def _history(run: RunDir) -> list[dict[str, Any]]:
 def _margins(run: RunDir) -> tuple[int, np.ndarray] | None:
     newest = run.newest_margins()
     return None if newest is None else (newest[0], newest[1].column("margin").to_numpy())
-
-
-def _boundary(run: RunDir) -> dict[str, np.ndarray] | None:
-    path = run.examples_dir / "boundary.npz"
-    found = read_arrays(path, BOUNDARY)
-    if found is None:
-        return None
-    points = len(found["labels"])
-    shapes = found["probability"].shape, found["points"].shape
-    return _fitting(path, found, shapes == ((len(found["grid_y"]), len(found["grid_x"])), (points, 2)))
-
-
-def _noisy(run: RunDir) -> dict[str, np.ndarray] | None:
-    path = run.examples_dir / "noisy.npz"
-    found = read_arrays(path, NOISY)
-    if found is None:
-        return None
-    image, grid = found["clean"].shape[1:], (len(found["label"]), len(found["noise"]))
-    fits = len(image) == 3 and found["noisy"].shape == (*grid, *image) and found["prediction"].shape == grid
-    return _fitting(path, found, fits and len(found["clean_prediction"]) == grid[0])
-
-
-def _fitting(path: Path, found: dict[str, np.ndarray], fits: bool) -> dict[str, np.ndarray]:
-    if not fits:
-        raise ConfigError(f"{path} is damaged (shapes that do not fit): delete it or restore it from a copy.")
-    return found
 
 
 def _picture(path: Path) -> bytes | None:

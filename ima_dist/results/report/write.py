@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ima_dist.config import ConfigError
+from ima_dist.results import plots
+from ima_dist.results.report import interactive
 from ima_dist.results.report.csvfiles import curves_csv, margins_csv, table_csv
 from ima_dist.results.report.figures import draw
 from ima_dist.results.report.page import page, table_file
@@ -31,7 +33,8 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     margins = margins_csv(results)
     if margins:
         files["margins.csv"] = margins
-    files["report.html"] = page(results, tables, draw(results, tables), problems)
+    pictures = interactive.plots(results, tables) if plots.available() else draw(results, tables)
+    files["report.html"] = page(results, tables, pictures, problems)
     for name, text in files.items():
         write_text_atomic(out / name, text)
     return [out / name for name in files], problems

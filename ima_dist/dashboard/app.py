@@ -1,0 +1,237 @@
+"""The page: address to controls to content, and back.
+
+The selection lives in the address alone. An address is turned into the controls of its view and what they show; a
+control that is moved is turned into another address. So every state has a link, and the server keeps none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dash import ALL, Dash, Input, Output, State, dcc, html, no_update
+from dash.exceptions import DependencyException
+from flask import Flask, Response, abort, request
+
+from ima_dist.dashboard import access
+from ima_dist.dashboard.parts import Grid, Part, Values
+from ima_dist.dashboard.render import control as draw_control
+from ima_dist.dashboard.render import part as draw_part
+from ima_dist.dashboard.state import Control, parse, unparse, words
+from ima_dist.dashboard.state import State as Selection
+from ima_dist.dashboard.views import VIEWS
+from ima_dist.results.collection import Collection
+
+_LOOK_SECONDS = 2.0
+_FIRST_VIEW = "runs"
+
+
+def make_app(root: Path, token: str | None = None) -> Dash:
+    """The application for the results directory ``root``; ``token`` as in ``access.guard``."""
+    runs = Collection(root)
+    server = Flask("ima_dist.dashboard", static_folder=None)
+    access.guard(server, token)
+    app = Dash(
+        "ima_dist.dashboard",
+        server=server,  # type: ignore[arg-type]
+        assets_folder=str(Path(__file__).parent / "assets"),
+        serve_locally=True,
+        title="ima_dist",
+        update_title=None,  # type: ignore[arg-type]
+        suppress_callback_exceptions=True,
+        add_log_handler=False,
+    )
+    # Dash answers an unknown file of its own with an error of ours, and lists all it has in the log.
+    server.register_error_handler(DependencyException, lambda error: ("There is no such file.", 404))
+    app.layout = _layout(root)
+    _add_callbacks(app, runs)
+    _add_downloads(server, runs)
+    return app
+
+
+def look(runs: Collection) -> Collection:
+    """The runs as they are now; what one request sees does not change under its hands."""
+    runs.refresh(_LOOK_SECONDS)
+    return Collection(runs.root, runs.runs, runs.problems)
+
+
+def view_of(path: str | None) -> str:
+    """Name of the view in a path; the first one for any other path."""
+    name = (path or "").strip("/")
+    return name if name in VIEWS else _FIRST_VIEW
+
+
+def values_of(controls: list[Control]) -> Values:
+    return {c.name: c.value for c in controls}
+
+
+def _layout(root: Path) -> html.Div:
+    views: dict[str, Any] = {"aria-label": "Views"}
+    selection: dict[str, Any] = {"aria-label": "Selection"}
+    content: dict[str, Any] = {"aria-live": "polite"}
+    return html.Div(
+        [
+            dcc.Location(id="address", refresh=False),
+            dcc.Store(id="drawn"),
+            dcc.Store(id="canonical"),
+            dcc.Store(id="wanted"),
+            dcc.Store(id="seen"),
+            dcc.Interval(id="tick", interval=2000),
+            html.A("Skip to the content", href="#content", className="skip"),
+            html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(id="views", **views)]),
+            html.Details(id="problems", hidden=True),
+            html.Main(
+                [
+                    html.P(id="introduction"),
+                    html.Form(id="controls", **selection),
+                    html.Div(id="content", tabIndex=-1, **content),
+                ]
+            ),
+        ]
+    )
+
+
+def _add_callbacks(app: Dash, runs: Collection) -> None:
+    @app.callback(
+        Output("controls", "children"),
+        Output("drawn", "data"),
+        Input("address", "pathname"),
+        Input("address", "search"),
+        State("drawn", "data"),
+        State({"control": ALL}, "value"),
+        State({"control": ALL}, "id"),
+    )
+    def controls(path: str, search: str, drawn: str | None, values: list[Any], ids: list[dict[str, str]]) -> Any:
+        name = view_of(path)
+        found = VIEWS[name].controls(look(runs), parse(search))
+        # Drawn again only where they differ: whoever moves a slider by keyboard must keep it.
+        form = json.dumps([name, [[type(c).__name__, c.name, _range(c)] for c in found]])
+        there = {i["control"]: v for i, v in zip(ids, values, strict=True)}
+        if form == drawn and there == values_of(found):
+            return no_update, no_update
+        return [draw_control(c) for c in found], form
+
+    @app.callback(
+        Output("content", "children"),
+        Output("introduction", "children"),
+        Output("views", "children"),
+        Output("problems", "children"),
+        Output("problems", "hidden"),
+        Output("canonical", "data"),
+        Input("address", "pathname"),
+        Input("address", "search"),
+        State("canonical", "data"),
+    )
+    def content(path: str, search: str, canonical: list[str] | None) -> Any:
+        # A view is not drawn again because its address has been completed.
+        if canonical and canonical[1] == f"{path}{search or ''}":
+            return (no_update,) * 6
+        name, state, now = view_of(path), parse(search), look(runs)
+        whole, drawn = _drawn(name, state, now)
+        if name == _FIRST_VIEW:
+            drawn = [html.Div(drawn, id="live")]
+        view = VIEWS[name]
+        canon = [f"{path}{search or ''}", f"/{name}{unparse(whole)}", view.TITLE]
+        return drawn, view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon
+
+    # Only the list of runs is live: a figure must not change while it is looked at.
+    @app.callback(
+        Output("live", "children"),
+        Output("seen", "data"),
+        Input("tick", "n_intervals"),
+        State("address", "search"),
+        State("seen", "data"),
+        prevent_initial_call=True,
+    )
+    def live(ticks: int, search: str, seen: str | None) -> Any:
+        found = VIEWS[_FIRST_VIEW].controls(now := look(runs), parse(search))
+        shown = hashlib.sha256(repr(VIEWS[_FIRST_VIEW].show(now, values_of(found))).encode()).hexdigest()
+        if shown == seen:
+            return no_update, no_update
+        return _drawn(_FIRST_VIEW, parse(search), now)[1], shown
+
+    @app.callback(
+        Output("wanted", "data"),
+        Input({"control": ALL}, "value"),
+        State({"control": ALL}, "id"),
+        State("address", "pathname"),
+        State("address", "search"),
+        prevent_initial_call=True,
+    )
+    def moved(values: list[Any], ids: list[dict[str, str]], path: str, search: str) -> Any:
+        state = parse(search)
+        before = VIEWS[view_of(path)].controls(look(runs), state)
+        given = {i["control"]: v for i, v in zip(ids, values, strict=True)}
+        # Controls of the view before may still be there for a moment.
+        if given.keys() != {c.name for c in before} or given == values_of(before):
+            return no_update
+        return path + unparse({**_with(state, before), **{name: _words(value) for name, value in given.items()}})
+
+    # The address is written here and only read by Dash. What a control leads to is a step in the history; the whole
+    # state written out is none, so that "back" leads to another page.
+    for store, function in (("wanted", "imaDistGo"), ("canonical", "imaDistComplete")):
+        app.clientside_callback(
+            f"function(found) {{ if (found) window.{function}(found); return window.dash_clientside.no_update; }}",
+            Output(store, "modified_timestamp"),
+            Input(store, "data"),
+        )
+
+
+def _drawn(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Any]]:
+    """The whole state of a view, and its parts as components."""
+    found = VIEWS[name].controls(now, state)
+    whole = _with(state, found)
+    return whole, [draw_part(p, name, whole) for p in VIEWS[name].show(now, values_of(found))]
+
+
+def _range(c: Control) -> Any:
+    return list(c.options.items()) if hasattr(c, "options") else [c.low, c.high]
+
+
+def _with(state: Selection, controls: list[Control]) -> Selection:
+    return {**state, **{c.name: words(c) for c in controls}}
+
+
+def _words(value: Any) -> list[str]:
+    if value is None:
+        return []
+    return (
+        [str(v) for v in value]
+        if isinstance(value, list)
+        else [f"{value:g}" if isinstance(value, float) else str(value)]
+    )
+
+
+def _links(current: str, state: Selection) -> list[Any]:
+    return [
+        dcc.Link(
+            view.TITLE,
+            href=f"/{name}{unparse(state)}",
+            className="current" if name == current else "",
+            id=f"view-{name}",
+        )
+        for name, view in VIEWS.items()
+    ]
+
+
+def _problems(runs: Collection) -> list[Any]:
+    count = len(runs.problems)
+    text = f"{count} file{'s' * (count != 1)} could not be read"
+    return [html.Summary(text), html.Ul([html.Li(problem) for problem in runs.problems])]
+
+
+def _add_downloads(server: Flask, runs: Collection) -> None:
+    @server.get("/csv/<view>/<table>.csv")
+    def table(view: str, table: str) -> Response:
+        if view not in VIEWS:
+            abort(404)
+        now = look(runs)
+        found = VIEWS[view].controls(now, parse(request.query_string.decode("utf-8", "replace")))
+        parts: list[Part] = VIEWS[view].show(now, values_of(found))
+        for part in parts:
+            if isinstance(part, Grid) and part.name == table:
+                disposition = {"Content-Disposition": f"attachment; filename={view}-{part.name}.csv"}
+                return Response(part.csv(), mimetype="text/csv", headers=disposition)
+        abort(404)

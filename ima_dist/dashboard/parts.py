@@ -1,0 +1,75 @@
+"""What a view consists of, before it becomes a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ima_dist.dashboard.state import Control, State
+from ima_dist.results.collection import Collection
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure. name: in the page and in the names of its downloads. caption: also what a screen reader is told."""
+
+    name: str
+    heading: str
+    caption: str
+    figure: Any
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table. rows: column -> value; numbers are shown with ``digits`` places and downloaded in full.
+
+    links: column -> function from a row to an address within the page.
+    """
+
+    name: str
+    heading: str
+    columns: list[str]
+    rows: list[dict[str, Any]]
+    digits: int = 4
+    links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict, repr=False)
+
+    def csv(self) -> str:
+        file = io.StringIO()
+        writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence."""
+
+    text: str
+
+
+Part = Plot | Grid | Note
+Values = dict[str, Any]  # of the controls, by name
+
+
+class View(Protocol):
+    """A module of ``views``."""
+
+    TITLE: str
+    INTRODUCTION: str
+
+    def controls(self, runs: Collection, state: State) -> list[Control]: ...
+
+    def show(self, runs: Collection, values: Values) -> list[Part]: ...
+
+
+def shown(value: Any, digits: int) -> str:
+    """A cell's text."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

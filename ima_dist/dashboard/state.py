@@ -1,0 +1,114 @@
+"""The selection, which lives in the address alone, and the controls that change it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from urllib.parse import parse_qs, urlencode
+
+State = dict[str, list[str]]
+
+
+def parse(search: str | None) -> State:
+    """The query of an address, with or without its question mark; empty for anything that is none."""
+    try:
+        return parse_qs((search or "").removeprefix("?"), keep_blank_values=True, max_num_fields=1000)
+    except ValueError:
+        return {}
+
+
+def unparse(state: State) -> str:
+    """Inverse of ``parse``, with a question mark unless empty."""
+    query = urlencode({name: values for name, values in state.items() if values}, doseq=True)
+    return f"?{query}" if query else ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Pick among ``options`` (value -> label): one of a few shown side by side, or from a list that can be searched."""
+
+    name: str
+    label: str
+    options: dict[str, str]
+    value: str | None
+    long: bool = False
+
+
+@dataclass(frozen=True)
+class Several:
+    """Pick any number from a list that can be searched."""
+
+    name: str
+    label: str
+    options: dict[str, str]
+    value: list[str]
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A whole number from low to high."""
+
+    name: str
+    label: str
+    low: int
+    high: int
+    value: int
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is typed."""
+
+    name: str
+    label: str
+    low: float
+    high: float
+    step: float
+    value: float | None
+
+
+Control = Choice | Several | Slider | Number
+
+
+def one_of(
+    state: State, name: str, label: str, options: dict[str, str], default: str | None = None, long: bool = False
+) -> Choice:
+    """The value of the state if it is among the options, else ``default`` or the first."""
+    given = [v for v in state.get(name, []) if v in options]
+    if default not in options:
+        default = next(iter(options), None)
+    return Choice(name, label, options, given[0] if given else default, long)
+
+
+def some_of(state: State, name: str, label: str, options: dict[str, str], default: list[str]) -> Several:
+    """The values of the state that are among the options; ``default`` if the state has none at all."""
+    given = [v for v in dict.fromkeys(state.get(name, [])) if v in options]
+    return Several(name, label, options, given or [v for v in default if v in options])
+
+
+def slider(state: State, name: str, label: str, low: int, high: int, default: int) -> Slider:
+    """The whole number of the state, brought within the range."""
+    number = _float(state, name)
+    return Slider(name, label, low, high, max(low, min(high, default if number is None else int(number))))
+
+
+def number(state: State, name: str, label: str, low: float, high: float, step: float, default: float | None) -> Number:
+    """The number of the state if it lies in the range."""
+    found = _float(state, name)
+    return Number(name, label, low, high, step, found if found is not None and low <= found <= high else default)
+
+
+def words(control: Control) -> list[str]:
+    """A control's value as it stands in the address."""
+    value = control.value
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list) else [f"{value:g}" if isinstance(value, float) else str(value)]
+
+
+def _float(state: State, name: str) -> float | None:
+    try:
+        found = float(state[name][0])
+    except (KeyError, IndexError, ValueError):
+        return None
+    return found if math.isfinite(found) else None

@@ -1,0 +1,96 @@
+"""Accuracy against noise level, beside the paper's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ima_dist.config import ATTACKS
+from ima_dist.dashboard.names import choose_runs
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.state import Control, State, one_of
+from ima_dist.results import paper
+from ima_dist.results.collection import Collection, Run
+from ima_dist.results.plots.accuracy import Series, accuracy_figure
+from ima_dist.results.table import attack_rows, format_noise, noise_key
+
+TITLE = "Accuracy"
+INTRODUCTION = (
+    "Share of the test samples that are classified correctly, by noise level. Bands: 95 % Wilson intervals; "
+    "differences within them mean nothing. Dotted with crosses: the paper's."
+)
+
+
+def controls(runs: Collection, state: State) -> list[Control]:
+    able = [r for r in runs.runs.values() if r.curves_table.num_rows]
+    chosen = choose_runs(runs, state, able)
+    found = {c["attack"] for name in chosen.value for c in runs.runs[name].curves}
+    return [chosen, one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})]
+
+
+def show(runs: Collection, values: Values) -> list[Part]:
+    chosen = [runs.runs[name] for name in values["runs"]]
+    if not chosen:
+        return [Note("No run has been evaluated yet.")]
+    attack = values["attack"]
+    found = [(run, rows[attack]) for run in chosen if attack in (rows := attack_rows(run.curves))]
+    series = [_series(run, attack, row) for run, row in found]
+    norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
+    parts: list[Part] = [
+        Plot(
+            "accuracy",
+            f"Accuracy under {attack}",
+            "The same numbers are in the table below.",
+            accuracy_figure(series, norms),
+        )
+    ]
+    levels = sorted({noise_key(x) for _, row in found for x in row})
+    parts.append(_table(found, attack, levels))
+    missing = [run.name for run in chosen if attack not in attack_rows(run.curves)]
+    if missing:
+        parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
+    if len(norms) > 1:
+        parts.append(Note("Runs of different norms share the figure: their noise levels cannot be compared."))
+    return parts
+
+
+def published(run: Run, attack: str) -> tuple[int, dict[float, float]] | None:
+    """The paper's table and row for a run under this attack."""
+    config = run.dir.config()
+    for table, row in paper.rows_of(config).items():
+        if table not in paper.BETA_TABLES:
+            cells = paper.cells(table=table, method=row, attack=attack, split="test")
+            if cells:
+                return table, {noise_key(c.noise): c.accuracy for c in cells}
+    return None
+
+
+def _series(run: Run, attack: str, row: dict[float, dict[str, Any]]) -> Series:
+    levels = sorted(row)
+    theirs = published(run, attack)
+    return Series(
+        run.name,
+        levels,
+        [row[x]["accuracy"] for x in levels],
+        [row[x]["low95"] for x in levels],
+        [row[x]["high95"] for x in levels],
+        theirs[1] if theirs else {},
+    )
+
+
+def _table(found: list[tuple[Run, dict[float, dict[str, Any]]]], attack: str, levels: list[float]) -> Grid:
+    rows: list[dict[str, Any]] = []
+    for run, row in found:
+        epoch = next(iter(row.values()))["epoch"]
+        own = {format_noise(x): row[x]["accuracy"] for x in levels if x in row}
+        samples = min(entry["samples"] for entry in row.values())
+        rows.append({"run": run.name, "what": "ours", "epoch": epoch, "samples": samples, **own})
+        theirs = published(run, attack)
+        if theirs:
+            values = {format_noise(x): theirs[1][x] for x in levels if x in theirs[1]}
+            rows.append({"run": run.name, "what": f"paper, Table {theirs[0]}", **values})
+            rows.append(
+                {"run": run.name, "what": "difference", **{k: own[k] - v for k, v in values.items() if k in own}}
+            )
+    return Grid(
+        "accuracies", "Accuracy by noise level", ["run", "what", "epoch", "samples", *map(format_noise, levels)], rows
+    )

@@ -1,0 +1,153 @@
+"""Clean against robust accuracy: which model to ship."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ima_dist.config import ATTACKS, ConfigError
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.state import Control, State, number, one_of
+from ima_dist.results.choice import Candidate, Share, choose, make_candidate
+from ima_dist.results.collection import Collection, Run
+from ima_dist.results.plots.tradeoff import Point, differing, parallel_figure, tradeoff_figure
+from ima_dist.results.table import NORM_SIGN, attack_rows, format_noise, noise_key
+
+TITLE = "Trade-off"
+INTRODUCTION = (
+    "A point is a model: runs that differ in their seed alone together, and each epoch that was evaluated by itself: "
+    "the network after M epochs of ima is the one for the largest margin M·Δε. Bars: 95 % intervals, the wider of "
+    "that for the test samples and that over seeds."
+)
+_AREA = "area"
+# What does not tell one model from another.
+_APART = ("seed", "data.dir", "data.download", "workers", "device", "hang_after", "checkpoint_every")
+_ROBUST = "robust"
+
+
+def controls(runs: Collection, state: State) -> list[Control]:
+    experiments: dict[str, str] = {}
+    for run in runs.runs.values():
+        if run.curves_table.num_rows:
+            preset, norm = run.info["preset"], run.info["norm"]
+            experiments[f"{preset}-{norm}"] = f"{preset}, {NORM_SIGN.get(norm, norm)}"
+    which = one_of(state, "experiment", "Experiment", experiments, long=len(experiments) > 4)
+    own = _of(runs, which.value)
+    attack = one_of(
+        state, "attack", "Attack", {a: a for a in ATTACKS if any(c["attack"] == a for r in own for c in r.curves)}
+    )
+    levels = {noise_key(c["noise"]) for r in own for c in r.curves if c["attack"] == attack.value} - {0.0}
+    by_level = {repr(x): f"noise {format_noise(x)}" for x in sorted(levels)}
+    return [
+        which,
+        attack,
+        one_of(state, "level", "Robust accuracy", {_AREA: "area under the curve", **by_level}, long=True),
+        number(state, "least", "Least clean accuracy", 0, 1, 0.005, 0.0),
+    ]
+
+
+def show(runs: Collection, values: Values) -> list[Part]:
+    own = _of(runs, values["experiment"])
+    if not own:
+        return [Note("No run has been evaluated yet.")]
+    attack, levels = values["attack"], [] if values["level"] == _AREA else [float(values["level"])]
+    candidates, groups, problems = _candidates(own, attack, levels)
+    notes: list[Part] = [Note(text) for text in problems]
+    if not candidates:
+        return notes
+    choice = choose(candidates, values["least"] or 0.0, levels)
+    points = [
+        Point(c.name, g[0].info["method"], c.clean.mean, _interval(c.clean), c.score.mean, _interval(c.score))
+        for c, g in zip(candidates, groups, strict=True)
+    ]
+    what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
+    rows = []
+    for i, (candidate, point) in enumerate(zip(candidates, points, strict=True)):
+        verdict = "best" if i == choice.best else "not different from the best" if i in choice.alike else ""
+        if i in choice.uncertain:
+            verdict += ", clean accuracy uncertain" if verdict else "clean accuracy uncertain"
+        rows.append(
+            {
+                "model": candidate.name,
+                "seeds": len(candidate.clean.values),
+                "samples": candidate.clean.samples,
+                "clean": point.clean,
+                "clean from": point.clean_interval[0],
+                "clean to": point.clean_interval[1],
+                _ROBUST: point.robust,
+                "robust from": point.robust_interval[0],
+                "robust to": point.robust_interval[1],
+                "Pareto": i in choice.pareto,
+                "verdict": verdict,
+            }
+        )
+    parts: list[Part] = [
+        Plot(
+            "tradeoff",
+            "Clean against robust accuracy",
+            "Circled and joined: the Pareto front, the models that no other one beats in both.",
+            tradeoff_figure(points, choice.pareto, what),
+        ),
+        Grid("models", "Models", list(rows[0]), rows),
+    ]
+    parts.append(_parallel(candidates, groups))
+    if choice.best is None:
+        notes.append(Note(f"No model has a clean accuracy of {values['least']:g}."))
+    return parts + notes
+
+
+def _of(runs: Collection, experiment: str | None) -> list[Run]:
+    return [
+        r
+        for r in runs.runs.values()
+        if r.curves_table.num_rows and f"{r.info['preset']}-{r.info['norm']}" == experiment
+    ]
+
+
+def _candidates(own: list[Run], attack: str, levels: list[float]) -> tuple[list[Candidate], list[list[Run]], list[str]]:
+    """Models, the runs of each, and a sentence for each that cannot be compared."""
+    grouped: dict[tuple[str, int], list[tuple[Run, dict[float, dict[str, Any]]]]] = {}
+    for run in own:
+        told = json.dumps(
+            {k: v for k, v in run.options.items() if k not in _APART and not k.startswith("eval.")}, sort_keys=True
+        )
+        for epoch in sorted({c["epoch"] for c in run.curves if c["attack"] == attack}):
+            row = attack_rows([c for c in run.curves if c["epoch"] == epoch]).get(attack)
+            if row:
+                grouped.setdefault((told, epoch), []).append((run, row))
+    different = differing([run.options for run in own], _APART)
+    several = len({epoch for _, epoch in grouped}) > 1
+    candidates, groups, problems = [], [], []
+    for (_, epoch), members in grouped.items():
+        name = _name(members[0][0], different, epoch if several else None)
+        samples = min(entry["samples"] for _, row in members for entry in row.values())
+        curves = [{level: entry["accuracy"] for level, entry in row.items()} for _, row in members]
+        try:
+            candidates.append(make_candidate(name, curves, samples, levels))
+            groups.append([run for run, _ in members])
+        except ConfigError as error:
+            problems.append(str(error))
+    return candidates, groups, problems
+
+
+def _name(run: Run, different: list[str], epoch: int | None) -> str:
+    said = [run.info["method"]]
+    for option in different:
+        if option != "method" and not option.startswith(("eval.", "preset", "norm")):
+            said.append(f"{option} {json.loads(run.options[option])}")
+    return ", ".join(said + ([f"epoch {epoch}"] if epoch is not None else []))
+
+
+def _parallel(candidates: list[Candidate], groups: list[list[Run]]) -> Part:
+    options = [g[0].options for g in groups]
+    names = [n for n in differing(options, _APART) if not n.startswith("eval.")]
+    columns: dict[str, list[Any]] = {n: [json.loads(o[n]) if n in o else None for o in options] for n in names}
+    columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
+    caption = "A line a model, coloured by its robust accuracy: the values that differ, and where they lead."
+    return Plot("parallel", "Values that differ", caption, parallel_figure(columns, _ROBUST))
+
+
+def _interval(share: Share) -> tuple[float, float]:
+    low, high = share.sample_interval
+    seeds = share.seed_interval
+    return (max(0.0, min(low, seeds[0])), min(1.0, max(high, seeds[1]))) if seeds else (low, high)

@@ -1,0 +1,72 @@
+"""Training and validation by epoch, and the epoch that the user's threshold selects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ima_dist.config import ConfigError
+from ima_dist.dashboard.names import choose_runs
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.state import Control, State, number
+from ima_dist.results.collection import Collection
+from ima_dist.results.plots.training import Trained, training_figure
+from ima_dist.results.tradeoff import select_epoch
+
+TITLE = "Training"
+INTRODUCTION = (
+    "Accuracy on clean data after each epoch. The threshold is what the accuracy on the validation set must not fall "
+    "below; selected is the last epoch that keeps to it, as it has the largest margins (paper, appendix H)."
+)
+_USUAL = 0.9
+
+
+def controls(runs: Collection, state: State) -> list[Control]:
+    able = [r for r in runs.runs.values() if r.history_table.num_rows]
+    return [
+        choose_runs(runs, state, able),
+        number(state, "threshold", "Least validation accuracy", 0, 1, 0.005, _USUAL),
+    ]
+
+
+def show(runs: Collection, values: Values) -> list[Part]:
+    chosen = [runs.runs[name] for name in values["runs"]]
+    if not chosen:
+        return [Note("No run has finished an epoch yet.")]
+    threshold, trained, rows = values["threshold"], [], []
+    rule = "val_accuracy>=" + (f"{threshold:.6f}".rstrip("0").rstrip("."))
+    for run in chosen:
+        row: dict[str, Any] = {"run": run.name, "epochs done": run.info["epochs_done"]}
+        epoch = None
+        try:
+            epoch = select_epoch(rule, run.history)
+            at = next(r for r in run.history if r["epoch"] == epoch)
+            row |= {"selected epoch": epoch, "validation": at["val_accuracy"], "training": at["train_accuracy"]}
+            row["mean margin"] = at["margin_mean"]
+        except ConfigError as error:
+            row["remark"] = (
+                str(error).replace("--select needs", "A threshold needs").replace(": name the --epochs yourself", "")
+            )
+        rows.append(row)
+        trained.append(Trained(run.name, run.history, epoch))
+    columns = ["run", "epochs done", "selected epoch", "validation", "training", "mean margin", "remark"]
+    kept = (
+        "run",
+        "epoch",
+        "train_loss",
+        "train_accuracy",
+        "val_accuracy",
+        "margin_mean",
+        "share_at_max",
+        "samples_per_second",
+    )
+    every = [{"run": run.name, **row} for run in chosen for row in run.history]
+    return [
+        Plot(
+            "training",
+            "Accuracy and loss by epoch",
+            "A star marks the selected epoch of a run.",
+            training_figure(trained, threshold),
+        ),
+        Grid("selected", "Selected epochs", columns, rows),
+        Grid("epochs", "All epochs", list(kept), every),
+    ]
