@@ -133,10 +133,10 @@ class Trial(tune.Trainable):
         """Tune wants no more of this trial: it has ended, or the scheduler stops it."""
         if not self.ended:
             stopped = not (self.work.root / STOP_FILE).exists()
-            self._end_process()
             # One that had finished before is only looked at again.
             if self.record.read().get("status") != "finished":
                 self.record.write(**self.first, status="stopped" if stopped else "interrupted", epoch=self.told)
+            self._end_process()
         self.record.release()
 
     def _next_epoch(self) -> dict[str, Any] | None:
@@ -253,10 +253,21 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
         held.enter_context(launcher.handing_on_signals(stop, lambda: None))
         try:
             launcher.fit_while_connected(tuner)
+            _wait_for_trials(root)
         finally:
             stopped = stop.exists()
             stop.unlink(missing_ok=True)
     return stopped
+
+
+def _wait_for_trials(root: Path) -> None:
+    """Tune does not wait for the trials that it has stopped last, and their commands need the cluster to end well."""
+    until = time.monotonic() + _LEAVE_WITHIN
+    for path in (root / "trials").glob("*.lock"):
+        record = Record(root, path.stem)
+        while not record.hold() and time.monotonic() < until:
+            time.sleep(_LOOK_EVERY)
+        record.release()
 
 
 def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) -> tune.Tuner:
