@@ -359,15 +359,20 @@ def test_spsa_goes_to_its_own_table_with_a_verdict(tmp_path):
     assert f"{guessed[1].accuracy:.4f}*" in page.texts["body"][0]
 
 
-def test_the_selected_epoch_is_the_last_above_the_threshold(tmp_path):
+@pytest.mark.parametrize("plotly", [True, False])
+def test_the_selected_epoch_is_the_last_above_the_threshold(tmp_path, monkeypatch, plotly):
+    monkeypatch.setattr(plots, "available", lambda: plotly)
     for name, method, best in (("a", "ima", 4), ("b", "ce", None)):
         run = make_run(tmp_path / name, "svhn", {0.01: 0.5}, method=method)
         values = [0.5, 0.92, 0.89, 0.91, 0.6] if best else [0.5, 0.6]
         history = [{"epoch": e, "train_accuracy": 0.9, "val_accuracy": v} for e, v in enumerate(values, 1)]
         run.write_history(history)
     page = report_on(tmp_path / "out", tmp_path)
-    assert any(str(alt).endswith("Selected: ima, seed 0: epoch 4.") for alt in page.alts)
     assert any("no epoch reaches it here" in text for text in page.texts["figcaption"])
+    if plotly:
+        assert any("val_accuracy ≥ 0.90, 4." in text for text in page.texts["figcaption"])
+        return
+    assert any(str(alt).endswith("Selected: ima, seed 0: epoch 4.") for alt in page.alts)
     assert any(h == "Figure 15: SVHN, training and validation accuracy of ce" for h in page.texts["h3"])
 
 

@@ -40,6 +40,10 @@ def audit(run: Run) -> pa.Table | str | None:
     return _kept(run, "audit.parquet", lambda dir: read_parquet(dir.audit_path))
 
 
+def history(run: Run) -> list[dict[str, Any]] | str | None:
+    return _kept(run, "history.parquet", lambda dir: dir.read_history())
+
+
 def margins(run: Run) -> pa.Table | str | None:
     """The newest snapshot, in the schema of the data set."""
 

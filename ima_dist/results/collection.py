@@ -26,12 +26,14 @@ from ima_dist.results.rundir import RunDir, read_json, read_parquet
 
 # Folders below a results directory, or a run, that hold no runs and may hold very many files.
 _NOT_RUNS = (dataset.FOLDER, "tensorboard")
+# Histograms and quantiles are most of the bytes, and looked at run by run: a view reads those from the run itself.
+_COLUMNS = {**SCHEMAS, "history": pa.schema([f for f in SCHEMAS["history"] if not pa.types.is_list(f.type)])}
 _LARGEST = 1 << 20  # bytes of a config.yaml: ours have a thousand
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run. info: its row of the data set's "runs". curves, history: its rows there, as Arrow tables."""
+    """One run. info: its row of the data set's "runs". curves, history: its rows there, without columns of lists."""
 
     name: str
     dir: RunDir
@@ -96,7 +98,7 @@ class Collection:
                 check_inside(places[name])
                 part = read_run(name, places[name], with_margins=False)
                 info = part.tables["runs"].to_pylist()[0]
-                tables = part.tables["curves"], part.tables["history"]
+                tables = part.tables["curves"], part.tables["history"].select(_COLUMNS["history"].names)
                 found[name] = Run(name, places[name], info["stamp"], info, *tables, part.problems)
             except (ConfigError, OSError) as error:
                 problems.append(sentence(error))
@@ -195,14 +197,14 @@ def _read(kind: str, root: Path, names: list[str], problems: list[str]) -> dict[
         problems.append(f"{folder} leads out of {root}, or holds symbolic links, and is not read.")
         return {}
     try:
-        table = pa.dataset.dataset([str(f) for f in files.values()], schema=SCHEMAS[kind], format="parquet").to_table()
+        table = pa.dataset.dataset([str(f) for f in files.values()], schema=_COLUMNS[kind], format="parquet").to_table()
         return _by_run(table, names)
     except (pa.ArrowException, OSError, ValueError):
         pass  # one of them is damaged: which?
     found = {}
     for name, file in files.items():
         try:
-            one = read_parquet(file).cast(SCHEMAS[kind])
+            one = read_parquet(file).cast(SCHEMAS[kind]).select(_COLUMNS[kind].names)
             found[name] = _by_run(one, [name])[name]
         except FileNotFoundError:
             continue

@@ -76,7 +76,9 @@ def _with_margins(run: Run) -> bool:
 
 
 def _history(run: Run) -> list[dict[str, Any]]:
-    return [row for row in run.history if row["margin_histogram"] and row["margin_mean"] is not None]
+    rows = files.history(run)
+    known = rows if isinstance(rows, list) else []
+    return [row for row in known if row.get("margin_histogram") and row.get("margin_mean") is not None]
 
 
 def _extremes(run: Run, chosen: str | None) -> list[Part]:

@@ -58,8 +58,10 @@ def _figures(results: list[Result], tables: list[Table]) -> Iterator[tuple[str, 
             figure = histogram_figure(rows, result.config.eps_max, result.config.norm, rows[-1]["epoch"], slider=True)
             yield f"Estimated margins: {name}", "The slider leads through the epochs.", figure
         if result.history:
-            trained = Trained(label(result), result.history, _selected(result))
-            caption = f"A star marks the last epoch with {SELECTION.replace('>=', ' ≥ ')}, if there is one."
+            epoch = _selected(result)
+            trained = Trained(label(result), result.history, epoch)
+            caption = f"Star: the last epoch with {SELECTION.replace('>=', ' ≥ ')}"
+            caption += f", {epoch}." if epoch is not None else "; no epoch reaches it here."
             yield f"Training: {name}", caption, training_figure([trained], float(SELECTION.split(">=")[1]))
         if result.noisy is not None:
             for i in range(min(_EXAMPLES, len(result.noisy["label"]))):
@@ -75,18 +77,18 @@ def _of_table(table: Table) -> Iterator[tuple[str, str, Any]]:
     from ima_dist.results.plots.accuracy import Series, accuracy_figure
     from ima_dist.results.plots.tradeoff import Point, tradeoff_figure
 
-    lines = [line for line in table.lines if line.results and line.row != "difference"]
-    lines = [line for line in lines if line.attack == paper_attack(table)] or lines
-    if table.number == 15 or not lines:
+    own = [line for line in table.lines if line.results]
+    if table.number == 15 or not own:
         return
+    lines = [line for line in own if line.attack == paper_attack(table)] or own
     series = []
     for line in lines:
-        own = {level: m for (split, level), m in sorted(line.ours.items()) if split == "test"}
-        bounds = [m.interval or (m.accuracy, m.accuracy) for m in own.values()]
+        ours = {level: m for (split, level), m in sorted(line.ours.items()) if split == "test"}
+        bounds = [m.interval or (m.accuracy, m.accuracy) for m in ours.values()]
         theirs = {level: cell.accuracy for (split, level), cell in line.theirs.items() if split == "test"}
-        accuracies = [m.accuracy for m in own.values()]
+        accuracies = [m.accuracy for m in ours.values()]
         series.append(
-            Series(_name(line), list(own), accuracies, [b[0] for b in bounds], [b[1] for b in bounds], theirs)
+            Series(_name(line), list(ours), accuracies, [b[0] for b in bounds], [b[1] for b in bounds], theirs)
         )
     yield (
         f"Accuracy: {table.title}",
