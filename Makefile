@@ -1,4 +1,4 @@
-# make setup | train | test | test-slurm | test-volta. Each is safe to repeat; what is there already is not made again.
+# make setup | train | test | test-volta. Each is safe to repeat; what is there already is not made again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: setup train test test-slurm test-volta
+.PHONY: setup train test test-volta
 
 setup: $(READY)
 
@@ -30,15 +30,10 @@ test: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-# Two files at a time: most of a Ray test is waiting. The jobs on a real SLURM have a target of their own.
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_slurm_live.py
+# Two files at a time: most of a Ray test is waiting.
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Jobs that a SLURM on this machine runs, requeues, pre-empts and loses; many minutes.
-test-slurm: $(READY_DEV)
-	@sh tests/system_packages.sh
-	$(BIN)/python -m pytest tests/test_slurm_live.py
-
-# The tests with the torch that V100 and Titan V need, in an environment of its own.
+# The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python
 	@sh tests/system_packages.sh
 	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta

@@ -33,7 +33,7 @@ def make_runs(root: Path) -> None:
     (root / "dataset").mkdir(parents=True)
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
-        usual = ["--device", "cpu", "--eval.steps", "20", "--data.subset", "2000", "--epochs", "10"]
+        usual = ["--device", "cpu", "--eval.steps", "20", "--data.subset", "1000", "--epochs", "10"]
         for name, *options in (
             *((f"ima-beta{b}-seed{s}", "--beta", b, "--seed", s) for b in ("0.1", "0.5", "0.9") for s in ("0", "1")),
             ("ce", "--method", "ce"),
@@ -43,10 +43,10 @@ def make_runs(root: Path) -> None:
             assert train.main(["moons", *usual, *options, "--out", str(root / "moons" / name)]) == 0
         earlier = ["--epochs", "2,4,6,8", "--eval.steps", "20", "--device", "cpu"]
         assert evaluate.main([str(root / "moons" / "ima-beta0.5-seed0"), *earlier]) == 0
-        images = ["fashion_mnist", "--device", "cpu", "--data.subset", "400", "--epochs", "5", "--attack.steps", "8"]
-        images += ["--eval.samples", "50", "--eval.steps", "20"]
+        images = ["fashion_mnist", "--device", "cpu", "--data.subset", "300", "--epochs", "4", "--attack.steps", "5"]
+        images += ["--eval.samples", "20", "--eval.steps", "10"]
         assert train.main([*images, "--out", str(root / "images" / "ima")]) == 0
-        assert audit.main([str(root / "images" / "ima"), "--samples", "60", "--device", "cpu"]) == 0
+        assert audit.main([str(root / "images" / "ima"), "--samples", "20", "--device", "cpu"]) == 0
 
 
 def take(root: Path, out: Path) -> None:

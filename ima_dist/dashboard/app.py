@@ -78,7 +78,6 @@ def _layout(root: Path) -> html.Div:
             dcc.Store(id="canonical"),
             dcc.Store(id="wanted"),
             dcc.Store(id="seen"),
-            dcc.Interval(id="tick", interval=2000),
             html.A("Skip to the content", href="#content", className="skip"),
             html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(id="views", **views)]),
             html.Details(id="problems", hidden=True),
@@ -131,7 +130,7 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         name, state, now = view_of(path), parse(search), look(runs)
         whole, drawn = _drawn(name, state, now)
         if name == _FIRST_VIEW:
-            drawn = [html.Div(drawn, id="live")]
+            drawn = [html.Div(drawn, id="live"), dcc.Interval(id="tick", interval=2000)]
         view = VIEWS[name]
         canon = [f"{path}{search or ''}", f"/{name}{unparse(whole)}", view.TITLE]
         return drawn, view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon
