@@ -20,11 +20,12 @@ from ima_dist import evaluate, launcher, train
 from ima_dist.config import ATTACKS, ConfigError, did_you_mean
 from ima_dist.jobs import run_path
 from ima_dist.presets import train_command
+from ima_dist.results import dataset
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
 from ima_dist.results.lease import held
 from ima_dist.results.pending import next_command
 from ima_dist.results.records import earlier_records
-from ima_dist.results.rundir import write_text_atomic
+from ima_dist.results.rundir import RunDir, write_text_atomic
 from ima_dist.results.table import noise_key
 from ima_dist.sweeps import Point, Sweep, asked_text, read_sweep
 from ima_dist.train import (
@@ -115,7 +116,7 @@ def _here(sweep: Sweep, root: Path, names: str) -> int:
     for name in names.split(","):
         if name not in sweep.runs:
             raise ConfigError(f"The sweep has no trial {name!r}{did_you_mean(name, sweep.runs)}: see --list.")
-    write_text_atomic(root / ASKED, asked_text(sweep))
+    _prepare(sweep, root)
     for name in names.split(","):
         config, epochs = sweep.runs[name]
         last = None
@@ -132,6 +133,13 @@ def _here(sweep: Sweep, root: Path, names: str) -> int:
     return EXIT_DONE
 
 
+def _prepare(sweep: Sweep, root: Path) -> None:
+    """What was asked for, and a place for the data set of results, unless one above the sweep will hold it."""
+    write_text_atomic(root / ASKED, asked_text(sweep))
+    if dataset.root_of(RunDir(root / "any"), results_root()) is None:
+        (root / dataset.FOLDER).mkdir()
+
+
 def _pending(sweep: Sweep, root: Path) -> bool:
     """Whether anything is left to be done, so that a cluster is needed."""
     return sweep.search == "optuna" or any(
@@ -146,7 +154,7 @@ def _run(sweep: Sweep, root: Path) -> int:
         train.check_inputs(first)
         root.mkdir(parents=True, exist_ok=True)
         with held(root / "lock"):
-            write_text_atomic(root / ASKED, asked_text(sweep))
+            _prepare(sweep, root)
             say(f"{sweep.title}: {_count(sweep)}. Results: {shown(root)}")
             launcher.set_environment()
             from ima_dist.trials import run_sweep

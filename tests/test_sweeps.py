@@ -237,6 +237,8 @@ def test_trials_are_run_once_and_give_one_table(tmp_path, monkeypatch, capsys):
     for name in names:
         assert command.main([str(path), "--device", "cpu", "--trials", name, "--out", "out"]) == 0
     capsys.readouterr()
+    recorded = {path.stem for path in (tmp_path / "out" / "dataset" / "runs").iterdir()}
+    assert recorded == set(names)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*")}
 
     # Everything is there: no cluster is needed for the table.
