@@ -427,7 +427,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "cannot be listened on" in capsys.readouterr().err
     monkeypatch.setattr(entry.importlib.util, "find_spec", lambda name: None)
     assert entry.main([str(tmp_path)]) == 2
-    assert "pip install 'ima_dist[dashboard]'" in capsys.readouterr().err
+    assert "pip install dash plotly" in capsys.readouterr().err
 
 
 def test_it_opens_without_torch_and_ray(results):

@@ -223,7 +223,7 @@ def test_without_mlflow_the_run_goes_on_with_a_warning(going, monkeypatch, capsy
     with Recorder(going, going.path.parent):
         going.write_history([epoch_row(1)])
     err = capsys.readouterr().err
-    assert err.count("pip install 'ima_dist[mlflow]'") == 1
+    assert err.count("pip install mlflow-skinny") == 1
     assert len(recorded(going.path.parent, "history")) == 1
 
 

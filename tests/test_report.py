@@ -156,7 +156,7 @@ def test_without_plotly_the_figures_are_pictures_and_the_report_says_so(runs, tm
     monkeypatch.setattr(plots, "available", lambda: False)
     page = report_on(tmp_path, runs)
     assert "script" not in page.texts
-    assert any("pip install 'ima_dist[dashboard]'" in text for text in page.texts["code"])
+    assert any("pip install dash plotly" in text for text in page.texts["code"])
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in page.addresses)
     assert all(page.alts)
     assert len(page.texts["caption"]) == len(page.texts["table"]) == 2

@@ -30,7 +30,7 @@ def _main(argv: list[str]) -> int:
     if not root.is_dir():
         raise ConfigError(f"{root} is not a directory: name one that contains runs.")
     if importlib.util.find_spec("dash") is None:
-        raise ConfigError("The dashboard needs Dash: pip install 'ima_dist[dashboard]'.")
+        raise ConfigError("The dashboard needs Dash: pip install dash plotly.")
     serve(root, arguments.host, arguments.port)
     return EXIT_DONE
 

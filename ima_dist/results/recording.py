@@ -179,7 +179,7 @@ class _MLflow:
             from mlflow import MlflowClient
         except ImportError:
             raise ConfigError(
-                "MLFLOW_TRACKING_URI is set, but mlflow is missing: pip install 'ima_dist[mlflow]'."
+                "MLFLOW_TRACKING_URI is set, but mlflow is missing: pip install mlflow-skinny."
             ) from None
         config = self._run.config()
         client = MlflowClient()

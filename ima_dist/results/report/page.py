@@ -34,7 +34,7 @@ figure { margin: 1em 0 }
 
 
 _WITHOUT_PLOTLY = (
-    "<p>These figures are pictures, as Plotly is not installed. With <code>pip install 'ima_dist[dashboard]'</code> "
+    "<p>These figures are pictures, as Plotly is not installed. With <code>pip install dash plotly</code> "
     "they are those of the dashboard, with values to read off.</p>"
 )
 
