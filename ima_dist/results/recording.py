@@ -178,9 +178,7 @@ class _MLflow:
         try:
             from mlflow import MlflowClient
         except ImportError:
-            raise ConfigError(
-                "MLFLOW_TRACKING_URI is set, but mlflow is missing: pip install mlflow-skinny."
-            ) from None
+            raise ConfigError("MLFLOW_TRACKING_URI is set, but mlflow is missing: pip install mlflow-skinny.") from None
         config = self._run.config()
         client = MlflowClient()
         known = read_json(self._file)
