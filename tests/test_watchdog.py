@@ -65,3 +65,17 @@ def test_the_stacks_tell_who_waits_and_who_is_waited_for(tmp_path):
     assert "gather_objects" in texts[0]
     assert "stand_still" in texts[1]
     assert "stand_still" not in texts[0]
+
+
+def _comes_and_goes(path):
+    run, network = RunDir(path), nn.Linear(2, 2)
+    for _ in range(300):
+        with watched(run, network, 60.0):
+            pass
+
+
+def test_a_worker_that_begins_while_another_ends(tmp_path):
+    """One makes the directory of stacks while the other removes it."""
+    workers.start_run(tmp_path, "moons")
+    workers.run_on(2, _comes_and_goes, tmp_path)
+    assert not (tmp_path / "stacks").exists()

@@ -6,6 +6,8 @@ import contextlib
 import faulthandler
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 from torch import nn
 
@@ -25,9 +27,8 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
     watches one network at a time.
     """
     path = run.stacks_dir / f"worker-{distributed.rank():04d}.txt"
-    path.parent.mkdir(exist_ok=True)
     last = 0.0
-    with path.open("w") as file:
+    with _opened(path) as file:
 
         def beat(*_: object) -> None:
             nonlocal last
@@ -47,3 +48,11 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
         path.unlink()
     with contextlib.suppress(OSError):  # another worker's is there
         path.parent.rmdir()
+
+
+def _opened(path: Path) -> TextIO:
+    """The file, in a directory that a worker which has just ended may be removing."""
+    while True:
+        path.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("w")
