@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,13 +33,14 @@ class RayCluster:
     environment: what a user of the cluster has set.
     """
 
-    def __init__(self, token: Path, cpus: int, environment: dict[str, str]) -> None:
+    def __init__(self, token: Path, cpus: int, temp: str, environment: dict[str, str]) -> None:
         self._environment = commands.environment(
             RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp",
             **environment,
         )  # fmt: skip
         self._environment.pop("RAY_ADDRESS", None)
         self._running: list[subprocess.Popen[str]] = []
+        self._temp = temp
         for _ in range(_TRIES):
             if self._start_head(cpus):
                 return
@@ -50,7 +52,7 @@ class RayCluster:
         self.environment = {**self._environment, "RAY_ADDRESS": f"{ADDRESS}:{self.port}"}
         head = self._start_node(
             cpus, "--head", f"--port={self.port}", f"--dashboard-host={ADDRESS}", f"--dashboard-port={self.dashboard}",
-            f"--ray-client-server-port={workers.free_port()}",
+            f"--ray-client-server-port={workers.free_port()}", f"--temp-dir={self._temp}",
         )  # fmt: skip
         commands.wait_for(lambda: workers.listens(self.dashboard) or head.poll() is not None, 120, "Ray's job server")
         if head.poll() is not None:
@@ -130,8 +132,11 @@ def ray_cluster(tmp_path: Path, cpus: int = 1, **environment: str) -> Iterator[R
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
-    cluster = RayCluster(token, cpus, environment)
-    try:
-        yield cluster
-    finally:
-        cluster.close()
+    # Of its own: a job learns its cluster's address from a file there, where the newest cluster writes its own. Short,
+    # because sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
+        cluster = RayCluster(token, cpus, temp, environment)
+        try:
+            yield cluster
+        finally:
+            cluster.close()
