@@ -150,8 +150,7 @@ def _pending(sweep: Sweep, root: Path) -> bool:
 def _run(sweep: Sweep, root: Path) -> int:
     stopped = False
     if _pending(sweep, root):
-        first = sweep.points[0].config if sweep.points else sweep.point(_first_values(sweep), sweep.seeds[0]).config
-        train.check_inputs(first)
+        train.check_inputs(sweep.any_point().config)
         root.mkdir(parents=True, exist_ok=True)
         with held(root / "lock"):
             _prepare(sweep, root)
@@ -196,10 +195,6 @@ def _count(sweep: Sweep) -> str:
     runs = len(sweep.runs)
     seeds = f" with {len(sweep.seeds)} seeds each" if len(sweep.seeds) > 1 else ""
     return f"{runs} run{'s' * (runs != 1)}" if runs else f"{sweep.samples} combinations{seeds}, chosen by Optuna"
-
-
-def _first_values(sweep: Sweep) -> dict[str, Any]:
-    return {name: d.bounds[0] for name, d in sweep.space.items()}
 
 
 def _points_of_records(sweep: Sweep, records: list[dict[str, Any]]) -> tuple[Point, ...]:

@@ -115,6 +115,12 @@ class Sweep:
         read = {name: value for name, value in values.items() if config.method in READ_BY.get(name, METHODS)}
         return Point(read, seed, config, config.epochs)
 
+    def any_point(self) -> Point:
+        """One of the combinations, for what must be known before there are any. Raises ConfigError."""
+        if self.points:
+            return self.points[0]
+        return self.point({name: d.bounds[0] for name, d in self.space.items()}, self.seeds[0])
+
     @property
     def by_epochs(self) -> bool:
         """Whether every ε_max = M·Δε is the state after M epochs, so that one run answers all of them."""

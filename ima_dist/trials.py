@@ -237,7 +237,7 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
     """
     stop = root / STOP_FILE
     stop.unlink(missing_ok=True)
-    configs = [config for config, _ in sweep.runs.values()] or [sweep.point(_first(sweep), sweep.seeds[0]).config]
+    configs = [config for config, _ in sweep.runs.values()] or [sweep.any_point().config]
     with contextlib.ExitStack() as held:
         held.enter_context(launcher.cluster(settled(configs[0], 1)))
         nodes = [node["Resources"] for node in usable_nodes()]
@@ -371,10 +371,6 @@ class _Lines(tune.Callback):
 def _next(work: Work, name: str) -> tuple[str, list[str]] | None:
     config, epochs = work.sweep.runs[name]
     return next_command(config, work.root / name, epochs)
-
-
-def _first(sweep: Sweep) -> dict[str, Any]:
-    return {name: d.bounds[0] for name, d in sweep.space.items()}
 
 
 def _domain(d: Distribution) -> Any:
