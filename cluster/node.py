@@ -93,12 +93,12 @@ class Task:
         except _Leave as reason:
             self._note(f"{reason}.")
             sys.exit(0)
-        except (_Unready, ray_node.RayEnded, ConfigError) as error:
+        except (_Unready, ray_node.RayEnded, ConfigError, OSError) as error:
             self._note(f"error: {error}")
             if self.rank:
                 write_text_atomic(self.place / f"failed-{self.rank}", str(error))
                 raise RuntimeError(str(error)) from error
-            return self._ended(EXIT_INPUT, str(error))
+            return self._ended(EXIT_INPUT if isinstance(error, ConfigError) else EXIT_FAILED, str(error))
         except _Stopped:
             sys.exit(0)
         finally:
@@ -120,7 +120,7 @@ class Task:
             status = self._drive(token)
         except _Stopped:
             status = EXIT_REQUEUE
-        except (_Unready, ray_node.RayEnded) as error:
+        except (_Unready, ray_node.RayEnded, OSError) as error:
             status, message = EXIT_FAILED, str(error)
         finally:
             token.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import sys
@@ -28,7 +27,7 @@ ROOM_FOR_RAY = 64
 ROOM_FOR_OURS = 24
 # Training passes nothing through the object store.
 _OBJECT_STORE_BYTES = 256 * 2**20
-_LOCK = "lock"
+_LOCK, _NEW = "lock", "lock.new"
 _SLOW, _ATTEMPTS = "timed out during startup", 3
 
 
@@ -71,12 +70,14 @@ def private_directory(base: str, job: str) -> Iterator[Path]:
     """A new directory for this user alone, gone at the end; leftovers of killed tasks on this node go first."""
     for old in Path(base).glob("ima-*"):
         with contextlib.suppress(OSError):
-            if not old.is_symlink() and old.stat().st_uid == os.getuid() and _unused(old):
-                shutil.rmtree(old)
+            if not old.is_symlink() and old.stat().st_uid == os.getuid():
+                _remove_unused(old)
     path = Path(tempfile.mkdtemp(prefix=f"ima-{job[-8:]}-", dir=base))
     try:
-        with (path / _LOCK).open("w") as lock:
+        with (path / _NEW).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            # A lock that is there but not yet taken would be taken for a leftover.
+            (path / _NEW).rename(path / _LOCK)
             # Ray opens its temporary directory to everyone, so that must not be the private one itself.
             inner = path / "r"
             inner.mkdir()
@@ -85,17 +86,11 @@ def private_directory(base: str, job: str) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _unused(path: Path) -> bool:
-    """Whether its maker has ended: the lock is free."""
-    info = path.stat()
-    if not stat.S_ISDIR(info.st_mode) or not (path / _LOCK).exists():
-        return False
+def _remove_unused(path: Path) -> None:
+    """Remove a private directory if its maker has ended: the lock is free. Raises OSError, also where it is not."""
     with (path / _LOCK).open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path)
 
 
 def free_port(address: str) -> int:
@@ -150,6 +145,8 @@ class RayNode:
     def __init__(self, temp: Path, log: Path, token: Path, address: str, cpus: int, head: str | None = None) -> None:
         self.temp, self.log, self.token, self.address, self.cpus, self.head = temp, log, token, address, cpus, head
         self.dashboard_port = 0
+        #: Known before the cluster is up. Ray writes it to a file only some time after it says that it has started.
+        self.gcs_address = head or ""
         self.attempts = 0
         self._start()
 
@@ -163,7 +160,9 @@ class RayNode:
         words += [f"--dashboard-agent-listen-port={free_port(self.address)}"]
         if self.head is None:
             self.dashboard_port = free_port("127.0.0.1")
-            words += ["--head", f"--port={free_port(self.address)}"]
+            port = free_port(self.address)
+            self.gcs_address = f"{self.address}:{port}"
+            words += ["--head", f"--port={port}"]
             words += [f"--ray-client-server-port={free_port(self.address)}"]
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
@@ -192,11 +191,6 @@ class RayNode:
                 f"{lines[-1].strip() if lines else 'it said nothing'}"
             )
         return "Ray runtime started" in said
-
-    @property
-    def gcs_address(self) -> str:
-        """Address of the cluster, known on its head once it is up."""
-        return (self.temp / "ray_current_cluster").read_text().strip()
 
 
 @contextlib.contextmanager

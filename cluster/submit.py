@@ -230,8 +230,7 @@ def wait(folder: Path, on_change: Any = lambda row, state: None) -> dict[str, di
                 if held:
                     gone.pop(name, None)
                 elif result is None and time.monotonic() - gone.setdefault(name, time.monotonic()) > _FILE_SECONDS:
-                    where = RowRecord(folder, name).output
-                    result = {"status": EXIT_FAILED, "message": f"it left SLURM without a result: see {where}"}
+                    result = {"status": EXIT_FAILED, "message": _no_result(folder, row)}
                 if result is not None:
                     results[name] = {"run": row["run"], **result}
                     state = "finished" if result["status"] == EXIT_DONE else f"ended: {result['message']}"
@@ -241,6 +240,13 @@ def wait(folder: Path, on_change: Any = lambda row, state: None) -> dict[str, di
         if len(results) == len(rows):
             return results
         time.sleep(_LOOK_EVERY)
+
+
+def _no_result(folder: Path, row: dict[str, Any]) -> str:
+    output, log = RowRecord(folder, row["name"]).output, folder / f"{row['id']}_0_log.out"
+    # What failed before the row's own output began is in submitit's.
+    where = output if output.exists() or not log.exists() else log
+    return f"it left SLURM without a result: see {where}"
 
 
 def _new_folder(records: Path, stem: str) -> Path:

@@ -65,6 +65,12 @@ def submitted(name: str, partition: str, *options: str, **environment: str) -> t
     return folder, {row["name"]: row for row in (read_json(folder / "job.json") or {})["rows"]}
 
 
+def said(folder: Path) -> str:
+    """All that a job and submitit have printed."""
+    files = [*folder.glob("*/output.txt"), *folder.glob("*_log.*"), *folder.glob("*/start-*/ray-*.log")]
+    return "\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in files)
+
+
 @pytest.fixture(scope="module")
 def two_rows(place):
     """Two rows of one of the paper's tables, on the one node of titanv, beside the other tests."""
@@ -178,7 +184,7 @@ def test_an_array_of_two_rows(two_rows, tmp_path):
     results = submit.wait(folder)
     configs = read_job("table01.yaml", "tiny", {"dtype": "float64"}).rows
     for name, row in rows.items():
-        assert results[name]["status"] == 0, RowRecord(folder, name).output.read_text()
+        assert results[name]["status"] == 0, said(folder)
         equal_to_undisturbed(row["run"], configs[name], tmp_path / name, 8)
     shown = commands.run("cluster.status", "table01").stdout
     assert re.search(r"table01/ima +FINISHED +- +0 +2/2 +[\d,]+ +[01]\.\d{4}$", shown, re.MULTILINE), shown
@@ -194,7 +200,7 @@ def test_a_sweep_as_an_array_and_in_one_job_gives_one_table(place):
         folder, rows = submitted(name, "titanv", "--cards", "1", *further, TEST_PAUSE="0")
         assert len(rows) == (1 if further == ["--one-job"] else 2)
         for row, result in submit.wait(folder).items():
-            assert result["status"] == 0, RowRecord(folder, row).output.read_text()
+            assert result["status"] == 0, f"{row}: {said(folder)}"
         done = commands.run("ima_dist.sweep", f"{name}.yaml", "--device", "cpu", "--out", f"runs/{name}")
         assert done.returncode == 0, done.stdout + done.stderr
         tables.append([line for line in done.stdout.splitlines() if re.match(r"(method|ima|ce) ", line)])

@@ -299,27 +299,33 @@ def test_a_node_that_is_slow_is_started_again(tmp_path):
     for package in (stub, stub.parent):
         (package / "__init__.py").touch()
     (stub / "scripts.py").write_text(
-        "import pathlib, sys, time\n"
+        "import os, pathlib, sys, time\n"
         f"tries = pathlib.Path({str(tmp_path / 'tries')!r})\n"
         "n = len(tries.read_text()) if tries.exists() else 0\n"
         "tries.write_text('x' * (n + 1))\n"
-        "if n < int(sys.argv[-1].rsplit(':', 1)[1]): sys.exit('The current node timed out during startup.')\n"
+        "if n < int(os.environ['FAILURES']): sys.exit('The current node timed out during startup.')\n"
         "print('Ray runtime started.', flush=True)\n"
         "time.sleep(600)\n"
     )
     code = (
         "import pathlib, sys; from cluster import processes, ray_node; processes.adopt_orphans(); "
         "place = pathlib.Path(sys.argv[1]); "
-        "node = ray_node.RayNode(place, place / 'log', place / 'token', '127.0.0.1', 1, sys.argv[2])\n"
-        "try:\n    processes.wait_for(node.up, 120)\n    print('up', node.attempts)\n"
+        "node = ray_node.RayNode(place, place / 'log', place / 'token', '127.0.0.1', 1, *sys.argv[2:])\n"
+        "try:\n    processes.wait_for(node.up, 120)\n    print('up', node.attempts, node.gcs_address)\n"
         "except ray_node.RayEnded as error:\n    print(error)\n"
         "ray_node.end_descendants()"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for failures, answer in ((2, "up 3"), (9, "Ray ended on .*timed out during startup")):
+    for failures, head, answer in (
+        (2, ["127.0.0.1:9"], "up 3 127.0.0.1:9"),
+        # A head's address is known as soon as it is up: Ray's own file of it comes later.
+        (1, [], r"up 2 127.0.0.1:\d+$"),
+        (9, [], "Ray ended on .*timed out during startup"),
+    ):
         (tmp_path / "tries").unlink(missing_ok=True)
         (tmp_path / "log").unlink(missing_ok=True)
-        command = [sys.executable, "-c", code, str(tmp_path), f"127.0.0.1:{failures}"]
+        environment["FAILURES"] = str(failures)
+        command = [sys.executable, "-c", code, str(tmp_path), *head]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
         assert re.match(answer, done.stdout), done.stdout + done.stderr
 
@@ -334,6 +340,9 @@ def test_waiting_ends_for_a_job_that_left_without_a_result(tmp_path, monkeypatch
     seen: list[tuple[str, str]] = []
     found = submit.wait(tmp_path, lambda row, state: seen.append((row, state)))
     assert {name: result["status"] for name, result in found.items()} == {"good": 0, "lost": 1}
-    assert "it left SLURM without a result: see" in found["lost"]["message"]
+    assert found["lost"]["message"] == f"it left SLURM without a result: see {tmp_path / 'lost' / 'output.txt'}"
     assert seen[0] == ("good", "finished")
     assert submit._watch(tmp_path) == 1
+    log = tmp_path / "1_0_log.out"
+    log.write_text("srun: error")
+    assert submit.wait(tmp_path)["lost"]["message"].endswith(f"see {log}")

@@ -126,6 +126,14 @@ def test_a_node_that_does_not_come_is_named(job):
     assert "Ray ended on n2: no such option (failure 2 of 3" in job.record.output.read_text()
 
 
+def test_a_file_that_cannot_be_written_is_a_failure_like_others(job):
+    (job.record.start(0) / "address").mkdir(parents=True)
+    status, out, err = job.run("pass")
+    assert (status, "requeued" in out) == (255, True), err
+    assert "Is a directory" in job.record.output.read_text()
+    assert "failure 1 of 3 without progress" in job.record.output.read_text()
+
+
 def test_the_signal_before_the_end_reaches_the_run_once(job):
     code = (
         "import os, signal, sys, time\n"
