@@ -31,11 +31,11 @@ test: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 # Two files at a time: most of a Ray test is waiting.
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python
 	@sh tests/system_packages.sh
 	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta
 	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
-	.venv-volta/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_slurm_live.py
+	.venv-volta/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_slurm_live.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +24,12 @@ needs_fashion_mnist = pytest.mark.skipif(
     not FASHION_MNIST.is_dir() and os.environ.get("CI") != "true",
     reason="needs the Debian package dataset-fashion-mnist",
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with most slow tests first, so that no process is left alone with one of them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
