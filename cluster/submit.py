@@ -16,6 +16,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ from cluster.node import EXIT_DONE, EXIT_FAILED, Task
 from cluster.partitions import Partition
 from cluster.records import Row, RowRecord, write_private
 from ima_dist import config as configuration
-from ima_dist.config import ConfigError, OneLineParser, did_you_mean
+from ima_dist.config import Config, ConfigError, OneLineParser, did_you_mean
 from ima_dist.jobs import read_job, run_path
 from ima_dist.results.rundir import read_json
 from ima_dist.sweeps import Sweep, is_sweep, read_sweep
 
 RECORDS = Path("runs/cluster")
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
-RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype")
+RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
 _LOOK_EVERY = 1.0
 # After a job has left SLURM's queue its result file may take this long to be seen on shared storage.
 _FILE_SECONDS = 60.0
@@ -129,6 +130,7 @@ def plan(
         words = [str(folder / "job.yaml"), "--out", str(place), *scaled]
         words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *configuration.as_flags(options)]
         sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
+        _check_precision((point.config for point in (sweep.any_point(), *sweep.points)), chosen)
         found = _trials(sweep, words, place, rows, one_job)
         return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, ["ima_dist.sweep", *words])
     if one_job:
@@ -143,6 +145,7 @@ def plan(
                 raise ConfigError(
                     f"{job_file} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
                 )
+            _check_precision([job.rows[name]], chosen)
             # The job file as it is now: it may be edited before the job starts.
             words = ["-m", "ima_dist.job", str(folder / "job.yaml"), "--rows", name, "--out", str(place)]
             words += [*scaled, *configuration.as_flags(given)]
@@ -153,6 +156,15 @@ def plan(
         raise ConfigError(f"Two rows would write to {min(twice)}: leave one of them out with --rows.")
     table = ["ima_dist.job", str(folder / "job.yaml"), "--out", str(place), *scaled, *configuration.as_flags(options)]
     return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, table)
+
+
+def _check_precision(configs: Iterable[Config], partition: Partition) -> None:
+    """Raises ConfigError for a precision that the partition's cards would have to emulate."""
+    if partition.gres and partition.autocast == "float16" and any(c.autocast == "bfloat16" for c in configs):
+        raise ConfigError(
+            f"The cards of partition {partition.name} have no bfloat16: say --autocast float16, "
+            "or correct 'autocast' in partitions.toml."
+        )
 
 
 def _trials(sweep: Sweep, words: list[str], out: Path, names: list[str] | None, one_job: bool) -> list[Row]:

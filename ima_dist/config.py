@@ -197,6 +197,12 @@ class Config:
     seed: int = _opt(0, "seed of initial weights, order, noise and split")
     device: str = _opt("auto", "where to compute", choices=("auto", "cpu", "cuda"), alters_result=False)
     dtype: str = _opt("float32", "precision", choices=("float32", "float64"))
+    autocast: str = _opt(
+        "none",
+        "half precision for the network's passes in training: float16, or bfloat16 on cards that have it; never in "
+        "evaluation",
+        choices=("none", "float16", "bfloat16"),
+    )
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -245,6 +251,8 @@ class Config:
             raise ConfigError(
                 f"--delta-eps must be above 0 and at most --eps-max ({self.eps_max}), not {self.delta_eps}."
             )
+        if self.autocast != "none" and self.dtype != "float32":
+            raise ConfigError(f"--autocast {self.autocast} goes with --dtype float32, not {self.dtype}.")
         if self.method == "ddn" and self.norm != "l2":
             raise ConfigError("--method ddn exists for the L2 norm alone: add --norm l2, or choose another method.")
         for part in (self.data, self.model, self.optimizer, self.attack, self.trades, self.eval):
@@ -323,7 +331,7 @@ def as_flags(options: dict[str, Any]) -> list[str]:
 def differences(a: Config, b: Config) -> list[str]:
     """Dotted names of the fields that determine results and differ between the two."""
     left, right = _flatten(_result_fields(a)), _flatten(_result_fields(b))
-    return sorted(k for k in left if left[k] != right.get(k))
+    return sorted(k for k in left | right if left.get(k) != right.get(k))
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -395,6 +403,9 @@ def _result_fields(config: Any) -> dict[str, Any]:
             out[f.name] = list(value) if isinstance(value, tuple) else value
     if isinstance(config, Config):
         out["delta_eps"] = config.expansion
+        if config.autocast == "none":
+            # Runs from before there was the option keep their fingerprints.
+            del out["autocast"]
     return out
 
 

@@ -36,7 +36,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--rows", metavar="A,B,…", help="these rows only")
     parser.add_argument("--out", metavar="DIR", help="where the runs go (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and do nothing")
-    for name in ("workers", "device", "data.dir", "data.download", "dtype", "seed"):
+    for name in ("workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed"):
         configuration.add_options(parser, only=name)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)

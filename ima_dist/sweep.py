@@ -43,7 +43,7 @@ from ima_dist.train import (
 )
 
 ASKED = "sweep.yaml"
-_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype")
+_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
 
 
 def main(argv: list[str] | None = None) -> int:

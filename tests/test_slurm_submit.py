@@ -73,6 +73,16 @@ def test_each_row_with_each_seed(tmp_path):
     assert "seed3" in rows[2].run
 
 
+def test_half_precision_that_the_cards_have(tmp_path):
+    file = ROOT / "jobs" / "table02.yaml"
+    rows = submit.plan(file, "v100", rows=["ima"], options={"autocast": "float16"}).rows
+    assert rows[0].command[-4:-2] == ["--autocast", "float16"]
+    newer = tmp_path / "partitions.toml"
+    newer.write_text('[new]\ncards = 1\ncpus_per_card = 1\ntime = 60\ngres = "gpu:a"\nautocast = "bfloat16"\n')
+    for name in ("float16", "bfloat16"):
+        assert submit.plan(file, "new", options={"autocast": name}, partitions_file=newer).rows
+
+
 SWEEP = "title: t\npreset: moons\nsweep: {method: [ima, ce], beta: [0.3, 0.7]}\nseeds: [0, 1]\n"
 
 
@@ -93,6 +103,7 @@ def test_a_sweep_is_an_array_of_its_trials_or_one_job(tmp_path, capsys):
     assert alone.command[-4:] == ["--out", str(tmp_path / "there"), "--device", "cuda"]
 
     for text, words, sentence in (
+        (SWEEP, ["--autocast", "bfloat16"], "have no bfloat16: say --autocast float16"),
         (SWEEP, ["--rows", "ima"], "The sweep has no trial 'ima'"),
         (SWEEP, ["--rows", "ima", "--one-job"], "--one-job runs the whole sweep: leave --rows out."),
         (f"{SWEEP}search: optuna\nsamples: 3\noptions: {{eval.val_noise: 0.1}}\n", [], "submit it with --one-job"),
@@ -120,6 +131,7 @@ def test_a_sweep_gets_on_if_one_of_its_trials_does(tmp_path):
         (["--partition", "v100", "--rows", "trade"], "has no row 'trade' (did you mean trades?)"),
         (["--partition", "v100", "--seeds", "a"], "--seeds must be whole numbers, not 'a'."),
         (["--partition", "v100", "--scale", "huge"], "has no scale 'huge': it has small, tiny."),
+        (["--partition", "v100", "--autocast", "bfloat16"], "The cards of partition v100 have no bfloat16: say"),
         (["--partition", "v100", "--time", "5"], "a time of 5 min leaves too little beside the notice of 180 s"),
         (["--partition", "v100", "--time", "soon"], "'soon' is no time limit"),
         (["--partition", "v100", "--partitions", "nowhere.toml"], "nowhere.toml cannot be read"),

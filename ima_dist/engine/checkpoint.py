@@ -54,11 +54,12 @@ class Position:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A whole checkpoint on disk. scaler: state of the loss scaling, {} without."""
 
     path: Path
     position: Position
     margins: Path
+    scaler: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def save(
     store: MarginStore | None,
     labels: Tensor,
     gathered: dict[str, Tensor] | None = None,
+    scaler: dict[str, float] | None = None,
 ) -> None:
     """Write a checkpoint; all workers call it together. ``labels`` (N,) of the training set go with the margins.
 
     gathered: sums over the unfinished epoch and all workers that are too large for ``position.counters``.
+    scaler: state of the loss scaling.
 
     Raises:
         OSError: on the worker where writing failed; nothing that existed before is lost.
@@ -131,6 +134,7 @@ def save(
             **asdict(identity),
             "workers": distributed.world_size(),
             "optimizer": layout,
+            "scaler": scaler or {},
             "files": files,
         }
         (aside / "state.json").write_text(json.dumps(state, indent=1))
@@ -170,7 +174,7 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
             continue
         position = Position(int(state["epoch"]), int(state["step"]), dict(state["counters"]))
         margins = run.margins_dir / Position(position.epoch).name
-        return Checkpoint(path, position, margins), list(dict.fromkeys(complaints))
+        return Checkpoint(path, position, margins, state["scaler"]), list(dict.fromkeys(complaints))
     if complaints:
         # Several checkpoints may need the same file.
         said = "; ".join(dict.fromkeys(complaints))
@@ -234,11 +238,14 @@ def _load(file: Path) -> dict[str, Tensor]:
     return safetensors.load(file.read_bytes())
 
 
+_STATE = ("epoch", "step", "counters", "fingerprint", "data", "optimizer", "scaler", "files")
+
+
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / "state.json"
     try:
-        state = json.loads(file.read_text())
-        return {key: state[key] for key in ("epoch", "step", "counters", "fingerprint", "data", "optimizer", "files")}
+        state = {"scaler": {}, **json.loads(file.read_text())}
+        return {key: state[key] for key in _STATE}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 

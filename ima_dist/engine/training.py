@@ -21,6 +21,7 @@ from ima_dist.data.dataset import DataSet, Resident
 from ima_dist.data.order import batches
 from ima_dist.distributed import Interrupted
 from ima_dist.engine import checkpoint
+from ima_dist.engine.autocast import autocast, scaler
 from ima_dist.engine.equilibrium import Equilibrium
 from ima_dist.engine.progress import Reporter
 from ima_dist.engine.setup import DTYPES, learning_rate, make_network, make_optimizer
@@ -61,6 +62,9 @@ class Training:
         if config.model.sync_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(device)
+        #: The network as attacks meet it in training.
+        self.view = autocast(self.network, config.autocast)
+        self.scaler = scaler(config.autocast, device)
         self.running = _running_statistics(self.network)
         self.optimizer = make_optimizer(config, self.network)
         self.method = make_method(config, data.box)
@@ -83,9 +87,9 @@ class Training:
         self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
         self._same_data_everywhere()
         self._resume()
-        self.ddp: nn.Module = self.network
+        self.ddp = self.view
         if self.world > 1:
-            self.ddp = _data_parallel(self.network, device)
+            self.ddp = autocast(_data_parallel(self.network, device), config.autocast)
         self.reporter = Reporter(run, config, self.steps, len(self.train), should_stop)
 
     # ---- the whole run
@@ -134,7 +138,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if len(indices):
             batch = self._batch(indices, Phase.TRAIN)
-            attacked = self.method.attack(self.network, batch)
+            attacked = self.method.attack(self.view, batch)
             logits = self.ddp(attacked.inputs)
             rows = self.method.loss(logits, batch, attacked)
             loss, sources = rows.sum(), indices[attacked.noisy_of]
@@ -151,11 +155,14 @@ class Training:
             rows, sources = torch.zeros(0, device=self.device), indices
             loss = self._empty_loss()
         # DDP averages over the workers; the loss is summed over this worker's share.
-        (loss * (self.world / len(global_batch))).backward()
+        self.scaler.scale(loss * (self.world / len(global_batch))).backward()
+        self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            self._fail(sources, rows)
-        self.optimizer.step()
+            self._not_finite(sources, rows)
+        # Leaves the network as it is if the gradient was too large for the scale.
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         # Each worker's batch norm has seen its share alone. All attack the same network, so they agree on one.
         distributed.average_(self.running)
 
@@ -207,7 +214,7 @@ class Training:
         x, y = self._samples(indices)
         margins = self.store.shard[indices - self.store.first]
         batch = Batch(x, y, indices, margins, self.config.seed, self.position.epoch, Phase.MARGIN)
-        attacked = self.method.estimate(self.network, batch)
+        attacked = self.method.estimate(self.view, batch)
         self._propose(batch, attacked)
         self.sums[4] += attacked.evaluations
 
@@ -217,7 +224,7 @@ class Training:
         new = attacked.proposals
         self.store.propose(new.indices, new.values, correct=new.correct, crossed=new.crossed)
         if self.equilibrium is not None:
-            self.equilibrium.add(self.network, batch, attacked)
+            self.equilibrium.add(self.view, batch, attacked)
 
     # ---- end of an epoch
 
@@ -329,6 +336,12 @@ class Training:
                 self._save()
             raise Interrupted(f"stopped after epoch {self.position.epoch}, step {self.position.step}")
 
+    def _not_finite(self, sources: Tensor, rows: Tensor) -> None:
+        """The gradient is not: raise NumericalError, unless that is how loss scaling finds its scale."""
+        bad = distributed.all_reduce((~torch.isfinite(rows.detach())).sum())
+        if not self.scaler.is_enabled() or bad or self.scaler.get_scale() <= 1:
+            self._fail(sources, rows)
+
     def _fail(self, sources: Tensor, rows: Tensor) -> None:
         bad = sources[~torch.isfinite(rows.detach())].tolist()
         lists = distributed.gather_objects(sorted(set(bad)))
@@ -337,7 +350,8 @@ class Training:
         raise NumericalError(
             f"{what} became NaN or infinite in epoch {self.position.epoch + 1}, step {self.position.step + 1}"
             + (f" ({'; '.join(where)})" if where else " (every sample's loss is still finite)")
-            + ". The last good checkpoint is kept; a smaller --optimizer.lr is the usual remedy."
+            + ". The last good checkpoint is kept; a smaller --optimizer.lr is the usual remedy"
+            + (", or --autocast none." if self.config.autocast == "float16" else ".")
         )
 
     # ---- checkpoints
@@ -355,6 +369,7 @@ class Training:
             self.store,
             self.labels,
             self.equilibrium.state() if self.equilibrium is not None and self.position.step else {},
+            self.scaler.state_dict(),
         )
 
     def _newest(self) -> tuple[checkpoint.Checkpoint | None, list[str], str | None]:
@@ -382,6 +397,8 @@ class Training:
             return
         self.position = found.position
         checkpoint.restore(found, self.network, self.optimizer)
+        if found.scaler:
+            self.scaler.load_state_dict(found.scaler)
         if self.store is not None:
             if self.position.epoch:
                 self.store = MarginStore.load(found.margins, device=self.device)
