@@ -94,7 +94,8 @@ def _worker(rank: int, workers: int, port: int, samples: int, directory: Path, k
     if rank == 0:
         (directory / "result.json").write_text(json.dumps(result))
     distributed.barrier()
-    dist.destroy_process_group()
+    # destroy_process_group() may hold Python's lock, in torch 2.7, while it waits for a thread that wants it.
+    os._exit(0)
 
 
 def _value(indices: torch.Tensor) -> torch.Tensor:
