@@ -66,6 +66,8 @@ class Task:
     interface: str | None = None
     temp: str | None = None
     signals: list[int] = field(default_factory=list, init=False)
+    heard: int = field(default=0, init=False)
+    heard_at: float = field(default=0.0, init=False)
     will: str = field(default="", init=False)
     requeue: Callable[[int, FrameType | None], Any] | None = field(default=None, init=False)
 
@@ -183,17 +185,13 @@ class Task:
                 stderr=subprocess.STDOUT,
             )
         self.times["driver"] = time.time()
-        heard, heard_at = 0, 0.0
         while driver.poll() is None:
             self._look()
-            if len(self.signals) > heard:
-                if not heard:
-                    driver.send_signal(signal.SIGINT)
-                heard, heard_at, before = len(self.signals), time.monotonic(), self.will
-                self.will = self._what_slurm_wants()
-                if self.will != before:
-                    self._note(f"{signal.Signals(self.signals[-1]).name}: {_SAID[self.will]}.")
-            if heard and self.will != "save" and time.monotonic() - heard_at > _LEAVE_WITHIN:
+            if self.signals and not self.heard:
+                driver.send_signal(signal.SIGINT)
+            if self._hear():
+                self._note(f"{signal.Signals(self.signals[-1]).name}: {_SAID[self.will]}.")
+            if self._must_leave():
                 self._note("The run has not ended in time; its last checkpoint counts.")
                 return EXIT_REQUEUE
             time.sleep(_LOOK_EVERY)
@@ -275,16 +273,14 @@ class Task:
         node = ray_node.RayNode(temp, log, self.place / "token", own, _cpus(), address)
         self._wait(node.up, self.join_timeout, f"Ray on {self.nodes[self.rank]} did not join {address}")
         write_text_atomic(self.place / f"node-{self.rank}", own)
-        asked_at: float | None = None
         over = self.place / "over"
         while not over.exists():
             self._check_newest()
             if node.process.poll() is not None:
                 raise _Leave(f"Ray has ended on {self.nodes[self.rank]}")
-            if signal.SIGTERM in self.signals:
-                asked_at = asked_at or time.monotonic()
-                if time.monotonic() - asked_at > _LEAVE_WITHIN:
-                    break
+            self._hear()
+            if self._must_leave():
+                break
             time.sleep(_LOOK_EVERY)
         if over.exists() and over.read_text() == "done":
             return {"status": EXIT_DONE, "run": self.row.run}
@@ -306,6 +302,18 @@ class Task:
 
         for s in (signal.SIGUSR2, signal.SIGTERM):
             signal.signal(s, note)
+
+    def _hear(self) -> bool:
+        """Ask what is wanted if signals have come; whether that is something else than before."""
+        if len(self.signals) == self.heard:
+            return False
+        before, self.heard, self.heard_at = self.will, len(self.signals), time.monotonic()
+        self.will = self._what_slurm_wants()
+        return self.will != before
+
+    def _must_leave(self) -> bool:
+        """Whether SLURM will soon kill what is left of this task; not while a pre-empted job has its grace time."""
+        return bool(self.heard) and self.will != "save" and time.monotonic() - self.heard_at > _LEAVE_WITHIN
 
     def _check_newest(self) -> None:
         """A task whose node was given up for dead must not go on beside the job's next start."""

@@ -24,7 +24,7 @@ from tests.slurm import needs_slurm, of_job, training
 # Five starts of a Ray cluster, one after the other, on a machine that may be busy.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_slurm]
 # Long enough for two waits in mid-training: for a time limit, and until SLURM gives a node up for dead.
-STEPS, EPOCHS, WAIT = 40, 18, 600
+STEPS, EPOCHS, WAIT = 40, 20, 600
 OPTIONS = {
     "model.factory": "tests.user_code:unhurried", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS,
     "dtype": "float64", "eval.steps": 2, "eval.noise": [0.0, 0.1],
@@ -91,7 +91,8 @@ def equal_to_undisturbed(run: str, config: Config, path: Path, samples: int) -> 
 
 
 def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_rows, tmp_path):
-    """A requeue by hand, pre-emption, the time limit, a dead slurmd: one after the other, on two nodes."""
+    """One after the other, on two nodes: a requeue by hand, pre-emption without and with a grace time, the time limit,
+    a dead slurmd."""
     directory = Path(os.environ["SLURM_CONF"]).parent
     folder, rows = submitted("moons", "v100", "--nodes", "2", "--workers", "2", "--rows", "ima")
     row, record = rows["ima"], RowRecord(folder, "ima")
@@ -113,18 +114,24 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
 
     in_training(2)
     assert first not in slurm.queue()
-    elapsed = slurm.job(job)["RunTime"]  # 00:MM:SS
-    slurm.command("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
-    commands.wait_for(lambda: record.newest_start() == 3, WAIT, "the time limit")
-    slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    # Now the partition's jobs are told, and have a while to go by themselves; else they are cancelled for good.
+    slurm.command("scontrol", "update", "PartitionName=v100", "PreemptMode=CANCEL", "GraceTime=300")
+    subprocess.run([*urgent, "--wrap=true"], check=True)
 
     in_training(3)
+    slurm.command("scontrol", "update", "PartitionName=v100", "PreemptMode=REQUEUE", "GraceTime=0")
+    elapsed = slurm.job(job)["RunTime"]  # 00:MM:SS
+    slurm.command("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
+    commands.wait_for(lambda: record.newest_start() == 4, WAIT, "the time limit")
+    slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+
+    in_training(4)
     head = slurm.queue()[job]["node"]
     head = re.sub(r"\[(\d).*", r"\1", head)
     leftovers = [pid for pid in of_job(job) if processes.environment(pid).get("SLURMD_NODENAME") == head]
     assert leftovers
     os.kill(local.node_pid(directory, head), 9)
-    in_training(4)
+    in_training(5)
     commands.wait_for(lambda: not any(map(processes.alive, leftovers)), WAIT, "the leftover to notice")
     local.start_node(directory, head)
 
@@ -133,13 +140,14 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     assert results["ima"]["status"] == 0, output
     for sentence in (
         "SIGTERM: SLURM has requeued the job",
+        "SIGTERM: the run saves what it has done, and the job is requeued",
         "SIGUSR2: the run saves what it has done, and the job is requeued",
     ):
         assert sentence in output
     # The leftover may learn of its successor, or that there will be one, from the end of its run.
     last_words = ("ends: the job has been started again", "SLURM starts the job again")
-    assert any(words in output[output.index("Start 3 ") :] for words in last_words), output
-    assert output.count("Start ") >= 5
+    assert any(words in output[output.index("Start 4 ") :] for words in last_words), output
+    assert output.count("Start ") >= 6
     assert "failure" not in output
     equal_to_undisturbed(run, read_job("moons.yaml").rows["ima"], tmp_path / "undisturbed", 128)
     times = read_json(record.start(0) / "times.json")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster import partitions, processes, ray_node, status, submit
+from cluster import node, partitions, processes, ray_node, status, submit
 from cluster.node import Task
 from cluster.records import Row, RowRecord, failures_after, progress_of, write_private
 from ima_dist.config import ConfigError
@@ -216,6 +217,33 @@ def test_a_job_that_keeps_failing_is_given_up(tmp_path):
                 ours._count_tries()
         else:
             assert ours._count_tries()["failures"] == failures + (not asked)
+
+
+@pytest.mark.parametrize(
+    ("said", "last", "will"),
+    [
+        ({"JobState": "RUNNING"}, signal.SIGTERM, "save"),  # pre-empted, with a grace time
+        ({"JobState": "RUNNING"}, signal.SIGUSR2, "save"),
+        ({"JobState": "COMPLETING", "Restarts": "3"}, signal.SIGTERM, "again"),
+        ({"JobState": "CANCELLED", "Restarts": "2"}, signal.SIGTERM, "cancel"),
+        ({}, signal.SIGTERM, "cancel"),  # the controller does not answer
+    ],
+)
+def test_how_long_a_task_stays_after_a_signal(tmp_path, monkeypatch, said, last, will):
+    """As long as the run needs if SLURM does not kill it; else the time to end what it has started."""
+    ours = task(tmp_path, [])
+    ours.job, ours.number = "7", 2
+    monkeypatch.setattr(node.slurm, "job", lambda job_id: said)
+    monkeypatch.setattr(node, "_LEAVE_WITHIN", 0.0)
+    assert (ours._hear(), ours._must_leave()) == (False, False)
+    ours.signals.append(last)
+    assert (ours._hear(), ours.will, ours._hear()) == (True, will, False)
+    assert ours._must_leave() == (will != "save")
+    # The grace time is over, and the run is still there.
+    said.update(JobState="CANCELLED")
+    ours.signals.append(signal.SIGTERM)
+    assert ours._hear() == (will == "save")
+    assert ours._must_leave()
 
 
 def test_submitit_gets_the_same_task_again(tmp_path):
