@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import gzip
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from ima_dist import norms
 from ima_dist.attacks import bpgd, pgd, worst
-from ima_dist.attacks.common import attack_mode, resolve_loss
+from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient, resolve_loss
 from ima_dist.models import fashion_mnist_cnn, moons_mlp
 from tests import reference
 from tests.conftest import FASHION_MNIST
@@ -412,6 +413,41 @@ def test_margin_loss_is_positive_exactly_where_misclassified():
     loss = resolve_loss("margin")(logits, y)
     assert torch.equal(loss > 0, logits.argmax(1) != y)
     torch.testing.assert_close(loss, reference.objective("margin", logits, y))
+
+
+def test_the_direction_of_cross_entropy_is_that_of_its_gradient():
+    logits = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    y = torch.arange(50) % 7
+    _, ours = logits_and_gradient(lambda z: z, logits, y, cross_entropy)
+    (exact,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), logits)
+    other = 1 - logits.softmax(1).gather(1, y[:, None])
+    torch.testing.assert_close(ours * other, exact, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("factor", [1e2, 1e4])
+def test_confidence_does_not_blind_an_attack(norm, factor):
+    """Larger logits of two classes have the same boundary and the same directions, also in float32."""
+    model, x, y, box, radii = problem("moons-trained")
+    plain = copy.deepcopy(model).float().eval()
+    sure = nn.Sequential(copy.deepcopy(plain), Times(factor)).eval()
+    start = starts(x, radii[norm], norm).float()
+    found = [pgd(m, x.float(), y, radii[norm], norm=norm, start=start, box=box) for m in (plain, sure)]
+    broken = [plain(adv).argmax(1) != y for adv in found]
+    assert int(broken[0].sum()) > 10
+    assert torch.equal(*broken)
+    # Where the gradient of cross-entropy, as it stands, has gone.
+    gone = F.cross_entropy(sure(x.float()), y, reduction="none") == 0
+    assert bool((gone & broken[0]).any()) or factor == 1e2
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ima_dist import config as configuration
 from ima_dist.attacks import bpgd, ddn, pgd
-from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
+from ima_dist.attacks.common import attack_mode, logits_and_gradient
 from ima_dist.config import ConfigError, differences, from_dict, replace, to_dict
 from ima_dist.data.dataset import load
 from ima_dist.engine import training as engine
@@ -54,6 +54,11 @@ def confident(network: nn.Module, factor: float) -> nn.Module:
         sure[3].weight *= factor
         sure[3].bias *= factor
     return sure
+
+
+def cross_entropy(logits: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Not the attacks' own, whose gradient they do not compute in this way."""
+    return nn.functional.cross_entropy(logits, y, reduction="none")
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
