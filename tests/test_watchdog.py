@@ -69,7 +69,7 @@ def test_the_stacks_tell_who_waits_and_who_is_waited_for(tmp_path):
 
 def _comes_and_goes(path):
     run, network = RunDir(path), nn.Linear(2, 2)
-    for _ in range(300):
+    for _ in range(600):
         with watched(run, network, 60.0):
             pass
 

@@ -53,6 +53,8 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
 def _opened(path: Path) -> TextIO:
     """The file, in a directory that a worker which has just ended may be removing."""
     while True:
-        path.parent.mkdir(exist_ok=True)
+        # Not exist_ok: that looks again after it has failed, when the directory may be gone.
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir()
         with contextlib.suppress(FileNotFoundError):
             return path.open("w")
