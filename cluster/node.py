@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -220,8 +221,10 @@ class Task:
 
     def _conclude(self, status: int, message: str, tries: dict[str, Any]) -> dict[str, Any]:
         """What becomes of the job, now that the run has ended with ``status``."""
-        if status in (EXIT_DONE, EXIT_INPUT):
+        if status == EXIT_DONE:
             return self._ended(status, message)
+        if status == EXIT_INPUT:
+            return self._ended(status, message or self._complaint())
         # Asked also without a signal: a node that was given up for dead gets none.
         will = self.will or self._what_slurm_wants()
         if self.signals:
@@ -242,6 +245,12 @@ class Task:
             what = message.rstrip(".") or f"The run failed with status {status}"
             self._requeue(f"{what} (failure {failures} of {MAX_FAILURES} without progress)")
         return self._ended(EXIT_FAILED, _GIVEN_UP.format(count=failures, output=self.record.output))
+
+    def _complaint(self) -> str:
+        """The run's first sentence on what is wrong, in this start."""
+        text = self.record.output.read_text(errors="replace")
+        said = re.search(r"^error: (.+)$", text[text.rfind(f"Start {self.number} of job {self.job} ") :], re.MULTILINE)
+        return said[1] if said else ""
 
     def _requeue(self, why: str) -> None:
         self._note(f"{why}; the job is requeued and continues from the last checkpoint.")

@@ -86,6 +86,15 @@ def test_faulty_input_is_not_tried_again(job):
     assert job.record.result()["status"] == 2
 
 
+def test_what_was_wrong_with_the_input_is_in_the_result(job):
+    job.record.path.mkdir(parents=True)
+    job.record.output.write_text("error: an earlier start's.\n")
+    code = "import sys; print('error: No such method.'); print('error: These rows failed.'); sys.exit(2)"
+    _, _, err = job.run(code)
+    assert job.record.result()["message"] == "No such method."
+    assert err.splitlines()[-1].endswith("ima ended with status 2: No such method.")
+
+
 def test_a_run_that_fails_is_tried_three_times(job):
     for number in (0, 1):
         status, out, err = job.run("import sys; sys.exit(1)", number)
