@@ -17,6 +17,7 @@ from ima_dist.engine import training as engine
 from ima_dist.engine.autocast import HALF, Autocast, autocast
 from ima_dist.engine.training import NumericalError, Training
 from ima_dist.presets import make_config
+from ima_dist.references import resolve_reference
 from tests import workers
 
 SMALL = {"data__subset": 300, "epochs": 3, "batch_size": 64, "attack__steps": 5, "attack__bisections": 5}
@@ -80,6 +81,26 @@ def test_a_gradient_of_any_size_keeps_its_direction(network, batch, kind):
     assert float(sizes.log2().abs().max()) < 3  # logits of some hundred have an error of 1 in half precision
     naive = logits_and_gradient(Plain(sure), x, y, cross_entropy)[1]
     assert bool((naive[told] == 0).all())
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"),
+    [
+        ("moons", (2,)), ("fashion_mnist", (1, 28, 28)), ("mnist", (1, 28, 28)), ("svhn", (3, 32, 32)),
+        ("covid_ct", (1, 64, 64)), ("cifar10", (3, 32, 32)),
+    ],
+)  # fmt: skip
+def test_gradients_of_the_papers_networks(preset, shape):
+    torch.manual_seed(0)
+    network = resolve_reference(make_config(preset, {}).model.factory, "factory")(2, shape).eval()
+    x, y = torch.rand(2, *shape), torch.tensor([0, 1])
+    with attack_mode(network):
+        logits, gradient = logits_and_gradient(network, x, y, cross_entropy)
+        for kind, least in (("float16", 0.9), ("bfloat16", 0.7)):
+            halved, ours = logits_and_gradient(Autocast(network, kind), x, y, cross_entropy)
+            assert halved.dtype == ours.dtype == torch.float32
+            torch.testing.assert_close(halved, logits, rtol=0.02, atol=0.05)
+            assert float(cosine(ours, gradient).min()) > least
 
 
 def test_what_is_scaled_is_the_input_alone(network, batch):
