@@ -96,11 +96,10 @@ def test_gradients_of_the_papers_networks(preset, shape):
     x, y = torch.rand(2, *shape), torch.tensor([0, 1])
     with attack_mode(network):
         logits, gradient = logits_and_gradient(network, x, y, cross_entropy)
-        for kind, least in (("float16", 0.9), ("bfloat16", 0.7)):
-            halved, ours = logits_and_gradient(Autocast(network, kind), x, y, cross_entropy)
-            assert halved.dtype == ours.dtype == torch.float32
-            torch.testing.assert_close(halved, logits, rtol=0.02, atol=0.05)
-            assert float(cosine(ours, gradient).min()) > least
+        halved, ours = logits_and_gradient(Autocast(network, "float16"), x, y, cross_entropy)
+    assert halved.dtype == ours.dtype == torch.float32
+    torch.testing.assert_close(halved, logits, rtol=0.02, atol=0.05)
+    assert float(cosine(ours, gradient).min()) > 0.9
 
 
 def test_what_is_scaled_is_the_input_alone(network, batch):
