@@ -70,6 +70,7 @@ class Task:
     heard: int = field(default=0, init=False)
     heard_at: float = field(default=0.0, init=False)
     will: str = field(default="", init=False)
+    tries: dict[str, Any] = field(default_factory=dict, init=False)
     requeue: Callable[[int, FrameType | None], Any] | None = field(default=None, init=False)
 
     def checkpoint(self, *arguments: Any) -> DelayedSubmission:
@@ -88,11 +89,12 @@ class Task:
         self.times = {"submitted": self.submitted, "began": time.time()}
         try:
             self._take_signals()
-            with ray_node.private_directory(ray_node.temporary_base(self.temp), self.job) as temp:
-                try:
-                    return self._lead(temp) if self.rank == 0 else self._follow(temp)
-                finally:
-                    ray_node.end_descendants()
+            try:
+                return self._in_private_directory()
+            except OSError as error:
+                if self.rank:
+                    raise
+                return self._failed(error)
         except _Leave as reason:
             self._note(f"{reason}.")
             sys.exit(0)
@@ -101,19 +103,39 @@ class Task:
             if self.rank:
                 write_text_atomic(self.place / f"failed-{self.rank}", str(error))
                 raise RuntimeError(str(error)) from error
-            return self._ended(EXIT_INPUT if isinstance(error, ConfigError) else EXIT_FAILED, str(error))
+            return self._ended(EXIT_INPUT, str(error))
         except _Stopped:
             sys.exit(0)
         finally:
             if self.rank == 0:
                 self._over("stopped")
 
+    def _in_private_directory(self) -> dict[str, Any]:
+        with ray_node.private_directory(ray_node.temporary_base(self.temp), self.job) as temp:
+            try:
+                return self._lead(temp) if self.rank == 0 else self._follow(temp)
+            finally:
+                ray_node.end_descendants()
+
     # ---- task 0
 
-    def _lead(self, temp: Path) -> dict[str, Any]:
+    def _failed(self, error: OSError) -> dict[str, Any]:
+        """A file could not be read or written: a failure like others, as long as these can be counted."""
+        try:
+            if not self.tries:
+                self._begin()
+            return self._conclude(EXIT_FAILED, str(error))
+        except OSError as again:
+            self._note(f"error: {again}")
+            return self._ended(EXIT_FAILED, str(again))
+
+    def _begin(self) -> None:
         self.record.result_path.unlink(missing_ok=True)
         os.makedirs(self.place, mode=0o700, exist_ok=True)
-        tries = self._count_tries()
+        self.tries = self._count_tries()
+
+    def _lead(self, temp: Path) -> dict[str, Any]:
+        self._begin()
         token = self.place / "token"
         token.unlink(missing_ok=True)
         ray_node.new_token(token)
@@ -128,9 +150,9 @@ class Task:
         finally:
             token.unlink(missing_ok=True)
         ray_node.end_descendants()
-        write_private(self.place / "times.json", self.times)
+        self._write_times()
         self._check_newest()
-        return self._conclude(status, message, tries)
+        return self._conclude(status, message)
 
     def _count_tries(self) -> dict[str, Any]:
         """Failures so far; a start that ended without a word counts as one. Raises ConfigError after too many."""
@@ -186,10 +208,12 @@ class Task:
                 stderr=subprocess.STDOUT,
             )
         self.times["driver"] = time.time()
+        told = False
         while driver.poll() is None:
             self._look()
-            if self.signals and not self.heard:
+            if self.signals and not told:
                 driver.send_signal(signal.SIGINT)
+                told = True
             if self._hear():
                 self._note(f"{signal.Signals(self.signals[-1]).name}: {_SAID[self.will]}.")
             if self._must_leave():
@@ -209,7 +233,12 @@ class Task:
                 state = read_json(progress) or {}
                 if state.get("updated", 0) > self.times["driver"] and state.get("step"):
                     self.times["first_step"] = state["updated"]
-                    write_private(self.place / "times.json", self.times)
+                    self._write_times()
+
+    def _write_times(self) -> None:
+        # They are worth no run.
+        with contextlib.suppress(OSError):
+            write_private(self.place / "times.json", self.times)
 
     def _what_slurm_wants(self) -> str:
         """ "save": end with a checkpoint and requeue; "again": SLURM has requeued the job itself; "cancel"."""
@@ -219,7 +248,7 @@ class Task:
         state = known.get("JobState", "CANCELLED" if signal.SIGTERM in self.signals else "RUNNING")
         return "save" if state == "RUNNING" or self.signals[-1:] == [signal.SIGUSR2] else "cancel"
 
-    def _conclude(self, status: int, message: str, tries: dict[str, Any]) -> dict[str, Any]:
+    def _conclude(self, status: int, message: str) -> dict[str, Any]:
         """What becomes of the job, now that the run has ended with ``status``."""
         if status == EXIT_DONE:
             return self._ended(status, message)
@@ -228,7 +257,7 @@ class Task:
         # Asked also without a signal: a node that was given up for dead gets none.
         will = self.will or self._what_slurm_wants()
         if self.signals:
-            write_private(self.record.tries_path, {**tries, "asked": True})
+            self._was_asked()
         if will == "again":
             raise _Leave("SLURM starts the job again")
         if will == "cancel":
@@ -238,17 +267,24 @@ class Task:
             self._requeue("Saved")
         if status == EXIT_REQUEUE:
             # Told so by someone else, or too late for another pass.
-            write_private(self.record.tries_path, {**tries, "asked": True})
+            self._was_asked()
             self._requeue("The run has stopped")
-        failures = failures_after(tries, progress_of(Path(self.row.run)))
+        failures = failures_after(self.tries, progress_of(Path(self.row.run)))
         if failures < MAX_FAILURES:
             what = message.rstrip(".") or f"The run failed with status {status}"
             self._requeue(f"{what} (failure {failures} of {MAX_FAILURES} without progress)")
         return self._ended(EXIT_FAILED, _GIVEN_UP.format(count=failures, output=self.record.output))
 
+    def _was_asked(self) -> None:
+        """This start's end is not to be counted as a failure; it will be if that cannot be written."""
+        with contextlib.suppress(OSError):
+            write_private(self.record.tries_path, {**self.tries, "asked": True})
+
     def _complaint(self) -> str:
-        """The run's first sentence on what is wrong, in this start."""
-        text = self.record.output.read_text(errors="replace")
+        """The run's first sentence on what is wrong, in this start; "" if there is none to be read."""
+        text = ""
+        with contextlib.suppress(OSError):
+            text = self.record.output.read_text(errors="replace")
         said = re.search(r"^error: (.+)$", text[text.rfind(f"Start {self.number} of job {self.job} ") :], re.MULTILINE)
         return said[1] if said else ""
 
@@ -350,7 +386,7 @@ _FIELDS = ("folder", "row", "submitted", "notice", "join_timeout", "interface", 
 _SAID = {
     "save": "the run saves what it has done, and the job is requeued",
     "again": "SLURM has requeued the job; the run saves what it has done",
-    "cancel": "the job is cancelled; the run saves what it has done",
+    "cancel": "SLURM ends the job for good; the run saves what it has done",
 }
 _GIVEN_UP = "It has failed {count} times without getting further, so it is not started again; see {output}"
 

@@ -32,7 +32,7 @@ class Partition:
     memory: str | None = None
     notice: int = 180
     compute_capability: str | None = None
-    autocast: str = "float16"
+    autocast: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
@@ -57,16 +57,27 @@ class Partition:
                 f"{where}: a time of {self.time} min leaves too little beside the notice of {self.notice} s: "
                 f"give at least {_LEAST_MINUTES} min more than the notice."
             )
-        if self.autocast not in ("float16", "bfloat16"):
+        if self.autocast not in (None, "float16", "bfloat16"):
             raise ConfigError(f"{where}: autocast must be float16 or bfloat16, not {self.autocast!r}.")
         if self.compute_capability and not re.fullmatch(r"\d+\.\d", self.compute_capability):
             raise ConfigError(f'{where}: compute_capability must look like "7.0", not {self.compute_capability!r}.')
-        if self.autocast == "bfloat16" and self.compute_capability and float(self.compute_capability) < 8:
+        if self.autocast == "bfloat16" and not self._may_have_bfloat16:
             raise ConfigError(
                 f"{where}: cards of compute capability {self.compute_capability} have no bfloat16: "
                 'say autocast = "float16".'
             )
         return self
+
+    @property
+    def _may_have_bfloat16(self) -> bool:
+        return not self.compute_capability or float(self.compute_capability) >= 8
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """As far as is known; a partition without cards computes it on its CPUs."""
+        if self.gres is None:
+            return True
+        return self._may_have_bfloat16 if self.autocast is None else self.autocast == "bfloat16"
 
 
 def minutes(text: str | int) -> int:

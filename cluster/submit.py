@@ -160,10 +160,10 @@ def plan(
 
 def _check_precision(configs: Iterable[Config], partition: Partition) -> None:
     """Raises ConfigError for a precision that the partition's cards would have to emulate."""
-    if partition.gres and partition.autocast == "float16" and any(c.autocast == "bfloat16" for c in configs):
+    if not partition.has_bfloat16 and any(c.autocast == "bfloat16" and c.device != "cpu" for c in configs):
         raise ConfigError(
             f"The cards of partition {partition.name} have no bfloat16: say --autocast float16, "
-            "or correct 'autocast' in partitions.toml."
+            "or correct partitions.toml."
         )
 
 

@@ -19,7 +19,7 @@ from ima_dist.results.rundir import RunDir
 from ima_dist.train import EXIT_DONE, existing, guarded, say
 
 # What makes a run what it is and a run of another method shares with it.
-_SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "eval.noise")
+_SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "autocast", "eval.noise")
 _FEW = 100
 _MANY_AT_MAX = 0.5
 

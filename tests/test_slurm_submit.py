@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -82,6 +83,12 @@ def test_half_precision_that_the_cards_have(tmp_path):
     newer.write_text('[new]\ncards = 1\ncpus_per_card = 1\ntime = 60\ngres = "gpu:a"\nautocast = "bfloat16"\n')
     for name in ("float16", "bfloat16"):
         assert submit.plan(file, "new", options={"autocast": name}, partitions_file=newer).rows
+    table = '[new]\ncards = 1\ncpus_per_card = 1\ntime = 60\ngres = "gpu:a"\ncompute_capability = "{}"\n'
+    for capability, device, refused in (("8.0", "cuda", False), ("7.5", "cuda", True), ("7.5", "cpu", False)):
+        newer.write_text(table.format(capability))
+        options = {"autocast": "bfloat16", "device": device}
+        with pytest.raises(ConfigError, match="no bfloat16") if refused else contextlib.nullcontext():
+            assert submit.plan(file, "new", options=options, partitions_file=newer).rows
 
 
 SWEEP = "title: t\npreset: moons\nsweep: {method: [ima, ce], beta: [0.3, 0.7]}\nseeds: [0, 1]\n"
@@ -234,7 +241,7 @@ def test_how_long_a_task_stays_after_a_signal(tmp_path, monkeypatch, said, last,
     ours = task(tmp_path, [])
     ours.job, ours.number = "7", 2
     monkeypatch.setattr(node.slurm, "job", lambda job_id: said)
-    monkeypatch.setattr(node, "_LEAVE_WITHIN", 0.0)
+    monkeypatch.setattr(node, "_LEAVE_WITHIN", -1.0)
     assert (ours._hear(), ours._must_leave()) == (False, False)
     ours.signals.append(last)
     assert (ours._hear(), ours.will, ours._hear()) == (True, will, False)

@@ -46,18 +46,18 @@ class Job:
     def __init__(self, folder: Path, temp: str) -> None:
         self.folder, self.record, self.temp = folder, RowRecord(folder, "ima"), temp
 
-    def start(self, code: str, number: int = 0, nodes: str = "n1") -> subprocess.Popen[str]:
+    def start(self, code: str, number: int = 0, nodes: str = "n1", before: str = "") -> subprocess.Popen[str]:
         environment = {
             **os.environ, "PYTHONPATH": str(ROOT), "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": nodes, "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": str(number),
         }  # fmt: skip
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(self.folder), json.dumps(["-c", code]), self.temp],
+            [sys.executable, "-c", before + PROGRAM, str(self.folder), json.dumps(["-c", code]), self.temp],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def run(self, code: str, number: int = 0, nodes: str = "n1") -> tuple[int, str, str]:
-        process = self.start(code, number, nodes)
+    def run(self, code: str, number: int = 0, nodes: str = "n1", before: str = "") -> tuple[int, str, str]:
+        process = self.start(code, number, nodes, before)
         out, err = process.communicate(timeout=300)
         assert not list(Path(self.temp).glob("ima-*")), "the temporary directory is left"
         assert not (self.record.start(number) / "token").exists()
@@ -141,6 +141,23 @@ def test_a_file_that_cannot_be_written_is_a_failure_like_others(job):
     assert (status, "requeued" in out) == (255, True), err
     assert "Is a directory" in job.record.output.read_text()
     assert "failure 1 of 3 without progress" in job.record.output.read_text()
+
+
+def test_a_full_temporary_directory_is_a_failure_like_others(job, tmp_path):
+    """Here: one that vanishes between the look at it and its use."""
+    stub = "import tempfile\ndef full(*a, **k): raise OSError(28, 'No space left on device')\ntempfile.mkdtemp = full\n"
+    for number in range(3):
+        status, out, err = job.run("pass", number, before=stub)
+        assert (status, "requeued" in out) == ((255, True) if number < 2 else (1, False)), err
+    assert "No space left on device" in job.record.output.read_text()
+    assert "It has failed 3 times" in job.record.result()["message"]
+
+
+def test_times_that_cannot_be_written_cost_no_run(job):
+    (job.record.start(0) / "times.json").mkdir(parents=True)
+    status, out, err = job.run("pass")
+    assert (status, out.splitlines()[-1]) == (0, "answer 0"), err
+    assert job.record.result()["status"] == 0
 
 
 def test_the_signal_before_the_end_reaches_the_run_once(job):

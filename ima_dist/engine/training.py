@@ -62,12 +62,12 @@ class Training:
         if config.model.sync_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         self.network = network.to(device)
-        #: The network as attacks meet it in training.
-        self.view = autocast(self.network, config.autocast)
         self.scaler = scaler(config.autocast, device)
         self.running = _running_statistics(self.network)
         self.optimizer = make_optimizer(config, self.network)
         self.method = make_method(config, data.box)
+        #: The network as attacks meet it in training.
+        self.view = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
         self.store: MarginStore | None = None
         if self.method.has_margins:
             self.store = MarginStore(len(self.train), config.expansion, dtype=self.dtype, device=device)
@@ -87,9 +87,8 @@ class Training:
         self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
         self._same_data_everywhere()
         self._resume()
-        self.ddp = self.view
-        if self.world > 1:
-            self.ddp = autocast(_data_parallel(self.network, device), config.autocast)
+        self.ddp = self.network if self.world == 1 else _data_parallel(self.network, device)
+        self.ddp = autocast(self.ddp, config.autocast)
         self.reporter = Reporter(run, config, self.steps, len(self.train), should_stop)
 
     # ---- the whole run
@@ -159,7 +158,7 @@ class Training:
         self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-            self._not_finite(sources, rows)
+            self._not_finite(sources, rows, gradients)
         # Leaves the network as it is if the gradient was too large for the scale.
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -336,10 +335,12 @@ class Training:
                 self._save()
             raise Interrupted(f"stopped after epoch {self.position.epoch}, step {self.position.step}")
 
-    def _not_finite(self, sources: Tensor, rows: Tensor) -> None:
-        """The gradient is not: raise NumericalError, unless that is how loss scaling finds its scale."""
+    def _not_finite(self, sources: Tensor, rows: Tensor, gradients: list[Tensor]) -> None:
+        """The gradient's norm is not: raise NumericalError, unless that is how loss scaling finds its scale."""
         bad = distributed.all_reduce((~torch.isfinite(rows.detach())).sum())
-        if not self.scaler.is_enabled() or bad or self.scaler.get_scale() <= 1:
+        # The scaler looks at single entries: it would take a step whose norm alone is infinite.
+        seen = not all(bool(torch.isfinite(g).all()) for g in gradients)
+        if not self.scaler.is_enabled() or bad or not seen or self.scaler.get_scale() <= 1:
             self._fail(sources, rows)
 
     def _fail(self, sources: Tensor, rows: Tensor) -> None:

@@ -77,6 +77,8 @@ class Method(ABC):
     margin_pass: bool = field(default=False, init=False)
     # Noisy samples lie where the two most probable classes are equally so: B_ij of the paper's section 2.3.
     on_boundary: bool = field(default=False, init=False)
+    # Whether the attack may meet the network in half precision.
+    attack_in_half: bool = field(default=True, init=False)
 
     @abstractmethod
     def attack(self, model: Network, batch: Batch) -> Attacked:

@@ -28,8 +28,11 @@ class Trades(Method):
     the released code draws normal noise of that standard deviation, and is clipped to the data box before the
     first gradient, where the released code's leaves it; under L2 the steps are eq. 1's too, clipped to the ball
     and then to the box; and clean and perturbed samples go through the network together, so that batch norm sees
-    both at once.
+    both at once. With --autocast PGD sees the network in float32.
     """
+
+    # Half precision rounds the start back to x, where the divergence has no gradient: PGD would stay there.
+    attack_in_half = False
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
         settings = self.config.attack
