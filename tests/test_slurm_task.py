@@ -144,7 +144,6 @@ def test_a_file_that_cannot_be_written_is_a_failure_like_others(job):
 
 
 def test_a_full_temporary_directory_is_a_failure_like_others(job, tmp_path):
-    """Here: one that vanishes between the look at it and its use."""
     stub = "import tempfile\ndef full(*a, **k): raise OSError(28, 'No space left on device')\ntempfile.mkdtemp = full\n"
     for number in range(3):
         status, out, err = job.run("pass", number, before=stub)
