@@ -1,11 +1,7 @@
-"""What an earlier version has saved is continued: runs, evaluations, jobs, sweeps, a submitted job."""
+"""What an earlier version has saved is continued: runs, evaluations, jobs, sweeps."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +9,13 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from ima_dist import audit, config, evaluate, job, sweep, train
-from ima_dist.results.rundir import RunDir, read_parquet, write_parquet
-from tests import workers
-from tests.commands import ROOT
-from tests.inline import without_ray
+from ima_dist import audit, evaluate, job, sweep, train
+from ima_dist.config.values import with_options
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet, write_parquet
 from tests.saved import copied_to, files_below
+from tests.support import workers
+from tests.support.inline import without_ray
 
 
 @pytest.fixture
@@ -29,11 +26,13 @@ def runs(tmp_path, monkeypatch) -> Path:
     return copied_to(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["interrupted-epoch", "interrupted-online"])
-def test_a_run_interrupted_in_mid_epoch_ends_like_an_undisturbed_one(runs, capsys, name):
+# Of the second, no event file has been kept.
+@pytest.mark.parametrize(("name", "events_from"), [("interrupted-epoch", 2), ("interrupted-online", 1)])
+def test_a_run_interrupted_in_mid_epoch_ends_like_an_undisturbed_one(runs, capsys, name, events_from):
     run = RunDir(runs / name)
-    whole = RunDir.create(config.replace(run.config(), {"workers": 1}), runs / "whole")
+    whole = RunDir.create(with_options(run.config(), {"workers": 1}), runs / "whole")
     workers.train(whole.config(), whole.path)
+    events = files_below(runs / "tensorboard")
 
     assert train.main(["--resume", str(run.path), "--workers", "1"]) == 0
     assert "Continuing after epoch 1, step 4." in capsys.readouterr().out
@@ -50,6 +49,11 @@ def test_a_run_interrupted_in_mid_epoch_ends_like_an_undisturbed_one(runs, capsy
         assert found == pytest.approx(expected, abs=1e-9)
     assert run.status == "finished"
     assert {curve["epoch"] for curve in run.summary()["curves"]} == {3}
+    after = files_below(runs / "tensorboard")
+    assert events.items() <= after.items()
+    (new,) = after.keys() - events.keys()
+    assert new.startswith(f"{name}/")
+    assert new.endswith(f".epoch000{events_from}")
 
 
 def test_an_interrupted_evaluation_does_nothing_twice(runs):
@@ -121,36 +125,3 @@ def test_a_sweep_runs_only_what_is_left(runs, capsys):
     assert RunDir(root / pending).status == "finished"
     after = files_below(root)
     assert {name: after[name] for name in before} == before
-
-
-def test_a_submitted_job_runs(runs):
-    """As SLURM starts it again, on a cluster that comes up at once: its row has finished, so there is nothing to do."""
-    program = """
-import subprocess, sys
-from cluster import ray_node
-from submitit.core.utils import DelayedSubmission
-
-class Stub:
-    def __init__(self, temp, log, token, address, cpus, head=None):
-        self.process = subprocess.Popen(["sleep", "600"])
-        self.dashboard_port, self.gcs_address = 1, "127.0.0.1:2"
-    def up(self):
-        return True
-
-ray_node.RayNode = Stub
-task = DelayedSubmission.load("runs/cluster/job/1000_0_submitted.pkl").function
-task.interface, task.temp = "lo", sys.argv[1]
-print("answer", task()["status"])
-"""
-    before = files_below(runs / "jobs")
-    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as short:  # as the paths of sockets must be
-        environment = {
-            **os.environ, "PYTHONPATH": str(ROOT), "SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1001",
-            "SLURM_JOB_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": "1",
-        }  # fmt: skip
-        words = [sys.executable, "-c", program, short]
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["answer 0"]), done.stderr
-    said = (runs / "cluster" / "job" / "ima" / "output.txt").read_text()
-    assert "is finished; nothing to do." in said[said.index("Start 1 of job 1001") :]
-    assert files_below(runs / "jobs") == before

@@ -17,20 +17,23 @@ from submitit.core.utils import DelayedSubmission
 from cluster import status
 from cluster.node import Task
 from cluster.records import Row, RowRecord
-from ima_dist import dataset, report, sweep
-from ima_dist.config import from_dict, to_dict
-from ima_dist.jobs import read_job
-from ima_dist.presets import make_config
-from ima_dist.results.audit import audit_text, summarise
+from ima_dist import dataset, sweep
+from ima_dist.config.presets import make_config
+from ima_dist.config.values import from_dict, to_dict
+from ima_dist.plans.jobfile import read_job
+from ima_dist.plans.sweepfile import is_sweep, read_sweep
+from ima_dist.plans.trial_record import earlier_records
+from ima_dist.report import __main__ as report
 from ima_dist.results.binary import binary_report
-from ima_dist.results.collection import Collection
-from ima_dist.results.examples import read_boundary, read_extremes, read_noisy
-from ima_dist.results.records import earlier_records
-from ima_dist.results.rundir import RunDir, read_parquet
-from ima_dist.sweeps import is_sweep, read_sweep
+from ima_dist.results.margin_audit import audit_text, summarise
+from ima_dist.rundir.arrays import read_boundary, read_extremes, read_noisy
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
+from ima_dist.tracking.collection import Collection
 from tests.saved import RESULTS, SAVED, copied_to
+from tests.support.commands import ROOT
 
-JOBS = Path(__file__).parent.parent / "jobs"
+JOBS = ROOT / "jobs"
 FINGERPRINTS: dict[str, Any] = json.loads((SAVED / "fingerprints.json").read_text())
 
 # Run -> status, epochs in its history, epoch of its newest margins, points of its curves.
