@@ -35,7 +35,7 @@ def test_a_run_interrupted_in_mid_epoch_ends_like_an_undisturbed_one(runs, capsy
     events = files_below(runs / "tensorboard")
 
     assert train.main(["--resume", str(run.path), "--workers", "1"]) == 0
-    assert "Continuing after epoch 1, step 4." in capsys.readouterr().out
+    assert "epoch 1, step 4" in capsys.readouterr().out
     weights, margins = workers.final_state(run.config(), run.path)
     expected_weights, expected_margins = workers.final_state(run.config(), whole.path)
     assert margins is not None
@@ -105,7 +105,7 @@ def test_a_finished_job_is_left_as_it_is(runs, capsys):
     before = files_below(runs)
     file = runs / "cluster" / "job" / "job.yaml"
     assert job.main([str(file), "--scale", "tiny", "--device", "cpu", "--out", str(runs / "jobs")]) == 0
-    assert capsys.readouterr().out.count("is finished; nothing to do.") == 2
+    assert capsys.readouterr().out.count("nothing to do") == 2
     assert files_below(runs) == before
 
 
