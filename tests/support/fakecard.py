@@ -253,10 +253,13 @@ def fake_card() -> Iterator[Card]:
         # safetensors' Rust code opens CUDA by itself.
         return {key: value.to(device) for key, value in load_file(filename, "cpu", **options).items()}
 
+    def fork_host_rng(*_: Any, **__: Any) -> Any:
+        # The real one would ask the driver for the state of the card's generator.
+        return fork_rng([])
+
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(safetensors.torch, "load_file", load_onto_card))
-        # It would ask the driver for the state of the card's generator.
-        stack.enter_context(mock.patch.object(torch.random, "fork_rng", lambda *_, **__: fork_rng([])))
+        stack.enter_context(mock.patch.object(torch.random, "fork_rng", fork_host_rng))
         # torch uses its "foreach" kernels, as on a real card, for the types in these lists only.
         for module in (optimizer, _foreach_utils):
             types = [*module._foreach_supported_types, CardTensor]
