@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:

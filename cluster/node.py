@@ -26,8 +26,8 @@ from submitit.helpers import DelayedSubmission
 
 from cluster import processes, ray_node, slurm
 from cluster.records import Row, RowRecord, failures_after, progress_of, write_private
-from ima_dist.config import ConfigError
-from ima_dist.results.rundir import read_json, write_text_atomic
+from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.files import read_json, write_text_atomic
 
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 0, 1, 2, 75
 # Starts that may fail, one after the other, without the run having saved anything new.

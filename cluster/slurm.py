@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from datetime import datetime
 
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 
 _TIMEOUT = 60
 
