@@ -26,7 +26,7 @@ train: setup
 	$(BIN)/python -m ima_dist.train moons
 
 test: $(READY_DEV)
-	@sh tests/system_packages.sh
+	@sh tests/support/system_packages.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -35,7 +35,7 @@ test: $(READY_DEV)
 
 # The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python
-	@sh tests/system_packages.sh
+	@sh tests/support/system_packages.sh
 	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta
 	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
-	.venv-volta/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_slurm_live.py
+	.venv-volta/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py

@@ -32,7 +32,6 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from benchmarks import training_step
-from ima_dist import noise, norms
 from ima_dist.attacks import bpgd, pgd, worst
 from ima_dist.attacks.common import (
     Box,
@@ -41,6 +40,7 @@ from ima_dist.attacks.common import (
     logits_and_gradient,
     misclassified,
 )
+from ima_dist.core import noise, norms
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
 from ima_dist.models import fashion_mnist_cnn, moons_mlp
 

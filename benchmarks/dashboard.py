@@ -22,10 +22,11 @@ from typing import Any
 
 import yaml
 
-from ima_dist.config import to_dict
-from ima_dist.presets import make_config
-from ima_dist.results.dataset import write_run
-from ima_dist.results.rundir import RunDir, write_json, write_text_atomic
+from ima_dist.config.presets import make_config
+from ima_dist.config.values import to_dict
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import write_json, write_text_atomic
+from ima_dist.tracking.tables import write_run
 
 _BINS = 50
 
@@ -125,7 +126,7 @@ def plain(root: str) -> None:
 
 def load(root: str) -> None:
     """Print the seconds that it takes to have all runs in memory, without the imports, and those of the processor."""
-    from ima_dist.results.collection import Collection
+    from ima_dist.tracking.collection import Collection
 
     runs = Collection(Path(root))
     began, used = time.perf_counter(), time.process_time()

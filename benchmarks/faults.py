@@ -31,9 +31,9 @@ import torch
 from safetensors.torch import load
 
 from benchmarks.hosts import ROOT, Hosts, processes_on, two_hosts, why_not
-from ima_dist.config import as_flags
-from ima_dist.margins import MarginStore
-from ima_dist.results.rundir import RunDir
+from ima_dist.config.values import as_flags
+from ima_dist.margins.store import MarginStore
+from ima_dist.rundir.directory import RunDir
 
 EPOCHS, STEPS, EVERY = 4, 20, 5
 OPTIONS = {

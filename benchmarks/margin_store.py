@@ -24,8 +24,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from ima_dist import distributed, noise
-from ima_dist.margins import MarginStore
+from ima_dist.core import distributed, noise
+from ima_dist.margins.store import MarginStore
 
 _BATCH = {"own": 1 << 20, "scattered": 1 << 16}  # a margin pass is one large batch after the other, a step is not
 _BYTES = 4

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ima_dist.config import Config
-from ima_dist.margins import REPLICATE_UP_TO
-from ima_dist.presets import make_config
-from ima_dist.references import resolve_reference
+from ima_dist.config.presets import make_config
+from ima_dist.config.references import resolve_reference
+from ima_dist.config.schema import Config
+from ima_dist.margins.store import REPLICATE_UP_TO
 
 # Samples, classes and shape of what the presets train on (paper, section 3).
 _DATA = {

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ima_dist.data.dataset import load
+from ima_dist.config.presets import make_config
+from ima_dist.data.load import load
 from ima_dist.data.order import batches
-from ima_dist.engine.training import Training
-from ima_dist.presets import make_config
-from ima_dist.results.rundir import RunDir
+from ima_dist.rundir.directory import RunDir
+from ima_dist.training.loop import Training
 
 
 class _Clock:

@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from scipy.stats import kendalltau
 
-from ima_dist.config import replace
-from ima_dist.data.dataset import Resident, load
-from ima_dist.engine.checkpoint import load_weights
-from ima_dist.engine.setup import DTYPES, limit_threads, make_network
+from ima_dist.config.values import with_options
+from ima_dist.core.noise import Phase, sample_keys
+from ima_dist.data.load import load
+from ima_dist.data.types import Resident
 from ima_dist.evaluation.attacks import pgd100
-from ima_dist.noise import Phase, sample_keys
-from ima_dist.results.report.runs import find_runs
-from ima_dist.results.rundir import RunDir
+from ima_dist.report.runs import find_runs
+from ima_dist.rundir.directory import RunDir
+from ima_dist.training.checkpoint import load_weights
+from ima_dist.training.network import DTYPES, limit_threads, make_network
 
 
 def accuracy(run: RunDir, epoch: int, samples: int, steps: int) -> float:
@@ -27,7 +28,7 @@ def accuracy(run: RunDir, epoch: int, samples: int, steps: int) -> float:
     config = run.config()
     noise = config.eval.val_noise
     assert noise is not None
-    config = replace(config, {"eval.noise": (noise,), "eval.steps": steps})
+    config = with_options(config, {"eval.noise": (noise,), "eval.steps": steps})
     data = load(config.data, config.seed)
     limit_threads(data)
     network = make_network(config, data)

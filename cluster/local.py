@@ -21,8 +21,9 @@ import sys
 from pathlib import Path
 
 from cluster import processes
-from cluster.errors import guarded
-from ima_dist.config import ConfigError, OneLineParser
+from ima_dist.cli.entry import guarded
+from ima_dist.cli.parser import OneLineParser
+from ima_dist.config.errors import ConfigError
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
 _DAEMONS = ("slurmctld", "slurmd", "slurmstepd", "munged")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config import ConfigError, did_you_mean
+from ima_dist.config.errors import ConfigError, did_you_mean
 
 DEFAULT_FILE = Path(__file__).with_name("partitions.toml")
 OWN_FILE = "partitions.toml"  # in the current directory

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import slurm
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 
 # Consecutive starts that may fail without the run having saved anything new.
 MAX_FAILURES = 3
@@ -101,9 +101,9 @@ class Situation:
             self.stop_since = self.signals[-1][1] if self.signals else now
         return self.wants != before
 
-    def must_leave(self, now: float, within: float = LEAVE_WITHIN) -> bool:
-        """Whether SLURM will soon kill what is left of this start."""
-        return self.stop_since is not None and now - self.stop_since > within
+    def stopping(self, now: float, longer_than: float) -> bool:
+        """Whether SLURM has been ending the job for so many seconds."""
+        return self.stop_since is not None and now - self.stop_since > longer_than
 
 
 class Action(enum.Enum):
@@ -143,7 +143,8 @@ def decide(status: int, message: str, situation: Situation, failures: int, outpu
         return Decision(Action.CANCELLED, "Cancelled; submit the job again to continue from its last checkpoint")
     if situation.wants is Wants.UNKNOWN:
         return Decision(
-            Action.FINISH, "SLURM ended the job and did not say why; submit it again to continue from its last checkpoint"
+            Action.FINISH,
+            "SLURM ended the job and did not say why; submit it again to continue from its last checkpoint",
         )
     if situation.signals or situation.wants is Wants.REQUEUE:
         return Decision(Action.REQUEUE, "The run was told to stop")
@@ -164,9 +165,9 @@ def failures_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
 
 
 def failures_before(tries: Mapping[str, Any] | None, progress: list[Any]) -> int:
-    """Consecutive failures before a new start. A start that neither failed nor was told to stop has vanished: a failure.
+    """Consecutive failures before a new start.
 
-    tries: what the last start has written, None before the first.
+    tries: what the last start has written, None before the first. A start that vanished without a word has failed.
     """
     if tries is None:
         return 0

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import processes
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 
 # A socket's path has 107 bytes; below its temporary directory Ray needs
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ima_dist.results.rundir import read_json, write_json
+from ima_dist.rundir.files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from datetime import datetime
 
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 
 _TIMEOUT = 60.0
 

@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster import partitions, slurm
-from cluster.errors import guarded
-from cluster.node import EXIT_DONE, EXIT_FAILED, Task
 from cluster.partitions import Partition
 from cluster.records import Row, RowRecord, write_private
-from ima_dist import config as configuration
-from ima_dist.config import Config, ConfigError, OneLineParser, did_you_mean
-from ima_dist.jobs import read_job, run_path
-from ima_dist.results.rundir import read_json
-from ima_dist.sweeps import Sweep, is_sweep, read_sweep
+from cluster.task import Task
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, guarded
+from ima_dist.cli.parser import OneLineParser, add_options, given_options
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.schema import Config
+from ima_dist.config.values import as_flags
+from ima_dist.plans.jobfile import read_job, run_path
+from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
+from ima_dist.rundir.files import read_json
 
 RECORDS = Path("runs/cluster")
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
@@ -128,7 +130,7 @@ def plan(
     if is_sweep(job_file):
         place = Path(out or Path("runs/sweeps", job_file.stem + (f"-{scale}" if scale else ""))).absolute()
         words = [str(folder / "job.yaml"), "--out", str(place), *scaled]
-        words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *configuration.as_flags(options)]
+        words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *as_flags(options)]
         sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
         _check_precision((point.config for point in (sweep.any_point(), *sweep.points)), chosen)
         found = _trials(sweep, words, place, rows, one_job)
@@ -148,13 +150,13 @@ def plan(
             _check_precision([job.rows[name]], chosen)
             # The job file as it is now: it may be edited before the job starts.
             words = ["-m", "ima_dist.job", str(folder / "job.yaml"), "--rows", name, "--out", str(place)]
-            words += [*scaled, *configuration.as_flags(given)]
+            words += [*scaled, *as_flags(given)]
             label = re.sub(r"[^\w.+-]", "_", name if seed is None else f"{name}-seed{seed}")
             found.append(Row(label, words, str(run_path(place, job.rows[name]))))
     twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
     if twice:
         raise ConfigError(f"Two rows would write to {min(twice)}: leave one of them out with --rows.")
-    table = ["ima_dist.job", str(folder / "job.yaml"), "--out", str(place), *scaled, *configuration.as_flags(options)]
+    table = ["ima_dist.job", str(folder / "job.yaml"), "--out", str(place), *scaled, *as_flags(options)]
     return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, table)
 
 
@@ -301,9 +303,9 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print what sbatch would get, and do nothing")
     parser.add_argument("--watch", action="store_true", help="wait for the end, then print the table")
     for name in RUN_OPTIONS:
-        configuration.add_options(parser, only=name)
+        add_options(parser, only=name)
     a = parser.parse_args(argv)
-    options = configuration.given_options(a)
+    options = given_options(a)
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     planned = plan(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from ima_dist import config as configuration
-from ima_dist.config import ConfigError
-from ima_dist.evaluate import check_weights, run_task
-from ima_dist.results.audit import audit_text, summarise
-from ima_dist.results.figures import margin_audit
-from ima_dist.results.rundir import RunDir, read_parquet
-from ima_dist.train import EXIT_DONE, check_inputs, existing, guarded, say, shown, user_options
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser, add_options, user_options
+from ima_dist.cli.paths import existing, shown
+from ima_dist.cli.running import check_inputs, check_weights, run_task
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.values import with_options
+from ima_dist.figures.png import margin_audit
+from ima_dist.results.margin_audit import audit_text, summarise
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,16 +26,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="training samples to look at")
     for name in ("workers", "device", "data.dir", "data.download"):
-        configuration.add_options(parser, only=name)
+        add_options(parser, only=name)
     arguments = parser.parse_args(argv)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
     run = RunDir.open(existing(arguments.run))
-    config = configuration.replace(run.config(), user_options(arguments))
+    config = with_options(run.config(), user_options(arguments))
     newest = run.newest_margins()
     if newest is None:
         raise ConfigError(f"{run.path} holds no margins: audit needs a run of --method ima or mma with an epoch done.")

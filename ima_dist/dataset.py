@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from ima_dist import config as configuration
-from ima_dist.config import ConfigError
-from ima_dist.results import dataset
-from ima_dist.results.collection import check_inside, find_runs
-from ima_dist.results.rundir import read_parquet
-from ima_dist.train import EXIT_DONE, existing, guarded, say, shown
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.paths import existing, shown
+from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.files import read_parquet
+from ima_dist.tracking import tables
+from ima_dist.tracking.collection import check_inside, find_runs
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.dataset", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.dataset", description=__doc__, allow_abbrev=False)
     parser.add_argument("results", metavar="RESULTS_DIR", help="directory that contains runs")
     root = existing(parser.parse_args(argv).results).absolute()
     if not root.is_dir():
@@ -33,26 +34,26 @@ def _main(argv: list[str]) -> int:
     for name, run in runs.items():
         try:
             check_inside(run)
-            if _stamp(root, name) != dataset.stamp_of(run):
-                problems += dataset.write_run(root, run)
+            if _stamp(root, name) != tables.stamp_of(run):
+                problems += tables.write_run(root, run)
                 written += 1
         except ConfigError as error:
             problems.append(str(error))
     gone = 0
-    for kind in dataset.KINDS:
-        for file in (root / dataset.FOLDER / kind).glob("*.parquet"):
-            if dataset.name_in(file) not in runs:
+    for kind in tables.KINDS:
+        for file in (root / tables.FOLDER / kind).glob("*.parquet"):
+            if tables.name_in(file) not in runs:
                 file.unlink()
                 gone += kind == "runs"
     for problem in problems:
         print(f"warning: {problem}", file=sys.stderr)
-    say(f"{shown(root / dataset.FOLDER)}: {len(runs)} runs, {written} brought up to date, {gone} removed.")
+    say(f"{shown(root / tables.FOLDER)}: {len(runs)} runs, {written} brought up to date, {gone} removed.")
     return EXIT_DONE
 
 
 def _stamp(root: Path, name: str) -> str | None:
     try:
-        stamp: str = read_parquet(dataset.file_of(root, "runs", name))["stamp"].to_pylist()[0]
+        stamp: str = read_parquet(tables.file_of(root, "runs", name))["stamp"].to_pylist()[0]
     except (ConfigError, FileNotFoundError, KeyError, IndexError):
         return None
     return stamp

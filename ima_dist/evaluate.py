@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
-from ima_dist import config as configuration
-from ima_dist import launcher
-from ima_dist.config import ATTACKS, Config, ConfigError
-from ima_dist.results.rundir import RunDir, write_json
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser, add_options, user_options
+from ima_dist.cli.paths import existing
+from ima_dist.cli.running import check_inputs, check_weights, run_task, show_results
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import ATTACKS, Config
+from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
-from ima_dist.train import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_REQUEUE,
-    check_inputs,
-    existing,
-    guarded,
-    results_root,
-    say,
-    show_results,
-    user_options,
-)
+from ima_dist.rundir.directory import RunDir
 
 _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "data.dir", "data.download")
 
@@ -33,11 +24,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="this attack only (as --eval.attacks)")
     for part in _ALLOWED:
-        configuration.add_options(parser, only=part)
+        add_options(parser, only=part)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--epochs", dest="after", metavar="A,B,…", help="the weights after so many epochs (default: the last)"
@@ -48,7 +39,7 @@ def _main(argv: list[str]) -> int:
     if arguments.attack:
         options["eval.attacks"] = (arguments.attack,)
     run = RunDir.open(existing(arguments.run))
-    config = configuration.replace(run.config(), options)
+    config = with_options(run.config(), options)
     epochs = _epochs(run, config, arguments)
     with run.writing():
         data = check_inputs(config)
@@ -83,38 +74,6 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
     if missing:
         raise ConfigError(f"{run.path} has no epoch {missing[0]}: it has {f'1 to {max(done)}' if done else 'none'}.")
     return sorted(set(epochs))
-
-
-def check_weights(run: RunDir, epoch: int, data: str) -> None:
-    """Raise ConfigError if there are no undamaged weights of ``epoch``, trained on the data with this digest."""
-    from ima_dist.engine import checkpoint
-
-    try:
-        checkpoint.weights_file(run, epoch, data)
-    except checkpoint.Damaged as error:
-        raise ConfigError(f"{error}.") from error
-
-
-def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
-    """Let workers do ``task`` (see ``launcher.run_workers``) on a run that has been trained; returns an exit status."""
-    from ima_dist.progress import ProgressView
-    from ima_dist.results.recording import Recorder
-
-    with launcher.cluster(config) as cluster:
-        write_json(run.progress_path, {"stage": "starting"})
-        try:
-            with ProgressView(run), Recorder(run, results_root()):
-                answer = launcher.run_workers(task, config, run, cluster, arguments)
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_FAILED
-    if answer["status"] == "interrupted":
-        say("Interrupted. The same command continues.")
-        return EXIT_REQUEUE
-    if answer["status"] != "finished":
-        print(f"error: {answer['message']}", file=sys.stderr)
-        return EXIT_FAILED
-    return EXIT_DONE
 
 
 if __name__ == "__main__":

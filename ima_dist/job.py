@@ -14,14 +14,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ima_dist import config as configuration
 from ima_dist import evaluate, train
-from ima_dist.config import Config, ConfigError, did_you_mean
-from ima_dist.jobs import Job, read_job, run_path
-from ima_dist.presets import options_of, train_command
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
+from ima_dist.cli.parser import OneLineParser, add_options, user_options
+from ima_dist.cli.paths import absolute_output, results_root
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.presets import options_of, train_command
+from ima_dist.config.schema import Config
+from ima_dist.config.values import as_flags, with_options
+from ima_dist.plans.jobfile import Job, read_job, run_path
 from ima_dist.results.comparison import comparison_table
-from ima_dist.results.rundir import RunDir
-from ima_dist.train import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, results_root, say, user_options
+from ima_dist.rundir.directory import RunDir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,18 +33,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.job", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.job", description=__doc__, allow_abbrev=False)
     parser.add_argument("job", metavar="JOB.yaml")
     parser.add_argument("--scale", metavar="NAME", help="a reduction that the file states, such as small or tiny")
     parser.add_argument("--rows", metavar="A,B,…", help="these rows only")
     parser.add_argument("--out", metavar="DIR", help="where the runs go (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and do nothing")
     for name in ("workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed"):
-        configuration.add_options(parser, only=name)
+        add_options(parser, only=name)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     job = read_job(arguments.job, arguments.scale, options)
-    root = Path(train.absolute_output(arguments.out)) if arguments.out else results_root() / "jobs"
+    root = Path(absolute_output(arguments.out)) if arguments.out else results_root() / "jobs"
     chosen = _chosen(job, arguments)
     if arguments.list:
         for name, config in chosen.items():
@@ -84,7 +87,7 @@ def _late() -> bool:
 
 
 def _do_row(job: Job, config: Config, path: Path) -> int:
-    flags = configuration.as_flags(options_of(config))
+    flags = as_flags(options_of(config))
     if (path / "config.yaml").exists():
         status = train.main(["--resume", str(path), *flags])
     else:
@@ -93,10 +96,10 @@ def _do_row(job: Job, config: Config, path: Path) -> int:
     if job.epochs:
         wanted.append(({}, job.epochs))
     for options, epochs in wanted:
-        if status == EXIT_DONE and not _evaluated(RunDir(path), configuration.replace(config, options), epochs):
+        if status == EXIT_DONE and not _evaluated(RunDir(path), with_options(config, options), epochs):
             if _late():
                 return EXIT_REQUEUE
-            again = ["--epochs", ",".join(map(str, epochs)), *configuration.as_flags(options)]
+            again = ["--epochs", ",".join(map(str, epochs)), *as_flags(options)]
             status = evaluate.main([str(path), *again])
     return status
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ima_dist import config as configuration
-from ima_dist.config import Config, ConfigError
-from ima_dist.presets import make_config
-from ima_dist.results.rundir import RunDir
-from ima_dist.train import EXIT_DONE, existing, guarded, say
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.paths import existing
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.presets import make_config
+from ima_dist.config.schema import Config
+from ima_dist.config.values import as_flags, option_values
+from ima_dist.rundir.directory import RunDir
 
 # What makes a run what it is and a run of another method shares with it.
 _SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "autocast", "eval.noise")
@@ -57,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.recommend", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.recommend", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     run = RunDir.open(existing(parser.parse_args(argv).run))
     config = run.config()
@@ -90,10 +93,10 @@ def adversarial_command(config: Config, eps: float) -> str:
         usual = make_config(config.preset, given)
     except ConfigError:  # the paper has no such experiment, so the noise levels are the user's
         usual = make_config(config.preset, {**given, "eps_max": eps, "eval.noise": (0.0,)})
-    own, preset = configuration.option_values(config), configuration.option_values(usual)
+    own, preset = option_values(config), option_values(usual)
     words = ["python", "-m", "ima_dist.train", config.preset, "--method", "adv", "--norm", config.norm]
     shared = {k: v for k, v in own.items() if k.startswith(_SHARED) and v != preset[k]}
-    words += configuration.as_flags({"eps_max": f"{eps:g}", **shared})
+    words += as_flags({"eps_max": f"{eps:g}", **shared})
     return shlex.join(words)
 
 

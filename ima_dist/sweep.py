@@ -15,32 +15,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ima_dist import config as configuration
-from ima_dist import evaluate, launcher, train
-from ima_dist.config import ATTACKS, ConfigError, did_you_mean
-from ima_dist.jobs import run_path
-from ima_dist.presets import train_command
-from ima_dist.results import dataset
+from ima_dist import evaluate, train
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
+from ima_dist.cli.parser import OneLineParser, add_options, user_options
+from ima_dist.cli.paths import absolute_output, existing, results_root, shown
+from ima_dist.cli.running import check_inputs
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.presets import train_command
+from ima_dist.config.schema import ATTACKS
+from ima_dist.launch.cluster import set_environment
+from ima_dist.plans.jobfile import run_path
+from ima_dist.plans.pending import next_command
+from ima_dist.plans.sweepfile import Point, Sweep, asked_text, read_sweep
+from ima_dist.plans.trial_record import earlier_records
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
-from ima_dist.results.lease import held
-from ima_dist.results.pending import next_command
-from ima_dist.results.records import earlier_records
-from ima_dist.results.rundir import RunDir, write_text_atomic
 from ima_dist.results.table import noise_key
-from ima_dist.sweeps import Point, Sweep, asked_text, read_sweep
-from ima_dist.train import (
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_INPUT,
-    EXIT_REQUEUE,
-    absolute_output,
-    existing,
-    guarded,
-    results_root,
-    say,
-    shown,
-    user_options,
-)
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import write_text_atomic
+from ima_dist.rundir.lease import held
+from ima_dist.tracking import tables
 
 ASKED = "sweep.yaml"
 _OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
@@ -53,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.sweep", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.sweep", description=__doc__, allow_abbrev=False)
     parser.add_argument("sweep", nargs="?", metavar="SWEEP.yaml")
     parser.add_argument("--resume", metavar="DIR", help="continue the sweep in this directory")
     parser.add_argument("--scale", metavar="NAME", help="a reduction that the file states, such as small or tiny")
@@ -62,7 +55,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--trials", metavar="A,B,…", help="these trials only, here, without Ray Tune (see --list)")
     parser.add_argument("--list", action="store_true", help="print the command of each trial and do nothing")
     for name in _OPTIONS:
-        configuration.add_options(parser, only=name)
+        add_options(parser, only=name)
     a = parser.parse_args(argv)
     options = user_options(a)
     seeds = _seeds(a.seeds)
@@ -136,8 +129,8 @@ def _here(sweep: Sweep, root: Path, names: str) -> int:
 def _prepare(sweep: Sweep, root: Path) -> None:
     """What was asked for, and a place for the data set of results, unless one above the sweep will hold it."""
     write_text_atomic(root / ASKED, asked_text(sweep))
-    if dataset.root_of(RunDir(root / "any"), results_root()) is None:
-        (root / dataset.FOLDER).mkdir()
+    if tables.root_of(RunDir(root / "any"), results_root()) is None:
+        (root / tables.FOLDER).mkdir()
 
 
 def _pending(sweep: Sweep, root: Path) -> bool:
@@ -150,13 +143,13 @@ def _pending(sweep: Sweep, root: Path) -> bool:
 def _run(sweep: Sweep, root: Path) -> int:
     stopped = False
     if _pending(sweep, root):
-        train.check_inputs(sweep.any_point().config)
+        check_inputs(sweep.any_point().config)
         root.mkdir(parents=True, exist_ok=True)
         with held(root / "lock"):
             _prepare(sweep, root)
             say(f"{sweep.title}: {_count(sweep)}. Results: {shown(root)}")
-            launcher.set_environment()
-            from ima_dist.trials import run_sweep
+            set_environment()
+            from ima_dist.launch.tune import run_sweep
 
             stopped = run_sweep(sweep, root, say)
     points = sweep.points or _points_of_records(sweep, earlier_records(root))
@@ -208,7 +201,7 @@ def _points_of_records(sweep: Sweep, records: list[dict[str, Any]]) -> tuple[Poi
 
 
 def _best(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(
+    parser = OneLineParser(
         prog="python -m ima_dist.sweep best",
         description="Choose among the finished runs in a directory.",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, soft_margin_loss
 from ima_dist.attacks.pgd import pgd
+from ima_dist.core import norms
 
 
 @dataclass(frozen=True)

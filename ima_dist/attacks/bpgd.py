@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import (
     Box,
     Loss,
@@ -18,6 +17,7 @@ from ima_dist.attacks.common import (
     misclassified,
     resolve_loss,
 )
+from ima_dist.core import norms
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import (
     Box,
     Network,
@@ -18,6 +17,7 @@ from ima_dist.attacks.common import (
     logits_and_gradient,
     misclassified,
 )
+from ima_dist.core import norms
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import (
     Box,
     Loss,
@@ -15,6 +14,7 @@ from ima_dist.attacks.common import (
     logits_and_gradient,
     resolve_loss,
 )
+from ima_dist.core import norms
 
 
 def pgd(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ima_dist import noise, norms
 from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, margin_loss, misclassified
+from ima_dist.core import noise, norms
 
 # Forward passes of this many images at once keep the device busy and the memory bounded.
 _IMAGES_AT_ONCE = 4096

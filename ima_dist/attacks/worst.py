@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import (
     Box,
     Network,
@@ -18,6 +17,7 @@ from ima_dist.attacks.common import (
     misclassified,
     resolve_loss,
 )
+from ima_dist.core import norms
 
 
 def worst(

@@ -8,9 +8,10 @@ import socket
 import sys
 from pathlib import Path
 
-from ima_dist import config as configuration
-from ima_dist.config import ConfigError
-from ima_dist.train import EXIT_DONE, existing, guarded, say
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.paths import existing
+from ima_dist.config.errors import ConfigError
 
 _PORT = 8050
 
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.dashboard", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.dashboard", description=__doc__, allow_abbrev=False)
     parser.add_argument("results", metavar="RESULTS_DIR", help="directory that contains runs")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0: any that is free")

@@ -22,7 +22,7 @@ from ima_dist.dashboard.render import part as draw_part
 from ima_dist.dashboard.state import Control, parse, unparse, words
 from ima_dist.dashboard.state import State as Selection
 from ima_dist.dashboard.views import VIEWS
-from ima_dist.results.collection import Collection
+from ima_dist.tracking.collection import Collection
 
 _LOOK_SECONDS = 2.0
 _FIRST_VIEW = "runs"

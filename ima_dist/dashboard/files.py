@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from ima_dist.config import ConfigError
-from ima_dist.results import dataset, examples
-from ima_dist.results.collection import Run, inside
-from ima_dist.results.rundir import read_parquet
+from ima_dist.config.errors import ConfigError
+from ima_dist.rundir import arrays
+from ima_dist.rundir.files import read_parquet
+from ima_dist.tracking import tables
+from ima_dist.tracking.collection import Run, inside
 
 _T = TypeVar("_T")
 Arrays = dict[str, np.ndarray]
@@ -21,15 +22,15 @@ Arrays = dict[str, np.ndarray]
 
 def boundary(run: Run) -> Arrays | str | None:
     """examples/boundary.npz; None if there is none, a sentence if it cannot be read. So are the others."""
-    return _kept(run, "examples/boundary.npz", examples.read_boundary)
+    return _kept(run, "examples/boundary.npz", arrays.read_boundary)
 
 
 def noisy(run: Run) -> Arrays | str | None:
-    return _kept(run, "examples/noisy.npz", examples.read_noisy)
+    return _kept(run, "examples/noisy.npz", arrays.read_noisy)
 
 
 def extremes(run: Run) -> Arrays | str | None:
-    return _kept(run, "examples/extremes.npz", examples.read_extremes)
+    return _kept(run, "examples/extremes.npz", arrays.read_extremes)
 
 
 def outcomes(run: Run) -> pa.Table | str | None:
@@ -51,7 +52,7 @@ def margins(run: Run) -> pa.Table | str | None:
         for path in dir.margins_dir.glob("epoch=*/*"):
             if path.is_symlink():
                 raise ConfigError(f"{path} is a symbolic link, which is not followed.")
-        return dataset.margins_table(run.name, dir)
+        return tables.margins_table(run.name, dir)
 
     return _kept(run, "margins", read)
 
@@ -79,7 +80,7 @@ def _kept(run: Run, name: str, read: Callable[[Any], _T]) -> _T | str | None:
     except FileNotFoundError:
         return None
     except (ConfigError, OSError) as error:
-        return dataset.sentence(error)
+        return tables.sentence(error)
 
 
 @functools.lru_cache(maxsize=32)

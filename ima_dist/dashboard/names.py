@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
-from ima_dist.results.collection import Collection, Run
+from ima_dist.tracking.collection import Collection, Run
 
 _FIRST = 5
 

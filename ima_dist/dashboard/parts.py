@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ima_dist.dashboard.state import Control, State
-from ima_dist.results.collection import Collection
+from ima_dist.tracking.collection import Collection
 
 
 @dataclass(frozen=True)

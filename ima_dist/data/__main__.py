@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ima_dist import config as configuration
-from ima_dist.config import ConfigError
+from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.paths import shown
+from ima_dist.config.errors import ConfigError
 from ima_dist.data import prepare
-from ima_dist.train import EXIT_DONE, guarded, say, shown
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = configuration.OneLineParser(prog="python -m ima_dist.data", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m ima_dist.data", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     names = ", ".join(prepare.PUBLISHED)
     make = commands.add_parser("prepare", help="make the prepared copy of a data set", allow_abbrev=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ima_dist.noise import Phase, sample_keys, uniform
+from ima_dist.core.noise import Phase, sample_keys, uniform
 
 # By how many pixels a crop may be shifted; what it lacks is mirrored, as in the MMA paper's published code.
 PADDING = 4

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ima_dist.config import ConfigError, DataConfig
-from ima_dist.data.dataset import DataSet, Split, hold_out
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.choosing import hold_out
 from ima_dist.data.files import Files
 from ima_dist.data.published import Published
-from ima_dist.references import first_line
+from ima_dist.data.types import DataSet, Split
 
 # The folder is the label: 0 uninfected, 1 infected.
 _FOLDERS = ("non-COVID", "COVID")

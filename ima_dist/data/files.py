@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ima_dist.config import ConfigError, DataConfig
-from ima_dist.references import first_line
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.schema import DataConfig
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from sklearn.datasets import make_moons
 
-from ima_dist.config import DataConfig
-from ima_dist.data.dataset import DataSet, Split
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.types import DataSet, Split
 
 _SIZES = (20000, 2000, 2000)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ima_dist.noise import Phase, mix64, sample_keys
+from ima_dist.core.noise import Phase, mix64, sample_keys
 
 # Positions that ``batches`` permutes at once: a call a batch would cost more than a step of a small network.
 _BLOCK = 2**16

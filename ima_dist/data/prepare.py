@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config import ConfigError, DataConfig, did_you_mean
+from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.schema import DataConfig
 from ima_dist.data import prepared
 from ima_dist.data.cifar10 import CIFAR10
 from ima_dist.data.covid_ct import COVID_CT
 from ima_dist.data.idx import FASHION_MNIST, MNIST
 from ima_dist.data.published import Published
 from ima_dist.data.svhn import SVHN
-from ima_dist.references import first_line
 
 PUBLISHED = {p.name: p for p in (FASHION_MNIST, MNIST, SVHN, CIFAR10, COVID_CT)}
 DOWNLOAD = "download"

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ima_dist.config import ConfigError, DataConfig
-from ima_dist.data.dataset import Split
-from ima_dist.references import first_line
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.types import Split
 
 MANIFEST = "prepared.json"
 FORMAT = 1

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ima_dist.config import ConfigError, DataConfig
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import DataConfig
 from ima_dist.data import prepared
-from ima_dist.data.dataset import Split
 from ima_dist.data.files import Files, find
+from ima_dist.data.types import Split
 
 
 @dataclass(frozen=True)

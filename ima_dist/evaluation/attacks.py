@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist import noise, norms
 from ima_dist.attacks import spsa, worst
 from ima_dist.attacks.common import Box, attack_mode
-from ima_dist.config import Config
+from ima_dist.config.schema import Config
+from ima_dist.core import noise, norms
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
 from ima_dist.evaluation.autoattack import autoattack
 

@@ -7,8 +7,8 @@ from pyautoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from ima_dist import norms
 from ima_dist.attacks.common import Box, attack_mode
+from ima_dist.core import norms
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 # The loss of apgd-t and the targets of fab-t need a third and a fourth class.

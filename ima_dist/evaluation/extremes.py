@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ima_dist.data.dataset import Resident
+from ima_dist.data.types import Resident
 
 _EACH = 6
 

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from ima_dist.config import Config
+from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions, protocol
-from ima_dist.results.rundir import RunDir, read_parquet, write_json, write_parquet
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet, write_json, write_parquet
 
 
 def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, config: Config, epoch: int) -> pa.Table:

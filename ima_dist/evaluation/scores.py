@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ima_dist.attacks.common import attack_mode
-from ima_dist.data.dataset import Resident
+from ima_dist.data.types import Resident
 
 _AT_ONCE = 256
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ima_dist.config import Config
+from ima_dist.config.schema import Config
 from ima_dist.methods.adv import Adversarial
 from ima_dist.methods.base import Attacked, Batch, Method
 from ima_dist.methods.ce import CrossEntropy

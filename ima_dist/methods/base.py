@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ima_dist import noise
 from ima_dist.attacks.common import Box, Network
-from ima_dist.config import Config
-from ima_dist.margins import Proposals
+from ima_dist.config.schema import Config
+from ima_dist.core import noise
+from ima_dist.margins.update import Proposals
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.bpgd import BoundaryResult, bpgd
 from ima_dist.attacks.common import Box, Network, cross_entropy
-from ima_dist.config import Config
-from ima_dist.margins import Proposals, update_margins
+from ima_dist.config.schema import Config
+from ima_dist.core import norms
+from ima_dist.margins.update import Proposals, update_margins
 from ima_dist.methods.base import Attacked, Batch, Method
 
 

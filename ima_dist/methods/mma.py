@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ima_dist.attacks.anpgd import anpgd
 from ima_dist.attacks.common import Network, attack_mode, cross_entropy, misclassified
-from ima_dist.margins import Proposals
+from ima_dist.margins.update import Proposals
 from ima_dist.methods.base import Attacked, Batch, Method
 
 CLEAN_WEIGHT = 1 / 3

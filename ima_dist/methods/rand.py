@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ima_dist import norms
 from ima_dist.attacks.common import Network
+from ima_dist.core import norms
 from ima_dist.methods.adv import half_and_half
 from ima_dist.methods.base import Attacked, Batch, Method
 

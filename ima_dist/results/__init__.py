@@ -1,4 +1,1 @@
-"""What a run leaves behind: its files, the paper's figures to compare with, tables and pictures.
-
-Nothing here imports torch, so that reports and dashboards open anywhere.
-"""
+"""What results mean: the paper's tables, statistics, comparisons and the text of tables. No torch."""

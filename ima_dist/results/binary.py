@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ima_dist.results.rundir import RunDir, read_parquet
 from ima_dist.results.table import aligned, format_noise, noise_key, wilson_interval
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
 
 _TARGETS = (0.90, 0.95, 0.99)
 

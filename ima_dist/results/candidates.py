@@ -8,12 +8,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ima_dist.config import ATTACKS, METHODS, Config, ConfigError, option_values, replace
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import ATTACKS, METHODS, Config
+from ima_dist.config.values import option_values, with_options
+from ima_dist.plans.sweepfile import READ_BY, Point, canonical
+from ima_dist.report.runs import checked_curves, find_runs
 from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candidate
-from ima_dist.results.report.runs import checked_curves, find_runs
-from ima_dist.results.rundir import RunDir
 from ima_dist.results.table import aligned, attack_rows, format_noise
-from ima_dist.sweeps import READ_BY, Point, canonical
+from ima_dist.rundir.directory import RunDir
 
 # The strictest attack that all have decides.
 _STRICTEST_FIRST = ("autoattack", "worst", "pgd-mma", "pgd100", "spsa", "white-noise")
@@ -54,7 +56,7 @@ class Row:
 
 def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
     """A row for each combination of a sweep, with the seeds whose runs below ``root`` are evaluated."""
-    from ima_dist.jobs import run_path
+    from ima_dist.plans.jobfile import run_path
 
     rows: dict[str, Row] = {}
     for point in points:
@@ -94,7 +96,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
             values = {n: own[n] for n in differing if config.method in READ_BY.get(n, METHODS)}
             if epoch != config.epochs:
                 values["epoch"] = epoch
-            key = replace(config, {"seed": 0}).fingerprint(), epoch
+            key = with_options(config, {"seed": 0}).fingerprint(), epoch
             row = rows.setdefault(key, Row(values))
             row.planned += 1
             row.add(curves, epoch)

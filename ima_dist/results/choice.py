@@ -14,7 +14,7 @@ from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 from ima_dist.results.table import wilson_interval
 
 _UPPER = 0.975  # of 95 % intervals

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ima_dist.results import obfuscation, paper
-from ima_dist.results.rundir import RunDir
 from ima_dist.results.table import aligned, attack_rows, format_noise, noise_key
 from ima_dist.results.tradeoff import tradeoff_table
+from ima_dist.rundir.directory import RunDir
 
 
 def comparison_table(runs: dict[str, RunDir], table: int | None, epochs: tuple[int, ...] = ()) -> str:

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ima_dist.results.rundir import RunDir, read_parquet
 from ima_dist.results.table import aligned, format_noise, noise_key
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
 
 _CHANCE = 0.05
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from importlib import resources
 
-from ima_dist.config import Config
-from ima_dist.presets import is_the_papers, make_config, preset_config
+from ima_dist.config.presets import is_the_papers, make_config, preset_config
+from ima_dist.config.schema import Config
 
 # (preset, norm) -> the table that holds the experiment's main result on the test set (appendices B and D).
 _MAIN_TABLE = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ima_dist.config import Config, ConfigError
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import Config
 from ima_dist.results import paper
 from ima_dist.results.table import aligned, attack_rows, format_noise, noise_key
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ima_dist.config import ATTACKS
+from ima_dist.config.schema import ATTACKS
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
+from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.results import paper
-from ima_dist.results.collection import Collection, Run
-from ima_dist.results.plots.accuracy import Series, accuracy_figure
 from ima_dist.results.table import attack_rows, format_noise, noise_key
+from ima_dist.tracking.collection import Collection, Run
 
 TITLE = "Accuracy"
 INTRODUCTION = (

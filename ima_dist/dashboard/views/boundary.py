@@ -6,8 +6,8 @@ from ima_dist.dashboard import files
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State
-from ima_dist.results.collection import Collection
-from ima_dist.results.plots.boundary import boundary_figure
+from ima_dist.figures.interactive.boundary import boundary_figure
+from ima_dist.tracking.collection import Collection
 
 TITLE = "Boundary"
 INTRODUCTION = "Where the network changes its mind, for data in the plane (paper, Fig. 6)."

@@ -11,9 +11,7 @@ from ima_dist.dashboard import files
 from ima_dist.dashboard.names import choose_run
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of, slider
-from ima_dist.results.audit import TOLERANCE, summarise
-from ima_dist.results.collection import Collection, Run
-from ima_dist.results.plots.margins import (
+from ima_dist.figures.interactive.margins import (
     audit_figure,
     class_figure,
     class_name,
@@ -21,7 +19,9 @@ from ima_dist.results.plots.margins import (
     histogram_figure,
     share_figure,
 )
+from ima_dist.results.margin_audit import TOLERANCE, summarise
 from ima_dist.results.table import NORM_SIGN
+from ima_dist.tracking.collection import Collection, Run
 
 TITLE = "Margins"
 INTRODUCTION = "Estimated distance of each training sample to the decision boundary, up to ε_max (paper, Fig. 14)."

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ima_dist.cli.progress import format_seconds
 from ima_dist.dashboard.parts import Grid, Note, Part, Values
 from ima_dist.dashboard.state import Control, State, one_of, unparse
-from ima_dist.progress import format_seconds
-from ima_dist.results.collection import Collection, Run
+from ima_dist.tracking.collection import Collection, Run
 
 TITLE = "Runs"
 INTRODUCTION = "Every run and trial below the results directory. Choose a name to see its curves."

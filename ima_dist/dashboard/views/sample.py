@@ -11,9 +11,9 @@ from ima_dist.dashboard import files
 from ima_dist.dashboard.names import choose_run
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number, one_of
-from ima_dist.results.collection import Collection, Run
-from ima_dist.results.plots.margins import class_name
-from ima_dist.results.plots.sample import predictions_figure, sample_figure
+from ima_dist.figures.interactive.margins import class_name
+from ima_dist.figures.interactive.sample import predictions_figure, sample_figure
+from ima_dist.tracking.collection import Collection, Run
 
 TITLE = "Sample"
 INTRODUCTION = (

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ima_dist.config import ATTACKS, ConfigError
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import ATTACKS
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number, one_of
+from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
 from ima_dist.results.choice import Candidate, Share, choose, make_candidate
-from ima_dist.results.collection import Collection, Run
-from ima_dist.results.plots.tradeoff import Point, differing, parallel_figure, tradeoff_figure
 from ima_dist.results.table import NORM_SIGN, attack_rows, format_noise, noise_key
+from ima_dist.tracking.collection import Collection, Run
 
 TITLE = "Trade-off"
 INTRODUCTION = (

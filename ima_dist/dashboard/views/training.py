@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ima_dist.config import ConfigError
+from ima_dist.config.errors import ConfigError
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number
-from ima_dist.results.collection import Collection
-from ima_dist.results.plots.training import Trained, training_figure
+from ima_dist.figures.interactive.training import Trained, training_figure
 from ima_dist.results.tradeoff import select_epoch
+from ima_dist.tracking.collection import Collection
 
 TITLE = "Training"
 INTRODUCTION = (

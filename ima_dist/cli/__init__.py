@@ -1,0 +1,1 @@
+"""What the commands share: the command line, exit statuses, paths, progress, checks and results."""

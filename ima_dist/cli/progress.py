@@ -1,0 +1,217 @@
+"""What the user sees while a run trains: a bar on a terminal, plain lines in a log file.
+
+The workers write progress.json, perhaps on other machines; this side only reads it, and needs no torch.
+Keys, all optional: stage ("starting", "training", "margins", "evaluation", "done"), epoch (from 1), epochs,
+step, steps, samples_done, samples_total, samples_per_second, workers, loss, clean_accuracy, margin_mean,
+share_at_max, seconds_left, evaluation_done, evaluation_total, message, updated (Unix time).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json
+
+_POLL_SECONDS = 0.5
+_LINE_SECONDS = 60.0  # in a log, the longest time without a line
+_AFTER_TRAINING = ("evaluation", "done")
+
+
+class ProgressView:
+    """Context manager that follows a run's progress.json and shows it on ``stream`` (default: stderr).
+
+    On a terminal one bar counts the samples of the whole training, and then the evaluation. Elsewhere there
+    is a line for every change of stage, every finished epoch (unless shorter than half a second), and every
+    minute. A file that is missing or damaged, or a stream whose other end has gone, never disturbs the run.
+    On leaving, the last state is shown.
+    """
+
+    def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
+        self._path = run.progress_path
+        self._stacks = run.stacks_dir
+        self._told: set[str] = set()
+        self._workers: int | None = None
+        stream = sys.stderr if stream is None else stream
+        self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+
+    def __enter__(self) -> ProgressView:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._poll()
+            self._display.close()
+
+    def _follow(self) -> None:
+        # A terminal that has gone away, or a closed pipe, must not end the training.
+        with contextlib.suppress(OSError):
+            while not self._stop.wait(_POLL_SECONDS):
+                self._poll()
+
+    def _poll(self) -> None:
+        try:
+            state = read_json(self._path)
+        except (ConfigError, OSError):
+            return  # the next poll may find it whole
+        if state:
+            self._display.show(state)
+            workers = state.get("workers") or self._workers
+            if self._workers is not None and workers != self._workers:
+                self._display.note(f"Going on with {workers} worker{'s' * (workers != 1)}.")
+            self._workers = workers
+        for file in sorted(self._stacks.glob("worker-*.txt")):
+            if file.name not in self._told and file.stat().st_size:
+                self._told.add(file.name)
+                number = int(file.stem.rsplit("-", 1)[1])
+                self._display.note(f"Worker {number} stands still; what it is doing is in {file}.")
+
+
+def describe(state: dict[str, Any], compact: bool = False) -> str:
+    """One line for a state of progress.json; what is missing or None is left out.
+
+    ``compact`` drops the step and moves the time left forward, where a narrow terminal does not cut it off.
+    """
+    stage = state.get("stage")
+    left = _filled("{} left", _seconds(state.get("seconds_left")))
+    if stage == "evaluation":
+        counts = _filled("{:,}/{:,}", state.get("evaluation_done"), state.get("evaluation_total"))
+        return "  ".join(part for part in (f"evaluation {counts}".strip(), left) if part)
+    epoch = _filled("epoch {}/{}", state.get("epoch"), state.get("epochs"))
+    if stage in ("starting", "done") or not epoch:
+        return ": ".join(str(part) for part in (stage, state.get("message")) if part)
+    step = _filled("step {}/{}", state.get("step"), state.get("steps"))
+    margin = _filled("margin {:.4f}", state.get("margin_mean"))
+    if margin and state.get("share_at_max") is not None:
+        margin += f" ({100 * state['share_at_max']:.0f} % at maximum)"
+    measured = [
+        _filled("{:,.0f} samples/s", state.get("samples_per_second")),
+        _filled("loss {:.3f}", state.get("loss")),
+        _filled("clean {:.3f}", state.get("clean_accuracy")),
+        margin,
+    ]
+    where = "margins" if stage == "margins" else "" if compact else step
+    parts = [epoch, where, left, *measured] if compact else [epoch, where, *measured, left]
+    return "  ".join(part for part in parts if part)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: ``45 s``, ``1 min 40 s``, ``2 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(whole / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _Lines:
+    """Plain lines for a log file."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._last: dict[str, Any] = {}
+        self._last_line = ""
+        self._changed_at = self._line_at = time.monotonic()
+
+    def show(self, state: dict[str, Any]) -> None:
+        before, self._last = self._last, state
+        now = time.monotonic()
+        if state != before:
+            self._changed_at = now
+        if _epoch_finished(before, state):
+            self._print(_finished_line(before, state))
+        if state.get("stage") and state["stage"] != before.get("stage"):
+            self._print(_stage_line(state))
+        elif now - self._line_at >= _LINE_SECONDS:
+            silence = now - self._changed_at
+            note = f"  (no news for {format_seconds(silence)})" if silence >= _LINE_SECONDS else ""
+            self._print(describe(state) + note)
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def close(self) -> None:
+        line = describe(self._last)
+        if line and line != self._last_line:
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        self._line_at, self._last_line = time.monotonic(), line
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+class _Bar:
+    """A tqdm bar on a terminal, from the first state on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._bar: tqdm[Any] | None = None
+
+    def show(self, state: dict[str, Any]) -> None:
+        text = describe(state, compact=True)
+        if self._bar is None:
+            # tqdm's own rate and time left would count the starting time, and a resumed run's old samples.
+            layout = "{percentage:3.0f}%|{bar:12}| {desc}"
+            self._bar = tqdm(
+                desc=text, total=1, unit="samples", file=self._stream, dynamic_ncols=True, bar_format=layout
+            )
+        what = "evaluation" if state.get("stage") == "evaluation" else "samples"
+        self._bar.total = state.get(f"{what}_total") or 1
+        done = self._bar.total if state.get("stage") == "done" else state.get(f"{what}_done") or 0
+        self._bar.n = min(done, self._bar.total)
+        self._bar.set_description_str(text)
+
+    def note(self, text: str) -> None:
+        tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _epoch_finished(before: dict[str, Any], state: dict[str, Any]) -> bool:
+    if before.get("epoch") is None or before.get("stage") in _AFTER_TRAINING:
+        return False
+    return state.get("stage") in _AFTER_TRAINING or (state.get("epoch") or 0) > before["epoch"]
+
+
+def _finished_line(before: dict[str, Any], state: dict[str, Any]) -> str:
+    # The last state read may be some steps short of the end; the margins of an epoch come after its steps,
+    # so the newer state has them. Its time left counts, unless it is that of the evaluation.
+    newer = {k: state[k] for k in ("margin_mean", "share_at_max") if state.get(k) is not None}
+    left = None if state.get("stage") in _AFTER_TRAINING else state.get("seconds_left")
+    whole = {"stage": "training", "step": before.get("steps"), "seconds_left": left}
+    return describe({**before, **newer, **whole})
+
+
+def _stage_line(state: dict[str, Any]) -> str:
+    line = str(state["stage"])
+    if line in ("training", "margins"):
+        line += _filled(" (epoch {}/{})", state.get("epoch"), state.get("epochs"))
+    return f"{line}: {state['message']}" if state.get("message") else line
+
+
+def _filled(template: str, *values: Any) -> str:
+    return "" if any(value is None for value in values) else template.format(*values)
+
+
+def _seconds(seconds: float | None) -> str | None:
+    return None if seconds is None else format_seconds(seconds)

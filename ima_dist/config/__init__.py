@@ -1,0 +1,1 @@
+"""A run's configuration: its schema, the paper's presets, plain values, and the errors a user can mend."""

@@ -1,0 +1,155 @@
+"""The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.schema import Config
+from ima_dist.config.values import as_flags, from_dict, option_values
+
+_MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
+_CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
+
+# preset -> (fields shared by both norms, {norm: (eps_max, noise levels of the paper's tables)})
+_PRESETS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, list[float]]]]] = {
+    "moons": (
+        {
+            "epochs": 30,
+            "data": {"source": "ima_dist.data.moons:load"},
+            "model": {"factory": "ima_dist.models:moons_mlp"},
+        },
+        {"linf": (0.3, _MOONS_NOISE), "l2": (0.3, _MOONS_NOISE)},
+    ),
+    "fashion_mnist": (
+        {
+            "epochs": 60,
+            "data": {"source": "ima_dist.data.idx:load_fashion_mnist"},
+            "model": {"factory": "ima_dist.models:fashion_mnist_cnn"},
+        },
+        {
+            "linf": (0.3, _MOONS_NOISE),
+            "l2": (5.0, [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0]),
+        },
+    ),
+    "svhn": (
+        {
+            "epochs": 60,
+            "data": {"source": "ima_dist.data.svhn:load"},
+            "model": {"factory": "ima_dist.models:svhn_cnn"},
+        },
+        {
+            "linf": (0.1, [0.0, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1]),
+            "l2": (2.0, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0]),
+        },
+    ),
+    "covid_ct": (
+        {
+            "epochs": 100,
+            "batch_size": 32,
+            "data": {"source": "ima_dist.data.covid_ct:load"},
+            "model": {"factory": "ima_dist.models:resnet18_in"},
+        },
+        {"linf": (0.3, [0.0, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])},
+    ),
+    "mnist": (
+        {
+            "epochs": 60,
+            "data": {"source": "ima_dist.data.idx:load_mnist"},
+            "model": {"factory": "ima_dist.models:mnist_lenet5"},
+            "optimizer": {"name": "adamax", "lr": 2e-3},
+        },
+        {"linf": (0.45, [0.0, 0.1, 0.2, 0.3, 0.4]), "l2": (4.0, [0.0, 1.0, 2.0, 3.0, 4.0])},
+    ),
+    "cifar10": (
+        {
+            "epochs": 200,
+            "data": {"source": "ima_dist.data.cifar10:load"},
+            "model": {"factory": "ima_dist.models:wrn_28_4"},
+            "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "halve_every": 25},
+            "attack": {"steps": 10},
+        },
+        {"linf": (32 / 255, _CIFAR_NOISE), "l2": (3.0, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])},
+    ),
+}
+
+PRESETS = tuple(_PRESETS)
+
+# What the paper leaves open and is therefore ours: presets -> setting.
+OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("moons",), "Moons: points with normal noise of standard deviation 0.06, and the experiments under L2."),
+    (("fashion_mnist", "mnist", "svhn", "cifar10"), "A validation set of 5,000 images, taken from the training set."),
+    (("cifar10",), "CIFAR-10: batches of 128 images."),
+    (
+        ("fashion_mnist", "svhn", "covid_ct"),
+        "Instance norm without parameters: it is not affine, and keeps no running statistics.",
+    ),
+    (("covid_ct",), "COVID-19 CT: images in grey, one channel."),
+)
+
+
+def is_the_papers(config: Config) -> bool:
+    """Whether data and network are the ones that the paper used for this preset, so that its tables apply."""
+    shared, _ = _PRESETS[config.preset]
+    given = (config.data.source, config.model.factory)
+    return given == (shared["data"]["source"], shared["model"]["factory"])
+
+
+def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
+    """The preset's configuration with ``options`` (dotted names) on top, checked.
+
+    Raises ConfigError for an unknown preset, a norm the paper did not use for it without ``eps_max``
+    and ``eval.noise``, or an option that cannot work.
+    """
+    if preset not in _PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}.")
+    options = dict(options or {})
+    shared, norms = _PRESETS[preset]
+    norm = options.get("norm", "linf")
+    tree: dict[str, Any] = {"preset": preset, "norm": norm, "eval": {}}
+    for key, value in shared.items():
+        tree[key] = dict(value) if isinstance(value, dict) else value
+    if norm in norms:
+        tree["eps_max"], tree["eval"]["noise"] = norms[norm][0], list(norms[norm][1])
+    elif "eps_max" not in options or "eval.noise" not in options:
+        raise ConfigError(f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself.")
+    if options.get("method") == "ce" and preset == "covid_ct":
+        tree["optimizer"] = {"name": "adamw", "weight_decay": 0.01}
+    for dotted, value in options.items():
+        node = tree
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = list(value) if isinstance(value, tuple) else value
+    config = from_dict(tree)
+    assert isinstance(config, Config)
+    return config
+
+
+def preset_config(config: Config) -> Config:
+    """The preset's own configuration for the method and norm of ``config``.
+
+    For a norm that the paper did not use on the preset, with the noise levels of ``config``.
+    """
+    given = {"norm": config.norm, "method": config.method}
+    if config.norm not in _PRESETS[config.preset][1]:
+        return make_config(config.preset, {**given, "eps_max": config.eps_max, "eval.noise": config.eval.noise})
+    return make_config(config.preset, given)
+
+
+def options_of(config: Config) -> dict[str, Any]:
+    """The options by dotted name that make ``config`` from its preset, method and norm always among them."""
+    usual, own = option_values(preset_config(config)), option_values(config)
+    always = {"method", "norm"}
+    if config.norm not in _PRESETS[config.preset][1]:
+        always |= {"eps_max", "eval.noise"}
+    return {name: value for name, value in own.items() if name in always or (name != "preset" and value != usual[name])}
+
+
+def train_command(config: Config, out: Path | str) -> str:
+    """The command that trains ``config`` into the run directory ``out``."""
+    return shlex.join(
+        ["python", "-m", "ima_dist.train", config.preset, *as_flags(options_of(config)), "--out", str(out)]
+    )

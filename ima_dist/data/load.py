@@ -1,0 +1,156 @@
+"""What a data set is, how a user's function for one is called and checked, and how it stands on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.references import resolve_reference
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.augment import PADDING
+from ima_dist.data.checks import check_box, check_labels, count_classes
+from ima_dist.data.choosing import choose_balanced, class_quotas
+from ima_dist.data.types import PARTS, DataSet, Split
+
+
+def load(config: DataConfig, seed: int) -> DataSet:
+    """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
+
+    The function is called with (config, seed) and returns a DataSet, or a dictionary with "train", "test"
+    and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
+    "class_names". Without class names, the classes are those that occur in the training set.
+    Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
+    returns cannot be trained on.
+    """
+    function = resolve_reference(config.source, "data.source")
+    try:
+        returned = function(config, seed)
+    except ConfigError:
+        raise
+    except Exception as e:
+        raise ConfigError(f"--data.source {config.source} failed, correct it: {first_line(e)}.") from e
+    try:
+        data = _normalise(returned)
+    except ConfigError as e:
+        raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
+    return data if config.subset is None else _subset(data, config.subset, seed)
+
+
+def _subset(data: DataSet, n: int, seed: int) -> DataSet:
+    classes = data.num_classes
+    if n > len(data.train):
+        raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
+    if n < classes:
+        raise ConfigError(f"--data.subset must be at least the number of classes, {classes}, not {n}.")
+    wanted = class_quotas(n, classes)
+    available = torch.bincount(data.train.y, minlength=classes).tolist()
+    for c in range(classes):
+        if available[c] < wanted[c]:
+            raise ConfigError(
+                f"--data.subset {n} needs {wanted[c]} training samples of class {c}, which has "
+                f"{available[c]}: the largest with as many of each class is {min(available) * classes}."
+            )
+
+    def capped(part: Split, stream: int) -> Split:
+        cap = max(round(len(part) * n / len(data.train)), 10 * classes)
+        if cap >= len(part):
+            return part
+        return part.take(choose_balanced(part.y, class_quotas(cap, classes), seed, stream))
+
+    train = data.train.take(choose_balanced(data.train.y, wanted, seed, stream=0))
+    return replace(data, train=train, val=capped(data.val, 1), test=capped(data.test, 2))
+
+
+def _normalise(returned: Any) -> DataSet:
+    if isinstance(returned, DataSet):
+        given = {name: getattr(returned, name) for name in (*PARTS, "box", "class_names")}
+    elif isinstance(returned, dict):
+        given = dict(returned)
+        known = (*PARTS, "box", "class_names")
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"it has an unknown entry {key!r}{did_you_mean(key, known)}.")
+    else:
+        raise ConfigError(f"it must be a DataSet or a dictionary, not {type(returned).__name__}.")
+
+    for name in ("train", "test"):
+        if given.get(name) is None:
+            raise ConfigError(f"it lacks the entry {name!r}, a pair (x, y).")
+    train = _split("train", given["train"])
+    val = train.take(torch.arange(0)) if given.get("val") is None else _split("val", given["val"])
+    test = _split("test", given["test"])
+    for name, part in (("train", train), ("test", test)):
+        if len(part) == 0:
+            raise ConfigError(f"{name} holds no samples, give at least one.")
+    if len(val) == 0:
+        val = train.take(torch.arange(0))
+    for name, part in (("val", val), ("test", test)):
+        if part.stored.shape[1:] != train.stored.shape[1:] or part.stored.dtype != train.stored.dtype:
+            raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
+
+    names = given.get("class_names")
+    names = None if names is None else tuple(str(n) for n in names)
+    parts = {"train": train, "val": val, "test": test}
+    if isinstance(returned, DataSet):
+        num_classes = returned.num_classes
+    elif names is not None:
+        num_classes = len(names)
+    else:
+        num_classes = count_classes(train.y)
+    check_labels(parts, num_classes, names)
+    box = check_box(parts, given.get("box"))
+    augment = isinstance(returned, DataSet) and returned.augment
+    shape = tuple(train.stored.shape[1:])
+    if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
+        raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
+    return DataSet(train, val, test, box, num_classes, names, augment)
+
+
+def _split(name: str, given: Any) -> Split:
+    rows = None
+    if isinstance(given, Split):
+        x, y, names = given.stored, given.y, given.names
+        if given.rows is not None:
+            # Floating point is looked at sample by sample below, bytes are always right.
+            x, rows = (x, given.rows) if x.dtype == torch.uint8 else (given.x, None)
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        x, y, names = given[0], given[1], None
+    else:
+        raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
+    x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
+    if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
+        raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
+    count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
+    if x.dim() == 0 or count != len(y):
+        raise ConfigError(f"{name} has {count or 'no'} samples x but {len(y)} labels y.")
+    if names is not None and len(names) != len(y):
+        raise ConfigError(f"{name} has {len(names)} names but {len(y)} samples.")
+    if len(y) and x.dim() < 2:
+        raise ConfigError(f"x of {name} must have shape (N, features…), not (N,).")
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise ConfigError(f"x of {name} must be uint8 or floating point, not {_kind(x)}.")
+    if x.is_floating_point():
+        finite = x.flatten(1).isfinite().all(1) if len(x) else torch.ones(0, dtype=torch.bool)
+        if not finite.all():
+            first = int((~finite).nonzero()[0])
+            raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {first}.")
+    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows)
+
+
+def _tensor(what: str, value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if not isinstance(value, np.ndarray):
+        raise ConfigError(f"{what} must be a numpy array or a tensor, not {type(value).__name__}.")
+    if value.dtype.kind not in "buif" or value.dtype.itemsize > 8:
+        raise ConfigError(f"{what} must hold numbers of at most 64 bits, not {value.dtype}.")
+    # torch takes neither read-only arrays nor foreign byte order nor negative strides.
+    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def _kind(x: torch.Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

@@ -1,0 +1,116 @@
+"""Samples and labels of a data set, and their place on a device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+PARTS = ("train", "val", "test")
+UINT8_BOX = (0.0, 1.0)
+_DIGESTED = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples with labels.
+
+    stored: (M, *shape), uint8 for images (0 to 255) or floating point, as the network sees it; it may lie in a
+        file that several processes share, and is only read.
+    y: (N,) int64, classes from 0.
+    names: what the samples are called (file names, for example), or None.
+    rows: (N,) int64, where in ``stored`` the samples are; None if it holds them alone, in order (M = N).
+    """
+
+    stored: torch.Tensor
+    y: torch.Tensor
+    names: tuple[str, ...] | None = None
+    rows: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def x(self) -> torch.Tensor:
+        """(N, *shape), the samples; with ``rows``, every use makes a copy."""
+        return self.stored if self.rows is None else self.stored[self.rows]
+
+    def view(self, indices: torch.Tensor) -> Split:
+        """The samples at ``indices`` (int64), in that order, left where they are stored."""
+        names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
+        return Split(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
+
+    def take(self, indices: torch.Tensor) -> Split:
+        """As ``view``, but copied, so that the others need not be kept."""
+        chosen = self.view(indices)
+        return Split(chosen.x, chosen.y, chosen.names)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """What the function named by ``--data.source`` returns.
+
+    box: feasible range of inputs as the network sees them, (0.0, 1.0) for uint8 images; None if unbounded.
+    augment: training images are cropped and flipped at random (see augment.py).
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    box: tuple[float, float] | None
+    num_classes: int
+    class_names: tuple[str, ...] | None = None
+    augment: bool = False
+
+    def digest(self) -> str:
+        """A short hash that tells other data from these: sizes, all labels, and up to 512 samples a part.
+
+        Not every sample, because a run asks for it at every start.
+        """
+        found = hashlib.sha256()
+        for part in (self.train, self.val, self.test):
+            found.update(f"{(len(part), *part.stored.shape[1:])} {part.stored.dtype}".encode())
+            found.update(part.y.numpy().tobytes())
+            chosen = torch.linspace(0, max(len(part) - 1, 0), min(len(part), _DIGESTED), dtype=torch.float64).long()
+            found.update(part.take(chosen).x.contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()[:16]
+
+
+class Resident:
+    """One split held on a device: uint8 stays uint8 there, floating point is converted to ``dtype`` once.
+
+    x: (M, *shape) on the device; rows: (N,) int64, where in x the samples are, or None if it holds them alone,
+    in order; y: (N,) int64; box: as in DataSet; shape: of one sample, without N.
+    """
+
+    def __init__(
+        self, split: Split, device: torch.device | str, dtype: torch.dtype, box: tuple[float, float] | None
+    ) -> None:
+        self.dtype = dtype
+        self.box = box
+        bytes_stay = split.stored.dtype == torch.uint8
+        # On the CPU the samples stay where they are stored, which may be shared with other processes.
+        self.rows = split.rows if bytes_stay and torch.device(device).type == "cpu" else None
+        x = split.x if self.rows is None else split.stored
+        self.x = x.to(device) if bytes_stay else x.to(device, dtype)
+        self.y = split.y.to(device)
+        self.shape: tuple[int, ...] = tuple(split.stored.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x (B, *shape) of ``dtype``, uint8 divided by 255, and y (B,), both on the device.
+
+        indices: (B,) int64, on the CPU or the device. Does not wait for the device.
+        """
+        if self.x.is_cuda and not indices.is_cuda:
+            # Only a copy from pinned memory lets the host run ahead of the device.
+            indices = indices.pin_memory().to(self.x.device, non_blocking=True)
+        else:
+            indices = indices.to(self.x.device)
+        x = self.x.index_select(0, indices if self.rows is None else self.rows.index_select(0, indices))
+        if x.dtype == torch.uint8:
+            x = x.to(self.dtype) / 255
+        return x, self.y.index_select(0, indices)

@@ -1,0 +1,72 @@
+"""Are the margins in the store true? A second opinion from an attack that looks for the nearest boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from ima_dist.config.schema import Config
+from ima_dist.core import distributed
+from ima_dist.core.distributed import Interrupted
+from ima_dist.data.augment import augment
+from ima_dist.data.types import Resident
+from ima_dist.evaluation.autoattack import fab_distance
+from ima_dist.evaluation.runner import Stop, stoppable
+
+
+def audit(
+    network: nn.Module,
+    train: Resident,
+    margins: pa.Table,
+    config: Config,
+    *,
+    epoch: int,
+    samples: int,
+    augmented: bool,
+    batch_size: int,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> pa.Table:
+    """Stored margin and audited distance of up to ``samples`` training samples, drawn by the run's seed.
+
+    All workers call it together, each for its share. ``margins``: as in the margin shards, sorted by index, of
+    the epoch ``epoch`` whose weights ``network`` has. ``augmented``: the margins are those of the crops of that
+    epoch. Columns of the result, the same on every worker: index, label, margin, distance (``fab_distance``),
+    correct. Raises Interrupted.
+    """
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:samples].sort().values
+    mine = distributed.share_of_batch(chosen)
+    labels, distances = [], []
+    stopped = False
+    try:
+        with stoppable(network, should_stop):
+            for part in mine.split(batch_size) if len(mine) else ():
+                indices = part.to(train.x.device)
+                x, y = train.batch(indices)
+                if augmented:
+                    x = augment(x, indices, config.seed, epoch - 1)
+                distances.append(fab_distance(network, x, y, norm=config.norm, box=train.box).double().cpu())
+                labels.append(y.cpu())
+                on_progress(sum(map(len, labels)), len(mine))
+    except Stop:
+        stopped = True
+    if any(distributed.gather_objects(stopped)):
+        raise Interrupted("stopped during the audit")
+    share = [mine, *(torch.cat(found) if found else torch.zeros(0) for found in (labels, distances))]
+    index, label, distance = (
+        np.concatenate([part.numpy() for part in parts])
+        for parts in zip(*distributed.gather_objects(share), strict=True)
+    )
+    return pa.table(
+        {
+            "index": index,
+            "label": label,
+            "margin": margins["margin"].to_numpy()[index].astype(np.float64),
+            "distance": distance,
+            "correct": distance > 0,
+        }
+    )

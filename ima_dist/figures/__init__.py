@@ -1,0 +1,1 @@
+"""Pictures: PNG files for a run, interactive figures for report and dashboard."""

@@ -1,0 +1,51 @@
+"""The decision boundary in the plane (Fig. 6)."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ima_dist.figures.interactive.style import AXIS, COLOURS, faint, figure
+
+_POINTS = 1500
+
+
+def boundary_figure(arrays: dict[str, np.ndarray]) -> go.Figure:
+    """``arrays``: as in examples/boundary.npz. Shown are up to 1500 samples, a symbol a class."""
+    x, y, probability = arrays["grid_x"][::2], arrays["grid_y"][::2], arrays["probability"][::2, ::2]
+    tints = [[0, faint(COLOURS[0], 0.2)], [0.5, faint(COLOURS[0], 0.2)]]
+    tints += [[0.5, faint(COLOURS[4], 0.2)], [1, faint(COLOURS[4], 0.2)]]
+    traces = [
+        go.Heatmap(
+            x=x,
+            y=y,
+            z=(probability > 0.5).astype(np.uint8),
+            zmin=0,
+            zmax=1,
+            colorscale=tints,
+            showscale=False,
+            hoverinfo="skip",
+        ),
+        go.Contour(
+            x=x,
+            y=y,
+            z=probability.astype(np.float32),
+            contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
+            line={"color": "#111", "width": 3},
+            name="decision boundary",
+            showlegend=True,
+            showscale=False,
+            hoverinfo="skip",
+        ),
+    ]
+    points, labels = arrays["points"][:_POINTS], arrays["labels"][:_POINTS]
+    for number, colour, sign in ((0, COLOURS[0], "circle-open"), (1, COLOURS[4], "x-thin-open")):
+        own = points[labels == number]
+        marker = {"symbol": sign, "size": 4, "color": colour, "line": {"color": colour, "width": 1}}
+        traces.append(go.Scatter(x=own[:, 0], y=own[:, 1], mode="markers", name=f"class {number}", marker=marker))
+    return figure(
+        traces,
+        height=560,
+        xaxis={**AXIS, "title": {"text": "first coordinate"}, "constrain": "domain"},
+        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x", "constrain": "domain"},
+    )

@@ -1,0 +1,187 @@
+"""Margins of the training samples (Figs. 9 and 14)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ima_dist.figures.interactive.images import image_grid
+from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.results.margin_audit import TOLERANCE
+from ima_dist.results.table import NORM_SIGN
+
+
+def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
+    """Counts between 0 and ε_max after ``epoch``; the mean as a line.
+
+    ``history``: rows with margin_histogram. ``slider``: the figure has one of its own, for all epochs.
+    Raises KeyError if the epoch is not there.
+    """
+    rows = {row["epoch"]: row for row in history}
+    counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
+    width = eps_max / len(counts)
+    centres = [(i + 0.5) * width for i in range(len(counts))]
+    top = max(counts)
+    fig = figure(
+        [
+            go.Bar(x=centres, y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
+            go.Scatter(
+                x=[mean, mean],
+                y=[0, top],
+                mode="lines",
+                line={"color": COLOURS[1], "width": 2, "dash": "dash"},
+                name="mean margin",
+            ),
+        ],
+        height=460 if slider else 400,
+        xaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "range": [0, eps_max]},
+        yaxis={**AXIS, "title": {"text": "training samples"}, "rangemode": "tozero"},
+        bargap=0,
+    )
+    if slider:
+        steps = [
+            {
+                "method": "restyle",
+                "label": str(number),
+                "args": [
+                    {
+                        "y": [row["margin_histogram"], [0, max(row["margin_histogram"])]],
+                        "x": [centres, [row["margin_mean"]] * 2],
+                    }
+                ],
+            }
+            for number, row in rows.items()
+        ]
+        active = list(rows).index(epoch)
+        fig.update_layout(
+            sliders=[{"steps": steps, "active": active, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}]
+        )
+    return fig
+
+
+def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
+    """Share of the samples at ε_max, and the mean margin as a share of ε_max, by epoch."""
+    epochs = [row["epoch"] for row in history]
+    traces = [
+        go.Scatter(
+            x=epochs,
+            y=[row["share_at_max"] for row in history],
+            name="share of samples at ε_max",
+            mode="lines+markers",
+            line={"color": COLOURS[0]},
+            marker={"symbol": "circle"},
+        ),
+        go.Scatter(
+            x=epochs,
+            y=[row["margin_mean"] / eps_max for row in history],
+            name="mean margin / ε_max",
+            mode="lines+markers",
+            line={"color": COLOURS[1], "dash": "dash"},
+            marker={"symbol": "square"},
+        ),
+    ]
+    fig = figure(
+        traces,
+        height=320,
+        xaxis={**AXIS, "title": {"text": "epoch"}},
+        yaxis={**AXIS, "title": {"text": "share"}, "range": [-0.02, 1.02]},
+    )
+    fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
+    return fig
+
+
+def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: str) -> go.Figure:
+    """A box a class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
+    boxes: dict[str, list[Any]] = {key: [] for key in ("x", "lowerfence", "q1", "median", "q3", "upperfence")}
+    for number in np.unique(label):
+        quantiles = np.quantile(margin[label == number], [0.05, 0.25, 0.5, 0.75, 0.95])
+        boxes["x"].append(text(class_name(names, int(number))))
+        for key, value in zip(("lowerfence", "q1", "median", "q3", "upperfence"), quantiles.tolist(), strict=True):
+            boxes[key].append(value)
+    return figure(
+        [go.Box(**boxes, marker={"color": COLOURS[0]}, name="margins", showlegend=False)],
+        height=380,
+        xaxis={**AXIS, "type": "category", "title": {"text": "class"}},
+        yaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "rangemode": "tozero"},
+    )
+
+
+def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
+    """The training samples of class ``number`` with the smallest margins (above) and the largest (below).
+
+    ``arrays``: as in examples/extremes.npz. Images are shown; points in the plane stand among those of all classes.
+    """
+    if arrays["sample"].ndim == 2:
+        return _points(arrays, number)
+    own = arrays["label"] == number
+    rows = [
+        [
+            (arrays["sample"][i], f"margin {arrays['margin'][i]:.4g}<br>sample {arrays['index'][i]}", False)
+            for i in np.flatnonzero(own & (arrays["largest"] == large))
+        ]
+        for large in (False, True)
+    ]
+    return image_grid(rows, ["smallest margins", "largest margins"])
+
+
+def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
+    traces = []
+    for large, sign, name in ((False, "x-thin-open", "smallest margins"), (True, "circle", "largest margins")):
+        chosen = (arrays["label"] == number) & (arrays["largest"] == large)
+        traces.append(
+            go.Scatter(
+                x=arrays["sample"][chosen, 0],
+                y=arrays["sample"][chosen, 1],
+                mode="markers",
+                name=name,
+                marker={"symbol": sign, "size": 11, "color": COLOURS[int(large)]},
+                text=[
+                    f"sample {i}, margin {m:.4g}"
+                    for i, m in zip(arrays["index"][chosen], arrays["margin"][chosen], strict=True)
+                ],
+                hovertemplate="%{text}<extra></extra>",
+            )
+        )
+    return figure(
+        traces,
+        height=420,
+        xaxis={**AXIS, "title": {"text": "first coordinate"}},
+        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x"},
+    )
+
+
+def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figure:
+    """Stored margin against the audited distance of the same samples (N,); above the line it is over-estimated."""
+    top = float(max(margin.max(), np.quantile(distance, 0.99)))
+    over = margin > (1 + TOLERANCE) * distance
+    traces = [
+        go.Scatter(
+            x=distance[chosen],
+            y=margin[chosen],
+            mode="markers",
+            name=name,
+            marker={"symbol": sign, "size": 7, "color": COLOURS[i]},
+        )
+        for i, (chosen, sign, name) in enumerate(
+            ((~over, "circle-open", "within"), (over, "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"))
+        )
+    ]
+    traces.append(
+        go.Scatter(
+            x=[0, top], y=[0, top], mode="lines", name="margin = distance", line={"color": "#111", "dash": "dash"}
+        )
+    )
+    sign = NORM_SIGN.get(norm, norm)
+    return figure(
+        traces,
+        height=460,
+        xaxis={**AXIS, "title": {"text": f"audited distance ({sign})"}, "range": [0, 1.05 * top]},
+        yaxis={**AXIS, "title": {"text": f"stored margin ({sign})"}, "range": [0, 1.05 * top]},
+    )
+
+
+def class_name(names: list[str], number: int) -> str:
+    """Name of a class, or its number where the names do not reach."""
+    return names[number] if 0 <= number < len(names) else str(number)

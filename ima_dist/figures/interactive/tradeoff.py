@@ -1,0 +1,96 @@
+"""Clean against robust accuracy, and the values that lead there."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from ima_dist.figures.interactive.style import AXIS, COLOURS, SYMBOLS, figure, text
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model: shares with their 95 % intervals. group: what colour and symbol stand for (a method, say)."""
+
+    name: str
+    group: str
+    clean: float
+    clean_interval: Interval
+    robust: float
+    robust_interval: Interval
+
+
+def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Figure:
+    """The plane; ``pareto``: indices of the points on the front, which a line joins. ``what``: the upright axis."""
+    front = sorted(pareto, key=lambda i: (points[i].clean, -points[i].robust))
+    traces = [
+        go.Scatter(
+            x=[points[i].clean for i in front],
+            y=[points[i].robust for i in front],
+            mode="lines+markers",
+            name="Pareto front",
+            line={"color": "#111", "width": 1, "shape": "vh"},
+            marker={"symbol": "circle-open", "size": 17, "color": "#111"},
+            hoverinfo="skip",
+        )
+    ]
+    for i, group in enumerate(dict.fromkeys(p.group for p in points)):
+        own = [p for p in points if p.group == group]
+        traces.append(
+            go.Scatter(
+                x=[p.clean for p in own],
+                y=[p.robust for p in own],
+                error_x=_bars([p.clean for p in own], [p.clean_interval for p in own]),
+                error_y=_bars([p.robust for p in own], [p.robust_interval for p in own]),
+                mode="markers",
+                name=text(group),
+                text=[text(p.name) for p in own],
+                hovertemplate="%{text}<br>clean %{x:.4f}<br>robust %{y:.4f}<extra></extra>",
+                marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 9, "color": COLOURS[i % len(COLOURS)]},
+            )
+        )
+    return figure(
+        traces,
+        height=520,
+        xaxis={**AXIS, "title": {"text": "clean accuracy"}},
+        yaxis={**AXIS, "title": {"text": text(what)}},
+    )
+
+
+def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str) -> go.Figure:
+    """Parallel coordinates: an axis a column, a line a row. Numbers are placed by size, texts one above the other."""
+    dimensions: list[dict[str, object]] = []
+    for name, values in columns.items():
+        if all(isinstance(v, int | float) for v in values):
+            dimensions.append({"label": text(name), "values": values})
+        else:
+            names = sorted({"not set" if v is None else str(v) for v in values})
+            places = [names.index("not set" if v is None else str(v)) for v in values]
+            ticks = {"tickvals": list(range(len(names))), "ticktext": [text(n)[:24] for n in names]}
+            dimensions.append({"label": text(name), "values": places, **ticks})
+    shade = {"color": columns[colour_by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": colour_by}}
+    line = shade if all(isinstance(v, int | float) for v in columns[colour_by]) else {"color": COLOURS[0]}
+    return figure(
+        [go.Parcoords(dimensions=dimensions, line=line)], height=440, margin={"l": 90, "r": 60, "t": 80, "b": 30}
+    )
+
+
+def differing(rows: list[dict[str, str]], apart: tuple[str, ...]) -> list[str]:
+    """Names whose values differ between any two rows, but for those in ``apart``."""
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return [n for n in names if n not in apart and len({row.get(n) for row in rows}) > 1]
+
+
+def _bars(values: list[float], intervals: list[Interval]) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - v for v, (_, high) in zip(values, intervals, strict=True)],
+        "arrayminus": [v - low for v, (low, _) in zip(values, intervals, strict=True)],
+        "thickness": 1,
+        "width": 3,
+    }

@@ -1,0 +1,71 @@
+"""Training and validation accuracy by epoch, and the epoch that a threshold selects (Figs. 11, 12 and 15)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ima_dist.figures.interactive.style import AXIS, colour, style, symbol, text
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run. history: rows of history.parquet. selected: the epoch that the threshold selects, or None."""
+
+    name: str
+    history: list[dict[str, Any]]
+    selected: int | None
+
+
+def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
+    """Above accuracy, validation solid and training dotted, with a star at the selected epoch; below the loss."""
+    fig = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.68, 0.32], vertical_spacing=0.06)
+    for i, run in enumerate(runs):
+        for key, what, dashed, row in (
+            ("val_accuracy", "validation", "solid", 1),
+            ("train_accuracy", "training", "dot", 1),
+            ("train_loss", "training loss", "solid", 2),
+        ):
+            known = [r for r in run.history if r.get(key) is not None]
+            if known:
+                fig.add_trace(
+                    go.Scatter(
+                        x=[r["epoch"] for r in known],
+                        y=[r[key] for r in known],
+                        mode="lines+markers",
+                        name=f"{text(run.name)}: {what}",
+                        legendgroup=f"{i} {what}",
+                        showlegend=row == 1,
+                        line={"color": colour(i), "dash": dashed},
+                        marker={"symbol": symbol(i), "size": 5 if len(known) < 60 else 1},
+                    ),
+                    row=row,
+                    col=1,
+                )
+        at = [r for r in run.history if r["epoch"] == run.selected and r.get("val_accuracy") is not None]
+        if at:
+            fig.add_trace(
+                go.Scatter(
+                    x=[run.selected],
+                    y=[at[0]["val_accuracy"]],
+                    mode="markers+text",
+                    text=[f"epoch {run.selected}"],
+                    textposition="top center",
+                    name=f"{text(run.name)}: selected",
+                    marker={"symbol": "star", "size": 16, "color": colour(i), "line": {"color": "#111", "width": 1}},
+                ),
+                row=1,
+                col=1,
+            )
+    style(fig, 560 + 20 * len(runs))
+    if threshold is not None:
+        fig.add_hline(y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, row=1, col=1)
+    fig.update_xaxes(**AXIS)
+    fig.update_yaxes(**AXIS)
+    fig.update_xaxes(title={"text": "epoch"}, row=2, col=1)
+    fig.update_yaxes(title={"text": "clean accuracy"}, range=[0, 1.05], row=1, col=1)
+    fig.update_yaxes(title={"text": "loss"}, row=2, col=1)
+    return fig

@@ -1,0 +1,292 @@
+"""Pictures of one run: decision boundary, accuracy under attack, margins, training curves, equilibrium.
+
+Every function writes a PNG 1200 pixels wide. No global matplotlib state is touched, so they may be called
+from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pyarrow as pa
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ima_dist.figures.colours import COLOURS
+from ima_dist.results import paper as paper_tables
+from ima_dist.results.margin_audit import TOLERANCE
+from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
+from ima_dist.rundir.arrays import read_boundary
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import replacing
+
+_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
+MARKERS = ("o", "s", "^", "D", "v", "P")
+_LASTING = 5  # epochs
+_LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
+
+
+def decision_boundary(
+    path: Path,
+    grid_x: np.ndarray,
+    grid_y: np.ndarray,
+    probability: np.ndarray,
+    points: np.ndarray,
+    labels: np.ndarray,
+) -> None:
+    """Two classes in the plane, like Fig. 6 of the paper: the boundary, faint class colours, the samples.
+
+    ``grid_x``, ``grid_y``: (G,) coordinates; ``probability``: (G, G) of class 1, row j and column i at
+    (grid_x[i], grid_y[j]); ``points``: (N, 2); ``labels``: (N,) of 0 or 1. Raises OSError.
+    """
+    fig, (ax,) = _figure(5.6)
+    ax.contourf(grid_x, grid_y, probability, levels=[0, 0.5, 1], colors=[_BLUE, _ORANGE], alpha=0.18)
+    for label, colour in ((0, _BLUE), (1, _ORANGE)):
+        chosen = points[labels == label]
+        ax.scatter(chosen[:, 0], chosen[:, 1], s=3, color=colour, linewidths=0, label=f"class {label}")
+    if probability.min() < 0.5 < probability.max():
+        ax.contour(grid_x, grid_y, probability, levels=[0.5], colors="black", linewidths=2)
+        ax.plot([], [], color="black", linewidth=2, label="decision boundary")
+    ax.set(xlabel="first coordinate", ylabel="second coordinate", title="Decision boundary and training samples")
+    ax.set_aspect("equal")
+    ax.legend(loc="upper right", markerscale=4)
+    _save(fig, path)
+
+
+def accuracy_curves(path: Path, curves: list[dict[str, Any]], paper: dict[float, float] | None, title: str) -> None:
+    """Accuracy against noise level, a line an attack with its 95 % interval; the paper's row dashed.
+
+    ``curves``: as in summary.json (shown: loss "both", test split); ``paper``: noise level -> accuracy.
+    Raises OSError.
+    """
+    fig, (ax,) = _figure(5.2)
+    norms: set[str] = set()
+    for i, (attack, row) in enumerate(attack_rows(curves).items()):
+        levels = sorted(row)
+        accuracy = [row[x]["accuracy"] for x in levels]
+        bounds = [wilson_interval(row[x]["accuracy"], int(row[x]["samples"])) for x in levels]
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(levels, accuracy, color=colour, marker=MARKERS[i % len(MARKERS)], label=attack)
+        ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
+        norms |= {str(entry["norm"]) for entry in row.values()}
+    if paper:
+        levels = sorted(paper)
+        ax.plot(levels, [paper[x] for x in levels], "k--", marker="x", label="paper")
+    unit = ", ".join(NORM_SIGN.get(n, n) for n in sorted(norms))
+    ax.set(xlabel=f"noise level ({unit})" if unit else "noise level", ylabel="accuracy", title=title)
+    ax.set_ylim(-0.02, 1.02)
+    ax.legend()
+    _save(fig, path)
+
+
+def margin_histogram(
+    path: Path, margins: np.ndarray, eps_max: float, labels: np.ndarray | None = None, norm: str = "linf"
+) -> None:
+    """Distribution of the estimated margins of the training samples, like Fig. 14 of the paper.
+
+    ``margins``: (N,) distances in ``norm``, in units of the data; ``labels``: (N,) classes, which are then
+    stacked. Raises OSError.
+    """
+    fig, (ax,) = _figure(5.2)
+    # float32 margins may exceed eps_max by rounding: they belong in the last bin.
+    values = np.clip(np.asarray(margins, dtype=np.float64), 0, eps_max)
+    classes = np.unique(labels) if labels is not None else np.array([])
+    groups = [values[labels == c] for c in classes] if len(classes) > 1 else [values]
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(groups))) if len(groups) > 1 else [_BLUE]
+    names = [f"class {c}" for c in classes] if len(groups) > 1 else None
+    ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=list(colours), label=names)
+    ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
+    ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
+    ax.set(
+        xlabel=f"margin ({NORM_SIGN.get(norm, norm)})",
+        ylabel="training samples",
+        title=f"Estimated margins of {len(values):,} training samples",
+    )
+    ax.legend(ncols=2 if len(groups) > 6 else 1)
+    _save(fig, path)
+
+
+def margin_audit(path: Path, table: pa.Table, norm: str) -> None:
+    """Stored margin against audited distance of each correctly classified sample; above the line is too large.
+
+    ``table``: as in audit.parquet. Raises OSError.
+    """
+    fig, (ax,) = _figure(5.6)
+    correct = table["correct"].to_numpy()
+    margin, distance = table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct]
+    over = margin > (1 + TOLERANCE) * distance
+    for chosen, colour, name in ((~over, _BLUE, "within"), (over, _RED, "over-estimated")):
+        ax.scatter(distance[chosen], margin[chosen], s=9, color=colour, lw=0, label=f"{name} ({chosen.sum():,})")
+    high = 1.05 * max(float(margin.max()), float(np.quantile(distance[np.isfinite(distance)], 0.99)))
+    ax.plot([0, high], [0, high], color="black", linewidth=1)
+    sign = NORM_SIGN.get(norm, norm)
+    ax.set(xlim=(0, high), ylim=(0, high), xlabel=f"distance at which FAB crosses the boundary ({sign})")
+    ax.set(ylabel=f"stored margin ({sign})", title=f"Margins of {correct.sum():,} training samples, audited")
+    ax.legend(loc="lower right")
+    _save(fig, path)
+
+
+def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
+    """Training and validation accuracy over the epochs, like Fig. 11 of the paper, and the mean margin.
+
+    ``history``: rows of history.parquet, at least one. The panel of margins has a band from the 10 % to the
+    90 % quantile, and is left out for methods without margins. Raises OSError.
+    """
+    with_margins = [row for row in history if row.get("margin_mean") is not None]
+    panels = 2 if with_margins else 1
+    fig, axes = _figure(3.6 * panels, panels)
+    for key, name, colour, marker in (
+        ("train_accuracy", "training", _BLUE, "o"),
+        ("val_accuracy", "validation", _RED, "s"),
+    ):
+        rows = [row for row in history if row.get(key) is not None]
+        if rows:
+            epochs, accuracy = [r["epoch"] for r in rows], [r[key] for r in rows]
+            axes[0].plot(epochs, accuracy, color=colour, marker=marker, markersize=3, label=name)
+    axes[0].set(xlabel="epoch", ylabel="accuracy on clean samples", title="Training and validation accuracy")
+    axes[0].legend()
+    if with_margins:
+        epochs = [row["epoch"] for row in with_margins]
+        axes[1].plot(epochs, [r["margin_mean"] for r in with_margins], color=_GREEN, marker="o", ms=3, label="mean")
+        banded = [row for row in with_margins if row.get("margin_quantiles")]
+        axes[1].fill_between(
+            [row["epoch"] for row in banded],
+            [row["margin_quantiles"][_LOW] for row in banded],
+            [row["margin_quantiles"][_HIGH] for row in banded],
+            color=_GREEN,
+            alpha=0.2,
+            linewidth=0,
+            label="10 % to 90 % of the samples",
+        )
+        axes[1].set(xlabel="epoch", ylabel="margin (units of the data)", title="Estimated margins")
+        axes[1].set_ylim(bottom=0)
+        axes[1].legend()
+    for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(fig, path)
+
+
+def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Whether the run approaches its equilibrium state (paper, section 2.3 and appendix G.2), over the epochs.
+
+    ``rows``: of equilibrium.parquet, at least one. Four panels: imbalance of counts, mixing, |P_i − P_j| and
+    L₂, each with its value in equilibrium. A thick line is the mean over the pairs of classes, weighted by
+    their noisy samples; thin lines are the pairs, if there are several. A dotted line is the imbalance of the
+    last five epochs' counts together: low where one epoch's excess makes up for another's, that is, where the
+    boundary swings about its place. Raises OSError.
+    """
+    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}  # None: NaN
+    n_i, n_j = columns["count_i"], columns["count_j"]
+    fig = Figure(figsize=(8, 7), dpi=150, layout="constrained")
+    balance, mixed, difference, loss = fig.subplots(2, 2, sharex=True).flat
+    _over_epochs(balance, columns, abs(n_i - n_j) / (n_i + n_j), _BLUE)
+    balance.plot(*_lasting_imbalance(columns), color=_BLUE, linestyle=":", label=f"{_LASTING} epochs together")
+    _over_epochs(mixed, columns, columns["mixing"], _GREEN)
+    _over_epochs(difference, columns, columns["abs_difference"], _PURPLE)
+    _over_epochs(loss, columns, (columns["loss_i"] + columns["loss_j"]) / 2, _RED)
+    # Pairs share no noisy sample, so their deviations add up as independent ones do.
+    epochs, weights, squares = _weighted(columns, columns["mixing_sd"] ** 2, power=2)
+    sd = np.sqrt(squares) / weights
+    mixed.fill_between(epochs, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
+    for ax, level, name in ((balance, 0, "0"), (mixed, 1, "1"), (difference, 0, "0"), (loss, math.log(2), "log 2")):
+        ax.axhline(level, color="black", linestyle="--", linewidth=1, label=f"equilibrium: {name}")
+        ax.grid(True, alpha=0.3)
+        ax.set_axisbelow(True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(fontsize="small")
+        # From 0, and to where it would matter: rounding must not look like a trend.
+        ax.set_ylim(0, max(ax.get_ylim()[1], 1.25 * level, 0.1))
+    balance.set(title="Numbers on either side", ylabel=r"$|n_i - n_j|\;/\;(n_i + n_j)$", ylim=(0, 1.03))
+    mixed.set(title="Mixing of the two sides", ylabel="neighbours from the other side\n(1: same distribution)")
+    difference.set(title="Distance from the boundary", ylabel="mean $|P_i - P_j|$", xlabel="epoch")
+    loss.set(title="Loss of the noisy samples", ylabel="$L_2$ of a sample, mean of both sides", xlabel="epoch")
+    fig.suptitle("Noisy samples on the boundaries $B_{ij}$: does the run approach its equilibrium?")
+    _save(fig, path)
+
+
+def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
+    """Draw a value of each row that has one: a thin line a pair if there are several, the weighted mean thick."""
+    known = ~np.isnan(value)
+    pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
+    for i, j in pairs if len(pairs) > 1 else ():
+        own = known & (columns["class_i"] == i) & (columns["class_j"] == j)
+        ax.plot(columns["epoch"][own], value[own], color=colour, alpha=0.2, linewidth=0.7)
+    epochs, weights, sums = _weighted(columns, value)
+    name = f"mean of {len(pairs)} pairs" if len(pairs) > 1 else "the two classes"
+    ax.plot(epochs, sums / weights, color=colour, marker="o", markersize=3, label=name)
+
+
+def _lasting_imbalance(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, list[float]]:
+    """Epochs, and Σ|n_i − n_j| / Σ(n_i + n_j) over the pairs of counts summed over the epochs up to each."""
+    epochs, values = np.unique(columns["epoch"]), []
+    for epoch in epochs:
+        recent = (columns["epoch"] > epoch - _LASTING) & (columns["epoch"] <= epoch)
+        n_i, n_j = columns["count_i"][recent], columns["count_j"][recent]
+        names = np.stack([columns["class_i"], columns["class_j"]])[:, recent]
+        pair = np.unique(names, axis=1, return_inverse=True)[1].ravel()
+        values.append(float(abs(np.bincount(pair, n_i - n_j)).sum() / (n_i + n_j).sum()))
+    return epochs, values
+
+
+def _weighted(
+    columns: dict[str, np.ndarray], value: np.ndarray, power: int = 1
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Epochs, sums of weights and sums of weightᵖ · value, over rows whose value is not NaN; weights: noisy samples."""
+    known = ~np.isnan(value)
+    weights = (columns["count_i"] + columns["count_j"])[known]
+    epochs, at = np.unique(columns["epoch"][known], return_inverse=True)
+    return epochs, np.bincount(at, weights), np.bincount(at, weights**power * value[known])
+
+
+def draw_all(run: RunDir) -> list[Path]:
+    """Draw every figure whose inputs the run directory holds, into its figures/; return their paths.
+
+    Raises ConfigError for a damaged input, OSError if a figure cannot be written.
+    """
+    config = run.config()
+    drawn: list[Path] = []
+
+    def target(name: str) -> Path:
+        drawn.append(run.figures_dir / name)
+        return drawn[-1]
+
+    boundary = read_boundary(run)
+    if boundary is not None:
+        decision_boundary(target("decision_boundary.png"), **boundary)
+    curves = run.summary().get("curves") or []
+    if attack_rows(curves):
+        published = paper_tables.row_of(config)
+        title = f"{config.preset}, {config.method}: accuracy on the test set"
+        if published:
+            title += f" (paper: Table {published[0]}, {paper_tables.attack_of(published[0])})"
+        accuracy_curves(target("accuracy.png"), curves, published[1] if published else None, title)
+    newest = run.newest_margins()
+    if newest is not None and newest[1].num_rows:
+        margins, labels = (newest[1].column(name).to_numpy() for name in ("margin", "label"))
+        margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
+    history = run.read_history()
+    if history:
+        training_curves(target("training.png"), history)
+    balance = run.read_equilibrium()
+    if balance:
+        equilibrium(target("equilibrium.png"), balance)
+    return drawn
+
+
+def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    fig = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    axes = list(fig.subplots(panels, 1, squeeze=False)[:, 0])
+    for ax in axes:
+        ax.grid(True, alpha=0.3)
+        ax.set_axisbelow(True)
+    return fig, axes
+
+
+def _save(fig: Figure, path: Path) -> None:
+    with replacing(path) as file:
+        fig.savefig(file, format="png")

@@ -1,0 +1,303 @@
+"""Per-sample margins: Algorithm 2 and the store that holds its result.
+
+The store is sharded: worker r of W owns the r-th contiguous block of global sample indices. During an
+epoch, workers propose new margins for whatever samples they handled. Those of a worker's own samples wait
+beside its shard, the others in its outbox until they are sent to their owners; ``reduce`` takes all of them
+over at the end of the epoch. While the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a
+copy of it, so that a look-up needs no communication. Beyond that a worker holds its shard, what waits for it,
+and buffers whose size does not depend on the number of samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ima_dist.core import distributed
+from ima_dist.margins import snapshots
+from ima_dist.margins.update import Proposals, joined
+
+REPLICATE_UP_TO = 1 << 25  # samples: 128 MiB of float32 margins on each worker
+_CHUNK = 1 << 20  # proposals that a worker sends to another at once, and samples handled at once
+# Look-ups after which a store that is not replicated empties its outboxes. All workers look up together, so
+# they need not agree on it.
+_DELIVER_EVERY = 64
+
+
+class MarginStore:
+    """Margins of ``num_samples`` samples by global index, sharded over the workers of ``group``.
+
+    Args:
+        num_samples: size of the training set.
+        initial: every margin's first value (Δε in Algorithm 2).
+        group: torch.distributed process group; None is the default group, or one worker without any.
+        dtype, device: of the stored values; the collectives run on ``device``.
+        replicate: keep a full copy on each worker; default: if num_samples ≤ REPLICATE_UP_TO.
+
+    ``lookup``, ``reduce``, ``save`` and ``load`` are collective: all workers of the group call them together.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        initial: float,
+        *,
+        group: distributed.Group = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        replicate: bool | None = None,
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, not {num_samples}")
+        self.num_samples = num_samples
+        self.group = group
+        self.rank, self.world = distributed.rank(group), distributed.world_size(group)
+        self.first, self.last = distributed.block(num_samples, self.rank, self.world)
+        self.device, self.dtype = torch.device(device), dtype
+        self.replicated = num_samples <= REPLICATE_UP_TO if replicate is None else replicate
+        held = self.last - self.first
+        #: Margins of this worker's block ``[first, last)``; not to be written.
+        self.shard = torch.full((held,), initial, dtype=dtype, device=self.device)
+        self._correct = torch.zeros(held, dtype=torch.bool, device=self.device)
+        self._crossed = torch.zeros(held, dtype=torch.bool, device=self.device)
+        # With one worker the shard is the copy.
+        self._copy = self.shard if self.world == 1 else torch.full((num_samples,), initial, dtype=dtype, device=device)
+        if not self.replicated:
+            self._copy = self.shard[:0]
+        # What was proposed for our own samples. The last row takes what is not ours.
+        self._next = torch.zeros(held + 1, dtype=dtype, device=self.device)
+        self._flags = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
+        self._count = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
+        self._outbox: list[Proposals] = []
+        self._lookups = 0
+
+    # ---- reading
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """E(x) for global indices (B,) -> (B,). B may differ between workers.
+
+        Raises:
+            IndexError: an index out of range (checked on the CPU only; elsewhere torch asserts).
+        """
+        self._check_range(indices)
+        if self.replicated:
+            return self._copy[indices]
+        if self.world == 1:
+            return self.shard[indices]
+        order, counts = self._by_owner(indices)
+        asked, arriving = distributed.exchange([indices[order]], counts, group=self.group)
+        answers = self.shard[asked[0] - self.first]
+        (values,), _ = distributed.exchange([answers], arriving, group=self.group)
+        found = torch.empty_like(values)
+        found[order] = values
+        self._lookups += 1
+        if self._lookups % _DELIVER_EVERY == 0:
+            self._deliver()
+        return found
+
+    # ---- writing
+
+    def propose(self, indices: Tensor, values: Tensor, *, correct: Tensor, crossed: Tensor) -> None:
+        """Margins (K,) to be taken over by the next ``reduce``; ``correct`` and ``crossed`` (K,) bool.
+
+        Raises:
+            IndexError: an index out of range.
+            ValueError: shapes that do not fit, or an index proposed already in this epoch. What this worker
+                cannot see at once, because another owns the sample or it would stall a device, ``reduce`` finds.
+        """
+        if not (indices.shape == values.shape == correct.shape == crossed.shape and indices.ndim == 1):
+            raise ValueError("indices, values, correct and crossed must be vectors of one length")
+        self._check_range(indices)
+        given = Proposals(
+            indices.to(self.device),
+            values.to(self.device, self.dtype),
+            correct.to(self.device),
+            crossed.to(self.device),
+        )
+        slots, mine = self._slots(given.indices)
+        at_once = self.device.type == "cpu"  # to look at values there is no wait
+        if at_once:
+            if len(given.indices.unique()) < len(given.indices):
+                raise ValueError("an index was proposed twice in one call")
+            again = mine & (self._count[slots] > 0)
+            if bool(again.any()):
+                raise ValueError(f"sample {int(given.indices[again][0])} was proposed twice in one epoch")
+        self._settle(given, slots)
+        if self.world > 1:
+            others = given.take(~mine) if at_once else given
+            if len(others.indices):
+                self._outbox.append(others)
+
+    def pending(self) -> Proposals:
+        """What this worker holds of proposals since the last ``reduce``, each held by one worker."""
+        rows = self.proposed.nonzero()[:, 0]
+        flags = self._flags[rows]
+        own = Proposals(rows + self.first, self._next[rows], flags % 2 > 0, flags > 1)
+        return joined([own, *self._foreign()])
+
+    @property
+    def proposed(self) -> Tensor:
+        """Which samples of this worker's block it has a proposal for, (last − first,) bool."""
+        return self._count[:-1] > 0
+
+    def reduce(self) -> None:
+        """Take over all workers' proposals; samples that nobody proposed keep their margin.
+
+        Raises:
+            ValueError: an index was proposed twice (one such index is named); all workers raise.
+        """
+        if self.world > 1:
+            self._deliver()
+        twice = (self._count[:-1] > 1).nonzero()[:1, 0] + self.first
+        named = torch.cat([twice, twice.new_full((1,), -1)])[:1]
+        number = int(distributed.all_reduce(named, op="max", group=self.group))
+        if number >= 0:
+            raise ValueError(f"sample {number} was proposed twice in one epoch")
+        for start in range(0, len(self.shard), _CHUNK):
+            part = slice(start, min(start + _CHUNK, len(self.shard)))
+            given, flags = self._count[part] > 0, self._flags[part]
+            self.shard[part] = torch.where(given, self._next[part], self.shard[part])
+            self._correct[part] = torch.where(given, flags % 2 > 0, self._correct[part])
+            self._crossed[part] = torch.where(given, flags > 1, self._crossed[part])
+        self._count.zero_()
+        self._share()
+
+    def _by_owner(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """An order of ``indices`` by the worker that owns them, and how many each owns."""
+        # The inverse of distributed.block.
+        owner = ((indices + 1) * self.world - 1) // self.num_samples
+        return owner.argsort(), torch.bincount(owner, minlength=self.world)
+
+    def _slots(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Places in the shard, its length for samples of others; and which are ours."""
+        mine = (indices >= self.first) & (indices < self.last)
+        return torch.where(mine, indices - self.first, self.last - self.first), mine
+
+    def _settle(self, given: Proposals, slots: Tensor) -> None:
+        self._next[slots] = given.values
+        self._flags[slots] = given.correct.to(torch.uint8) + 2 * given.crossed.to(torch.uint8)
+        self._count.index_add_(0, slots, torch.ones_like(slots, dtype=torch.uint8))
+
+    def _foreign(self) -> list[Proposals]:
+        """The outbox without what is ours."""
+        return [part.take(~self._slots(part.indices)[1]) for part in self._outbox]
+
+    def _deliver(self) -> None:
+        """Send the proposals in all outboxes to the owners, some at a time. Collective."""
+        out = joined(self._foreign()) if self._outbox else Proposals.none(self.device, self.dtype)
+        self._outbox = []
+        order, counts = self._by_owner(out.indices)
+        out = out.take(order)
+        starts = counts.cumsum(0) - counts
+        place = torch.arange(len(order), device=self.device) - starts.repeat_interleave(counts)
+        most = torch.tensor(int(counts.max()), device=self.device)
+        rounds = -(-int(distributed.all_reduce(most, op="max", group=self.group)) // _CHUNK)
+        for number in range(rounds):
+            sent = out.take((place >= number * _CHUNK) & (place < (number + 1) * _CHUNK))
+            sizes = (counts - number * _CHUNK).clamp(0, _CHUNK)
+            got = Proposals(*distributed.exchange([*sent.columns()], sizes, group=self.group)[0])
+            self._settle(got, self._slots(got.indices)[0])
+
+    def _share(self) -> None:
+        """Bring every worker's copy up to date."""
+        if self.replicated and self.world > 1:
+            blocks = (distributed.block(self.num_samples, r, self.world) for r in range(self.world))
+            sizes = [last - first for first, last in blocks]
+            torch.cat(distributed.gather_tensors(self.shard, sizes, group=self.group), out=self._copy)
+
+    def _check_range(self, indices: Tensor) -> None:
+        # Elsewhere than on the CPU the look would stall the device; indexing there asserts by itself.
+        if indices.device.type == "cpu" and len(indices):
+            low, high = int(indices.min()), int(indices.max())
+            if low < 0 or high >= self.num_samples:
+                bad = low if low < 0 else high
+                raise IndexError(f"sample index {bad} is out of range for {self.num_samples} samples")
+
+    # ---- statistics
+
+    def histogram(self, bins: int, high: float) -> Tensor:
+        """Counts of all margins in ``bins`` equal bins over [0, high], (bins,) int64, over all workers."""
+        at = (self.shard * (bins / high)).long().clamp(0, bins - 1)
+        return distributed.all_reduce(torch.bincount(at, minlength=bins), group=self.group)
+
+    def mean(self) -> float:
+        """Mean of all margins, over all workers."""
+        return float(distributed.all_reduce(self.shard.double().sum(), group=self.group)) / self.num_samples
+
+    def share_at(self, level: float) -> float:
+        """Share of all margins that are at least ``level``."""
+        return float(distributed.all_reduce((self.shard >= level).sum(), group=self.group)) / self.num_samples
+
+    def quantiles(self, high: float, bins: int = 10_000) -> list[float]:
+        """The 0, 10, … 100 % quantiles of all margins, exact to ``high / bins``, over all workers."""
+        below = self.histogram(bins, high).cumsum(0)
+        wanted = torch.linspace(0, 1, 11, device=below.device, dtype=torch.float64) * self.num_samples
+        at = torch.searchsorted(below, wanted.clamp(min=1).ceil().long())
+        return [(int(i) + 0.5) * high / bins for i in at]
+
+    # ---- files
+
+    def save(
+        self, directory: str | Path, labels: Tensor | None = None, configuration: str | None = None
+    ) -> dict[str, str]:
+        """Write a snapshot (``snapshots``): every worker its shard, then worker 0 the manifest.
+
+        Columns: index int64, margin, label int64 (−1 if ``labels`` (num_samples,) is not given), correct
+        and crossed bool. configuration: a fingerprint for the manifest. The directory is made. Moving it into
+        place is the caller's business.
+
+        Returns the SHA-256 of every file of the snapshot by its name, on all workers. Raises OSError where
+        writing failed.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+
+        def columns(start: int, stop: int) -> snapshots.Columns:
+            part = slice(start - self.first, stop - self.first)
+            label = np.full(stop - start, -1) if labels is None else labels[start:stop].cpu().numpy()
+            return {
+                "margin": self.shard[part].cpu().numpy(),
+                "label": label.astype(np.int64),
+                "correct": self._correct[part].cpu().numpy(),
+                "crossed": self._crossed[part].cpu().numpy(),
+            }
+
+        mine = snapshots.write_shard(directory, self.rank, self.world, self.first, self.last, columns)
+        shards = distributed.gather_objects(mine, self.group)
+        manifest = snapshots.Manifest(tuple(shards), configuration)
+        if self.rank == 0:
+            snapshots.write_manifest(directory, manifest)
+        of_manifest = hashlib.sha256(manifest.text.encode()).hexdigest()
+        return {snapshots.MANIFEST: of_manifest, **{shard.file: shard.sha256 for shard in shards}}
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        group: distributed.Group = None,
+        *,
+        device: torch.device | str = "cpu",
+        replicate: bool | None = None,
+    ) -> MarginStore:
+        """The store that any number of workers saved in ``directory``; each reads what it will own.
+
+        Raises:
+            FileNotFoundError: no whole snapshot there.
+            ValueError: a file of it is damaged; it is named.
+        """
+        directory = Path(directory)
+        manifest = snapshots.read_manifest(directory)
+        _, columns = next(snapshots.read_rows(directory, manifest, 0, 1))
+        dtype = torch.from_numpy(columns["margin"].copy()).dtype
+        store = cls(manifest.samples, 0.0, group=group, dtype=dtype, device=device, replicate=replicate)
+        targets = ((store.shard, "margin"), (store._correct, "correct"), (store._crossed, "crossed"))
+        for start, columns in snapshots.read_rows(directory, manifest, store.first, store.last):
+            held = slice(start - store.first, start - store.first + len(columns["index"]))
+            for target, name in targets:
+                target[held] = torch.from_numpy(columns[name].copy()).to(store.device)
+        store._share()
+        return store

@@ -1,0 +1,1 @@
+"""Job and sweep files, and which commands their runs still need."""

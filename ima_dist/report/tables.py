@@ -1,0 +1,262 @@
+"""Our runs as rows of the paper's tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ima_dist.config.presets import is_the_papers, preset_config
+from ima_dist.config.schema import ATTACKS, Config, EvalConfig
+from ima_dist.config.values import differences, option_values
+from ima_dist.report.runs import Result
+from ima_dist.results import paper
+from ima_dist.results.table import NORM_SIGN, attack_rows, noise_key, wilson_interval
+
+Key = tuple[str, float]  # "test" or "validation", noise level
+_USUAL = EvalConfig()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An accuracy of ours: of one run, or the mean over several seeds.
+
+    interval: 95 % Wilson interval for the ``samples`` test samples, which all seeds share. spread: standard
+    deviation over the seeds.
+    """
+
+    accuracy: float
+    samples: int | None = None
+    interval: tuple[float, float] | None = None
+    spread: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A row of a table under one attack: our runs that differ in the seed alone, and the paper's row.
+
+    row: as paper.csv spells it. results: empty for a row of the paper that we have no run for. differs: how the
+    runs differ from the paper's, in words; a line with any is reduced. entry: one of the runs' entries in
+    summary.json, for the protocol.
+    """
+
+    row: str
+    attack: str
+    epoch: int | None
+    results: tuple[Result, ...]
+    ours: dict[Key, Measured]
+    theirs: dict[Key, paper.Cell]
+    differs: tuple[str, ...]
+    entry: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """number: in the paper, or None for runs that have no place there. keys: the columns."""
+
+    number: int | None
+    title: str
+    preset: str
+    norm: str
+    lines: list[Line]
+
+    @property
+    def keys(self) -> list[Key]:
+        return sorted({key for line in self.lines for key in (*line.ours, *line.theirs)})
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """One run's part of a line."""
+
+    table: int | None
+    row: str
+    attack: str
+    epoch: int
+    result: Result
+    entries: dict[float, dict[str, Any]]
+    differs: tuple[str, ...]
+
+
+def make_tables(results: Iterable[Result]) -> list[Table]:
+    """The paper's tables that our runs belong to, by number, and after them one for each experiment that it lacks."""
+    pieces = [piece for result in results for piece in (*_final(result), *_by_epoch(result))]
+    tables = []
+    for number in sorted({p.table for p in pieces if p.table is not None}):
+        own = [p for p in pieces if p.table == number]
+        # A run of the main table is also the row β = 0.5, which alone makes no table.
+        if number not in paper.BETA_TABLES or {p.row for p in own} != {"beta=0.5"}:
+            config = own[0].result.config
+            tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(own)))
+    derived = [_table_15(table) for table in tables if table.number == 14]
+    tables = sorted([*tables, *(t for t in derived if t.lines)], key=lambda table: table.number or 0)
+    for preset, norm in sorted({(p.result.config.preset, p.result.config.norm) for p in pieces if p.table is None}):
+        title = f"Beside the paper's tables: {paper.DATA_SETS[preset]}, {NORM_SIGN[norm]} noise"
+        own = [p for p in pieces if (p.table, p.result.config.preset, p.result.config.norm) == (None, preset, norm)]
+        tables.append(Table(None, title, preset, norm, _lines(own)))
+    return tables
+
+
+def paper_attack(table: Table) -> str:
+    """The attack whose rows are drawn: the paper's, or pgd100."""
+    return "pgd100" if table.number is None else paper.attack_of(table.number)
+
+
+def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
+    """How a run differs from the paper's experiment, a phrase for each option, but for those in ``apart``."""
+    usual = option_values(preset_config(config))
+    own = option_values(config)
+    names = [n for n in differences(config, preset_config(config)) if n not in apart]
+    # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
+    return tuple(f"{n} {_value(own[n])} (paper: {_value(usual[n])})" for n in names if own[n] != usual[n])
+
+
+def _final(result: Result) -> Iterable[_Piece]:
+    """The last network under every attack, in each table that it belongs to."""
+    config = result.config
+    attacks = attack_rows([c for c in result.curves if c["epoch"] == config.epochs])
+    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, _own_name(config))]
+    black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
+    for attack, entries in attacks.items():
+        for table, row in rows:
+            # Of a run with spsa, pgd100 is what spsa is compared with.
+            compared = bool(black_box) and "spsa" in attacks and attack in ("spsa", "pgd100")
+            if compared == (table in paper.BLACK_BOX_TABLES):
+                yield _piece(table, row, attack, config.epochs, result, entries)
+
+
+def _by_epoch(result: Result) -> Iterable[_Piece]:
+    """Networks after several epochs of a run (Tables 16 to 21)."""
+    epochs = sorted({c["epoch"] for c in result.curves})
+    if epochs == [result.config.epochs]:
+        return
+    for epoch in epochs:
+        found = paper.epoch_row_name(result.config, epoch)
+        for attack, entries in attack_rows([c for c in result.curves if c["epoch"] == epoch]).items():
+            if found and attack in ("pgd100", "worst"):
+                yield _piece(*found, attack, epoch, result, entries)
+
+
+def _piece(
+    table: int | None, row: str, attack: str, epoch: int, result: Result, entries: dict[float, dict[str, Any]]
+) -> _Piece:
+    config = result.config
+    apart = {"seed"}
+    if table is not None and config.method in ("adv", "rand"):
+        apart.add("eps_max")
+    if table in paper.BETA_TABLES:
+        apart.add("beta")
+    differs = setting_differences(config, apart) + _attack_differences(config, table, entries)
+    return _Piece(table, row, attack, epoch, result, entries, differs)
+
+
+def _attack_differences(config: Config, table: int | None, entries: dict[float, dict[str, Any]]) -> tuple[str, ...]:
+    entry = next(iter(entries.values()))
+    found = []
+    samples, whole = min(int(e["samples"]) for e in entries.values()), paper.size_of_test_set(config.preset, table)
+    if is_the_papers(config) and samples < whole:
+        found.append(f"{samples:,} of {whole:,} test samples")
+    usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
+    if entry["attack"] in ("pgd100", "worst"):
+        usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]
+    for name, value in usual.items():
+        if entry.get(name) not in (None, value):
+            found.append(f"eval.{name} {_value(entry[name])} (paper: {_value(value)})")
+    return tuple(found)
+
+
+def _lines(pieces: list[_Piece]) -> list[Line]:
+    """Lines for the pieces of one table, and for the rows of the paper that none of them belongs to.
+
+    Pieces that differ in their seed alone become one line; a second run with the same seed starts another.
+    """
+    groups: dict[tuple[Any, ...], list[_Piece]] = {}
+    for piece in pieces:
+        key: tuple[Any, ...] = (piece.row, piece.attack, piece.epoch, piece.differs)
+        seed, turn = piece.result.config.seed, 0
+        while any(p.result.config.seed == seed for p in groups.get((*key, turn), [])):
+            turn += 1
+        groups.setdefault((*key, turn), []).append(piece)
+    lines = [_line(group) for group in groups.values()]
+    table = pieces[0].table
+    cells = paper.cells(table=table) if table is not None else []
+    for row, attack in dict.fromkeys((cell.method, cell.attack) for cell in cells):
+        if not any((line.row, line.attack) == (row, attack) for line in lines):
+            lines.append(Line(row, attack, None, (), {}, _theirs(table, row, attack), (), {}))
+    known = list(dict.fromkeys(cell.method for cell in cells))
+    main = paper.attack_of(table) if table is not None else "pgd100"
+
+    def place(line: Line) -> tuple[Any, ...]:
+        row = known.index(line.row) if line.row in known else len(known)
+        return row, line.row, bool(line.differs), line.differs, line.attack != main, ATTACKS.index(line.attack)
+
+    return sorted(lines, key=place)
+
+
+def _line(pieces: list[_Piece]) -> Line:
+    first = pieces[0]
+    ours: dict[Key, Measured] = {}
+    for level in sorted({level for p in pieces for level in p.entries}):
+        entries = [p.entries[level] for p in pieces if level in p.entries]
+        ours["test", level] = _mean([e["accuracy"] for e in entries], min(int(e["samples"]) for e in entries))
+    if first.table in paper.EPOCHS_TABLES:
+        clean = [
+            row["val_accuracy"]
+            for p in pieces
+            for row in p.result.history
+            if row["epoch"] == first.epoch and row["val_accuracy"] is not None
+        ]
+        if clean:
+            ours["validation", 0.0] = _mean(clean, None)
+    results = tuple(p.result for p in pieces)
+    entry = next(iter(first.entries.values()))
+    theirs = _theirs(first.table, first.row, first.attack)
+    return Line(first.row, first.attack, first.epoch, results, ours, theirs, first.differs, entry)
+
+
+def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:
+    cells = paper.cells(table=table, method=row, attack=attack) if table is not None else []
+    return {("validation" if c.split == "validation" else "test", noise_key(c.noise)): c for c in cells}
+
+
+def _mean(values: list[float], samples: int | None) -> Measured:
+    mean = statistics.fmean(values)
+    return Measured(
+        mean,
+        samples,
+        wilson_interval(mean, samples) if samples else None,
+        statistics.stdev(values) if len(values) > 1 else None,
+    )
+
+
+def _table_15(table: Table) -> Table:
+    """Size of the difference between β = 0.1 and β = 0.5, noise level by noise level (Table 15)."""
+    lines = []
+    for low in table.lines:
+        for high in table.lines:
+            same = low.attack == high.attack == "pgd100" and low.differs == high.differs
+            if same and low.results and high.results and (low.row, high.row) == ("beta=0.1", "beta=0.5"):
+                ours = {
+                    key: Measured(abs(low.ours[key].accuracy - high.ours[key].accuracy), low.ours[key].samples)
+                    for key in low.ours.keys() & high.ours.keys()
+                }
+                theirs = {
+                    key: dataclasses.replace(cell, accuracy=round(abs(cell.accuracy - high.theirs[key].accuracy), 6))
+                    for key, cell in low.theirs.items()
+                }
+                results = (*low.results, *high.results)
+                difference = dataclasses.replace(low, row="difference", results=results, ours=ours, theirs=theirs)
+                lines += [low, high, difference]
+    return Table(15, paper.title(15), table.preset, table.norm, lines)
+
+
+def _own_name(config: Config) -> str:
+    return f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return f"{value:g}" if isinstance(value, float) else str(value)

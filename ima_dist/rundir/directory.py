@@ -1,0 +1,247 @@
+"""A run directory: where its files lie, and how they are written and read.
+
+Every file is written aside and then renamed, so a reader sees the old file or the new one, never half.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from ima_dist import __version__
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import Config
+from ima_dist.config.values import from_dict, to_dict
+from ima_dist.margins import snapshots
+from ima_dist.rundir import lease
+from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
+
+_PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
+# Types of the columns that inference would get wrong: a first epoch may hold None, or a whole number.
+_HISTORY_TYPES = {
+    "epoch": pa.int64(),
+    "train_loss": pa.float64(),
+    "train_accuracy": pa.float64(),
+    "val_accuracy": pa.float64(),
+    "val_robust_accuracy": pa.float64(),
+    "margin_mean": pa.float64(),
+    "margin_quantiles": pa.list_(pa.float64()),
+    "margin_histogram": pa.list_(pa.int64()),
+    "share_at_max": pa.float64(),
+    "evaluations": pa.int64(),
+    "train_seconds": pa.float64(),
+    "margin_seconds": pa.float64(),
+    "samples_per_second": pa.float64(),
+}
+_EQUILIBRIUM = pa.schema(
+    [
+        *((name, pa.int64()) for name in ("epoch", "class_i", "class_j", "count_i", "count_j")),
+        *((name, pa.float64()) for name in ("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j")),
+        *((name, pa.int64()) for name in ("points_i", "points_j")),
+        *((name, pa.float64()) for name in ("mixing", "mixing_sd")),
+    ]
+)
+
+
+class RunDir:
+    """Paths and files of one run (``runs/<name>/…``). The path is made absolute: workers change directory."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self.mark: str | None = None  # of our lease, while we hold the run
+        self._held: lease.Held | None = None
+        self.config_path = self.path / "config.yaml"
+        self.lock_path = self.path / "lock"
+        self.summary_path = self.path / "summary.json"
+        self.progress_path = self.path / "progress.json"
+        self.history_path = self.path / "history.parquet"
+        self.equilibrium_path = self.path / "equilibrium.parquet"
+        self.outcomes_path = self.path / "outcomes.parquet"
+        self.samples_path = self.path / "samples.parquet"
+        self.scores_path = self.path / "scores.parquet"
+        self.audit_path = self.path / "audit.parquet"
+        self.stacks_dir = self.path / "stacks"
+        self.margins_dir = self.path / "margins"
+        self.checkpoints_dir = self.path / "checkpoints"
+        self.figures_dir = self.path / "figures"
+        self.examples_dir = self.path / "examples"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, config: Config, out: Path | str) -> RunDir:
+        """Make the directory ``out`` and its config.yaml, with versions and fingerprint.
+
+        Raises ConfigError if ``out`` holds a run or other files, is a file, or cannot be written.
+        """
+        run = cls(out)
+        new = not run.path.exists()
+        try:
+            if run.config_path.exists():
+                raise ConfigError(
+                    f"{run.path} already holds a run: continue it with --resume {run.path}, or give another --out."
+                )
+            if run.path.exists() and not run.path.is_dir():
+                raise ConfigError(f"{run.path} is a file: give another --out.")
+            run.path.mkdir(parents=True, exist_ok=True)
+            if any(run.path.iterdir()):
+                raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
+            run.lock_path.touch()
+            run._write_config(config, versions())
+        except OSError as error:
+            if new:
+                with contextlib.suppress(OSError):
+                    run.lock_path.unlink(missing_ok=True)
+                    run.path.rmdir()
+            raise ConfigError(
+                f"{run.path} cannot be written ({error.strerror or error}): give another --out."
+            ) from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunDir:
+        """The run in an existing directory. Raises ConfigError if it has no config.yaml."""
+        run = cls(path)
+        if not run.config_path.is_file():
+            raise ConfigError(f"{run.path} is not a run directory: it has no config.yaml, so check the path.")
+        return run
+
+    def record(self, config: Config) -> None:
+        """Rewrite config.yaml for a run that is continued with other settings (how it is evaluated, say).
+
+        The versions stay those that it began with. Raises OSError.
+        """
+        if config != self.config():
+            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            self._write_config(config, tree.get("versions", {}))
+
+    def _write_config(self, config: Config, versions: dict[str, Any]) -> None:
+        tree = {**to_dict(config), "versions": versions, "fingerprint": config.fingerprint()}
+        write_text_atomic(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the run for this process, the only one that may write into it.
+
+        Raises ConfigError as ``lease.held``.
+        """
+        with lease.held(self.lock_path) as self._held:
+            self.mark = self._held.mark
+            yield
+
+    def shake_off(self) -> None:
+        """Take the run away from workers of ours that may live on out of reach. Raises LeaseLost if it is not ours."""
+        self.check_lease()
+        if self._held is not None:
+            self._held.renew()
+            self.mark = self._held.mark
+
+    def check_lease(self) -> None:
+        """Raise LeaseLost if another process has become the run's writer; cheap enough for every second."""
+        if self.mark is not None:
+            lease.check(self.lock_path, self.mark)
+
+    def config(self) -> Config:
+        """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
+        try:
+            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{self.config_path} cannot be read ({error.strerror or error}): check the path."
+            ) from None
+        except (yaml.YAMLError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
+        tree.pop("versions", None)
+        tree.pop("fingerprint", None)
+        try:
+            config = from_dict(tree)
+        except ConfigError as error:
+            raise ConfigError(f"In {self.config_path}: {error}") from None
+        assert isinstance(config, Config)
+        return config
+
+    def summary(self) -> dict[str, Any]:
+        """summary.json, or an empty dictionary before it is written. Raises ConfigError if damaged."""
+        return read_json(self.summary_path) or {}
+
+    @property
+    def status(self) -> str:
+        """``status`` of summary.json; "unfinished" as long as there is none."""
+        return str(self.summary().get("status") or "unfinished")
+
+    def write_history(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrite history.parquet with all rows so far, one an epoch. Raises OSError.
+
+        Values are numbers, text, lists or None; keys that are missing in a row read back as None.
+        """
+        names = list(dict.fromkeys(name for row in rows for name in row)) or list(_HISTORY_TYPES)
+        columns = {name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names}
+        write_parquet(self.history_path, pa.table(columns))
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Rows of history.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
+        if not self.history_path.exists():
+            return []
+        rows: list[dict[str, Any]] = read_parquet(self.history_path).to_pylist()
+        return rows
+
+    def write_equilibrium(self, rows: list[dict[str, Any]]) -> None:
+        """Rewrite equilibrium.parquet with all rows so far, one an epoch and pair of classes. Raises OSError.
+
+        The columns are those of ``engine.equilibrium.Equilibrium.rows``.
+        """
+        write_parquet(self.equilibrium_path, pa.Table.from_pylist(rows, schema=_EQUILIBRIUM))
+
+    def read_equilibrium(self) -> list[dict[str, Any]]:
+        """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
+        if not self.equilibrium_path.exists():
+            return []
+        rows: list[dict[str, Any]] = read_parquet(self.equilibrium_path).to_pylist()
+        return rows
+
+    def newest_margins(self) -> tuple[int, pa.Table] | None:
+        """Newest epoch with a whole snapshot of the margins, and its table (columns index, margin, label,
+        correct, crossed; a row a sample, unordered); None if there is none.
+
+        A damaged shard is named in a warning, and the epoch before it is used.
+        """
+        epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
+        for epoch in sorted(epochs, reverse=True):
+            directory = epochs[epoch]
+            try:
+                shards = snapshots.read_manifest(directory).shards
+                return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
+            except FileNotFoundError:
+                continue
+            except (ConfigError, ValueError) as error:
+                warnings.warn(f"{str(error).rstrip('.')}. The margins of the epoch before are used.", stacklevel=2)
+        return None
+
+
+def default_name(config: Config, now: datetime) -> str:
+    """Name of a run directory, such as ``moons-ima-linf-seed0-20261122-220700``."""
+    return f"{config.preset}-{config.method}-{config.norm}-seed{config.seed}-{now:%Y%m%d-%H%M%S}"
+
+
+def versions() -> dict[str, str | None]:
+    """Installed version of every package that shapes a result; None for one that is not installed."""
+    out: dict[str, str | None] = {"ima_dist": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            out[name] = None
+    return out

@@ -1,0 +1,113 @@
+"""Reading and writing single files: whole or absent, never half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import uuid
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ima_dist.config.errors import ConfigError
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Binary file that takes the place of ``path`` when the block ends, and vanishes if it fails.
+
+    Makes missing parent directories. Raises OSError if the disk is full or read-only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory, as a rename is atomic only within one file system; hidden, and with a suffix
+    # of its own, so that no search for shards or checkpoints finds it.
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(aside, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk does not say where
+        raise
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8. Raises OSError."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, obj: dict[str, Any]) -> None:
+    """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError."""
+    write_text_atomic(path, json.dumps(_jsonable(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Dictionary in the file, or None if there is no such file. Raises ConfigError if it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged (not a JSON object): delete it or restore it from a copy.")
+    return value
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table. Raises OSError."""
+    with replacing(path) as file:
+        pq.write_table(table, file)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read."""
+    try:
+        # pq.read_table would add a column for a parent directory called epoch=0001.
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{path} cannot be read as Parquet ({reason}): delete it or restore it from a copy."
+        ) from None
+
+
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+    """The arrays of these names in an .npz file, without unpickling; None if there is no such file.
+
+    Raises ConfigError if it is damaged or lacks one of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.generic):
+        return _jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

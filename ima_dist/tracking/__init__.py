@@ -1,0 +1,1 @@
+"""Many runs as data: Parquet tables, the collection that the dashboard reads, TensorBoard and MLflow."""

@@ -1,0 +1,78 @@
+"""What a configuration names, made: data, network, optimiser. Used by the driver's checks and the workers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.references import resolve_reference
+from ima_dist.config.schema import Config
+from ima_dist.data.types import DataSet
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def limit_threads(data: DataSet) -> None:
+    """One CPU thread where samples are tiny: handing work to another costs more than it brings."""
+    if data.train.stored[0].numel() < 256:
+        torch.set_num_threads(1)
+
+
+def make_network(config: Config, data: DataSet) -> nn.Module:
+    """The configured network with weights drawn from the seed, in the configured precision.
+
+    Raises ConfigError if the factory fails, returns no nn.Module, or its network does not turn two
+    training samples into logits (2, num_classes).
+    """
+    factory = resolve_reference(config.model.factory, "model.factory")
+    shape = tuple(data.train.stored.shape[1:])
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        try:
+            network = factory(data.num_classes, shape)
+        except Exception as error:
+            raise ConfigError(
+                f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
+                f"shape {shape}: {first_line(error)}."
+            ) from error
+    if not isinstance(network, nn.Module):
+        raise ConfigError(
+            f"--model.factory {config.model.factory} must return a torch.nn.Module, not {type(network).__name__}."
+        )
+    network = network.to(DTYPES[config.dtype])
+    trial = torch.zeros(2, *shape, dtype=DTYPES[config.dtype])
+    mode = network.training
+    try:
+        with torch.no_grad():
+            got = tuple(network.eval()(trial).shape)
+    except Exception as error:
+        raise ConfigError(
+            f"The network of {config.model.factory} does not take samples of shape {shape}: {first_line(error)}."
+        ) from error
+    finally:
+        network.train(mode)
+    if got != (2, data.num_classes):
+        raise ConfigError(
+            f"The network of {config.model.factory} gives an output of shape {got} for 2 samples, where "
+            f"(2, {data.num_classes}) is needed."
+        )
+    return network.train()
+
+
+def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
+    """The configured optimiser; all other settings are torch's defaults, as in the paper."""
+    settings = config.optimizer
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if settings.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[settings.name]
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """Learning rate after ``epoch`` complete epochs; halved every ``halve_every`` of them, if set."""
+    every = config.optimizer.halve_every
+    return config.optimizer.lr * (0.5 ** (epoch // every) if every else 1.0)

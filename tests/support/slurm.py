@@ -1,0 +1,45 @@
+"""What the tests on a local SLURM share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster import local, processes
+from cluster.records import RowRecord
+from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json
+
+needs_slurm = pytest.mark.skipif(
+    bool(local.missing()) and os.environ.get("CI") != "true",
+    reason="needs the Debian packages slurm-wlm and munge",
+)
+
+
+def of_job(job_id: str) -> list[int]:
+    """Processes that a SLURM job has started and that still live."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and processes.alive(int(entry.name)):
+            variables = processes.environment(int(entry.name))
+            if variables.get("SLURM_JOB_ID") == job_id:
+                found.append(int(entry.name))
+    return found
+
+
+def position(run: str | Path) -> tuple[int, int]:
+    """(epoch, step) at which a run is training; (0, 0) while it does something else."""
+    try:
+        now = read_json(RunDir(run).progress_path) or {}
+    except ConfigError:
+        return 0, 0
+    return (now.get("epoch", 0), now.get("step", 0)) if now.get("stage") == "training" else (0, 0)
+
+
+def training(record: RowRecord, run: str | Path, start: int, steps: int) -> bool:
+    """Whether the given start of a job is in the middle of an epoch of so many steps."""
+    times = read_json(record.start(start) / "times.json") or {}
+    return "first_step" in times and 0 < position(run)[1] < steps

@@ -1,0 +1,58 @@
+"""An evaluation that is interrupted, continued and spread over workers has every sample once, and the same result."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+
+from ima_dist.rundir.directory import RunDir
+from tests.support import workers
+from tests.support.evaluating import evaluate_on_worker
+
+OPTIONS = {"data__subset": 1000, "dtype": "float64", "eval__steps": 5, "eval__noise": (0.0, 0.1, 0.3)}
+
+
+def _batches(run: RunDir) -> set[str]:
+    return {str(p.relative_to(run.path)) for p in run.path.rglob("from-*.parquet")}
+
+
+def test_interrupted_and_continued_on_other_numbers_of_workers(tmp_path):
+    config, whole = workers.start_run(tmp_path / "whole", "moons", **OPTIONS)
+    evaluate_on_worker(config, whole.path, batch_size=1000)
+    expected = pq.read_table(whole.outcomes_path)
+    assert expected.num_rows == 100 * 3 * (3 + 1)
+
+    _, run = workers.start_run(tmp_path / "run", "moons", **OPTIONS)
+    workers.run_on(2, evaluate_on_worker, config, run.path, 60)
+    first = _batches(run)
+    assert first
+    assert not run.outcomes_path.exists()
+    workers.run_on(1, evaluate_on_worker, config, run.path, 60)
+    assert first < _batches(run)
+    workers.run_on(2, evaluate_on_worker, config, run.path)
+    assert pq.read_table(run.outcomes_path).equals(expected)
+    assert run.summary()["curves"] == whole.summary()["curves"]
+    assert not (run.path / "evaluation").exists()
+
+
+def test_only_what_is_left_is_done_and_a_damaged_batch_is_done_again(tmp_path):
+    config, run = workers.start_run(tmp_path, "moons", **OPTIONS)
+    evaluate_on_worker(config, run.path, 150)
+    *_, damaged = sorted(run.path.rglob("from-*.parquet"))
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("from-*.parquet") if p != damaged}
+    assert len(before) >= 2
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    evaluate_on_worker(config, run.path, 60)
+    assert all(p.stat().st_mtime_ns == time for p, time in before.items())
+    assert pq.read_table(damaged).num_rows
+    evaluate_on_worker(config, run.path)
+    assert sorted(set(pq.read_table(run.outcomes_path)["index"].to_pylist())) == list(range(100))
+
+
+def test_another_setting_shares_nothing(tmp_path):
+    config, run = workers.start_run(tmp_path, "moons", **OPTIONS)
+    evaluate_on_worker(config, run.path, 150)
+    before = _batches(run)
+    other, _ = workers.start_run(tmp_path / "other", "moons", **{**OPTIONS, "eval__steps": 6})
+    evaluate_on_worker(other, run.path)
+    assert {c["steps"] for c in run.summary()["curves"]} == {6}
+    assert _batches(run) == before  # the first one can still be continued

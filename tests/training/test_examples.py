@@ -1,0 +1,65 @@
+"""The noisy images that an evaluation keeps for Fig. 10."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from ima_dist import train
+from ima_dist.config.presets import make_config
+from ima_dist.config.values import with_options
+from ima_dist.data.types import Resident, Split
+from ima_dist.evaluation.noisy_images import noisy_images
+from ima_dist.models import fashion_mnist_cnn
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_arrays, read_parquet
+from tests.support.datafiles import write_idx
+from tests.support.inline import without_ray
+
+NAMES = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
+
+
+def test_first_sample_of_each_of_five_classes_within_its_ball():
+    torch.manual_seed(0)
+    network = fashion_mnist_cnn(10, (1, 28, 28))
+    y = torch.tensor([7, 7, 3, 9, 3, 0, 1, 2, 8])
+    test = Resident(Split(torch.rand(9, 1, 28, 28), y), "cpu", torch.float32, (0.0, 1.0))
+    for norm, size in (("linf", lambda d: np.abs(d).max()), ("l2", lambda d: np.sqrt((d**2).sum()))):
+        config = make_config("fashion_mnist", {"norm": norm, "eval.steps": 4, "eval.noise": (0.0, 0.1, 0.3)})
+        found = noisy_images(network, test, config, None)
+        assert found["index"].tolist() == [5, 6, 7, 2, 0]
+        assert found["label"].tolist() == [0, 1, 2, 3, 7]
+        assert found["noisy"].shape == (5, 3, 1, 28, 28)
+        assert found["class_names"].tolist() == [str(i) for i in range(10)]
+        assert np.array_equal(found["noisy"][:, 0], found["clean"])
+        assert np.array_equal(found["prediction"][:, 0], found["clean_prediction"])
+        for level, images in zip(found["noise"], found["noisy"].swapaxes(0, 1), strict=True):
+            for image, clean in zip(images.astype(float), found["clean"].astype(float), strict=True):
+                # Half precision rounds each of two numbers below 1 by up to 2.5e-4.
+                assert size(image - clean) <= level + 5e-4 * (28 if norm == "l2" else 1)
+                assert image.min() >= 0
+                assert image.max() <= 1
+    few = noisy_images(network, test, with_options(config, {"eval.samples": 3}), None)
+    assert few["index"].tolist() == [2, 0]
+
+
+def test_a_run_keeps_them_and_they_agree_with_its_outcomes(tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    data = write_idx(tmp_path / "data")
+    options = "--data.subset 40 --epochs 1 --method ce --eval.steps 3 --eval.noise 0,0.1 --dtype float64 --device cpu"
+    out = tmp_path / "run"
+    command = ["fashion_mnist", *options.split(), "--data.dir", str(data), "--out", str(out)]
+    assert train.main(command) == 0
+    run = RunDir(out)
+    found = read_arrays(run.examples_dir / "noisy.npz", NAMES)
+    assert found is not None
+    assert found["class_names"][0] == "T-shirt/top"
+    # Its attack is pgd100's with cross-entropy, so the predictions are, too.
+    outcomes = read_parquet(run.outcomes_path).filter((pc.field("attack") == "pgd100") & (pc.field("loss") == "ce"))
+    expected = {(r["index"], r["noise"]): (r["label"], r["prediction"]) for r in outcomes.to_pylist()}
+    for i, index in enumerate(found["index"].tolist()):
+        for j, level in enumerate(found["noise"].tolist()):
+            assert expected[index, level] == (found["label"][i], found["prediction"][i, j])
+    network = fashion_mnist_cnn(10, (1, 28, 28))
+    assert run.summary()["parameters"] == sum(p.numel() for p in network.parameters())

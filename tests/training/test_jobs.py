@@ -1,0 +1,146 @@
+"""The job files: complete, readable, and each of them runs from end to end on small files in the genuine format."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import yaml
+
+from ima_dist import job
+from ima_dist.config.errors import ConfigError
+from ima_dist.results import paper
+from ima_dist.rundir.directory import RunDir
+from tests.support.commands import ROOT
+from tests.support.datafiles import write_cifar, write_covid, write_idx, write_svhn
+from tests.support.inline import without_ray
+from tests.support.jobfiles import TABLES, table_file
+
+FILES = sorted(set((ROOT / "jobs").glob("*.yaml")) - set((ROOT / "jobs").glob("sweep_*.yaml")))
+WRITERS = {
+    "moons": lambda directory: directory,
+    "fashion_mnist": write_idx,
+    "mnist": write_idx,
+    "svhn": write_svhn,
+    "cifar10": write_cifar,
+    "covid_ct": write_covid,
+}
+
+_TINY = "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
+
+
+def test_every_table_has_its_file():
+    assert [f.name for f in FILES] == ["moons.yaml", *(table_file(n).name for n in TABLES)]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_levels_and_epochs_are_those_of_the_paper(table):
+    read = job.read_job(table_file(table))
+    assert read.table == table
+    cells = paper.cells(table=table)
+    names = {cell.method for cell in cells}
+    if read.epochs:
+        assert {f"epsmax={e}de" for e in read.epochs} == names
+    else:
+        assert set(read.rows) == names
+    for name, config in read.rows.items():
+        assert (config.preset, config.norm) == (cells[0].dataset, cells[0].norm)
+        levels = {round(cell.noise, 6) for cell in cells}
+        assert {round(level, 6) for level in config.eval.noise} == levels
+        attacks = {*config.eval.attacks, *(a for then in read.then for a in then["eval.attacks"])}
+        assert {cell.attack for cell in cells} <= attacks, name
+    assert {"small", "tiny"} <= set(yaml.safe_load(table_file(table).read_text())["scales"])
+
+
+def test_noise_level_and_seed_of_a_row_stand_in_its_name():
+    for table in TABLES:
+        for name, config in job.read_job(table_file(table)).rows.items():
+            if match := re.fullmatch(r"(?:adv|rand)([\d.]+)", name):
+                assert config.eps_max == float(match[1])
+            if match := re.fullmatch(r"(?:ima_s|mma-.*-sd)(\d)", name):
+                assert config.seed == int(match[1])
+            if match := re.fullmatch(r"beta=([\d.]+)", name):
+                assert config.beta == float(match[1])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    read = job.read_job(file, "tiny")
+    preset = next(iter(read.rows.values())).preset
+    data = WRITERS[preset](tmp_path / "data")
+    data.mkdir(exist_ok=True)
+    command = [str(file), "--scale", "tiny", "--data.dir", str(data), "--out", str(tmp_path / "runs")]
+    command += ["--device", "cpu"]
+    assert job.main(command) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert f"{read.title}, scale tiny" in out
+    runs = [RunDir(p) for p in (tmp_path / "runs").iterdir()]
+    assert sorted(run.config().fingerprint() for run in runs) == sorted(c.fingerprint() for c in read.rows.values())
+    for run in runs:
+        assert run.status == "finished"
+        curves = run.summary()["curves"]
+        wanted = {*read.epochs} or {run.config().epochs}
+        assert {c["epoch"] for c in curves} >= wanted
+        assert {c["attack"] for c in curves} >= {a for then in read.then for a in then["eval.attacks"]}
+    last = out[out.rindex(read.title) :]
+    for name in read.rows:
+        assert read.epochs or re.search(rf"^{re.escape(name)} ", last, re.MULTILINE)
+
+    # Once more: nothing is left to be done.
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.parquet")}
+    assert job.main(command) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*.parquet")} == before
+
+
+def test_nothing_is_begun_near_the_end_of_a_slurm_job(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    file = tmp_path / "own.yaml"
+    file.write_text(_TINY + "rows:\n  ce: {method: ce}\nthen:\n  - {attacks: [white-noise]}\n")
+    command = [str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    monkeypatch.setenv("IMA_DIST_LAST_START", "1")
+    assert job.main(command) == 75
+    assert "The same command continues." in capsys.readouterr().out
+    monkeypatch.setenv("IMA_DIST_LAST_START", "1e12")
+    assert job.main(command) == 0
+    assert "white-noise" in capsys.readouterr().out
+
+
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        _TINY + "rows:\n  bad: {method: ce, model.factory: 'tests.support.user_code:nothing'}\n  good: {method: ce}\n"
+    )
+    assert job.main([str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]) == 1
+    out, err = capsys.readouterr()
+    assert "These rows failed: bad" in err
+    assert re.search(r"^good ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("title: [", "is not valid YAML"),
+        ("- 1", "must hold a mapping"),
+        ("title: a\npreset: moons\nrow: {}", "did you mean rows?"),
+        ("title: a\npreset: moons", "lacks the entry 'rows'"),
+        ("title: a\npreset: moons\nrows: {a: {betta: 1}}", "row a: The configuration has an unknown entry 'betta'"),
+        ("title: a\npreset: moons\nrows: {a: {beta: 2}}", "row a: --beta must lie between"),
+        ("title: a\npreset: moons\nrows: {a: {}}\nscales: {half: {}}", "has no scale 'tiny': it has half"),
+    ],
+)
+def test_a_wrong_file_gets_one_sentence(tmp_path, text, says):
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        job.read_job(file, "tiny" if "scale" in says else None)
+    assert says in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_a_missing_file_and_an_unknown_row(tmp_path, capsys):
+    assert job.main([str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml cannot be read" in capsys.readouterr().err
+    assert job.main([str(table_file(2)), "--rows", "adv0.4"]) == 2
+    assert "has no row 'adv0.4' (did you mean adv0.3?)" in capsys.readouterr().err
