@@ -1,0 +1,1 @@
+/tmp/saved-work/runs/cluster/job/1000_submission.sh
