@@ -7,8 +7,8 @@ import sys
 from ima_dist.cli.entry import EXIT_DONE, say
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.paths import existing
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
-from ima_dist.config.schema import ATTACKS
 from ima_dist.results.candidates import best_text, rows_of_directory
 from ima_dist.results.table import noise_key
 
