@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from benchmarks.gpu.check import Check, Skip
 from benchmarks.gpu.fixed import bpgd_fixed
-from benchmarks.gpu.runs import synchronize
 from ima_dist import models
 from ima_dist.attacks import bpgd
 
@@ -81,11 +80,11 @@ def _apart(found: Tensor, expected: Tensor) -> int:
 def _milliseconds(call: Callable[[], Any], check: Check) -> float:
     call()
     repeats = 1 if check.quick else 10
-    synchronize(check.device)
+    check.synchronize()
     began = time.perf_counter()
     for _ in range(repeats):
         call()
-    synchronize(check.device)
+    check.synchronize()
     return 1000 * (time.perf_counter() - began) / repeats
 
 

@@ -40,6 +40,13 @@ class Check:
     def on_card(self) -> bool:
         return self.device.type == "cuda"
 
+    def synchronize(self) -> None:
+        """Wait until the device has done all it was given."""
+        if self.on_card:
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
     def say(self, part: str, **found: Any) -> None:
         """Write one finding as a line of JSON, at once, so that a run that is cut off still tells something."""
         at = round(time.monotonic() - self._began, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from typing import Any
 
@@ -9,10 +10,14 @@ import torch
 
 from benchmarks.gpu.check import Check, Skip
 
+# The first three are for everything that trains; the others for an attack or a network each.
+_PACKAGES = ("pyarrow", "safetensors", "yaml", "numpy", "advertorch", "pyautoattack", "torchvision")
+
 
 def run(check: Check) -> None:
     found: dict[str, Any] = {
         "torch": torch.__version__,
+        "missing_packages": [name for name in _PACKAGES if importlib.util.find_spec(name) is None],
         "cuda": torch.version.cuda,
         "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         "tf32_products": torch.backends.cuda.matmul.allow_tf32,

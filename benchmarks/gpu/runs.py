@@ -28,8 +28,3 @@ def prepared(check: Check, preset: str, options: dict[str, Any], device: torch.d
             yield Training(config, run, load(config.data, config.seed), device, check.over)
         except Interrupted:
             raise Skip("no time left") from None
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

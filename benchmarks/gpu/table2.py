@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.data import FASHION_SAMPLES
-from benchmarks.gpu.runs import prepared, synchronize
+from benchmarks.gpu.runs import prepared
 
 _EPOCHS = 60
 # A margin that many samples have in the middle of a run; the default, 0.3 / 60, is that of the first epoch.
@@ -28,7 +28,7 @@ def run(check: Check) -> None:
             began = time.perf_counter()
             with prepared(check, "fashion_mnist", options, check.device) as training:
                 training.fit()
-            synchronize(check.device)
+            check.synchronize()
             row = training.history[-1]
             seconds = row["train_seconds"] + (row["margin_seconds"] or 0.0)
             check.say(
