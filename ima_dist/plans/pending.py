@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ima_dist.config.attacks import protocol
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
@@ -54,8 +55,6 @@ def next_command(
 
 def _evaluated(summary: dict[str, Any], config: Config, epoch: int, attack: str) -> bool:
     """Whether the network of ``epoch`` was attacked on all noise levels and samples, with the same settings."""
-    from ima_dist.evaluation.attacks import protocol
-
     curves = [c for c in summary.get("curves", []) if c.get("accuracy") is not None]
     asked = {"attack": attack, "epoch": epoch, "loss": "both", "split": "test", **protocol(attack, config)}
     # Runs of earlier versions do not state the size of the test set: it is that of their largest evaluation.
@@ -66,7 +65,7 @@ def _evaluated(summary: dict[str, Any], config: Config, epoch: int, attack: str)
 
 
 def _options(summary: dict[str, Any], config: Config, attacks: tuple[str, ...]) -> dict[str, Any]:
-    """Options of ``ima_dist.evaluate``. What defines the result is always given, since the run may have other values."""
+    """Options of ``ima_dist.evaluate``. Those that define the result are always given: the run may have other values."""
     options = {name: value for name, value in options_of(config).items() if name in _WHERE}
     options["eval.attacks"] = attacks
     options |= {f"eval.{name}": getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")}
