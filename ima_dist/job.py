@@ -25,6 +25,7 @@ from ima_dist.config.values import as_flags, with_options
 from ima_dist.plans.jobfile import Job, read_job, run_path
 from ima_dist.results.comparison import comparison_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +60,7 @@ def _main(argv: list[str]) -> int:
             return EXIT_REQUEUE
         if status != EXIT_DONE:
             failed[name] = status
-    runs = {name: RunDir(run_path(root, config)) for name, config in chosen.items() if name not in failed}
+    runs = {name: Run(RunDir(run_path(root, config)), name) for name, config in chosen.items() if name not in failed}
     scale = f", scale {job.scale}" if job.scale else ""
     say(f"\n{job.title}{scale}\n{comparison_table(runs, job.table, job.epochs)}")
     if failed:
@@ -107,7 +108,7 @@ def _do_row(job: Job, config: Config, path: Path) -> int:
 def _evaluated(run: RunDir, config: Config, epochs: tuple[int, ...]) -> bool:
     """Whether an earlier start of the job has done this evaluation."""
     most = config.eval.samples or sys.maxsize
-    done = {(c["attack"], c["epoch"]) for c in run.summary().get("curves", []) if c["samples"] <= most}
+    done = {(point.attack, point.epoch) for point in run.points() if point.samples <= most}
     return done >= {(attack, epoch) for attack in config.eval.attacks for epoch in epochs}
 
 

@@ -163,7 +163,7 @@ EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
 }
 
 
-def protocol(attack: str, config: Config) -> dict[str, float | None]:
+def protocol(attack: str, config: Config) -> dict[str, Any]:
     """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
 
     For spsa also "spsa_samples", the random directions of an iteration.

@@ -10,7 +10,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags
-from ima_dist.results.table import attack_rows, noise_key
+from ima_dist.rundir.curves import attack_rows, noise_key
 from ima_dist.rundir.directory import RunDir
 
 # Options of an evaluation that is made again.
@@ -41,7 +41,6 @@ def next_command(config: Config, path: Path, epochs: Sequence[int]) -> tuple[str
 
 def _evaluated(run: RunDir, config: Config, epoch: int) -> bool:
     most = config.eval.samples or sys.maxsize
-    curves = [c for c in run.summary().get("curves", []) if c["epoch"] == epoch and c["samples"] <= most]
-    rows = attack_rows(curves)
+    rows = attack_rows([point for point in run.points() if point.samples <= most], epoch)
     levels = {noise_key(x) for x in config.eval.noise}
     return all(levels <= set(rows.get(attack, ())) for attack in config.eval.attacks)

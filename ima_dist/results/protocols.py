@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from ima_dist.rundir.curves import Point
 
 
-def describe_attack(entry: dict[str, Any]) -> str:
-    """How an entry of summary.json's curves was attacked, one sentence without its full stop."""
-    attack, steps, scale = entry["attack"], entry.get("steps"), entry.get("step_scale")
+def describe_attack(point: Point) -> str:
+    """How the accuracy of a point was measured, one sentence without its full stop."""
+    attack, steps, scale = point.attack, point.steps, point.step_scale
     if attack == "autoattack":
         return "autoattack: the standard version of AutoAttack; a sample that a smaller level broke stays broken"
     if attack == "white-noise":
         return "white-noise: one draw of noise, uniform in the ball"
     if attack == "spsa":
-        directions = entry.get("spsa_samples") or "an unknown number of"
+        directions = point.spsa_samples or "an unknown number of"
         return f"spsa: black box, {steps} iterations of SPSA with {directions} random directions each"
     if attack == "pgd-mma":
         share = f"{scale / steps:g}" if scale and steps else "unknown"
