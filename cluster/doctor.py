@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster import partitions, ray_node, slurm
-from cluster.errors import guarded
 from cluster.partitions import Partition
 from cluster.submit import RECORDS
+from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError
 

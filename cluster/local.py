@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from cluster import processes
-from cluster.errors import guarded
+from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError
 

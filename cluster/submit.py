@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import partitions, slurm
-from cluster.errors import guarded
-from cluster.node import EXIT_DONE, EXIT_FAILED, Task
 from cluster.partitions import Partition
 from cluster.records import Row, RowRecord, write_private
+from cluster.task import Task
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, guarded
 from ima_dist.cli.parser import OneLineParser, add_options, given_options
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import Config

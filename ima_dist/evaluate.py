@@ -9,8 +9,9 @@ from ima_dist.cli.entry import EXIT_DONE, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import existing
 from ima_dist.cli.running import check_inputs, check_weights, run_task, show_results
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import ATTACKS, Config
+from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir

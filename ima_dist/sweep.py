@@ -20,9 +20,9 @@ from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE,
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_inputs
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.presets import train_command
-from ima_dist.config.schema import ATTACKS
 from ima_dist.launch.cluster import set_environment
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command

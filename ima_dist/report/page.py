@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from html import escape
 
 from ima_dist import __version__
+from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, train_command
 from ima_dist.report.figures import Picture, label
 from ima_dist.report.tables import Key, Line, Measured, Table, setting_differences
 from ima_dist.results import obfuscation
-from ima_dist.results.protocols import describe_attack
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
 
@@ -103,7 +103,7 @@ def _table(number: int, table: Table) -> str:
     for result in runs:
         if {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}:
             parts.append(_obfuscation(result))
-    attacks = dict.fromkeys(describe_attack(line.point) for line in table.lines if line.point)
+    attacks = dict.fromkeys(describe_attack(line.point.to_json()) for line in table.lines if line.point)
     parts.append("<h3>Attacks</h3>" + _list(escape(text) + "." for text in attacks))
     parts.append("<h3>Commands</h3>" + _list(f"{escape(r.name)}: {_command(r)}" for r in runs))
     return "\n".join(parts)

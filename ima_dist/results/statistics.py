@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
 # scipy.stats would take a second to import, and asks for torch.
 from scipy.special import bdtrc, stdtrit
 

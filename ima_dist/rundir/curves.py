@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ima_dist.config.schema import ATTACKS
+from ima_dist.config.attacks import ATTACKS
 
 Row = dict[float, "Point"]  # noise level, without rounding errors -> point
 

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from ima_dist.results.table import wilson_interval
+from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_parquet

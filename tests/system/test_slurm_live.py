@@ -139,16 +139,17 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     results = submit.wait(folder)
     output = record.output.read_text()
     assert results["ima"]["status"] == 0, output
-    for sentence in (
-        "SIGTERM: SLURM has requeued the job",
-        "SIGTERM: the run saves what it has done, and the job is requeued",
-        "SIGUSR2: the run saves what it has done, and the job is requeued",
-    ):
-        assert sentence in output
+    starts = re.split(r"Start \d of job", output)[1:]
+    for start in starts[:2]:
+        assert "SIGTERM: SLURM has requeued the job" in start, output
+    assert "SIGTERM: the run saves its state, then the job is requeued" in starts[2], output
+    # On a busy machine SLURM may end the job before the run has heard of the notice.
+    assert re.search("SIGUSR2: the run saves its state, then|SIGTERM: SLURM is ending the job", starts[3]), output
+    assert "cancelled" not in output
     # The leftover may learn of its successor, or that there will be one, from the end of its run.
     last_words = ("ends: the job has been started again", "SLURM starts the job again")
-    assert any(words in output[output.index("Start 4 ") :] for words in last_words), output
-    assert output.count("Start ") >= 6
+    assert any(words in starts[4] for words in last_words), output
+    assert len(starts) >= 6
     assert "failure" not in output
     equal_to_undisturbed(run, read_job("moons.yaml").rows["ima"], tmp_path / "undisturbed", 128)
     times = read_json(record.start(0) / "times.json")

@@ -250,5 +250,5 @@ def test_a_closed_pipe_does_not_end_the_run(run: RunDir) -> None:
 
 
 def test_import_needs_no_torch() -> None:
-    code = "import sys, ima_dist.progress; sys.exit('torch' in sys.modules)"
+    code = "import sys, ima_dist.cli.progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

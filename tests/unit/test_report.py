@@ -194,8 +194,8 @@ def test_it_works_where_there_is_no_torch(runs, tmp_path):
     code = (
         "import sys\n"
         "for name in ('torch', 'ray', 'torchvision'): sys.modules[name] = None\n"
-        "from ima_dist.report import __main__ as report\n"
-        f"sys.exit(report.main([{str(runs)!r}, '--out', {str(tmp_path)!r}]))"
+        "from ima_dist.report.__main__ import main\n"
+        f"sys.exit(main([{str(runs)!r}, '--out', {str(tmp_path)!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")
