@@ -213,7 +213,9 @@ def test_the_signal_before_the_end_reaches_the_run_once(job):
 
 
 # The run hears of the end, and does not end.
-DEAF = "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('pid', flush=True); time.sleep(600)"
+DEAF = (
+    "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('pid', flush=True); time.sleep(600)"
+)
 # As at the end of SLURM's patience, without waiting for it.
 SHORT = "from cluster import policy\npolicy.LEAVE_WITHIN = 1.0\npolicy.REQUEUE_UNTIL = 3.0\n"
 LIMIT = {"JobState": "COMPLETING", "Reason": "TimeLimit"}
@@ -236,7 +238,9 @@ def test_a_run_that_does_not_save_in_time(job, signals, fields, requeued, messag
     wait_for(lambda: job.record.output.exists() and "pid" in job.record.output.read_text(), 120, "the run")
     for number in signals[:-1]:
         process.send_signal(number)
-        wait_for(lambda: "the run saves its state, then" in job.record.output.read_text(), 120, "the notice to be heard")
+        wait_for(
+            lambda: "the run saves its state, then" in job.record.output.read_text(), 120, "the notice to be heard"
+        )
     job.says(**fields)
     process.send_signal(signals[-1])
     _, err = process.communicate(timeout=300)
@@ -259,10 +263,14 @@ def test_a_requeue_that_slurm_refuses_at_first(job):
     assert "requeued" not in job.record.output.read_text().split("failure 1 of 3")[0]
 
     refusal.write_text("scontrol: error: Access denied")
-    status, _, err = job.run("import sys; sys.exit(1)", 1, before="import cluster.leader as l; l._REQUEUE_SECONDS = 0.0\n")
+    status, _, err = job.run(
+        "import sys; sys.exit(1)", 1, before="import cluster.leader as l; l._REQUEUE_SECONDS = 0.0\n"
+    )
     assert (status, job.requeued()) == (1, 0), err
     message = job.record.result()["message"]
-    assert "could not be requeued (scontrol requeue 7_1: scontrol: error: Access denied). Its last checkpoint" in message
+    assert (
+        "could not be requeued (scontrol requeue 7_1: scontrol: error: Access denied). Its last checkpoint" in message
+    )
 
 
 def test_a_leftover_ends_when_the_job_has_been_started_again(job):
