@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.errors import guarded
-from cluster.node import EXIT_DONE
 from cluster.records import RowRecord
 from cluster.submit import RECORDS
+from ima_dist.cli.entry import EXIT_DONE, guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.rundir.files import read_json

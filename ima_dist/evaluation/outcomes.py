@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
-from ima_dist.evaluation.attacks import Predictions, protocol
+from ima_dist.evaluation.attacks import Predictions
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_json, write_parquet
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from html import escape
 
 from ima_dist import __version__
+from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, train_command
 from ima_dist.report.figures import Picture, label
 from ima_dist.report.runs import Result
 from ima_dist.report.tables import Key, Line, Measured, Table, setting_differences
 from ima_dist.results import obfuscation
-from ima_dist.results.protocols import describe_attack
 from ima_dist.results.table import format_noise
 
 _STYLE = """

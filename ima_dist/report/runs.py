@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import PRESETS
-from ima_dist.config.schema import ATTACKS, METHODS, NORMS, Config
+from ima_dist.config.schema import METHODS, NORMS, Config
 from ima_dist.results import obfuscation
 from ima_dist.results.table import attack_rows
 from ima_dist.rundir.arrays import read_boundary, read_noisy

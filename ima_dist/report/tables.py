@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import is_the_papers, preset_config
-from ima_dist.config.schema import ATTACKS, Config, EvalConfig
+from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
 from ima_dist.report.runs import Result
 from ima_dist.results import paper

@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ima_dist.config.attacks import ATTACKS, STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import ATTACKS, METHODS, Config
+from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
 from ima_dist.plans.sweepfile import READ_BY, Point, canonical
 from ima_dist.report.runs import checked_curves, find_runs
@@ -17,8 +18,6 @@ from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candi
 from ima_dist.results.table import aligned, attack_rows, format_noise
 from ima_dist.rundir.directory import RunDir
 
-# The strictest attack that all have decides.
-_STRICTEST_FIRST = ("autoattack", "worst", "pgd-mma", "pgd100", "spsa", "white-noise")
 # Where these differ a run is still the same experiment.
 _BESIDE = (
     "seed",
@@ -133,7 +132,7 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     or a named noise level is missing.
     """
     measured = [row for row in rows if row.curves]
-    common = [a for a in _STRICTEST_FIRST if measured and all(a in row.curves for row in measured)]
+    common = [a for a in STRICTEST_FIRST if measured and all(a in row.curves for row in measured)]
     if attack is not None and attack not in common:
         raise ConfigError(
             f"Not all candidates were attacked with {attack}: {', '.join(common) or 'no attack'} they were."

@@ -18,8 +18,9 @@ from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import ATTACKS, Config
+from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values
 from ima_dist.results.table import wilson_interval
 from ima_dist.rundir.directory import RunDir

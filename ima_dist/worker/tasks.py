@@ -152,6 +152,7 @@ def _evaluate(
             "seed": config.seed,
             "paper_table": row[0] if row else None,
             "parameters": sum(p.numel() for p in network.parameters()),
+            "test_samples": len(test),
             "seconds": {**run.summary().get("seconds", {}), **seconds},
         }
         if epoch == config.epochs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ima_dist.config.schema import ATTACKS
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import ATTACKS
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure

@@ -1,1 +1,0 @@
-/tmp/saved-work/runs/cluster/job/1000_submission.sh
