@@ -6,9 +6,9 @@ import os
 from concurrent.futures import Future
 
 import pytest
-from benchmarks.drill import State, drill, ground_in, state
 
 from benchmarks.faults.command import OPTIONS
+from benchmarks.faults.drill import State, drill, ground_in, state
 from benchmarks.faults.outcome import Outcome, table
 from benchmarks.hosts import why_not
 from ima_dist.config.presets import make_config
