@@ -115,7 +115,7 @@ def _prepare(sweep: Sweep, root: Path) -> None:
     """Save what was asked, and make a place for the data set of results unless a directory above has one."""
     write_text_atomic(root / ASKED, asked_text(sweep))
     if tables.root_of(RunDir(root / "any"), results_root()) is None:
-        (root / tables.FOLDER).mkdir()
+        tables.make_dataset(root)
 
 
 def _pending(sweep: Sweep, root: Path) -> bool:
