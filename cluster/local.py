@@ -162,22 +162,13 @@ def _cancel_jobs(directory: Path) -> None:
 
 def _processes(directory: Path) -> list[int]:
     """Daemons of the local SLURM and everything that its jobs started, but no shell in which it is merely used."""
-    conf = str(directory / "slurm.conf")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid() or not processes.alive(int(entry.name)):
-            continue
-        variables = processes.environment(int(entry.name))
-        if variables.get("SLURM_CONF") == conf and ("SLURM_JOB_ID" in variables or _is_daemon(entry)):
-            found.append(int(entry.name))
-    return found
-
-
-def _is_daemon(entry: Path) -> bool:
-    with contextlib.suppress(OSError):
-        # Debian calls the programs slurmd-wlm and so on.
-        return Path(os.readlink(entry / "exe")).name.startswith(_DAEMONS)
-    return False
+    ours = processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))
+    # Debian calls the programs slurmd-wlm and so on.
+    return [
+        pid
+        for pid in ours
+        if "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
+    ]
 
 
 def _write_files(directory: Path, kill_wait: int) -> None:
