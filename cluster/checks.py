@@ -17,9 +17,9 @@ from ima_dist.config.errors import ConfigError
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _GIB = 2**30
-# Free space for checkpoints of a run of the largest network, and below which a start of Ray is doubtful.
+# Free space that checkpoints of the largest network may need, and below which Ray may not start.
 _ENOUGH_BYTES, _LEAST_BYTES = 10 * _GIB, 1 * _GIB
-# Ages of files decide nothing in a run; other people's tools and make are less patient.
+# A run does not rely on the ages of files; make and other tools do.
 _SKEW_WARNING, _SKEW_FAILURE = 2.0, 60.0
 # Seconds between SLURM's SIGTERM and SIGKILL that a checkpoint may need.
 _KILL_WAIT = 30
@@ -55,7 +55,7 @@ def reachable() -> tuple[str, str]:
     version = slurm.command("sinfo", "--version").strip()
     answer = slurm.command("scontrol", "ping").strip().splitlines()
     if not any("UP" in line for line in answer):
-        return FAILURE, f"{version}, but no controller is up ({'; '.join(answer)}): tell the administrators."
+        return FAILURE, f"{version}, but no controller is up ({'; '.join(answer)}): ask the administrators."
     return OK, f"{version}, controller up"
 
 
@@ -63,7 +63,7 @@ def accounting() -> tuple[str, str]:
     try:
         slurm.command("sacct", "--noheader", "--jobs=1")
     except ConfigError as error:
-        return WARNING, f"none ({error}) Nothing to do: cluster.status does without."
+        return WARNING, f"none ({error}) Nothing to do: cluster.status works without it."
     return OK, "sacct answers"
 
 
@@ -73,14 +73,14 @@ def partition_exists(partition: Partition) -> tuple[str, str]:
     except ConfigError:
         names = slurm.command("sinfo", "--noheader", "--format=%R").split()
         return FAILURE, (
-            f"SLURM has none called {partition.partition}; it has {', '.join(sorted(set(names)))}: "
+            f"SLURM has no partition {partition.partition}; it has {', '.join(sorted(set(names)))}: "
             f"correct 'partition' under [{partition.name}] in {partitions.OWN_FILE}."
         )
     if found.get("State") != "UP":
         return FAILURE, f"{partition.partition} is {found.get('State')}: ask the administrators, or use another."
     most = found.get("MaxTime", "UNLIMITED")
     if most[:1].isdigit() and partitions.minutes(most) < partition.time:
-        return FAILURE, f'{partition.partition} allows {most} at most: say time = "{most}" under [{partition.name}].'
+        return FAILURE, f'{partition.partition} allows at most {most}: set time = "{most}" under [{partition.name}].'
     return OK, f"{partition.partition}, {found.get('TotalNodes')} nodes, at most {most}"
 
 
@@ -100,17 +100,17 @@ def cards_exist(partition: Partition) -> tuple[str, str]:
     if not fit:
         most = max(with_cards, key=lambda n: int(n[2]))
         return FAILURE, (
-            f"a node has {most[2]} CPUs and {most[3]} MB, but {cpus} and {memory} are asked for: "
+            f"a node has {most[2]} CPUs and {most[3]} MB, but a job asks for {cpus} and {memory}: "
             f"lower 'cpus_per_card' or 'memory' under [{partition.name}]."
         )
     usable = [n for n in fit if not re.search("down|drain|fail|unk|inval", n[4].lower())]
     if not usable:
-        return WARNING, f"all {len(fit)} nodes are down or drained: jobs will wait."
+        return WARNING, f"all {len(fit)} suitable nodes are down or drained: jobs will wait."
     return OK, f"{len(usable)} of {len(nodes)} nodes have {partition.gres or 'no card'}:{partition.cards} and are up"
 
 
 def _count(gres: str, wanted: str) -> int:
-    """How many of ``wanted`` (gpu or gpu:v100) a node's list has: gpu:v100:4(S:0-1),…"""
+    """How many of ``wanted`` (gpu or gpu:v100) are in a node's list: gpu:v100:4(S:0-1),…"""
     total = 0
     for part in gres.split(","):
         found = re.match(r"([^:(]+)(?::([^:(]+))?:(\d+)", part)
@@ -122,7 +122,7 @@ def _count(gres: str, wanted: str) -> int:
 def _megabytes(memory: str | None) -> int:
     found = re.fullmatch(r"(\d+)([KMGT]?)B?", memory or "0", re.IGNORECASE)
     if not found:
-        raise ConfigError(f"memory = {memory!r} is no amount of memory: write for example 160G.")
+        raise ConfigError(f"memory = {memory!r} is not an amount of memory: write, for example, 160G.")
     return int(int(found[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()])
 
 
@@ -131,8 +131,8 @@ def grace() -> tuple[str, str]:
     seconds = int(found[1]) if found else 0
     if seconds < _KILL_WAIT:
         return WARNING, (
-            f"{seconds} s between SIGTERM and SIGKILL (KillWait): pre-emption without notice then costs up to an "
-            "epoch, or what --checkpoint-every allows."
+            f"{seconds} s between SIGTERM and SIGKILL (KillWait) may be too short for a checkpoint: pre-emption "
+            "without notice then costs up to an epoch, or less with --checkpoint-every."
         )
     return OK, f"{seconds} s between SIGTERM and SIGKILL"
 
@@ -167,30 +167,30 @@ def socket_path(partition: Partition | None) -> tuple[str, str]:
 
 def ports() -> tuple[str, str]:
     ray_node.free_port("")
-    return OK, "there are free ones between 20000 and 32000"
+    return OK, "some are free between 20000 and 32000"
 
 
 def torch_fits(capability: str | None) -> tuple[str, str]:
-    """Whether torch holds code for the cards' compute capability: of the same major version, and no newer minor."""
+    """Whether torch has code for the cards: of the same major compute capability, and of no newer minor one."""
     import torch
 
     flags = torch._C._cuda_getArchFlags() if torch.version.cuda else None
     built = re.findall(r"sm_(\d+)(\d)\b", flags or "")
     names = " ".join(f"sm_{major}{minor}" for major, minor in built)
     if capability is None:
-        return WARNING, f"torch {torch.__version__} is for {names or 'CPUs alone'}; compute_capability is not given."
+        return WARNING, f"torch {torch.__version__} is for {names or 'CPUs only'}; compute_capability is not set."
     major, minor = capability.split(".")
     if any(m == major and int(n) <= int(minor) for m, n in built):
-        return OK, f"torch {torch.__version__} holds code for compute capability {capability}"
-    remedy = "pip install -c constraints/volta.txt -e ." if capability == "7.0" else "install a build that has it."
+        return OK, f"torch {torch.__version__} has code for compute capability {capability}"
+    remedy = "pip install -c constraints/volta.txt -e ." if capability == "7.0" else "install a build that supports it."
     return FAILURE, (
-        f"torch {torch.__version__} is built for {names or 'CPUs alone'}, not for sm_{major}{minor} "
+        f"torch {torch.__version__} is built for {names or 'CPUs only'}, not for sm_{major}{minor} "
         f"(compute capability {capability}): {remedy}"
     )
 
 
 def file_clock(directory: Path) -> tuple[str, str]:
-    """This machine's clock against that of the file server."""
+    """Compare this machine's clock with that of the file server."""
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".clock-{uuid.uuid4().hex[:8]}"
     before = time.time()
@@ -205,8 +205,12 @@ def file_clock(directory: Path) -> tuple[str, str]:
 def skew(seconds: float, whose: str) -> tuple[str, str]:
     text = f"{seconds:.1f} s from {whose}"
     if seconds > _SKEW_FAILURE:
-        return FAILURE, f"{text}: tell the administrators that time synchronisation is broken."
-    return (OK, text) if seconds <= _SKEW_WARNING else (WARNING, f"{text}: have time synchronisation looked at.")
+        return FAILURE, f"{text}: time synchronisation is broken; tell the administrators."
+    return (
+        (OK, text)
+        if seconds <= _SKEW_WARNING
+        else (WARNING, f"{text}: ask the administrators to check time synchronisation.")
+    )
 
 
 # ---- a compute node
@@ -220,24 +224,27 @@ def driver_and_cards(wanted: int) -> tuple[str, str]:
     cards = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or len(cards) < wanted:
         complaint = " ".join((done.stderr or done.stdout).split())
-        return FAILURE, f"{len(cards)} of {wanted} cards are seen ({complaint}): use another node (exclude in sbatch)."
+        return (
+            FAILURE,
+            f"{len(cards)} of {wanted} cards are visible ({complaint}): exclude this node in sbatch.",
+        )
     return OK, "; ".join(sorted(set(cards)))
 
 
 def requeue() -> tuple[str, str]:
-    """Whether a job on this node can requeue itself."""
+    """Whether a job on this node can have itself requeued."""
     if shutil.which("scontrol") is None:
         return FAILURE, (
-            "the jobs' Python finds no scontrol, so a job cannot be requeued at its time limit: make SLURM's commands "
-            f"available to what 'python' in {partitions.OWN_FILE} starts."
+            "scontrol is missing where jobs run, so they cannot be requeued at their time limit: make SLURM's commands "
+            f"available to the 'python' in {partitions.OWN_FILE}."
         )
-    return OK, "scontrol is there"
+    return OK, "scontrol is available"
 
 
 def interface(towards: str | None, name: str | None) -> tuple[str, str]:
-    """The interface that gloo and NCCL will be told to use."""
+    """Find the interface that gloo and NCCL will be told to use."""
     address = ray_node.own_address(towards, name)
-    found = next((name for name, known in ray_node.addresses().items() if known == address), None)
+    found = next((n for n, known in ray_node.addresses().items() if known == address), None)
     if found is None:
-        return FAILURE, f"no interface carries {address}: name one as interface in {partitions.OWN_FILE}."
+        return FAILURE, f"no interface has the address {address}: name one as interface in {partitions.OWN_FILE}."
     return OK, f"{found} ({address})"

@@ -8,7 +8,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 from cluster import processes
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.launch.network_interface import addresses
+from ima_dist.launch.signals import blocked
 
 # A socket's path has at most 107 bytes. Below its temporary directory Ray needs
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
@@ -130,16 +129,6 @@ def own_address(towards: str | None, interface: str | None) -> str:
         ) from None
 
 
-def addresses() -> dict[str, str]:
-    """IPv4 address of every interface of this machine that has one."""
-    return {
-        name: address.address
-        for name, found in psutil.net_if_addrs().items()
-        for address in reversed(found)
-        if address.family == socket.AF_INET
-    }
-
-
 class RayEnded(RuntimeError):
     """Ray's processes have ended. One sentence."""
 
@@ -172,7 +161,7 @@ class RayNode:
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
             words += [f"--address={self.head}"]
-        with self.log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        with self.log.open("ab") as output, blocked():
             self.process = subprocess.Popen(
                 words,
                 env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(self.token)},
@@ -196,16 +185,6 @@ class RayNode:
                 f"{lines[-1].strip() if lines else 'no output'}"
             )
         return "Ray runtime started" in said
-
-
-@contextlib.contextmanager
-def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Processes started inside never get these signals; SLURM sends its own to every process of a job."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_descendants() -> None:

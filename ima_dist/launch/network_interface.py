@@ -15,9 +15,9 @@ def interface_of(address: str) -> str | None:
     return next((name for name, own in _addresses() if own == address), None)
 
 
-def address_of(interface: str) -> str | None:
-    """The first IPv4 address of the interface, or None."""
-    return next((own for name, own in _addresses() if name == interface), None)
+def addresses() -> dict[str, str]:
+    """The first IPv4 address of every interface that has one."""
+    return dict(reversed(_addresses()))
 
 
 def name_interface(address: str) -> None:

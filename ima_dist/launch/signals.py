@@ -45,13 +45,13 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def blocked() -> Iterator[None]:
-    """Processes started inside never receive the signals to stop.
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Processes started inside never receive these signals (default: all that ask to stop).
 
     SLURM and ``timeout`` send a signal to all processes of a job, which would end Ray before the workers have written
     their checkpoint. A blocked signal stays blocked in child processes.
     """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals or STOP_SIGNALS)
     try:
         yield
     finally:

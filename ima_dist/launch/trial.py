@@ -71,7 +71,7 @@ class Trial(tune.Trainable):
         self.work, self.ended = work, False
         self.process: subprocess.Popen[bytes] | None = None
         self.asked_at: float | None = None
-        self.last_command: tuple[str, list[str]] | None = None
+        self.commands: list[tuple[str, list[str]]] = []
         if "planned" in config:
             values, seed = config["values"], config["seed"]
             run_config, self.epochs = work.sweep.runs[config["planned"]]
@@ -89,38 +89,46 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            row = self._next_epoch()
-            if row is not None:
-                return row
-            if self.process is not None:
-                status = self.process.poll()
-                if status is None:
-                    self._pass_on_stop()
-                else:
-                    self.process = None
-                    if status == EXIT_REQUEUE:
-                        return self._end("interrupted")
-                    if status != EXIT_DONE:
-                        return self._end("failed", self._sentence(status), status)
-                    continue
-            elif (self.work.root / STOP_FILE).exists():
-                return self._end("interrupted")
-            elif self.record.hold():
-                if self.work.sweep.asha and self.record.read().get("status") == "stopped":
-                    return self._end("stopped")
-                try:
-                    command = next_command(self.settled, self.run.path, self.epochs)
-                except ConfigError as error:
-                    return self._end("failed", str(error), EXIT_INPUT)
-                if command is None:
-                    return self._end("finished")
-                if command == self.last_command:
-                    return self._end(
-                        "failed", f"{self.run.path} still lacks results after its commands have ended", EXIT_FAILED
-                    )
-                self.last_command = command
-                self._start(*command)
+            found = self._next_epoch()
+            if found is None:
+                found = self._start_next() if self.process is None else self._watch(self.process)
+            if found is not None:
+                return found
             time.sleep(LOOK_EVERY)
+
+    def _start_next(self) -> dict[str, Any] | None:
+        """Start the next command; returns the outcome if there is none."""
+        if (self.work.root / STOP_FILE).exists():
+            return self._end("interrupted")
+        if not self.record.hold():
+            return None
+        if self.work.sweep.asha and self.record.read().get("status") == "stopped":
+            return self._end("stopped")
+        try:
+            command = next_command(self.settled, self.run.path, self.epochs)
+        except ConfigError as error:
+            return self._end("failed", str(error), EXIT_INPUT)
+        if command is None:
+            return self._end("finished")
+        if command in self.commands:
+            message = f"{self.run.path} still lacks results after its commands have ended"
+            return self._end("failed", message, EXIT_FAILED)
+        self.commands.append(command)
+        self._start(*command)
+        return None
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+        """Look after the command; returns the outcome if it has ended without success."""
+        status = process.poll()
+        if status is None:
+            self._pass_on_stop(process)
+            return None
+        self.process = None
+        if status == EXIT_DONE:
+            return None
+        if status == EXIT_REQUEUE:
+            return self._end("interrupted")
+        return self._end("failed", self._sentence(status), status)
 
     def cleanup(self) -> None:
         """Called by Tune when the trial has ended, or the scheduler or a signal stops it."""
@@ -171,14 +179,13 @@ class Trial(tune.Trainable):
             )
         self.record.write(**self.first, status="running", message=None)
 
-    def _pass_on_stop(self) -> None:
-        assert self.process is not None
+    def _pass_on_stop(self, process: subprocess.Popen[bytes]) -> None:
         if self.asked_at is None:
             if (self.work.root / STOP_FILE).exists():
-                self.process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 self.asked_at = time.monotonic()
         elif time.monotonic() - self.asked_at > LEAVE_WITHIN:
-            self.process.kill()
+            process.kill()
 
     def _end_process(self) -> None:
         if self.process is None:

@@ -277,7 +277,7 @@ def test_doctor_on_nodes(place):
     assert done.returncode == bool(failed)
     missing = commands.run("cluster.doctor", "--partition", "elsewhere")
     assert missing.returncode == 1
-    assert "SLURM has none called gone; it has titanv, urgent, v100: correct 'partition'" in missing.stdout
+    assert "SLURM has no partition gone; it has titanv, urgent, v100: correct 'partition'" in missing.stdout
 
 
 def test_down_removes_every_trace(tmp_path):

@@ -73,15 +73,15 @@ def test_all_is_well(answers, tmp_path, monkeypatch):
     [
         ("sinfo --version", None, "SLURM", FAILURE, "refused"),
         ("scontrol ping", "Slurmctld(primary) at node1 is DOWN\n", "SLURM", FAILURE, "no controller is up"),
-        ("sacct", None, "accounting", WARNING, "does without"),
+        ("sacct", None, "accounting", WARNING, "works without"),
         ("scontrol show config", "KillWait = 5 sec", "grace", WARNING, "--checkpoint-every"),
         (SHOWN, None, "partition", FAILURE, "it has titanv, v100: correct"),
         (SHOWN, "State=DOWN", "partition", FAILURE, "is DOWN"),
-        (SHOWN, "State=UP MaxTime=1:00:00", "partition", FAILURE, "1:00:00 at most"),
+        (SHOWN, "State=UP MaxTime=1:00:00", "partition", FAILURE, "at most 1:00:00"),
         (NODES, "n1|(null)|32|180000|idle", "cards", FAILURE, "correct 'gres' or 'cards'"),
         (NODES, "n1|gpu:v100:1|32|180000|idle", "cards", FAILURE, "no node has gpu:v100:2"),
         (NODES, "n1|gpu:v100:2|4|180000|idle", "cards", FAILURE, "4 CPUs"),
-        (NODES, "n1|gpu:v100:2|32|1000|idle", "cards", FAILURE, "40960 are asked for"),
+        (NODES, "n1|gpu:v100:2|32|1000|idle", "cards", FAILURE, "asks for 8 and 40960"),
         (NODES, "n1|gpu:v100:2|32|180000|drained", "cards", WARNING, "down or drained"),
     ],
 )  # fmt: skip
@@ -149,11 +149,11 @@ def test_no_free_port(monkeypatch):
     ("cuda", "flags", "capability", "level", "remedy"),
     [
         ("13.0", "sm_75 sm_80 sm_90 compute_120", "7.0", FAILURE, "constraints/volta.txt"),
-        ("12.6", "sm_50 sm_60 sm_70 sm_75", "7.0", OK, "holds code"),
-        ("13.0", "sm_75 sm_80 sm_90", "8.6", OK, "holds code"),
+        ("12.6", "sm_50 sm_60 sm_70 sm_75", "7.0", OK, "has code"),
+        ("13.0", "sm_75 sm_80 sm_90", "8.6", OK, "has code"),
         ("13.0", "sm_75 sm_90", "8.0", FAILURE, "sm_80"),
-        (None, None, "7.0", FAILURE, "CPUs alone"),
-        ("13.0", "sm_75", None, WARNING, "compute_capability is not given"),
+        (None, None, "7.0", FAILURE, "CPUs only"),
+        ("13.0", "sm_75", None, WARNING, "compute_capability is not set"),
     ],
 )
 def test_torch_for_other_cards(monkeypatch, cuda, flags, capability, level, remedy):
