@@ -1,7 +1,7 @@
-"""The paper's tables (paper.csv), to set beside a run's own figures.
+"""The paper's tables (paper.csv), to compare runs with.
 
-The text of the paper is a scan. ``legible`` says "yes", or "guess" where a digit was inferred; cells that
-cannot be read have no accuracy and are left out.
+The text of the paper is a scan. ``legible`` is "yes", or "guess" where a digit was inferred; cells that cannot be read
+have no accuracy and are left out.
 """
 
 from __future__ import annotations
