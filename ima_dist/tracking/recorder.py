@@ -1,7 +1,7 @@
-"""While a run goes on: its rows in the data set, TensorBoard's event files, and MLflow if it is asked for.
+"""Records a run while it goes on: rows in the data set, TensorBoard's event files, and MLflow if it is set up.
 
-All of it follows what the workers write into the run directory, from the process that started them, and none of it
-may disturb the run: what cannot be written is said once, as a warning.
+The process that started the workers follows the files that they write. Recording must not disturb the run: an error
+becomes one warning.
 """
 
 from __future__ import annotations
@@ -138,10 +138,10 @@ class _DataSet:
 
 
 class _TensorBoard:
-    """RESULTS/tensorboard/RUN/: a scalar for each number of an epoch.
+    """RESULTS/tensorboard/RUN/: one scalar for each number of an epoch.
 
-    A resumed run goes on after the epochs that the data set had when it began; a new run of the same name starts
-    afresh.
+    A resumed run continues after the epochs that the data set had when it began; a new run of the same name starts
+    over.
     """
 
     def __init__(self, root: Path, run: RunDir) -> None:
@@ -164,7 +164,7 @@ class _TensorBoard:
 
             if not self._done:
                 shutil.rmtree(self._place, ignore_errors=True)
-            # The names of event files have seconds, so that a second start might overwrite the first one's.
+            # The names of event files have only seconds, so a second start might overwrite the first one's.
             self._writer = SummaryWriter(str(self._place), filename_suffix=f".epoch{self._done + 1:04d}")
         for row in new:
             for name, value in epoch_values(row).items():
@@ -178,7 +178,7 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """One MLflow run for a run of ours, continued when that is resumed; its id is in mlflow.json."""
+    """One MLflow run per run, continued when the run is resumed; its id is in mlflow.json."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -202,7 +202,7 @@ class _MLflow:
         summary = self._run.summary()
         for attack, row in attack_rows(self._run.points_of(summary)).items():
             for level, point in row.items():
-                # MLflow allows no other signs in a name.
+                # MLflow allows no slash in a name.
                 name = f"accuracy_{attack}_{format_noise(level)}".replace("/", "_")
                 self._client.log_metric(self._id, name, point.accuracy, step=point.epoch)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(str(summary.get("status")), "FAILED")
