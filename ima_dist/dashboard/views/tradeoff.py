@@ -65,7 +65,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
     rows = []
     for i, (candidate, point) in enumerate(zip(candidates, points, strict=True)):
-        verdict = "best" if i == choice.best else "not different from the best" if i in choice.alike else ""
+        verdict = "best" if i == choice.best else "equal to the best within noise" if i in choice.alike else ""
         if i in choice.uncertain:
             verdict += ", clean accuracy uncertain" if verdict else "clean accuracy uncertain"
         rows.append(
