@@ -79,7 +79,7 @@ class ProgressView:
             if file.name not in self._told and file.stat().st_size:
                 self._told.add(file.name)
                 number = int(file.stem.rsplit("-", 1)[1])
-                self._display.note(f"Worker {number} stands still; what it is doing is in {file}.")
+                self._display.note(f"Worker {number} has made no progress; its stack trace is in {file}.")
 
 
 def describe(state: dict[str, Any], compact: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Whether the node of this worker is about to leave the cluster."""
+"""Learning that a node is about to leave the cluster."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ray.train.v2._internal.execution.context import get_train_context
 
 
 def node_is_leaving() -> bool:
-    """On a worker: whether a node with workers of this group is being drained. Costs nothing.
+    """True on a worker if a node with workers of its group is being drained. Costs nothing.
 
     Ray Train watches for that and tells each worker. Its public ``get_preemption_info`` is a barrier over all
-    workers, which a look between two steps need not pay for.
+    workers, too expensive to call between steps.
     """
     return get_train_context().preemption_context.preemption_info is not None
