@@ -15,7 +15,7 @@ from ima_dist.worker.watchdog import watched
 from tests.support import workers
 
 
-def hang(seconds):
+def hang_here(seconds):
     time.sleep(seconds)
 
 
@@ -27,11 +27,11 @@ def test_a_stack_trace_is_written_after_the_time_and_announced(tmp_path):
     with ProgressView(run, out):
         with watched(run, network, 0.4):
             network(torch.zeros(1, 2))
-            hang(1.0)
+            hang_here(1.0)
         time.sleep(0.7)
     (file,) = run.stacks_dir.iterdir()
     assert file.name == "worker-0000.txt"
-    assert "hang" in file.read_text()
+    assert "hang_here" in file.read_text()
     assert f"Worker 0 has made no progress; its stack trace is in {file}." in out.getvalue()
     assert out.getvalue().count("has made no progress") == 1
 
@@ -55,7 +55,7 @@ def _hang_on_one(path):
     run, network = RunDir(path), nn.Linear(2, 2)
     with watched(run, network, 1.0):
         if distributed.rank() == 1:
-            hang(3.0)
+            hang_here(3.0)
         distributed.gather_objects(None)
 
 
@@ -64,8 +64,8 @@ def test_the_stacks_tell_who_waits_and_who_is_waited_for(tmp_path):
     workers.run_on(2, _hang_on_one, tmp_path)
     texts = [(tmp_path / "stacks" / f"worker-{rank:04d}.txt").read_text() for rank in (0, 1)]
     assert "gather_objects" in texts[0]
-    assert "hang" in texts[1]
-    assert "hang" not in texts[0]
+    assert "hang_here" in texts[1]
+    assert "hang_here" not in texts[0]
 
 
 def _comes_and_goes(path):
