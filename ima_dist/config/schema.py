@@ -14,11 +14,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
 
 METHODS = ("ima", "ce", "adv", "rand", "trades", "mma", "ddn")
 NORMS = ("linf", "l2")
-ATTACKS = ("pgd100", "worst", "pgd-mma", "spsa", "autoattack", "white-noise")
 
 
 def _opt(default: Any, help: str, choices: tuple[str, ...] = (), alters_result: bool = True) -> Any:
@@ -106,7 +106,10 @@ class TradesConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     attacks: tuple[str, ...] = _opt(
-        ("pgd100", "worst"), "attacks to evaluate with", choices=ATTACKS, alters_result=False
+        ("pgd100", "worst"),
+        "attacks to evaluate with: " + "; ".join(f"{a.name}, {a.about}" for a in ATTACK_TABLE.values()),
+        choices=ATTACKS,
+        alters_result=False,
     )
     noise: tuple[float, ...] = _opt((), "noise levels (default: those of the paper's tables)", alters_result=False)
     steps: int = _opt(100, "PGD steps of the attacks, iterations of spsa", alters_result=False)

@@ -1,4 +1,4 @@
-"""The attacks that ``--eval.attacks`` names, each with the interface that ``run.evaluate`` calls.
+"""The attacks that ``--eval.attacks`` names, each with the interface that ``runner.evaluate`` calls.
 
 An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one
 random key for each sample (B,) int64, so that a sample's noise does not depend on the batch it stands in. It
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ima_dist.attacks import spsa, worst
 from ima_dist.attacks.common import Box, attack_mode
+from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
 from ima_dist.config.schema import Config
 from ima_dist.core import noise, norms
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
@@ -91,7 +92,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
                     eps,
                     norm=config.norm,
                     steps=config.eval.steps,
-                    step_scale=_mma_step_scale(config),
+                    step_scale=mma_step_scale(config),
                     loss="ce" if restart < _MMA_RESTARTS else "margin",
                     start=noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm),
                     box=box,
@@ -102,11 +103,6 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
 
 
 _MMA_RESTARTS = 5
-
-
-def _mma_step_scale(config: Config) -> float:
-    fine = config.preset == "mnist" and config.norm == "linf"
-    return config.eval.steps / (40 if fine else 4)
 
 
 def black_box(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
@@ -154,23 +150,5 @@ def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
 
 
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
-    "pgd100": pgd100,
-    "worst": strictest,
-    "pgd-mma": pgd_mma,
-    "spsa": black_box,
-    "autoattack": auto_attack,
-    "white-noise": white_noise,
+    name: globals()[attack.function] for name, attack in ATTACK_TABLE.items()
 }
-
-
-def protocol(attack: str, config: Config) -> dict[str, float | None]:
-    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
-
-    For spsa also "spsa_samples", the random directions of an iteration.
-    """
-    if attack in ("autoattack", "white-noise"):
-        return {"steps": None, "step_scale": None}
-    if attack == "spsa":
-        return {"steps": config.eval.steps, "step_scale": None, "spsa_samples": config.eval.spsa_samples}
-    scale = _mma_step_scale(config) if attack == "pgd-mma" else config.eval.step_scale
-    return {"steps": config.eval.steps, "step_scale": scale}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from ray.train.v2._internal.execution.context import get_train_context
+from ima_dist.worker.ray_internals import get_train_context
 
 
 def node_is_leaving() -> bool:
     """True on a worker if a node with workers of its group is being drained. Costs nothing.
 
-    Ray Train watches for that and tells each worker. Its public ``get_preemption_info`` is a barrier over all
-    workers, too expensive to call between steps.
+    Ray Train watches for that and tells each worker.
     """
     return get_train_context().preemption_context.preemption_info is not None

@@ -129,12 +129,12 @@ def _evaluate(
         write_extremes(run, _resident(data.train, data, config, torch.device("cpu")), data)
         of_whole_training = _clean_results(run, network, test, config, data, device)
     seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
-    outcomes.save(run, found, config, {**_description(config, network), "seconds": seconds, **of_whole_training})
+    outcomes.save(run, found, config, {**_description(config, network, test), "seconds": seconds, **of_whole_training})
     forget(run, config, epoch, data.digest())
     write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
 
-def _description(config: Config, network: nn.Module) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Resident) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
@@ -144,6 +144,7 @@ def _description(config: Config, network: nn.Module) -> dict[str, Any]:
         "seed": config.seed,
         "paper_table": row[0] if row else None,
         "parameters": sum(p.numel() for p in network.parameters()),
+        "test_samples": len(test),
     }
 
 

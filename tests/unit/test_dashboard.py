@@ -438,7 +438,7 @@ from pathlib import Path
 from ima_dist.dashboard import __main__
 from ima_dist.dashboard.app import look, values_of
 from ima_dist.dashboard.views import VIEWS
-from ima_dist.results.collection import Collection
+from ima_dist.tracking.collection import Collection
 runs = look(Collection(Path({str(results)!r})))
 for view in VIEWS.values():
     assert view.show(runs, values_of(view.controls(runs, {{}})))

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ima_dist.attacks import spsa
+from ima_dist.config.attacks import ATTACKS, protocol
 from ima_dist.config.presets import make_config
-from ima_dist.config.schema import ATTACKS
 from ima_dist.config.values import with_options
 from ima_dist.core import noise
-from ima_dist.evaluation.attacks import EVALUATION_ATTACKS, protocol
+from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.models import fashion_mnist_cnn
 from tests.support.networks import Linear, linear
 

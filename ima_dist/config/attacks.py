@@ -1,0 +1,115 @@
+"""The attacks of an evaluation: the one table from which options, results, pages and help texts take them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ima_dist.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    function: its name in ``evaluation/attacks.py``. rank: 1 is the strictest. about: one line for help texts.
+    protocol: how it was done, one sentence without its full stop, with the fields of an entry of summary.json's
+    curves in braces. reads: the options ``eval.…`` that it uses.
+    """
+
+    name: str
+    function: str
+    rank: int
+    about: str
+    protocol: str
+    reads: tuple[str, ...] = ()
+
+
+_TABLE = (
+    Attack(
+        "pgd100",
+        "pgd100",
+        4,
+        "the paper's protocol: PGD at each noise level separately, with cross-entropy and with the margin loss",
+        "{steps} steps of PGD with α = {step_scale} at each noise level separately, once with cross-entropy and once "
+        "with the margin loss; the last iterate counts, and for each sample the worse of the two losses",
+        ("steps", "step_scale"),
+    ),
+    Attack(
+        "worst",
+        "strictest",
+        2,
+        "stricter and cheaper than pgd100: every iterate counts, then PGD towards the nearest wrong classes",
+        "{steps} steps of PGD with α = {step_scale} for each loss, cross-entropy and margin (with two classes only "
+        "margin, as both take the same steps); then, with more than two classes, as many steps shared by the three "
+        "nearest wrong classes (two of three classes), from each of two opposite starts, shrinking from ε/2 to 0; "
+        "every iterate counts, and a sample broken at a smaller noise level stays broken",
+        ("steps", "step_scale"),
+    ),
+    Attack(
+        "pgd-mma",
+        "pgd_mma",
+        3,
+        "the MMA paper's attack (Tables 7, 8, 10 and 11): PGD from ten random starts",
+        "{steps} steps of PGD of length {step_length}·ε from ten random starts, five with cross-entropy and five with "
+        "the CW loss; the last iterate of any start counts",
+        ("steps",),
+    ),
+    Attack(
+        "spsa",
+        "black_box",
+        5,
+        "black box, without gradients (Tables 9 and 12); slow, so give --eval.samples 100",
+        "black box, {steps} iterations of SPSA with {spsa_samples} random directions each",
+        ("steps", "spsa_samples"),
+    ),
+    Attack(
+        "autoattack",
+        "auto_attack",
+        1,
+        "the standard version of AutoAttack",
+        "the standard version of AutoAttack (with fewer than four classes: apgd-ce, untargeted FAB and Square); "
+        "a sample broken at a smaller noise level stays broken",
+    ),
+    Attack(
+        "white-noise",
+        "white_noise",
+        6,
+        "one draw of uniform random noise per sample (appendix A)",
+        "one draw of noise, uniform in the ball",
+    ),
+)
+ATTACK_TABLE = {attack.name: attack for attack in _TABLE}
+ATTACKS = tuple(ATTACK_TABLE)
+STRICTEST_FIRST = tuple(sorted(ATTACKS, key=lambda name: ATTACK_TABLE[name].rank))
+
+
+def mma_step_scale(config: Config) -> float:
+    """α of pgd-mma, whose steps are ε/4 long, for MNIST under L∞ ε/40 (Ding et al. 2020)."""
+    fine = config.preset == "mnist" and config.norm == "linf"
+    return config.eval.steps / (40 if fine else 4)
+
+
+def protocol(attack: str, config: Config) -> dict[str, Any]:
+    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
+
+    For spsa also "spsa_samples", the random directions of an iteration.
+    """
+    read = ATTACK_TABLE[attack].reads
+    found = {name: getattr(config.eval, name) if name in read else None for name in ("steps", "step_scale")}
+    if attack == "pgd-mma":
+        found["step_scale"] = mma_step_scale(config)
+    return {**found, **({"spsa_samples": config.eval.spsa_samples} if "spsa_samples" in read else {})}
+
+
+def describe_attack(entry: dict[str, Any]) -> str:
+    """How an entry of summary.json's curves was attacked: one sentence without its full stop."""
+    steps, scale = entry.get("steps"), entry.get("step_scale")
+    given = {
+        "steps": "an unknown number of" if steps is None else steps,
+        "step_scale": f"{scale:g}" if scale else "unknown",
+        "step_length": f"{scale / steps:g}" if scale and steps else "unknown",
+        "spsa_samples": entry.get("spsa_samples") or "an unknown number of",
+    }
+    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}"
