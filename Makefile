@@ -1,4 +1,4 @@
-# make setup | train | check | test | test-volta. Each is safe to repeat; what is there already is not made again.
+# make setup | train | check | test | test-volta | gpu. Each is safe to repeat; what is there already is not made again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: setup train check test test-volta
+.PHONY: setup train check test test-volta gpu
 
 setup: $(READY)
 
@@ -48,3 +48,7 @@ test-volta: | $(BIN)/python
 	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta
 	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
 	.venv-volta/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py
+
+# The check for a machine with a card (docs/gpu.md), with the packages that $(PYTHON) has: no .venv. It prints JSON lines.
+gpu:
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)

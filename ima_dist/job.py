@@ -1,72 +1,52 @@
 """``python -m ima_dist.job jobs/table02.yaml``: train and evaluate every row of one of the paper's tables.
 
-A job file names a preset, options that all rows share, and a row for each row of the table, with its own
-options. Runs are told apart by their configuration: a row that an earlier job has trained is not trained
-again, and the same command continues what was interrupted.
+A job file names a preset, options shared by all rows, and the rows of the table with options of their own. A run's
+directory is named after its configuration, so a row that an earlier job has trained is not trained again, and the same
+command continues a job that was interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-from ima_dist import evaluate, train
 from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import absolute_output, results_root
+from ima_dist.cli.running import run_commands
 from ima_dist.config.errors import ConfigError, did_you_mean
-from ima_dist.config.presets import options_of, train_command
+from ima_dist.config.presets import train_command
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, with_options
 from ima_dist.plans.jobfile import Job, read_job, run_path
 from ima_dist.results.comparison import comparison_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status as for ``ima_dist.train``; 1 if a row failed, after all others were done; 2 if all are faulty."""
+    """Exit status as for ``ima_dist.train``; if rows failed, 1 after the others are done, or 2 if all are invalid."""
     return guarded(_main, sys.argv[1:] if argv is None else argv)
 
 
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.job", description=__doc__, allow_abbrev=False)
     parser.add_argument("job", metavar="JOB.yaml")
-    parser.add_argument("--scale", metavar="NAME", help="a reduction that the file states, such as small or tiny")
-    parser.add_argument("--rows", metavar="A,B,…", help="these rows only")
-    parser.add_argument("--out", metavar="DIR", help="where the runs go (default: runs/jobs)")
-    parser.add_argument("--list", action="store_true", help="print the command of each row and do nothing")
+    parser.add_argument("--scale", metavar="NAME", help="a smaller version that the file defines, e.g. small or tiny")
+    parser.add_argument("--rows", metavar="A,B,…", help="only these rows")
+    parser.add_argument("--out", metavar="DIR", help="directory for the runs (default: runs/jobs)")
+    parser.add_argument("--list", action="store_true", help="print the command of each row and exit")
     for name in ("workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed"):
         add_options(parser, only=name)
     arguments = parser.parse_args(argv)
-    options = user_options(arguments)
-    job = read_job(arguments.job, arguments.scale, options)
-    root = Path(absolute_output(arguments.out)) if arguments.out else results_root() / "jobs"
-    chosen = _chosen(job, arguments)
+    job = read_job(arguments.job, arguments.scale, user_options(arguments))
+    root = absolute_output(arguments.out) if arguments.out else results_root() / "jobs"
+    rows = _chosen(job, arguments)
     if arguments.list:
-        for name, config in chosen.items():
+        for name, config in rows.items():
             say(f"{name}: {train_command(config, run_path(root, config))}")
         return EXIT_DONE
-    failed: dict[str, int] = {}
-    for name, config in chosen.items():
-        say(f"\n[{name}]")
-        status = _do_row(job, config, run_path(root, config))
-        if status == EXIT_REQUEUE:
-            say("Interrupted. The same command continues.")
-            return EXIT_REQUEUE
-        if status != EXIT_DONE:
-            failed[name] = status
-    runs = {name: RunDir(run_path(root, config)) for name, config in chosen.items() if name not in failed}
-    scale = f", scale {job.scale}" if job.scale else ""
-    say(f"\n{job.title}{scale}\n{comparison_table(runs, job.table, job.epochs)}")
-    if failed:
-        print(f"error: These rows failed: {', '.join(failed)}; their messages stand above.", file=sys.stderr)
-    if failed:
-        return EXIT_INPUT if [*failed.values()] == [EXIT_INPUT] * len(chosen) else EXIT_FAILED
-    return EXIT_DONE
+    return _run(job, rows, root)
 
 
 def _chosen(job: Job, arguments: argparse.Namespace) -> dict[str, Config]:
@@ -81,34 +61,22 @@ def _chosen(job: Job, arguments: argparse.Namespace) -> dict[str, Config]:
     return {name: job.rows[name] for name in names}
 
 
-def _late() -> bool:
-    """Whether the SLURM job that we are is so near its end that nothing more should be begun (Unix time)."""
-    return time.time() > float(os.environ.get("IMA_DIST_LAST_START") or "inf")
-
-
-def _do_row(job: Job, config: Config, path: Path) -> int:
-    flags = as_flags(options_of(config))
-    if (path / "config.yaml").exists():
-        status = train.main(["--resume", str(path), *flags])
-    else:
-        status = train.main([config.preset, "--out", str(path), *flags])
-    wanted: list[tuple[dict[str, Any], tuple[int, ...]]] = [(then, (config.epochs,)) for then in job.then]
-    if job.epochs:
-        wanted.append(({}, job.epochs))
-    for options, epochs in wanted:
-        if status == EXIT_DONE and not _evaluated(RunDir(path), with_options(config, options), epochs):
-            if _late():
-                return EXIT_REQUEUE
-            again = ["--epochs", ",".join(map(str, epochs)), *as_flags(options)]
-            status = evaluate.main([str(path), *again])
-    return status
-
-
-def _evaluated(run: RunDir, config: Config, epochs: tuple[int, ...]) -> bool:
-    """Whether an earlier start of the job has done this evaluation."""
-    most = config.eval.samples or sys.maxsize
-    done = {(c["attack"], c["epoch"]) for c in run.summary().get("curves", []) if c["samples"] <= most}
-    return done >= {(attack, epoch) for attack in config.eval.attacks for epoch in epochs}
+def _run(job: Job, rows: dict[str, Config], root: Path) -> int:
+    statuses: dict[str, int] = {}
+    for name, config in rows.items():
+        say(f"\n[{name}]")
+        statuses[name] = run_commands(config, run_path(root, config), job.epochs or (config.epochs,), job.then)
+        if statuses[name] == EXIT_REQUEUE:
+            say("Interrupted. Run the same command again to continue.")
+            return EXIT_REQUEUE
+    done = {name: Run(RunDir(run_path(root, rows[name])), name) for name, status in statuses.items() if not status}
+    scale = f", scale {job.scale}" if job.scale else ""
+    say(f"\n{job.title}{scale}\n{comparison_table(done, job.table, job.epochs)}")
+    failed = [name for name in rows if name not in done]
+    if not failed:
+        return EXIT_DONE
+    print(f"error: These rows failed: {', '.join(failed)}; see their messages above.", file=sys.stderr)
+    return EXIT_INPUT if set(statuses.values()) == {EXIT_INPUT} else EXIT_FAILED
 
 
 if __name__ == "__main__":

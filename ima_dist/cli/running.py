@@ -1,19 +1,26 @@
-"""What the commands that train or evaluate share: checks before a run, and its results after."""
+"""Shared by the commands that train or evaluate: checks before a run, the run itself, its results afterwards."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, say
+from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, say
 from ima_dist.cli.paths import results_root, shown
+from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
-from ima_dist.launch.cluster import ray_cluster
+from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.workers import run_workers
+from ima_dist.plans.pending import next_command
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
+from ima_dist.tracking.recorder import Recorder
 
 
 def check_inputs(config: Config) -> str:
@@ -29,16 +36,16 @@ def check_inputs(config: Config) -> str:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was asked for, but torch sees no CUDA device: use --device cpu or auto.")
+        raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
     make_network(config, data)
     return data.digest()
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
-    """Say from where a run continues, and which newer checkpoints are damaged.
+    """Print where a run continues, and warn of newer checkpoints that are damaged.
 
-    Raises ConfigError if it has checkpoints and cannot continue from any of them on these data.
+    Raises ConfigError if the run has checkpoints, but none from which it can continue on the data with this digest.
     """
     from ima_dist.training import checkpoint
 
@@ -47,34 +54,14 @@ def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
     except checkpoint.Damaged as error:
         raise ConfigError(f"{error}.") from error
     for complaint in complaints:
-        print(f"warning: {complaint}; the checkpoint before it is used.", file=sys.stderr, flush=True)
+        print(f"warning: {complaint}; falling back to the checkpoint before it.", file=sys.stderr, flush=True)
     if found is not None:
         step = f", step {found.position.step}" if found.position.step else ""
         say(f"Continuing after epoch {found.position.epoch}{step}.")
 
 
-def show_results(run: RunDir) -> None:
-    """Draw the figures and print the robustness table beside the paper's, times and paths."""
-    from ima_dist.figures.png import draw_all
-    from ima_dist.results import obfuscation, paper
-    from ima_dist.results.binary import binary_report
-    from ima_dist.results.table import robustness_table
-
-    config, summary = run.config(), run.summary()
-    figures = draw_all(run)
-    found = paper.row_of(config)
-    curves = [c for c in summary["curves"] if c["epoch"] == config.epochs]
-    say("\n" + robustness_table(curves, found[1] if found else None, found[0] if found else None))
-    for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
-        if further:
-            say("\n" + further)
-    seconds = summary.get("seconds", {})
-    parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
-    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(run.path)}", *(f"  {shown(f)}" for f in figures)]))
-
-
 def check_weights(run: RunDir, epoch: int, data: str) -> None:
-    """Raise ConfigError if there are no undamaged weights of ``epoch``, trained on the data with this digest."""
+    """Raise ConfigError unless there are undamaged weights of ``epoch``, trained on the data with this digest."""
     from ima_dist.training import checkpoint
 
     try:
@@ -83,23 +70,83 @@ def check_weights(run: RunDir, epoch: int, data: str) -> None:
         raise ConfigError(f"{error}.") from error
 
 
-def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
-    """Let workers do ``task`` (see ``run_workers``) on a run that has been trained; returns an exit status."""
-    from ima_dist.cli.progress import ProgressView
-    from ima_dist.tracking.recorder import Recorder
+def on_workers(
+    task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None = None
+) -> tuple[int, str | None]:
+    """Run ``task`` on the workers and show its progress (see ``run_workers``); returns an exit status and a message."""
+    try:
+        with ProgressView(run):
+            answer = run_workers(task, config, run, cluster, arguments)
+    except RuntimeError as error:
+        return EXIT_FAILED, str(error)
+    status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE}.get(answer["status"], EXIT_FAILED)
+    return status, answer["message"]
 
-    with ray_cluster(config) as cluster:
+
+def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
+    """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
+    with ray_cluster(config) as cluster, Recorder(run, results_root()):
         write_json(run.progress_path, {"stage": "starting"})
-        try:
-            with ProgressView(run), Recorder(run, results_root()):
-                answer = run_workers(task, config, run, cluster, arguments)
-        except RuntimeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_FAILED
-    if answer["status"] == "interrupted":
-        say("Interrupted. The same command continues.")
-        return EXIT_REQUEUE
-    if answer["status"] != "finished":
-        print(f"error: {answer['message']}", file=sys.stderr)
-        return EXIT_FAILED
+        status, message = on_workers(task, config, run, cluster, arguments)
+        run.check_lease()
+    if status == EXIT_REQUEUE:
+        say("Interrupted. Run the same command again to continue.")
+    elif status == EXIT_FAILED:
+        print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterable[dict[str, Any]] = ()) -> int:
+    """Run in this process, one after another, the commands that the run at ``path`` still needs.
+
+    The arguments are those of ``next_command``. Returns the exit status of the first command that fails or is
+    interrupted, and EXIT_REQUEUE if the SLURM job ends too soon to start another.
+    """
+    done: list[tuple[str, list[str]]] = []
+    try:
+        while (command := next_command(config, path, epochs, then)) is not None:
+            if command in done:
+                print(f"error: {path} still lacks results after its commands have ended.", file=sys.stderr)
+                return EXIT_FAILED
+            if done and _too_late():
+                return EXIT_REQUEUE
+            module, words = command
+            status: int = importlib.import_module(module).main(words)
+            if status != EXIT_DONE:
+                return status
+            done.append(command)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    say(f"{path.name} is finished.")
     return EXIT_DONE
+
+
+def _too_late() -> bool:
+    """Whether this SLURM job ends too soon to start another command; the job's task sets the time (Unix time)."""
+    return time.time() > float(os.environ.get("IMA_DIST_LAST_START") or "inf")
+
+
+def show_results(directory: RunDir) -> None:
+    """Draw the figures, and print the robustness table beside the paper's, times and paths."""
+    from ima_dist.figures.png import draw_all
+    from ima_dist.results import obfuscation, paper
+    from ima_dist.results.binary import binary_report
+    from ima_dist.results.table import robustness_table
+    from ima_dist.rundir.run import Run
+
+    run = Run(directory)
+    config = run.config
+    figures = draw_all(run)
+    found = paper.row_of(config)
+    points = [point for point in run.points if point.epoch == config.epochs]
+    say("\n" + robustness_table(points, found[1] if found else None, found[0] if found else None))
+    for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
+        if further:
+            say("\n" + further)
+    for problem in run.problems.values():
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+    seconds = run.summary.get("seconds", {})
+    parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
+    files = [f"  {shown(figure)}" for figure in figures]
+    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(directory.path)}", *files]))

@@ -1,47 +1,74 @@
-"""What is still to be done for a run to be trained, and evaluated after certain epochs: the next command."""
+"""The next command that a run still needs: to be trained, and evaluated as was asked."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from ima_dist.config.attacks import protocol
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags
-from ima_dist.results.table import attack_rows, noise_key
+from ima_dist.config.values import as_flags, with_options
+from ima_dist.rundir.curves import Point, noise_key
 from ima_dist.rundir.directory import RunDir
 
-# Options of an evaluation that is made again.
-_EVALUATION = ("eval.", "workers", "cpus_per_worker", "device", "data.dir", "data.download")
+# How an evaluation runs, as opposed to what it measures.
+_WHERE = ("workers", "cpus_per_worker", "device", "data.dir", "data.download")
 
 
-def next_command(config: Config, path: Path, epochs: Sequence[int]) -> tuple[str, list[str]] | None:
-    """Module and words of the command that brings the run at ``path`` further; None if nothing is left to do.
+def next_command(
+    config: Config, path: Path, epochs: Sequence[int], then: Iterable[dict[str, Any]] = ()
+) -> tuple[str, list[str]] | None:
+    """Module and arguments of the next command that the run at ``path`` needs; None if it needs none.
 
-    ``epochs``: those after which it is to be evaluated as ``config.eval`` says. A run that has finished is never
-    trained again. Raises ConfigError if another configuration's run lies there, or its files are damaged.
+    ``epochs``: the epochs whose network is evaluated as ``config.eval`` says. ``then``: options of further
+    evaluations of the last epoch. A run keeps one result per attack and epoch, so of two evaluations with the same
+    attack the later one counts. A finished run is never trained again. Raises ConfigError if the run of another
+    configuration is there, or its files are damaged.
     """
     run, flags = RunDir(path), as_flags(options_of(config))
     if not run.config_path.exists():
         return "ima_dist.train", [config.preset, "--out", str(path), *flags]
     if run.config().fingerprint() != config.fingerprint():
-        raise ConfigError(f"{path} holds another run: move it away.")
+        raise ConfigError(f"{path} holds the run of another configuration: move it away.")
     if run.status != "finished":
         return "ima_dist.train", ["--resume", str(path), *flags]
-    missing = [epoch for epoch in epochs if not _evaluated(run, config, epoch)]
+    wanted = {(epoch, attack): config for epoch in epochs for attack in config.eval.attacks}
+    for options in then:
+        other = with_options(config, options)
+        wanted |= {(other.epochs, attack): other for attack in other.eval.attacks}
+    summary, points = run.summary(), run.points()
+    missing = {key: settings for key, settings in wanted.items() if not _evaluated(points, summary, settings, *key)}
     if not missing:
         return None
-    own = {name: value for name, value in options_of(config).items() if name.startswith(_EVALUATION)}
-    # Said in any case: the run itself may have been evaluated otherwise.
-    own |= {"eval.attacks": config.eval.attacks, "eval.noise": config.eval.noise}
-    return "ima_dist.evaluate", [str(path), "--epochs", ",".join(map(str, missing)), *as_flags(own)]
+    settings = next(iter(missing.values()))
+    together = [key for key, its_settings in missing.items() if its_settings == settings]
+    return "ima_dist.evaluate", [
+        str(path),
+        *("--epochs", ",".join(map(str, sorted({epoch for epoch, _ in together})))),
+        *as_flags(_options(summary, settings, tuple(dict.fromkeys(attack for _, attack in together)))),
+    ]
 
 
-def _evaluated(run: RunDir, config: Config, epoch: int) -> bool:
-    most = config.eval.samples or sys.maxsize
-    curves = [c for c in run.summary().get("curves", []) if c["epoch"] == epoch and c["samples"] <= most]
-    rows = attack_rows(curves)
-    levels = {noise_key(x) for x in config.eval.noise}
-    return all(levels <= set(rows.get(attack, ())) for attack in config.eval.attacks)
+def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epoch: int, attack: str) -> bool:
+    """Whether the network of ``epoch`` was attacked on all noise levels and samples, with the same settings."""
+    measured = [point for point in points if point.accuracy is not None]
+    asked = {"attack": attack, "epoch": epoch, "loss": "both", "split": "test", **protocol(attack, config)}
+    # Runs of earlier versions do not state the size of the test set: it is that of their largest evaluation.
+    available = summary.get("test_samples") or max((point.samples for point in measured), default=0)
+    asked["samples"] = min(config.eval.samples or math.inf, available)
+    done = {p.level for p in measured if all(getattr(p, name) in (None, value) for name, value in asked.items())}
+    return {noise_key(level) for level in config.eval.noise} <= done
+
+
+def _options(summary: dict[str, Any], config: Config, attacks: tuple[str, ...]) -> dict[str, Any]:
+    """Options of ``ima_dist.evaluate``; those that define the result are all given, since the run may have others."""
+    options = {name: value for name, value in options_of(config).items() if name in _WHERE}
+    options["eval.attacks"] = attacks
+    options |= {f"eval.{name}": getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")}
+    # No number of samples means all of them, but on the command line it would mean the run's own number.
+    options["eval.samples"] = config.eval.samples or summary.get("test_samples")
+    return options

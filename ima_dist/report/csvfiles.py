@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Measured, Table, setting_differences
-from ima_dist.results.table import wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir.run import Run
 
 BINS = 50
+_MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
+_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples")
 
 
 def table_csv(table: Table) -> str:
@@ -54,16 +56,16 @@ def table_csv(table: Table) -> str:
     return _text(rows)
 
 
-def curves_csv(results: list[Result]) -> str:
+def curves_csv(results: list[Run]) -> str:
     """Every accuracy of every run: each attack, loss, epoch and noise level."""
     rows = []
     for result in results:
         config = result.config
         differs = "; ".join(setting_differences(config, {"seed"}))
-        for c in result.curves:
+        for point in result.points:
             low, high = (None, None)
-            if c["accuracy"] is not None:
-                low, high = wilson_interval(c["accuracy"], int(c["samples"]))
+            if point.accuracy is not None:
+                low, high = wilson_interval(point.accuracy, point.samples)
             rows.append(
                 {
                     "run": result.name,
@@ -72,23 +74,23 @@ def curves_csv(results: list[Result]) -> str:
                     "eps_max": config.eps_max,
                     "beta": config.beta,
                     "seed": config.seed,
-                    **{name: c[name] for name in ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")},
+                    **{name: getattr(point, name) for name in _MEASURED},
                     "low95": low,
                     "high95": high,
-                    **{name: c.get(name) for name in ("samples", "steps", "step_scale", "spsa_samples")},
+                    **{name: getattr(point, name) for name in _PROTOCOL},
                     "differs": differs,
                 }
             )
     return _text(rows)
 
 
-def margins_csv(results: list[Result]) -> str | None:
+def margins_csv(results: list[Run]) -> str | None:
     """Histogram of each run's margins over the training samples, from 0 to ε_max; None without margins."""
     rows = []
     for result in results:
         if result.margins is None:
             continue
-        epoch, margins = result.margins
+        epoch, margins = result.margins[0], result.margins[1]["margin"].to_numpy()
         counts, edges = margin_histogram(margins, result.config.eps_max)
         for i, count in enumerate(counts):
             rows.append(

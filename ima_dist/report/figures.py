@@ -19,11 +19,12 @@ from ima_dist.config.presets import preset_config
 from ima_dist.figures.colours import COLOURS
 from ima_dist.figures.png import MARKERS
 from ima_dist.report.csvfiles import margin_histogram
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Line, Table, paper_attack, setting_differences
 from ima_dist.results import paper
-from ima_dist.results.table import NORM_SIGN, format_noise
+from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import select_epoch
+from ima_dist.rundir.curves import format_noise
+from ima_dist.rundir.run import Run
 
 # The paper's example of a threshold below which the accuracy on clean data must not fall (appendix H).
 SELECTION = "val_accuracy>=0.90"
@@ -43,7 +44,7 @@ class Picture:
     png: bytes
 
 
-def draw(results: list[Result], tables: list[Table]) -> list[Picture]:
+def draw(results: list[Run], tables: list[Table]) -> list[Picture]:
     """Figures 6 to 12, 14 and 15, as far as there are runs for them, in the order of the paper."""
     numbered: list[tuple[float, Picture]] = []
     for preset in paper.DATA_SETS:
@@ -70,7 +71,7 @@ def draw(results: list[Result], tables: list[Table]) -> list[Picture]:
     return [picture for _, picture in sorted(numbered, key=lambda pair: pair[0])]
 
 
-def label(result: Result) -> str:
+def label(result: Run) -> str:
     """A run's name in a figure: its method, with what tells it from others of the same method."""
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
@@ -79,7 +80,7 @@ def label(result: Result) -> str:
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 
-def _usual_beta(result: Result) -> bool:
+def _usual_beta(result: Run) -> bool:
     return result.config.method != "ima" or result.config.beta == preset_config(result.config).beta
 
 
@@ -93,7 +94,7 @@ def _heading(text: str, preset: str, number: int | None) -> str:
     return f"{where}: {paper.DATA_SETS[preset]}, {text}"
 
 
-def _boundaries(results: list[Result]) -> Picture:
+def _boundaries(results: list[Run]) -> Picture:
     fig, axes = _grid(len(results), (3.6, 2.4))
     for ax, result in zip(axes, results, strict=True):
         assert result.boundary is not None
@@ -158,7 +159,7 @@ def _accuracy_line(ax: Axes, line: Line, i: int, name: str) -> None:
         ax.plot([x for x, _ in theirs], [a for _, a in theirs], color=colour, linestyle=style, linewidth=1)
 
 
-def _examples(preset: str, norm: str, results: list[Result]) -> Picture:
+def _examples(preset: str, norm: str, results: list[Run]) -> Picture:
     """A row for each run and example; examples that most of the runs classify correctly without noise come first."""
     arrays = [r.noisy for r in results if r.noisy is not None]
     right: dict[int, int] = {}
@@ -204,13 +205,14 @@ def _class(arrays: dict[str, np.ndarray], number: int) -> str:
     return str(names[number])[:16] if 0 <= number < len(names) else str(number)
 
 
-def _margins(preset: str, results: list[Result]) -> Picture:
+def _margins(preset: str, results: list[Run]) -> Picture:
     fig, axes = _grid(len(results), (3.6, 2.8))
     for ax, result in zip(axes, results, strict=True):
         assert result.margins is not None
-        counts, edges = margin_histogram(result.margins[1], result.config.eps_max)
+        margins = result.margins[1]["margin"].to_numpy()
+        counts, edges = margin_histogram(margins, result.config.eps_max)
         ax.stairs(counts, edges, fill=True, color=COLOURS[0])
-        ax.axvline(float(result.margins[1].mean()), color=COLOURS[1], linewidth=1.5)
+        ax.axvline(float(margins.mean()), color=COLOURS[1], linewidth=1.5)
         sign = NORM_SIGN[result.config.norm]
         ax.set(title=label(result), xlabel=f"margin ({sign})", ylabel="training samples")
     covid = preset == "covid_ct"
@@ -225,7 +227,7 @@ def _margins(preset: str, results: list[Result]) -> Picture:
     )
 
 
-def _training(preset: str, method: str, results: list[Result]) -> Picture:
+def _training(preset: str, method: str, results: list[Run]) -> Picture:
     fig, axes = _grid(len(results), (3.6, 2.8))
     selected = []
     for ax, result in zip(axes, results, strict=True):
@@ -255,7 +257,7 @@ def _training(preset: str, method: str, results: list[Result]) -> Picture:
     )
 
 
-def _selected(result: Result) -> int | None:
+def _selected(result: Run) -> int | None:
     try:
         return select_epoch(SELECTION, result.history)
     except ConfigError:

@@ -8,16 +8,16 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.report.figures import SELECTION, label
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Line, Table, paper_attack
 from ima_dist.results.choice import pareto_set
-from ima_dist.results.table import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import select_epoch
+from ima_dist.rundir.run import Run
 
 _EXAMPLES = 2
 
 
-def plots(results: list[Result], tables: list[Table]) -> list[str]:
+def plots(results: list[Run], tables: list[Table]) -> list[str]:
     """Each as HTML: a heading, the figure, a caption; the first carries plotly.js."""
     import plotly.io
 
@@ -37,7 +37,7 @@ def plots(results: list[Result], tables: list[Table]) -> list[str]:
     return parts
 
 
-def _figures(results: list[Result], tables: list[Table]) -> Iterator[tuple[str, str, Any]]:
+def _figures(results: list[Run], tables: list[Table]) -> Iterator[tuple[str, str, Any]]:
     from ima_dist.figures.interactive.boundary import boundary_figure
     from ima_dist.figures.interactive.margins import histogram_figure
     from ima_dist.figures.interactive.sample import sample_figure
@@ -118,7 +118,7 @@ def _name(line: Line) -> str:
     return line.row + (" (reduced)" if line.differs else "") + (f", epoch {line.epoch}" if line.epoch else "")
 
 
-def _selected(result: Result) -> int | None:
+def _selected(result: Run) -> int | None:
     try:
         return select_epoch(SELECTION, result.history)
     except ConfigError:

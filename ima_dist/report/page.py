@@ -10,10 +10,10 @@ from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, train_command
 from ima_dist.report.figures import Picture, label
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Key, Line, Measured, Table, setting_differences
 from ima_dist.results import obfuscation
-from ima_dist.results.table import format_noise
+from ima_dist.rundir.curves import format_noise
+from ima_dist.rundir.run import Run
 
 _STYLE = """
 body { font: 16px/1.45 sans-serif; max-width: 75em; margin: 0 auto; padding: 0 1em 3em; color: #111; background: #fff }
@@ -39,7 +39,7 @@ _WITHOUT_PLOTLY = (
 )
 
 
-def page(results: list[Result], tables: list[Table], pictures: list[Picture] | list[str], problems: list[str]) -> str:
+def page(results: list[Run], tables: list[Table], pictures: list[Picture] | list[str], problems: list[str]) -> str:
     """The whole file. ``pictures``: as drawn by matplotlib, or as HTML by Plotly. ``problems``: a sentence each."""
     parts = [
         "<h1>Runs of ima_dist beside the paper</h1>",
@@ -62,7 +62,7 @@ def page(results: list[Result], tables: list[Table], pictures: list[Picture] | l
     )
 
 
-def _introduction(results: list[Result], tables: list[Table], problems: list[str]) -> str:
+def _introduction(results: list[Run], tables: list[Table], problems: list[str]) -> str:
     links = [f"<li><a href='#t{i}'>{escape(table.title)}</a></li>" for i, table in enumerate(tables)]
     links += [
         "<li><a href='#figures'>Figures</a></li>",
@@ -101,9 +101,9 @@ def _table(number: int, table: Table) -> str:
         parts.append("<p>* A digit of the paper's number was inferred: our source is a scan.</p>")
     runs = list({r.name: r for line in table.lines for r in line.results}.values())
     for result in runs:
-        if result.levels and {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}:
+        if {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}:
             parts.append(_obfuscation(result))
-    attacks = dict.fromkeys(describe_attack(line.entry) for line in table.lines if line.results)
+    attacks = dict.fromkeys(describe_attack(line.point.to_json()) for line in table.lines if line.point)
     parts.append("<h3>Attacks</h3>" + _list(escape(text) + "." for text in attacks))
     parts.append("<h3>Commands</h3>" + _list(f"{escape(r.name)}: {_command(r)}" for r in runs))
     return "\n".join(parts)
@@ -170,8 +170,10 @@ def _ours(measured: Measured | None) -> str:
     return text
 
 
-def _obfuscation(result: Result) -> str:
-    levels = result.levels
+def _obfuscation(result: Run) -> str:
+    levels = obfuscation.compared(result, result.config.epochs)
+    if not levels:
+        return ""
     head = "".join(f"<th scope='col'>{escape(format_noise(level.noise))}</th>" for level in levels)
     rows = (
         "<tr><th scope='row'>SPSA</th>" + "".join(f"<td>{level.spsa:.4f}</td>" for level in levels) + "</tr>"
@@ -196,7 +198,7 @@ def _image(png: bytes, alt: str) -> str:
     return f"<img alt='{escape(alt)}' src='data:image/png;base64,{base64.b64encode(png).decode()}'>"
 
 
-def _run(result: Result) -> str:
+def _run(result: Run) -> str:
     config, summary = result.config, result.summary
     differs = setting_differences(config, {"seed"})
     facts = {
@@ -211,12 +213,12 @@ def _run(result: Result) -> str:
         facts["Setting"] = f"<span class='reduced'>reduced</span> {facts['Setting']}"
     items = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())
     text = f"<h3>{escape(result.name)}</h3><dl>{items}</dl>"
-    if result.equilibrium:
-        text += _image(result.equilibrium, f"Equilibrium of the noisy samples of {result.name}.")
+    if result.equilibrium_picture:
+        text += _image(result.equilibrium_picture, f"Equilibrium of the noisy samples of {result.name}.")
     return text
 
 
-def _own_settings(results: list[Result]) -> str:
+def _own_settings(results: list[Run]) -> str:
     presets = {result.config.preset for result in results}
     settings = [escape(text) for names, text in OWN_SETTINGS if presets & set(names)]
     return (
@@ -225,7 +227,7 @@ def _own_settings(results: list[Result]) -> str:
     )
 
 
-def _command(result: Result) -> str:
+def _command(result: Run) -> str:
     return f"<code>{escape(train_command(result.config, result.name))}</code>"
 
 

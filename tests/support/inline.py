@@ -28,6 +28,6 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         task, config, run, _, *further = arguments
         return main.work(payload(task, config, run, *further))
 
-    for entry_point in (train, running):
-        monkeypatch.setattr(entry_point, "ray_cluster", _cluster)
-        monkeypatch.setattr(entry_point, "run_workers", run_workers)
+    for module in (train, running):
+        monkeypatch.setattr(module, "ray_cluster", _cluster)
+    monkeypatch.setattr(running, "run_workers", run_workers)

@@ -15,6 +15,7 @@ from ima_dist.core.noise import Phase
 from ima_dist.figures import png
 from ima_dist.methods import Attacked, Batch
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 from ima_dist.training.equilibrium import _NUMBERS, NEIGHBOURS, Equilibrium, mixing
 from tests.support import workers
 
@@ -94,13 +95,13 @@ def test_points_are_of_the_panel_and_bounded():
     assert (row["count_i"], row["count_j"], row["points_i"], row["points_j"]) == (1200, 1200, 1000, 1000)
     assert row["loss_i"] == pytest.approx(math.log(2))
     assert abs(row["mixing"] - 1) < 3 * row["mixing_sd"]  # uniform points, whatever the label
-    state = gathered.state()
+    state = gathered.state_dict()
     chosen = {tuple(p) for p in state["points"].tolist()}
     assert len(chosen) == 2000
     assert chosen < {tuple(p) for p in (x + 1).tolist()}
 
     many = Equilibrium(torch.arange(20_000) % 10, 10, (3, 64, 64), seed=0)
-    assert 0.9 * _NUMBERS < many.state()["points"].numel() <= _NUMBERS
+    assert 0.9 * _NUMBERS < many.state_dict()["points"].numel() <= _NUMBERS
 
 
 def run_blobs(path, count=1, **options):
@@ -289,7 +290,7 @@ def test_lasting_imbalance_by_hand():
 def test_draw_all_draws_it_if_there_are_rows(tmp_path):
     _, run = workers.start_run(tmp_path / "run", "moons")
     run.write_equilibrium([])
-    assert png.draw_all(run) == []
+    assert png.draw_all(Run(run)) == []
     run.write_equilibrium([row(1, 0, 1, **UNKNOWN)])
-    assert png.draw_all(run) == [run.figures_dir / "equilibrium.png"]
+    assert png.draw_all(Run(run)) == [run.figures_dir / "equilibrium.png"]
     assert RunDir(run.path).read_equilibrium() == [row(1, 0, 1, **UNKNOWN)]

@@ -7,10 +7,13 @@ import re
 import pytest
 import yaml
 
-from ima_dist import job
+from ima_dist import evaluate, job
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.presets import make_config
+from ima_dist.plans.pending import next_command
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import write_json
 from tests.support.commands import ROOT
 from tests.support.datafiles import write_cifar, write_covid, write_idx, write_svhn
 from tests.support.inline import without_ray
@@ -100,10 +103,73 @@ def test_nothing_is_begun_near_the_end_of_a_slurm_job(tmp_path, monkeypatch, cap
     command = [str(file), "--out", str(tmp_path / "runs"), "--device", "cpu"]
     monkeypatch.setenv("IMA_DIST_LAST_START", "1")
     assert job.main(command) == 75
-    assert "The same command continues." in capsys.readouterr().out
+    assert "Run the same command again to continue." in capsys.readouterr().out
     monkeypatch.setenv("IMA_DIST_LAST_START", "1e12")
     assert job.main(command) == 0
     assert "white-noise" in capsys.readouterr().out
+
+
+def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
+    """A run that was evaluated with other settings is evaluated again, but only with the attacks that need it."""
+    without_ray(monkeypatch)
+    file, out = tmp_path / "own.yaml", tmp_path / "runs"
+
+    def do(**evaluation: object) -> dict[str, set[tuple[object, ...]]]:
+        """Run the job; returns (noise, samples, steps) of each attack."""
+        options = {"data.subset": 40, "epochs": 1, "method": "ce", "eval.steps": 1, "eval.noise": [0.0, 0.1]}
+        options |= {f"eval.{name}": value for name, value in evaluation.items()}
+        file.write_text(yaml.safe_dump({"title": "own", "preset": "moons", "options": options, "rows": {"ce": {}}}))
+        assert job.main([str(file), "--out", str(out), "--device", "cpu"]) == 0
+        found: dict[str, set[tuple[object, ...]]] = {}
+        (run,) = map(RunDir, out.iterdir())
+        for c in run.summary()["curves"]:
+            if c["loss"] == "both":
+                found.setdefault(c["attack"], set()).add((c["noise"], c["samples"], c["steps"]))
+        return found
+
+    first = do(samples=3)
+    assert first == {attack: {(0.0, 3, 1), (0.1, 3, 1)} for attack in ("pgd100", "worst")}
+    everything = do()
+    size = next(iter(everything["worst"]))[1]
+    assert size > 3
+    assert everything == {attack: {(0.0, size, 1), (0.1, size, 1)} for attack in ("pgd100", "worst")}
+    assert do(noise=[0.0, 0.2])["worst"] == {(0.0, size, 1), (0.2, size, 1)}
+    assert do(noise=[0.0, 0.2], steps=2)["pgd100"] == {(0.0, size, 2), (0.2, size, 2)}
+    (run,) = map(RunDir, out.iterdir())
+    assert evaluate.main([str(run.path), "--attack", "worst", "--eval.samples", "2", "--device", "cpu"]) == 0
+    untouched = run.summary()["curves"]
+    assert do(noise=[0.0, 0.2], steps=2)["worst"] == {(0.0, size, 2), (0.2, size, 2)}
+    # Only the attack whose results were no longer the ones asked for was run again.
+    assert [c for c in untouched if c["attack"] == "pgd100"] == [
+        c for c in run.summary()["curves"] if c["attack"] == "pgd100"
+    ]
+    before = run.outcomes_path.stat().st_mtime_ns
+    do(noise=[0.0, 0.2], steps=2)
+    do(noise=[0.2], steps=2, samples=size + 100)
+    assert run.outcomes_path.stat().st_mtime_ns == before
+
+
+def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
+    config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
+    run = RunDir.create(config, tmp_path / "run")
+    curves = [
+        {"attack": attack, "loss": "both", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": samples,
+         "steps": 5, "step_scale": 4.0, "epoch": 30}
+        for attack, samples in (("pgd100", 10), ("worst", 100))
+    ]  # fmt: skip
+    write_json(run.summary_path, {"status": "finished", "curves": curves, "test_samples": 100})
+    then = [{"eval.attacks": ["pgd100"], "eval.samples": 10}]
+    assert next_command(config, run.path, (30,), then) is None
+    module, words = next_command(config, run.path, (30,)) or ("", [])
+    assert module == "ima_dist.evaluate"
+    assert words[words.index("--eval.attacks") + 1] == "pgd100"
+    assert words[words.index("--eval.samples") + 1] == "100"
+    write_json(run.summary_path, {"status": "finished", "curves": curves})  # as earlier versions wrote it
+    assert next_command(config, run.path, (30,), then) is None
+    module, words = next_command(config, run.path, (20, 30), then) or ("", [])
+    assert words[words.index("--epochs") + 1] == "20"
+    assert words[words.index("--eval.attacks") + 1] == "pgd100,worst"
+    assert "--eval.samples" not in words
 
 
 def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys):

@@ -1,0 +1,110 @@
+"""``bpgd`` launched in four ways: as it is, with one shape, that compiled, and that as a CUDA graph."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.gpu.check import Check, Skip
+from benchmarks.gpu.fixed import bpgd_fixed
+from ima_dist import models
+from ima_dist.attacks import bpgd
+
+# preset, network, shape of a sample, steps of the attack
+_CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = [
+    ("moons", models.moons_mlp, (2,), 20),
+    ("fashion_mnist", models.fashion_mnist_cnn, (1, 28, 28), 20),
+    ("cifar10", models.wrn_28_4, (3, 32, 32), 10),
+]
+
+
+def run(check: Check) -> None:
+    for preset, factory, shape, steps in _CASES[:1] if check.quick else _CASES:
+        torch.manual_seed(0)
+        network = factory().to(check.device).eval()
+        for batch in (4,) if check.quick else (128, 512):
+            x = torch.rand(batch, *shape, device=check.device)
+            with torch.no_grad():
+                y = network(x).argmax(1)
+            eps = torch.full((batch,), 0.02, device=check.device)
+            start = (torch.rand_like(x) * 2 - 1) * 0.02
+            settings = {"norm": "linf", "steps": 2 if check.quick else steps, "start": start, "box": (0.0, 1.0)}
+            _compare(check, network, (x, y, eps), settings, {"preset": preset, "batch": batch})
+
+
+def _compare(
+    check: Check,
+    network: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    settings: dict[str, Any],
+    which: dict[str, Any],
+) -> None:
+    fixed = functools.partial(bpgd_fixed, network, *batch, **settings)
+    expected = fixed().x
+    with check.attempt("boundary", **which):
+        check.need_time()
+        found = bpgd(network, *batch, **settings)
+        milliseconds = _milliseconds(functools.partial(bpgd, network, *batch, **settings), check)
+        crossing = float(found.crossed.float().mean())
+        apart = _apart(found.x, expected)
+        check.say(
+            "boundary", **which, launched="as it is", milliseconds=milliseconds, samples_apart=apart, crossing=crossing
+        )
+        check.say("boundary", **which, launched="with one shape", milliseconds=_milliseconds(fixed, check))
+    with check.attempt("boundary", **which, launched="compiled"):
+        check.need_time()
+        compiled = functools.partial(bpgd_fixed, _compiled(check, network), *batch, **settings)
+        apart = _apart(compiled().x, expected)
+        milliseconds = _milliseconds(compiled, check)
+        check.say("boundary", **which, launched="compiled", milliseconds=milliseconds, samples_apart=apart)
+    with check.attempt("boundary", **which, launched="graph"):
+        check.need_time()
+        if not check.on_card:
+            raise Skip("needs a card")
+        graph, result = _captured(fixed)
+        milliseconds = _milliseconds(graph.replay, check)
+        apart = _apart(result.x, expected)
+        check.say("boundary", **which, launched="graph", milliseconds=milliseconds, samples_apart=apart)
+
+
+def _apart(found: Tensor, expected: Tensor) -> int:
+    """Samples that differ: in float32, another order of additions turns the sign of a gradient now and then."""
+    return int(((found - expected).abs().flatten(1).amax(1) > 1e-4).sum())
+
+
+def _milliseconds(call: Callable[[], Any], check: Check) -> float:
+    call()
+    repeats = 1 if check.quick else 10
+    check.synchronize()
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    check.synchronize()
+    return 1000 * (time.perf_counter() - began) / repeats
+
+
+def _compiled(check: Check, network: nn.Module) -> nn.Module:
+    """The network by torch.compile; in small sizes without Inductor, which takes a minute and a compiler."""
+    torch.compiler.reset()
+    compiled: nn.Module = torch.compile(network, dynamic=False, backend="aot_eager" if check.quick else "inductor")  # type: ignore[assignment]
+    return compiled
+
+
+def _captured(attack: Callable[[], Any]) -> tuple[Any, Any]:
+    """The attack as a CUDA graph and the result that every replay rewrites."""
+    # As torch's notes on CUDA graphs demand, what is made lazily is made before, on another stream.
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            attack()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = attack()
+    return graph, result

@@ -1,0 +1,51 @@
+"""Images of 10 × 10 pixels that a small network learns within a few steps, and such networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ima_dist.data.types import DataSet, Split
+
+SIDE = 10
+
+
+def _splits(classes: int, seed: int) -> dict[str, Split]:
+    generator = torch.Generator().manual_seed(seed)
+    templates = torch.rand(classes, 1, SIDE, SIDE, generator=generator)
+
+    def draw(n: int) -> Split:
+        y = torch.arange(n) % classes
+        x = (0.7 * templates[y] + 0.3 * torch.rand(n, 1, SIDE, SIDE, generator=generator)) * 255
+        return Split(x.to(torch.uint8), y)
+
+    return {"train": draw(96), "val": draw(8), "test": draw(16)}
+
+
+def four_classes(config: Any, seed: int) -> DataSet:
+    return DataSet(**_splits(4, seed), box=(0.0, 1.0), num_classes=4)
+
+
+def two_classes(config: Any, seed: int) -> DataSet:
+    return DataSet(**_splits(2, seed), box=(0.0, 1.0), num_classes=2, class_names=("healthy", "ill"))
+
+
+def augmented(config: Any, seed: int) -> DataSet:
+    return DataSet(**_splits(4, seed), box=(0.0, 1.0), num_classes=4, augment=True)
+
+
+def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return _network(num_classes, nn.Identity())
+
+
+def batch_norm_cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    return _network(num_classes, nn.BatchNorm2d(4))
+
+
+def _network(num_classes: int, norm: nn.Module) -> nn.Module:
+    pooled = 4 * (SIDE // 2) ** 2
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), norm, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(pooled, num_classes)
+    )
