@@ -105,6 +105,15 @@ def paper_attack(table: Table) -> str:
     return "pgd100" if table.number is None else paper.attack_of(table.number)
 
 
+def label(result: Result) -> str:
+    """A run's name in a figure: its method, with what tells it from others of the same method."""
+    config = result.config
+    level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
+    weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
+    reduced = " (reduced)" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
+    return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
+
+
 def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
     """How a run differs from the paper's experiment, a phrase for each option, but for those in ``apart``."""
     usual = option_values(preset_config(config))
