@@ -28,12 +28,17 @@ from ima_dist.results.tradeoff import select_epoch
 # The paper's example of a threshold below which the accuracy on clean data must not fall (appendix H).
 _THRESHOLD = 0.9
 _EXAMPLES = 2
-_ACCURACY_FIGURES = {"moons": "Figure 6", "fashion_mnist": "Figure 7", "svhn": "Figure 8", "covid_ct": "Figures 9 and 13"}
+_ACCURACY_FIGURES = {
+    "moons": "Figure 6",
+    "fashion_mnist": "Figure 7",
+    "svhn": "Figure 8",
+    "covid_ct": "Figures 9 and 13",
+}
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the words around it. source: the paper's figure that it redraws, such as "Figure 6"; may be empty."""
+    """A figure and the words around it. source: the paper's figure that it redraws, such as "Figure 6", or empty."""
 
     source: str
     title: str
@@ -62,9 +67,7 @@ def draw(results: list[Result], tables: list[Table]) -> list[Drawing]:
 def to_html(drawing: Drawing, name: str, with_plotly: bool) -> Markup:
     """The figure as a part of a page, with or without a copy of plotly.js; ``name``: its identity there."""
     config = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"format": "svg"}}
-    html = plotly.io.to_html(
-        drawing.figure, include_plotlyjs=with_plotly, full_html=False, div_id=name, config=config
-    )
+    html = plotly.io.to_html(drawing.figure, include_plotlyjs=with_plotly, full_html=False, div_id=name, config=config)
     return Markup(html)  # safe: Plotly escapes the signs of HTML in its data
 
 
@@ -159,10 +162,10 @@ def _examples(results: list[Result]) -> Iterator[Drawing]:
                 arrays = result.noisy or {}
                 places = (arrays["index"] == index).nonzero()[0]
                 if len(places):
-                    title = f"Sample {index} under growing noise, {_title(result)}"
+                    title = f"Sample {index} under growing noise, network of {_title(result)}"
                     yield Drawing("Figure 10", title, caption, sample_figure(arrays, int(places[0])))
 
 
 def _title(result: Result) -> str:
     config = result.config
-    return f"{label(result)} ({paper.DATA_SETS[config.preset]}, {NORM_SIGN[config.norm]}; {result.name})"
+    return f"{result.name} ({paper.DATA_SETS[config.preset]}, {NORM_SIGN[config.norm]}, {label(result)})"

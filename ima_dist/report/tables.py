@@ -110,7 +110,7 @@ def label(result: Result) -> str:
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
-    reduced = " (reduced)" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
+    reduced = ", reduced" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 

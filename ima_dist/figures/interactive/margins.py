@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.figures.interactive.style import AXIS, COLOURS, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.table import NORM_SIGN
 
@@ -85,7 +85,7 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
     fig = figure(
         traces,
         height=320,
-        xaxis={**AXIS, "title": {"text": "epoch"}},
+        xaxis=epoch_axis(max(epochs)),
         yaxis={**AXIS, "title": {"text": "share"}, "range": [-0.02, 1.02]},
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})

@@ -21,7 +21,7 @@ def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     label, clean = int(arrays["label"][number]), arrays["clean"][number].astype(np.float32)
 
     def said(predicted: int) -> str:
-        return f"{'✗ ' if predicted != label else ''}{text(class_name(names, predicted))[:14]}"
+        return f"{'✗ ' if predicted != label else ''}{text(class_name(names, predicted)[:14])}"
 
     first = int(arrays["clean_prediction"][number])
     attacked = [(clean, f"{said(first)}<br>clean", first != label)]

@@ -1,4 +1,4 @@
-"""What the figures have in common. Colours: Okabe and Ito (2008); a symbol or a dash always says the same."""
+"""The style that all figures share. Colours: Okabe and Ito (2008); a symbol or a dash repeats what a colour says."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ima_dist.figures.colours import COLOURS
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 _DASHES = ("solid", "dash", "dashdot")
+_FEW_EPOCHS = 20
 AXIS = {"showgrid": True, "gridcolor": "#ddd", "zeroline": False, "linecolor": "#444", "ticks": "outside"}
 
 
@@ -54,6 +55,11 @@ def style(fig: go.Figure, height: int, **layout: Any) -> None:
         plot_bgcolor="white",
         **{"legend": legend, "margin": margin, "hovermode": "closest", **layout},
     )
+
+
+def epoch_axis(last: int) -> dict[str, Any]:
+    """An axis of epochs, which have no fractions."""
+    return {**AXIS, "title": {"text": "epoch"}, "dtick": 1 if last <= _FEW_EPOCHS else None}
 
 
 def faint(code: str, alpha: float) -> str:

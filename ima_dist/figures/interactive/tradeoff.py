@@ -70,7 +70,7 @@ def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str
         else:
             names = sorted({"not set" if v is None else str(v) for v in values})
             places = [names.index("not set" if v is None else str(v)) for v in values]
-            ticks = {"tickvals": list(range(len(names))), "ticktext": [text(n)[:24] for n in names]}
+            ticks = {"tickvals": list(range(len(names))), "ticktext": [text(n[:24]) for n in names]}
             dimensions.append({"label": text(name), "values": places, **ticks})
     shade = {"color": columns[colour_by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": colour_by}}
     line = shade if all(isinstance(v, int | float) for v in columns[colour_by]) else {"color": COLOURS[0]}
