@@ -17,8 +17,8 @@ from ima_dist.core.noise import Phase, sample_keys
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.attacks import pgd100
-from ima_dist.report.runs import find_runs
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.finding import find_runs
 from ima_dist.training.checkpoint import load_weights
 from ima_dist.training.network import DTYPES, limit_threads, make_network
 
@@ -53,11 +53,10 @@ def main() -> None:
     a = parser.parse_args()
     epochs = [int(part) for part in a.epochs.split(",")]
     rows = []
-    for place in find_runs(a.directory, []):
-        run = RunDir(place)
+    for run in find_runs(a.directory)[0]:
         cheap = {row["epoch"]: row["val_robust_accuracy"] for row in run.read_history()}
         for epoch in (e for e in epochs if cheap.get(e) is not None):
-            rows.append((place.name, epoch, cheap[epoch], accuracy(run, epoch, a.samples, a.steps)))
+            rows.append((run.path.name, epoch, cheap[epoch], accuracy(run, epoch, a.samples, a.steps)))
             print("{}  epoch {}  validation {:.4f}  100-PGD {:.4f}".format(*rows[-1]), flush=True)
     for name, chosen in (("all", rows), ("last epoch", [row for row in rows if row[1] == epochs[-1]])):
         tau = kendalltau([row[2] for row in chosen], [row[3] for row in chosen]).statistic

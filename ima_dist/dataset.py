@@ -15,7 +15,7 @@ from ima_dist.cli.paths import existing, shown
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.files import read_parquet
 from ima_dist.tracking import tables
-from ima_dist.tracking.collection import check_inside, find_runs
+from ima_dist.tracking.collection import runs_by_name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,11 +29,10 @@ def _main(argv: list[str]) -> int:
     root = existing(parser.parse_args(argv).results).absolute()
     if not root.is_dir():
         raise ConfigError(f"{root} is not a directory: name one that contains runs.")
-    runs, problems = find_runs(root)
+    runs, problems = runs_by_name(root)
     written = 0
     for name, run in runs.items():
         try:
-            check_inside(run)
             if _stamp(root, name) != tables.stamp_of(run):
                 problems += tables.write_run(root, run)
                 written += 1

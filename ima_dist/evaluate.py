@@ -52,8 +52,8 @@ def _main(argv: list[str]) -> int:
     if epochs == [config.epochs]:
         show_results(run)
     else:
-        curves = [c for c in run.summary()["curves"] if c["epoch"] in epochs and c["attack"] in config.eval.attacks]
-        say("\n" + tradeoff_table(config, curves, run.read_history()))
+        points = [point for point in run.points() if point.epoch in epochs and point.attack in config.eval.attacks]
+        say("\n" + tradeoff_table(config, points, run.read_history()))
     return EXIT_DONE
 
 

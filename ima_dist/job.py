@@ -21,6 +21,7 @@ from ima_dist.config.schema import Config
 from ima_dist.plans.jobfile import Job, read_job, run_path
 from ima_dist.results.comparison import comparison_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _run(job: Job, rows: dict[str, Config], root: Path) -> int:
         if statuses[name] == EXIT_REQUEUE:
             say("Interrupted. Run the same command again to continue.")
             return EXIT_REQUEUE
-    done = {name: RunDir(run_path(root, config)) for name, config in rows.items() if statuses[name] == EXIT_DONE}
+    done = {name: Run(RunDir(run_path(root, rows[name])), name) for name, status in statuses.items() if not status}
     scale = f", scale {job.scale}" if job.scale else ""
     say(f"\n{job.title}{scale}\n{comparison_table(done, job.table, job.epochs)}")
     failed = [name for name in rows if name not in done]

@@ -29,7 +29,7 @@ from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import Point, Sweep, asked_text, read_sweep
 from ima_dist.plans.trial_record import earlier_records
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
-from ima_dist.results.table import noise_key
+from ima_dist.rundir.curves import noise_key
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_text_atomic
 from ima_dist.rundir.lease import held
@@ -130,7 +130,7 @@ def _prepare(sweep: Sweep, root: Path) -> None:
     """What was asked for, and a place for the data set of results, unless one above the sweep will hold it."""
     write_text_atomic(root / ASKED, asked_text(sweep))
     if tables.root_of(RunDir(root / "any"), results_root()) is None:
-        (root / tables.FOLDER).mkdir()
+        tables.make_dataset(root)
 
 
 def _pending(sweep: Sweep, root: Path) -> bool:

@@ -127,21 +127,26 @@ def _too_late() -> bool:
     return time.time() > float(os.environ.get("IMA_DIST_LAST_START") or "inf")
 
 
-def show_results(run: RunDir) -> None:
+def show_results(directory: RunDir) -> None:
     """Draw the figures, and print the robustness table beside the paper's, times and paths."""
     from ima_dist.figures.png import draw_all
     from ima_dist.results import obfuscation, paper
     from ima_dist.results.binary import binary_report
     from ima_dist.results.table import robustness_table
+    from ima_dist.rundir.run import Run
 
-    config, summary = run.config(), run.summary()
+    run = Run(directory)
+    config = run.config
     figures = draw_all(run)
     found = paper.row_of(config)
-    curves = [c for c in summary["curves"] if c["epoch"] == config.epochs]
-    say("\n" + robustness_table(curves, found[1] if found else None, found[0] if found else None))
+    points = [point for point in run.points if point.epoch == config.epochs]
+    say("\n" + robustness_table(points, found[1] if found else None, found[0] if found else None))
     for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)
-    seconds = summary.get("seconds", {})
+    for problem in run.problems.values():
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+    seconds = run.summary.get("seconds", {})
     parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
-    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(run.path)}", *(f"  {shown(f)}" for f in figures)]))
+    files = [f"  {shown(figure)}" for figure in figures]
+    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(directory.path)}", *files]))

@@ -91,7 +91,7 @@ def mma_step_scale(config: Config) -> float:
     return config.eval.steps / (40 if fine else 4)
 
 
-def protocol(attack: str, config: Config) -> dict[str, float | None]:
+def protocol(attack: str, config: Config) -> dict[str, Any]:
     """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
 
     For spsa also "spsa_samples", the random directions of an iteration.

@@ -1,4 +1,4 @@
-"""Outcomes of an evaluation, a row for each sample, attack, loss and noise level, and the curves they make."""
+"""Outcomes of an evaluation, one row per sample, attack, loss and noise level, and the curves they make."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_json, write_parquet
 
@@ -35,8 +36,8 @@ def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, 
     return pa.concat_tables(pieces)
 
 
-def curves_of(outcomes: pa.Table, config: Config) -> list[dict[str, Any]]:
-    """Accuracy for each attack, epoch, loss and noise level, as in summary.json."""
+def points_of(outcomes: pa.Table, config: Config) -> list[Point]:
+    """The accuracy for each attack, epoch, loss and noise level."""
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
     grouped = (
         outcomes.append_column("right", right)
@@ -44,17 +45,17 @@ def curves_of(outcomes: pa.Table, config: Config) -> list[dict[str, Any]]:
         .aggregate([("right", "mean"), ("right", "count")])
     )
     return [
-        {
-            "attack": row["attack"],
-            "loss": row["loss"],
-            "norm": config.norm,
-            "noise": row["noise"],
-            "split": "test",
-            "accuracy": row["right_mean"],
-            "samples": row["right_count"],
+        Point(
+            attack=row["attack"],
+            loss=row["loss"],
+            norm=config.norm,
+            noise=row["noise"],
+            split="test",
+            accuracy=row["right_mean"],
+            samples=row["right_count"],
+            epoch=row["epoch"],
             **protocol(row["attack"], config),
-            "epoch": row["epoch"],
-        }
+        )
         for row in grouped.to_pylist()
     ]
 
@@ -64,12 +65,12 @@ def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any
 
     One worker calls it. Raises OSError.
     """
-    curves = curves_of(outcomes, config)
-    done = {(c["attack"], c["epoch"]) for c in curves}
-    kept = [c for c in run.summary().get("curves", []) if (c["attack"], c["epoch"]) not in done]
+    points = points_of(outcomes, config)
+    done = {(point.attack, point.epoch) for point in points}
+    kept = [point for point in run.points() if (point.attack, point.epoch) not in done]
     if run.outcomes_path.exists():
         old = read_parquet(run.outcomes_path)
         keys = zip(old["attack"].to_pylist(), old["epoch"].to_pylist(), strict=True)
         outcomes = pa.concat_tables([old.filter(pa.array([key not in done for key in keys])), outcomes])
     write_parquet(run.outcomes_path, outcomes)
-    write_json(run.summary_path, {**run.summary(), **summary, "curves": kept + curves})
+    write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})

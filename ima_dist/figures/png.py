@@ -20,10 +20,11 @@ from matplotlib.ticker import MaxNLocator
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
-from ima_dist.results.table import NORM_SIGN, attack_rows, wilson_interval
-from ima_dist.rundir.arrays import read_boundary
-from ima_dist.rundir.directory import RunDir
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.curves import Point, attack_rows
 from ima_dist.rundir.files import replacing
+from ima_dist.rundir.run import Run
 
 _BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -58,22 +59,22 @@ def decision_boundary(
     _save(fig, path)
 
 
-def accuracy_curves(path: Path, curves: list[dict[str, Any]], paper: dict[float, float] | None, title: str) -> None:
+def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] | None, title: str) -> None:
     """Accuracy against noise level, a line an attack with its 95 % interval; the paper's row dashed.
 
-    ``curves``: as in summary.json (shown: loss "both", test split); ``paper``: noise level -> accuracy.
+    ``points``: those with loss "both" on the test split are shown; ``paper``: noise level -> accuracy.
     Raises OSError.
     """
     fig, (ax,) = _figure(5.2)
     norms: set[str] = set()
-    for i, (attack, row) in enumerate(attack_rows(curves).items()):
+    for i, (attack, row) in enumerate(attack_rows(points).items()):
         levels = sorted(row)
-        accuracy = [row[x]["accuracy"] for x in levels]
-        bounds = [wilson_interval(row[x]["accuracy"], int(row[x]["samples"])) for x in levels]
+        accuracy = [row[x].share for x in levels]
+        bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
         colour = COLOURS[i % len(COLOURS)]
         ax.plot(levels, accuracy, color=colour, marker=MARKERS[i % len(MARKERS)], label=attack)
         ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
-        norms |= {str(entry["norm"]) for entry in row.values()}
+        norms |= {point.norm for point in row.values()}
     if paper:
         levels = sorted(paper)
         ax.plot(levels, [paper[x] for x in levels], "k--", marker="x", label="paper")
@@ -243,38 +244,33 @@ def _weighted(
     return epochs, np.bincount(at, weights), np.bincount(at, weights**power * value[known])
 
 
-def draw_all(run: RunDir) -> list[Path]:
-    """Draw every figure whose inputs the run directory holds, into its figures/; return their paths.
+def draw_all(run: Run) -> list[Path]:
+    """Draw every figure whose inputs the run has into its figures/, and return their paths.
 
-    Raises ConfigError for a damaged input, OSError if a figure cannot be written.
+    Raises OSError if a figure cannot be written.
     """
-    config = run.config()
+    config = run.config
     drawn: list[Path] = []
 
     def target(name: str) -> Path:
-        drawn.append(run.figures_dir / name)
+        drawn.append(run.dir.figures_dir / name)
         return drawn[-1]
 
-    boundary = read_boundary(run)
-    if boundary is not None:
-        decision_boundary(target("decision_boundary.png"), **boundary)
-    curves = run.summary().get("curves") or []
-    if attack_rows(curves):
+    if run.boundary is not None:
+        decision_boundary(target("decision_boundary.png"), **run.boundary)
+    if attack_rows(run.points):
         published = paper_tables.row_of(config)
         title = f"{config.preset}, {config.method}: accuracy on the test set"
         if published:
             title += f" (paper: Table {published[0]}, {paper_tables.attack_of(published[0])})"
-        accuracy_curves(target("accuracy.png"), curves, published[1] if published else None, title)
-    newest = run.newest_margins()
-    if newest is not None and newest[1].num_rows:
-        margins, labels = (newest[1].column(name).to_numpy() for name in ("margin", "label"))
+        accuracy_curves(target("accuracy.png"), run.points, published[1] if published else None, title)
+    if run.margins is not None and run.margins[1].num_rows:
+        margins, labels = (run.margins[1].column(name).to_numpy() for name in ("margin", "label"))
         margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
-    history = run.read_history()
-    if history:
-        training_curves(target("training.png"), history)
-    balance = run.read_equilibrium()
-    if balance:
-        equilibrium(target("equilibrium.png"), balance)
+    if run.history:
+        training_curves(target("training.png"), run.history)
+    if run.equilibrium:
+        equilibrium(target("equilibrium.png"), run.equilibrium)
     return drawn
 
 

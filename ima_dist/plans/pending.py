@@ -12,7 +12,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
-from ima_dist.results.table import noise_key
+from ima_dist.rundir.curves import Point, noise_key
 from ima_dist.rundir.directory import RunDir
 
 # How an evaluation runs, as opposed to what it measures.
@@ -40,8 +40,8 @@ def next_command(
     for options in then:
         other = with_options(config, options)
         wanted |= {(other.epochs, attack): other for attack in other.eval.attacks}
-    summary = run.summary()
-    missing = {key: settings for key, settings in wanted.items() if not _evaluated(summary, settings, *key)}
+    summary, points = run.summary(), run.points()
+    missing = {key: settings for key, settings in wanted.items() if not _evaluated(points, summary, settings, *key)}
     if not missing:
         return None
     settings = next(iter(missing.values()))
@@ -53,14 +53,14 @@ def next_command(
     ]
 
 
-def _evaluated(summary: dict[str, Any], config: Config, epoch: int, attack: str) -> bool:
+def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epoch: int, attack: str) -> bool:
     """Whether the network of ``epoch`` was attacked on all noise levels and samples, with the same settings."""
-    curves = [c for c in summary.get("curves", []) if c.get("accuracy") is not None]
+    measured = [point for point in points if point.accuracy is not None]
     asked = {"attack": attack, "epoch": epoch, "loss": "both", "split": "test", **protocol(attack, config)}
     # Runs of earlier versions do not state the size of the test set: it is that of their largest evaluation.
-    available = summary.get("test_samples") or max((c["samples"] for c in curves), default=0)
+    available = summary.get("test_samples") or max((point.samples for point in measured), default=0)
     asked["samples"] = min(config.eval.samples or math.inf, available)
-    done = {noise_key(c["noise"]) for c in curves if all(c.get(name, value) == value for name, value in asked.items())}
+    done = {p.level for p in measured if all(getattr(p, name) in (None, value) for name, value in asked.items())}
     return {noise_key(level) for level in config.eval.noise} <= done
 
 

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Measured, Table, setting_differences
-from ima_dist.results.table import wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir.run import Run
 
-BINS = 50
+_BINS = 50
+_MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
+_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples")
 
 
 def table_csv(table: Table) -> str:
@@ -52,7 +54,7 @@ def table_csv(table: Table) -> str:
     return _text(rows)
 
 
-def curves_csv(results: list[Result]) -> str:
+def curves_csv(results: list[Run]) -> str:
     """Every accuracy of every run: each attack, loss, epoch and noise level."""
     rows = []
     for result in results:
@@ -60,17 +62,17 @@ def curves_csv(results: list[Result]) -> str:
         names = ("preset", "method", "eps_max", "beta", "seed")
         run = {"run": result.name, **{name: getattr(config, name) for name in names}}
         differs = "; ".join(setting_differences(config, {"seed"}))
-        for c in result.curves:
+        for point in result.points:
             low, high = (None, None)
-            if c["accuracy"] is not None:
-                low, high = wilson_interval(c["accuracy"], int(c["samples"]))
-            measured = {name: c[name] for name in ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")}
-            protocol = {name: c.get(name) for name in ("samples", "steps", "step_scale", "spsa_samples")}
+            if point.accuracy is not None:
+                low, high = wilson_interval(point.accuracy, point.samples)
+            measured = {name: getattr(point, name) for name in _MEASURED}
+            protocol = {name: getattr(point, name) for name in _PROTOCOL}
             rows.append({**run, **measured, "low95": low, "high95": high, **protocol, "differs": differs})
     return _text(rows)
 
 
-def margins_csv(results: list[Result]) -> str | None:
+def margins_csv(results: list[Run]) -> str | None:
     """Histogram of each run's margins over the training samples, from 0 to ε_max; None without margins."""
     parts = []
     for result in results:
@@ -79,8 +81,8 @@ def margins_csv(results: list[Result]) -> str | None:
         epoch, margins = result.margins
         config = result.config
         # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-        values = np.clip(margins, 0, config.eps_max)
-        counts, edges = np.histogram(values, bins=BINS, range=(0, config.eps_max))
+        values = np.clip(margins["margin"].to_numpy(), 0, config.eps_max)
+        counts, edges = np.histogram(values, bins=_BINS, range=(0, config.eps_max))
         run = {"run": result.name, "preset": config.preset, "method": config.method, "norm": config.norm}
         parts.append(pd.DataFrame({**run, "epoch": epoch, "low": edges[:-1], "high": edges[1:], "samples": counts}))
     return pd.concat(parts).to_csv(index=False, lineterminator="\n") if parts else None

@@ -18,12 +18,12 @@ from ima_dist.figures.interactive.margins import histogram_figure
 from ima_dist.figures.interactive.sample import sample_figure
 from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Line, Table, label, paper_attack
 from ima_dist.results import paper
 from ima_dist.results.choice import pareto_set
-from ima_dist.results.table import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import select_epoch
+from ima_dist.rundir.run import Run
 
 # The paper's example of a threshold below which the accuracy on clean data must not fall (appendix H).
 _THRESHOLD = 0.9
@@ -56,7 +56,7 @@ class Drawing:
         return int(number.group()) if number else 99
 
 
-def draw(results: list[Result], tables: list[Table]) -> list[Drawing]:
+def draw(results: list[Run], tables: list[Table]) -> list[Drawing]:
     """Figures 6 to 15, as far as there are runs for them, then those that the paper does not have."""
     drawings = [drawing for table in tables if table.number != 15 for drawing in _of_table(table)]
     drawings += [drawing for result in results for drawing in _of_run(result)]
@@ -116,7 +116,7 @@ def _name(line: Line) -> str:
     return line.row + (" (reduced)" if line.differs else "") + (f", epoch {line.epoch}" if line.epoch else "")
 
 
-def _of_run(result: Result) -> Iterator[Drawing]:
+def _of_run(result: Run) -> Iterator[Drawing]:
     config, name = result.config, _title(result)
     covid = config.preset == "covid_ct"
     if result.boundary is not None:
@@ -137,16 +137,16 @@ def _of_run(result: Result) -> Iterator[Drawing]:
         yield Drawing(source, f"Training and validation accuracy of {name}", caption, figure)
 
 
-def _selected(result: Result) -> int | None:
+def _selected(result: Run) -> int | None:
     try:
         return select_epoch(f"val_accuracy>={_THRESHOLD:g}", result.history)
     except ConfigError:
         return None
 
 
-def _examples(results: list[Result]) -> Iterator[Drawing]:
+def _examples(results: list[Run]) -> Iterator[Drawing]:
     """Figure 10: the same few samples for all runs of a preset and norm, those that most of them get right."""
-    with_images: dict[tuple[str, str], list[Result]] = {}
+    with_images: dict[tuple[str, str], list[Run]] = {}
     for result in results:
         if result.noisy is not None:
             with_images.setdefault((result.config.preset, result.config.norm), []).append(result)
@@ -166,6 +166,6 @@ def _examples(results: list[Result]) -> Iterator[Drawing]:
                     yield Drawing("Figure 10", title, caption, sample_figure(arrays, int(places[0])))
 
 
-def _title(result: Result) -> str:
+def _title(result: Run) -> str:
     config = result.config
     return f"{result.name} ({paper.DATA_SETS[config.preset]}, {NORM_SIGN[config.norm]}, {label(result)})"

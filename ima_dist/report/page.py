@@ -11,13 +11,13 @@ from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, train_command
 from ima_dist.report.figures import Drawing, to_html
-from ima_dist.report.runs import Result
 from ima_dist.report.tables import Key, Line, Table, label, setting_differences
 from ima_dist.results import obfuscation
-from ima_dist.results.table import format_noise
+from ima_dist.rundir.curves import format_noise
+from ima_dist.rundir.run import Run
 
 
-def page(results: list[Result], tables: list[Table], drawings: list[Drawing], problems: list[str]) -> str:
+def page(results: list[Run], tables: list[Table], drawings: list[Drawing], problems: list[str]) -> str:
     """The whole file. ``problems``: a sentence for each run that is left out or not complete."""
     presets = {result.config.preset for result in results}
     return _template().render(
@@ -67,30 +67,30 @@ def _samples(line: Line) -> str:
     return f"{min(counts):,}" if counts else ""
 
 
-def _runs_of(table: Table) -> list[Result]:
+def _runs_of(table: Table) -> list[Run]:
     return list({r.name: r for line in table.lines for r in line.results}.values())
 
 
 def _attacks(table: Table) -> list[str]:
     """How the runs of a table were attacked, a sentence for each protocol."""
-    return list(dict.fromkeys(describe_attack(line.entry) for line in table.lines if line.results))
+    return list(dict.fromkeys(describe_attack(line.point.to_json()) for line in table.lines if line.point))
 
 
-def _black_box(result: Result, table: Table) -> list[obfuscation.Level]:
+def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
     """SPSA beside PGD on the same samples, if the table has both attacks on the run."""
     both = {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}
-    return result.levels if both else []
+    return obfuscation.compared(result, result.config.epochs) if both else []
 
 
 def _guessed(table: Table) -> bool:
     return any(cell.legible == "guess" for line in table.lines for cell in line.theirs.values())
 
 
-def _command(result: Result) -> str:
+def _command(result: Run) -> str:
     return train_command(result.config, result.name)
 
 
-def _number(result: Result, name: str, form: str) -> str:
+def _number(result: Run, name: str, form: str) -> str:
     """A number of summary.json, where ``form`` says how it is written."""
     value = result.summary.get(name)
     return form.format(value) if isinstance(value, int | float) else "not recorded"

@@ -12,9 +12,11 @@ from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import is_the_papers, preset_config
 from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
-from ima_dist.report.runs import Result
 from ima_dist.results import paper
-from ima_dist.results.table import NORM_SIGN, attack_rows, noise_key, wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, levels_of, noise_key
+from ima_dist.rundir.run import Run
 
 Key = tuple[str, float]  # "test" or "validation", noise level
 _USUAL = EvalConfig()
@@ -39,18 +41,17 @@ class Line:
     """A row of a table under one attack: our runs that differ in the seed alone, and the paper's row.
 
     row: as paper.csv spells it. results: empty for a row of the paper that we have no run for. differs: how the
-    runs differ from the paper's, in words; a line with any is reduced. entry: one of the runs' entries in
-    summary.json, for the protocol.
+    runs differ from the paper's, in words; a line with any is reduced. point: one of the runs', for the protocol.
     """
 
     row: str
     attack: str
     epoch: int | None
-    results: tuple[Result, ...]
+    results: tuple[Run, ...]
     ours: dict[Key, Measured]
     theirs: dict[Key, paper.Cell]
     differs: tuple[str, ...]
-    entry: dict[str, Any]
+    point: Point | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,12 @@ class _Piece:
     row: str
     attack: str
     epoch: int
-    result: Result
-    entries: dict[float, dict[str, Any]]
+    result: Run
+    points: Row
     differs: tuple[str, ...]
 
 
-def make_tables(results: Iterable[Result]) -> list[Table]:
+def make_tables(results: Iterable[Run]) -> list[Table]:
     """The paper's tables that our runs belong to, by number, and after them one for each experiment that it lacks."""
     pieces = [piece for result in results for piece in (*_final(result), *_by_epoch(result))]
     tables = []
@@ -105,7 +106,7 @@ def paper_attack(table: Table) -> str:
     return "pgd100" if table.number is None else paper.attack_of(table.number)
 
 
-def label(result: Result) -> str:
+def label(result: Run) -> str:
     """A run's name in a figure: its method, with what tells it from others of the same method."""
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
@@ -123,10 +124,10 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     return tuple(f"{n} {_value(own[n])} (paper: {_value(usual[n])})" for n in names if own[n] != usual[n])
 
 
-def _final(result: Result) -> Iterable[_Piece]:
+def _final(result: Run) -> Iterable[_Piece]:
     """The last network under every attack, in each table that it belongs to."""
     config = result.config
-    attacks = attack_rows([c for c in result.curves if c["epoch"] == config.epochs])
+    attacks = attack_rows(result.points, config.epochs)
     rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, _own_name(config))]
     black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
     for attack, entries in attacks.items():
@@ -137,43 +138,42 @@ def _final(result: Result) -> Iterable[_Piece]:
                 yield _piece(table, row, attack, config.epochs, result, entries)
 
 
-def _by_epoch(result: Result) -> Iterable[_Piece]:
+def _by_epoch(result: Run) -> Iterable[_Piece]:
     """Networks after several epochs of a run (Tables 16 to 21)."""
-    epochs = sorted({c["epoch"] for c in result.curves})
+    epochs = epochs_of(result.points)
     if epochs == [result.config.epochs]:
         return
     for epoch in epochs:
         found = paper.epoch_row_name(result.config, epoch)
-        for attack, entries in attack_rows([c for c in result.curves if c["epoch"] == epoch]).items():
+        for attack, entries in attack_rows(result.points, epoch).items():
             if found and attack in ("pgd100", "worst"):
                 yield _piece(*found, attack, epoch, result, entries)
 
 
-def _piece(
-    table: int | None, row: str, attack: str, epoch: int, result: Result, entries: dict[float, dict[str, Any]]
-) -> _Piece:
+def _piece(table: int | None, row: str, attack: str, epoch: int, result: Run, points: Row) -> _Piece:
     config = result.config
     apart = {"seed"}
     if table is not None and config.method in ("adv", "rand"):
         apart.add("eps_max")
     if table in paper.BETA_TABLES:
         apart.add("beta")
-    differs = setting_differences(config, apart) + _attack_differences(config, table, entries)
-    return _Piece(table, row, attack, epoch, result, entries, differs)
+    differs = setting_differences(config, apart) + _attack_differences(config, table, points)
+    return _Piece(table, row, attack, epoch, result, points, differs)
 
 
-def _attack_differences(config: Config, table: int | None, entries: dict[float, dict[str, Any]]) -> tuple[str, ...]:
-    entry = next(iter(entries.values()))
+def _attack_differences(config: Config, table: int | None, points: Row) -> tuple[str, ...]:
+    point = next(iter(points.values()))
     found = []
-    samples, whole = min(int(e["samples"]) for e in entries.values()), paper.size_of_test_set(config.preset, table)
+    samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
     if is_the_papers(config) and samples < whole:
         found.append(f"{samples:,} of {whole:,} test samples")
     usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
-    if entry["attack"] in ("pgd100", "worst"):
+    if point.attack in ("pgd100", "worst"):
         usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]
     for name, value in usual.items():
-        if entry.get(name) not in (None, value):
-            found.append(f"eval.{name} {_value(entry[name])} (paper: {_value(value)})")
+        own = getattr(point, name)
+        if own not in (None, value):
+            found.append(f"eval.{name} {_value(own)} (paper: {_value(value)})")
     return tuple(found)
 
 
@@ -194,7 +194,7 @@ def _lines(pieces: list[_Piece]) -> list[Line]:
     cells = paper.cells(table=table) if table is not None else []
     for row, attack in dict.fromkeys((cell.method, cell.attack) for cell in cells):
         if not any((line.row, line.attack) == (row, attack) for line in lines):
-            lines.append(Line(row, attack, None, (), {}, _theirs(table, row, attack), (), {}))
+            lines.append(Line(row, attack, None, (), {}, _theirs(table, row, attack), (), None))
     known = list(dict.fromkeys(cell.method for cell in cells))
     main = paper.attack_of(table) if table is not None else "pgd100"
 
@@ -208,9 +208,9 @@ def _lines(pieces: list[_Piece]) -> list[Line]:
 def _line(pieces: list[_Piece]) -> Line:
     first = pieces[0]
     ours: dict[Key, Measured] = {}
-    for level in sorted({level for p in pieces for level in p.entries}):
-        entries = [p.entries[level] for p in pieces if level in p.entries]
-        ours["test", level] = _mean([e["accuracy"] for e in entries], min(int(e["samples"]) for e in entries))
+    for level in levels_of(p.points for p in pieces):
+        points = [p.points[level] for p in pieces if level in p.points]
+        ours["test", level] = _mean([point.share for point in points], fewest_samples(points))
     if first.table in paper.EPOCHS_TABLES:
         clean = [
             row["val_accuracy"]
@@ -221,9 +221,9 @@ def _line(pieces: list[_Piece]) -> Line:
         if clean:
             ours["validation", 0.0] = _mean(clean, None)
     results = tuple(p.result for p in pieces)
-    entry = next(iter(first.entries.values()))
+    point = next(iter(first.points.values()))
     theirs = _theirs(first.table, first.row, first.attack)
-    return Line(first.row, first.attack, first.epoch, results, ours, theirs, first.differs, entry)
+    return Line(first.row, first.attack, first.epoch, results, ours, theirs, first.differs, point)
 
 
 def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.presets import PRESETS
+from ima_dist.config.schema import METHODS, NORMS
 from ima_dist.report.csvfiles import curves_csv, margins_csv, table_csv
 from ima_dist.report.figures import draw
 from ima_dist.report.page import page, table_file
-from ima_dist.report.runs import collect
 from ima_dist.report.tables import make_tables
 from ima_dist.rundir.files import write_text_atomic
+from ima_dist.rundir.finding import finished_runs
+from ima_dist.rundir.run import Run
+
+# The parts of a run that a report shows.
+_PARTS = ("history", "margins", "outcomes", "boundary", "noisy", "equilibrium_picture")
 
 
 def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
@@ -35,3 +42,20 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     for name, text in files.items():
         write_text_atomic(out / name, text)
     return [out / name for name in files], problems
+
+
+def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:
+    """The finished runs at ``paths`` and below, by experiment and method, and a sentence for whatever is left out."""
+    runs, problems = finished_runs(paths)
+    known = [run for run in runs if run.config.preset in PRESETS]
+    problems += [
+        f"{run.dir.config_path} names the unknown preset {run.config.preset!r}." for run in runs if run not in known
+    ]
+    problems += [text for run in known for text in run.damaged(*_PARTS)]
+    return sorted(known, key=_order), problems
+
+
+def _order(run: Run) -> tuple[Any, ...]:
+    config = run.config
+    where = PRESETS.index(config.preset), NORMS.index(config.norm), METHODS.index(config.method)
+    return *where, config.eps_max, config.beta, config.seed, run.name

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from ima_dist.results.table import aligned, format_noise, noise_key, wilson_interval
-from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.text import aligned
+from ima_dist.rundir.curves import format_noise, noise_key
+from ima_dist.rundir.run import Run
 
 _TARGETS = (0.90, 0.95, 0.99)
 
@@ -63,17 +64,17 @@ def choose_threshold(probability: np.ndarray, label: np.ndarray, sensitivity: fl
     return float(positive[missed])
 
 
-def binary_report(run: RunDir) -> str | None:
+def binary_report(run: Run) -> str | None:
     """Sensitivity and specificity by noise level, and thresholds, for the terminal; None for other tasks."""
-    if not run.scores_path.exists() or not run.outcomes_path.exists():
+    if run.scores is None or run.outcomes is None:
         return None
-    negative, positive = run.summary()["class_names"]
+    negative, positive = run.summary["class_names"]
     lines = [["attack", "noise", "sensitivity", "specificity"]]
-    for row in sensitivity_by_noise(read_parquet(run.outcomes_path), run.config().epochs):
+    for row in sensitivity_by_noise(run.outcomes, run.config.epochs):
         shares = [_share(row["sensitivity"], row["positives"]), _share(row["specificity"], row["negatives"])]
         lines.append([row["attack"], format_noise(row["noise"]), *shares])
     parts = [f"Test samples of {positive} and of {negative} that are recognised under attack", *aligned(lines)]
-    val, test = (_scores(run, split) for split in ("validation", "test"))
+    val, test = (_scores(run.scores, split) for split in ("validation", "test"))
     if all(set(label) == {0, 1} for _, label in (val, test)):
         lines = [["wanted sensitivity", "threshold", "sensitivity", "specificity"]]
         for target in (None, *_TARGETS):
@@ -91,8 +92,7 @@ def binary_report(run: RunDir) -> str | None:
     return "\n".join(parts)
 
 
-def _scores(run: RunDir, split: str) -> tuple[np.ndarray, np.ndarray]:
-    table = read_parquet(run.scores_path)
+def _scores(table: pa.Table, split: str) -> tuple[np.ndarray, np.ndarray]:
     table = table.filter(pa.compute.equal(table["split"], split))
     return table["probability"].to_numpy(), table["label"].to_numpy()
 

@@ -13,10 +13,13 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
 from ima_dist.plans.sweepfile import READ_BY, Point, canonical
-from ima_dist.report.runs import checked_curves, find_runs
 from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candidate
-from ima_dist.results.table import aligned, attack_rows, format_noise
+from ima_dist.results.text import aligned
+from ima_dist.rundir.curves import Point as Measurement
+from ima_dist.rundir.curves import Row as Curve
+from ima_dist.rundir.curves import attack_rows, epochs_of, fewest_samples, format_noise, levels_of
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.finding import finished_runs
 
 # Where these differ a run is still the same experiment.
 _BESIDE = (
@@ -30,8 +33,6 @@ _BESIDE = (
     "data.download",
 )
 
-Curve = dict[float, dict[str, Any]]  # noise level -> entry of summary.json's curves
-
 
 @dataclass
 class Row:
@@ -43,9 +44,9 @@ class Row:
     planned: int = 0
     curves: dict[str, list[Curve]] = field(default_factory=dict)
 
-    def add(self, curves: list[dict[str, Any]], epoch: int) -> None:
-        """The run of one more seed, from its summary's ``curves``, after ``epoch``."""
-        for attack, curve in attack_rows([c for c in curves if c["epoch"] == epoch]).items():
+    def add(self, points: Sequence[Measurement], epoch: int) -> None:
+        """Add the run of one more seed, measured at ``points``, after ``epoch``."""
+        for attack, curve in attack_rows(points, epoch).items():
             self.curves.setdefault(attack, []).append(curve)
 
     @property
@@ -63,7 +64,7 @@ def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
         row.planned += 1
         run = RunDir(run_path(root, point.config))
         if run.status == "finished":
-            row.add(run.summary().get("curves", []), point.epoch)
+            row.add(run.points(), point.epoch)
     return list(rows.values())
 
 
@@ -73,24 +74,15 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
 
     Raises ConfigError if they are runs of several data sets or norms, which cannot be compared.
     """
-    problems: list[str] = []
-    found: list[tuple[Config, list[dict[str, Any]]]] = []
-    for place in find_runs(path, problems):
-        try:
-            run = RunDir.open(place)
-            config, summary = canonical(run.config()), run.summary()
-            if run.status != "finished":
-                raise ConfigError(f"{place} is not finished (status: {run.status}).")
-            found.append((config, checked_curves(run, summary)))
-        except ConfigError as error:
-            problems.append(str(error))
+    runs, problems = finished_runs([path])
+    found = [(canonical(run.config), run.points) for run in runs]
     kinds = sorted({f"{config.preset} under {config.norm}" for config, _ in found})
     if len(kinds) > 1:
         raise ConfigError(f"{path} holds runs of {' and '.join(kinds)}: name a directory with runs of one kind.")
     differing = _differing([config for config, _ in found])
     rows: dict[tuple[str, int], Row] = {}
-    for config, curves in found:
-        for epoch in sorted({c["epoch"] for c in curves}):
+    for config, points in found:
+        for epoch in epochs_of(points):
             own = option_values(config)
             values = {n: own[n] for n in differing if config.method in READ_BY.get(n, METHODS)}
             if epoch != config.epochs:
@@ -98,7 +90,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
             key = with_options(config, {"seed": 0}).fingerprint(), epoch
             row = rows.setdefault(key, Row(values))
             row.planned += 1
-            row.add(curves, epoch)
+            row.add(points, epoch)
     return sorted(rows.values(), key=lambda row: [str(v) for v in row.values.values()]), problems
 
 
@@ -114,13 +106,13 @@ def sweep_table(rows: Sequence[Row]) -> str:
     A combination of which no seed is finished has dashes. "seeds" is how many are, of how many.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    levels = sorted({x for row in rows for curves in row.curves.values() for curve in curves for x in curve})
+    levels = levels_of(curve for row in rows for curves in row.curves.values() for curve in curves)
     lines = [[*(names or ["sweep"]), "attack", "seeds", *map(format_noise, levels)]]
     for row in rows:
         values = [_shown(row.values[name]) if name in row.values else "-" for name in names] or ["all"]
         for attack in sorted(row.curves, key=ATTACKS.index) or ["-"]:
             curves = row.curves.get(attack, [])
-            cells = [_mean([c[x]["accuracy"] for c in curves if x in c]) for x in levels]
+            cells = [_mean([c[x].share for c in curves if x in c]) for x in levels]
             lines.append([*values, attack, f"{len(curves)}/{row.planned}", *cells])
     return "\n".join(aligned(lines))
 
@@ -192,8 +184,8 @@ def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> li
     found = []
     for row in rows:
         curves = row.curves[attack]
-        samples = min(int(entry["samples"]) for curve in curves for entry in curve.values())
-        accuracies = [{x: float(curve[x]["accuracy"]) for x in everywhere} for curve in curves]
+        samples = fewest_samples(point for curve in curves for point in curve.values())
+        accuracies = [{x: curve[x].share for x in everywhere} for curve in curves]
         found.append(make_candidate(row.name, accuracies, samples, levels))
     return found
 

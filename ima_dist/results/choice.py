@@ -12,12 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from scipy.special import stdtrit
-
 from ima_dist.config.errors import ConfigError
-from ima_dist.results.table import wilson_interval
-
-_UPPER = 0.975  # of 95 % intervals
+from ima_dist.results.statistics import area_under_curve, t_quantile, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -50,24 +46,6 @@ class Share:
         """95 % t interval of the mean over this share's own seeds; None for a single one."""
         spread = pooled_spread([self])
         return None if spread is None else (self.mean - spread.half_width(self), self.mean + spread.half_width(self))
-
-
-def t_quantile(freedom: float) -> float:
-    """97.5 % quantile of Student's t distribution."""
-    return float(stdtrit(freedom, _UPPER))
-
-
-def area_under_curve(levels: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Area under accuracy against noise (trapezoids) divided by the range of the levels: 0 to 1.
-
-    ``levels`` ascend. A single level gives its accuracy. Raises ValueError if the two do not fit.
-    """
-    if not levels or len(levels) != len(accuracies) or list(levels) != sorted(set(levels)):
-        raise ValueError(f"levels must ascend and have an accuracy each, got {levels} and {accuracies}")
-    if len(levels) == 1:
-        return accuracies[0]
-    pieces = [(levels[i + 1] - levels[i]) * (accuracies[i] + accuracies[i + 1]) / 2 for i in range(len(levels) - 1)]
-    return sum(pieces) / (levels[-1] - levels[0])
 
 
 def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:

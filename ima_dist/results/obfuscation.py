@@ -6,16 +6,16 @@ what it says of the network's robustness is worth little.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ima_dist.results.table import aligned, format_noise, noise_key
-from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet
+from ima_dist.results.statistics import sign_test
+from ima_dist.results.text import accuracy, aligned
+from ima_dist.rundir.curves import format_noise, noise_key
+from ima_dist.rundir.run import Run
 
 _CHANCE = 0.05
 
@@ -77,31 +77,27 @@ def verdict(levels: list[Level]) -> str:
     return sentence + "gradient obfuscation, so do not trust the accuracies under PGD."
 
 
-def describe(run: RunDir, epoch: int) -> str | None:
-    """Accuracies by noise level and verdict, for the terminal; None unless the run has both attacks.
-
-    Raises ConfigError if outcomes.parquet is damaged.
-    """
-    levels = levels_of(run, epoch)
+def describe(run: Run, epoch: int) -> str | None:
+    """Accuracies by noise level and the verdict, for the terminal; None unless the run has both attacks."""
+    levels = compared(run, epoch)
     if not levels:
         return None
     rows = [
         ["noise", *(format_noise(level.noise) for level in levels)],
-        ["spsa", *(f"{level.spsa:.4f}" for level in levels)],
-        ["pgd100", *(f"{level.pgd100:.4f}" for level in levels)],
+        ["spsa", *(accuracy(level.spsa) for level in levels)],
+        ["pgd100", *(accuracy(level.pgd100) for level in levels)],
     ]
     return "\n".join(["Black-box and white-box attack on the same samples", *aligned(rows), verdict(levels)])
 
 
-def levels_of(run: RunDir, epoch: int) -> list[Level]:
-    """``compare`` for a run; [] unless it has both attacks. Raises ConfigError if outcomes.parquet is damaged."""
-    attacks = {c["attack"] for c in run.summary().get("curves", []) if c["epoch"] == epoch}
-    if not {"spsa", "pgd100"} <= attacks or not run.outcomes_path.exists():
+def compared(run: Run, epoch: int) -> list[Level]:
+    """``compare`` for a run; [] unless it has both attacks."""
+    attacks = {point.attack for point in run.points if point.epoch == epoch}
+    if not {"spsa", "pgd100"} <= attacks or run.outcomes is None:
         return []
-    return compare(read_parquet(run.outcomes_path), epoch)
+    return compare(run.outcomes, epoch)
 
 
 def _chance(level: Level) -> float:
-    """Probability that SPSA alone breaks so many, or more, of the samples that only one of the two breaks."""
-    n = level.spsa_alone + level.pgd_alone
-    return sum(math.comb(n, k) for k in range(level.spsa_alone, n + 1)) / 2**n
+    """Probability that SPSA alone breaks at least as many of the samples that only one of the two breaks."""
+    return sign_test(level.spsa_alone, level.spsa_alone + level.pgd_alone)

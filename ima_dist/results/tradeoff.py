@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.results import paper
-from ima_dist.results.table import aligned, attack_rows, format_noise, noise_key
+from ima_dist.results.text import accuracy, aligned
+from ima_dist.rundir.curves import Point, attack_rows, epochs_of, format_noise, levels_of, noise_key
 
 _FORM = "val_accuracy>=0.90"
 
@@ -34,32 +36,32 @@ def select_epoch(rule: str, history: list[dict[str, Any]]) -> int:
     return int(max(good))
 
 
-def tradeoff_table(config: Config, curves: list[dict[str, Any]], history: list[dict[str, Any]]) -> str:
-    """Accuracy by epoch and noise level, a block an attack, like Tables 16 to 21 of the paper.
+def tradeoff_table(config: Config, points: Sequence[Point], history: list[dict[str, Any]]) -> str:
+    """Accuracy by epoch and noise level, one block per attack, like Tables 16 to 21 of the paper.
 
-    ``curves``: as in summary.json; ``history``: rows of history.parquet, for the validation accuracy. Rows
-    of the paper stand below ours where it has them.
+    ``history``: rows of history.parquet, for the validation accuracy. Rows of the paper stand below ours where it
+    has them.
     """
-    epochs = sorted({c["epoch"] for c in curves})
+    epochs = epochs_of(points)
     validation = {row["epoch"]: row["val_accuracy"] for row in history}
     blocks = []
-    for attack in sorted({c["attack"] for c in curves}):
-        rows = {e: attack_rows([c for c in curves if (c["epoch"], c["attack"]) == (e, attack)]) for e in epochs}
-        levels = sorted({level for row in rows.values() for level in row.get(attack, {})})
+    for attack in sorted({point.attack for point in points}):
+        rows = {epoch: attack_rows(points, epoch).get(attack, {}) for epoch in epochs}
+        levels = levels_of(rows.values())
         lines = [["epochs", "largest margin", *map(format_noise, levels), "0 (val)"]]
         for epoch in epochs:
-            row = rows[epoch].get(attack)
-            if row is None:
+            row = rows[epoch]
+            if not row:
                 continue
             margin = f"{min(epoch * config.expansion, config.eps_max):.4g}" if config.method == "ima" else "-"
-            accuracies = [f"{row[x]['accuracy']:.4f}" if x in row else "-" for x in levels]
+            accuracies = [accuracy(row[x].accuracy) if x in row else "-" for x in levels]
             clean = validation.get(epoch)
-            lines.append([str(epoch), margin, *accuracies, "-" if clean is None else f"{clean:.4f}"])
+            lines.append([str(epoch), margin, *accuracies, accuracy(clean)])
             found = paper.epoch_row(config, epoch) if attack == "pgd100" else None
             if found:
                 table, published, published_clean = found
                 theirs = {noise_key(x): value for x, value in published.items()}
-                values = [f"{theirs[x]:.4f}" if x in theirs else "-" for x in levels]
+                values = [accuracy(theirs.get(x)) for x in levels]
                 lines.append(["", f"paper (Table {table})", *values, f"{published_clean:.4f}"])
-        blocks.append("\n".join([f"{attack}: accuracy on the test set after so many epochs", *aligned(lines)]))
+        blocks.append("\n".join([f"{attack}: accuracy on the test set by number of epochs", *aligned(lines)]))
     return "\n\n".join(blocks)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_arrays
 
 # The arrays of boundary.npz, as ``figures.decision_boundary`` takes them.
@@ -16,9 +15,8 @@ NOISY = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "predi
 EXTREMES = ("index", "label", "margin", "largest", "sample", "class_names")
 
 
-def read_boundary(run: RunDir) -> dict[str, np.ndarray] | None:
+def read_boundary(path: Path) -> dict[str, np.ndarray] | None:
     """As ``evaluation.boundary.boundary_grid`` made them; None if there are none. Raises ConfigError if damaged."""
-    path = run.examples_dir / "boundary.npz"
     found = read_arrays(path, BOUNDARY)
     if found is None:
         return None
@@ -27,9 +25,8 @@ def read_boundary(run: RunDir) -> dict[str, np.ndarray] | None:
     return _fitting(path, found, shapes == ((len(found["grid_y"]), len(found["grid_x"])), (points, 2)))
 
 
-def read_noisy(run: RunDir) -> dict[str, np.ndarray] | None:
-    """As ``evaluation.examples.noisy_images`` made them; None if there are none. Raises ConfigError if damaged."""
-    path = run.examples_dir / "noisy.npz"
+def read_noisy(path: Path) -> dict[str, np.ndarray] | None:
+    """As ``evaluation.noisy_images`` made them; None if there are none. Raises ConfigError if damaged."""
     found = read_arrays(path, NOISY)
     if found is None:
         return None
@@ -38,9 +35,8 @@ def read_noisy(run: RunDir) -> dict[str, np.ndarray] | None:
     return _fitting(path, found, fits and len(found["clean_prediction"]) == len(found["index"]) == grid[0])
 
 
-def read_extremes(run: RunDir) -> dict[str, np.ndarray] | None:
+def read_extremes(path: Path) -> dict[str, np.ndarray] | None:
     """As ``evaluation.extremes.extremes`` made them; None if there are none. Raises ConfigError if damaged."""
-    path = run.examples_dir / "extremes.npz"
     found = read_arrays(path, EXTREMES)
     if found is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict, to_dict
 from ima_dist.margins import snapshots
 from ima_dist.rundir import lease
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
@@ -42,6 +43,7 @@ _HISTORY_TYPES = {
     "margin_seconds": pa.float64(),
     "samples_per_second": pa.float64(),
 }
+_LARGEST = 1 << 20  # bytes of a config.yaml; ours have about a thousand
 _EQUILIBRIUM = pa.schema(
     [
         *((name, pa.int64()) for name in ("epoch", "class_i", "class_j", "count_i", "count_j")),
@@ -74,6 +76,9 @@ class RunDir:
         self.checkpoints_dir = self.path / "checkpoints"
         self.figures_dir = self.path / "figures"
         self.examples_dir = self.path / "examples"
+        self.boundary_path = self.examples_dir / "boundary.npz"
+        self.noisy_path = self.examples_dir / "noisy.npz"
+        self.extremes_path = self.examples_dir / "extremes.npz"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -154,7 +159,8 @@ class RunDir:
     def config(self) -> Config:
         """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
         try:
-            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            large = self.config_path.stat().st_size > _LARGEST
+            tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(
                 f"{self.config_path} cannot be read ({error.strerror or error}): check the path."
@@ -162,6 +168,8 @@ class RunDir:
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
+        if large:
+            raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
         tree.pop("versions", None)
@@ -176,6 +184,17 @@ class RunDir:
     def summary(self) -> dict[str, Any]:
         """summary.json, or an empty dictionary before it is written. Raises ConfigError if damaged."""
         return read_json(self.summary_path) or {}
+
+    def points(self) -> list[Point]:
+        """The curves of summary.json; [] before it is written. Raises ConfigError if damaged."""
+        return self.points_of(self.summary())
+
+    def points_of(self, summary: dict[str, Any]) -> list[Point]:
+        """The curves of ``summary``, which was read from this run. Raises ConfigError if damaged."""
+        try:
+            return [Point.from_json(entry) for entry in summary.get("curves") or []]
+        except (TypeError, ValueError):
+            raise ConfigError(f"{self.summary_path} is damaged (curves): restore it from a copy.") from None
 
     @property
     def status(self) -> str:
@@ -212,11 +231,11 @@ class RunDir:
         rows: list[dict[str, Any]] = read_parquet(self.equilibrium_path).to_pylist()
         return rows
 
-    def newest_margins(self) -> tuple[int, pa.Table] | None:
+    def newest_margins(self, complain: Callable[[str], object] | None = None) -> tuple[int, pa.Table] | None:
         """Newest epoch with a whole snapshot of the margins, and its table (columns index, margin, label,
         correct, crossed; a row a sample, unordered); None if there is none.
 
-        A damaged shard is named in a warning, and the epoch before it is used.
+        A damaged shard is named to ``complain``, by default in a warning, and the epoch before it is used.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch in sorted(epochs, reverse=True):
@@ -227,7 +246,11 @@ class RunDir:
             except FileNotFoundError:
                 continue
             except (ConfigError, ValueError) as error:
-                warnings.warn(f"{str(error).rstrip('.')}. The margins of the epoch before are used.", stacklevel=2)
+                text = f"{str(error).rstrip('.')}. The margins of the epoch before are used."
+                if complain is None:
+                    warnings.warn(text, stacklevel=2)
+                else:
+                    complain(text)
         return None
 
 

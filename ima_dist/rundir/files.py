@@ -101,6 +101,20 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | N
         raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
 
 
+def inside(directory: Path, path: Path) -> Path:
+    """``path``, unless symbolic links make it lead out of ``directory``: then ConfigError."""
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise ConfigError(f"{path} leads out of {directory}, so it is not read.")
+    return path
+
+
+def sentence(error: Exception) -> str:
+    """An error that concerns a file, as one sentence for the user."""
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be read ({error.strerror or error})."
+    return str(error)
+
+
 def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _jsonable(v) for k, v in value.items()}

@@ -7,6 +7,7 @@ directory; a run that has changed since, or is not in it, is read from its own f
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import threading
 import time
@@ -20,52 +21,41 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json, read_parquet
+from ima_dist.rundir.files import read_parquet, sentence
+from ima_dist.rundir.finding import find_runs
+from ima_dist.rundir.run import Run
 from ima_dist.tracking import tables
-from ima_dist.tracking.tables import SCHEMAS, name_in, read_run, sentence, stamp_of
+from ima_dist.tracking.tables import SCHEMAS, name_in, name_of, points_of, read_run, stamp_of
 
-# Folders below a results directory, or a run, that hold no runs and may hold very many files.
-_NOT_RUNS = (tables.FOLDER, "tensorboard")
 # Histograms and quantiles are most of the bytes, and looked at run by run: a view reads those from the run itself.
 _COLUMNS = {**SCHEMAS, "history": pa.schema([f for f in SCHEMAS["history"] if not pa.types.is_list(f.type)])}
-_LARGEST = 1 << 20  # bytes of a config.yaml: ours have a thousand
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """One run. info: its row of the data set's "runs". curves, history: its rows there, without columns of lists."""
+class Recorded(Run):
+    """A run with what the data set of its results directory says, or would say.
 
-    name: str
-    dir: RunDir
-    stamp: str
-    info: dict[str, Any]
-    curves_table: pa.Table
-    history_table: pa.Table
-    problems: tuple[str, ...] = ()
+    info: its row of "runs". curves_table, epochs_table: its rows of "curves" and "history", without columns of lists.
+    """
 
-    @cached_property
-    def curves(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.curves_table.to_pylist()
-        return rows
+    def __init__(self, dir: RunDir, name: str, info: dict[str, Any], curves: pa.Table, epochs: pa.Table) -> None:
+        super().__init__(dir, name)
+        self.info, self.curves_table, self.epochs_table = info, curves, epochs
+
+    @property
+    def status(self) -> str:
+        return str(self.info["status"])
 
     @cached_property
-    def history(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self.history_table.to_pylist()
-        return rows
+    def options(self) -> dict[str, Any]:
+        pairs = (f"{json.dumps(name)}: {value}" for name, value in self.info["options"] or [])
+        options: dict[str, Any] = json.loads(f"{{{','.join(pairs)}}}")
+        return options
 
     @cached_property
-    def options(self) -> dict[str, str]:
-        """Every option by its dotted name, as JSON."""
-        return dict(self.info["options"] or [])
-
-    def progress(self) -> dict[str, Any]:
-        """progress.json as it is now, with "age", the seconds since it was written; {} if there is none."""
-        try:
-            state = read_json(inside(self.dir.path, self.dir.progress_path)) or {}
-            return {**state, "age": max(0.0, time.time() - self.dir.progress_path.stat().st_mtime)} if state else {}
-        except (ConfigError, OSError):
-            return {}
+    def points(self) -> list[Point]:
+        return points_of(self.curves_table)
 
 
 @dataclass
@@ -73,7 +63,7 @@ class Collection:
     """The runs below ``root``, by name. problems: a sentence for each file that is damaged or not ours."""
 
     root: Path
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, Recorded] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _looked: float = float("-inf")
@@ -88,75 +78,43 @@ class Collection:
 
     def _refresh(self) -> None:
         root = self.root.resolve()
-        places, problems = find_runs(root)
+        places, problems = runs_by_name(root)
         stamps = {name: stamp_of(run) for name, run in places.items()}
-        kept = {n: run for n, run in self.runs.items() if stamps.get(n) == run.stamp}
+        kept = {n: run for n, run in self.runs.items() if stamps.get(n) == run.info["stamp"]}
         fresh = {name: stamp for name, stamp in stamps.items() if name not in kept}
         found, complaints = _from_dataset(root, places, fresh)
         problems += complaints
         for name in fresh.keys() - found.keys():
             try:
-                check_inside(places[name])
-                part = read_run(name, places[name], with_margins=False)
-                info = part.tables["runs"].to_pylist()[0]
-                tables = part.tables["curves"], part.tables["history"].select(_COLUMNS["history"].names)
-                found[name] = Run(name, places[name], info["stamp"], info, *tables, part.problems)
-            except (ConfigError, OSError) as error:
-                problems.append(sentence(error))
+                found[name] = _read_itself(Run(places[name], name))
+            except ConfigError as error:
+                problems.append(str(error))
         every = {**kept, **found}
         # A name that has been looked up may be used while the next look is under way: both are replaced whole.
         self.runs = {name: every[name] for name in sorted(every)}
-        self.problems = problems + [p for run in self.runs.values() for p in run.problems]
+        self.problems = problems + [text for run in self.runs.values() for text in run.problems.values()]
 
 
-def find_runs(root: Path) -> tuple[dict[str, RunDir], list[str]]:
-    """The run directories below ``root`` by name, and a sentence for what cannot be looked into.
-
-    Symbolic links are not followed: they may lead out of the directory, or in a circle.
-    """
-    problems: list[str] = []
-    found: dict[str, RunDir] = {}
-
-    def complain(error: OSError) -> None:
-        problems.append(sentence(error))
-
-    for here, directories, files in os.walk(root, onerror=complain):
-        path = Path(here)
-        if "config.yaml" in files or "summary.json" in files:
-            if path == root:
-                problems.append(f"{root} is itself a run: name the directory that contains it.")
-            else:
-                found[path.relative_to(root).as_posix()] = RunDir(path)
-            directories.clear()
-            continue
-        for name in directories:
-            if os.path.islink(os.path.join(here, name)):
-                problems.append(f"{path / name} is a symbolic link, which is not followed.")
-        directories[:] = sorted(
-            n
-            for n in directories
-            if not (path == root and n in _NOT_RUNS) and not os.path.islink(os.path.join(here, n))
-        )
-        problems += [f"{path / n} lies outside of any run and is not read." for n in files if n.endswith(".parquet")]
-    return found, problems
+def runs_by_name(root: Path) -> tuple[dict[str, RunDir], list[str]]:
+    """The run directories below ``root`` by their names in the data set, and a sentence for each problem."""
+    found, problems = find_runs(root)
+    if [run.path for run in found] == [root.resolve()]:
+        return {}, [f"{root} is itself a run: name the directory that contains it."]
+    return {name_of(root.resolve(), run): run for run in found}, problems
 
 
-def check_inside(run: RunDir) -> None:
-    """Raise ConfigError if a file of the run that is shown leads out of its directory, or is far too large."""
-    for path in (run.config_path, run.summary_path, run.history_path, run.margins_dir):
-        inside(run.path, path)
-    if run.config_path.exists() and run.config_path.stat().st_size > _LARGEST:
-        raise ConfigError(f"{run.config_path} is far larger than a configuration: it is not one of ours.")
+def _read_itself(run: Run) -> Recorded:
+    """The run from its own files. Raises ConfigError if its configuration cannot be read."""
+    found = read_run(run, with_margins=False)
+    info = found["runs"].to_pylist()[0]
+    recorded = Recorded(run.dir, run.name, info, found["curves"], found["history"].select(_COLUMNS["history"].names))
+    recorded.problems.update(run.problems)
+    return recorded
 
 
-def inside(directory: Path, path: Path) -> Path:
-    """``path``, unless symbolic links make it lead out of ``directory``: then ConfigError."""
-    if not path.resolve().is_relative_to(directory.resolve()):
-        raise ConfigError(f"{path} leads out of {directory}, and is not read.")
-    return path
-
-
-def _from_dataset(root: Path, places: dict[str, RunDir], stamps: dict[str, str]) -> tuple[dict[str, Run], list[str]]:
+def _from_dataset(
+    root: Path, places: dict[str, RunDir], stamps: dict[str, str]
+) -> tuple[dict[str, Recorded], list[str]]:
     """The runs that the data set has with these stamps, and a sentence for each of its files that is damaged."""
     problems: list[str] = []
     names: list[str] = []
@@ -182,7 +140,7 @@ def _from_dataset(root: Path, places: dict[str, RunDir], stamps: dict[str, str])
     curves = _read("curves", root, list(good), problems)
     history = _read("history", root, list(good), problems)
     return {
-        name: Run(name, places[name], stamps[name], info, curves[name], history[name])
+        name: Recorded(places[name], name, info, curves[name], history[name])
         for name, info in good.items()
         if name in curves and name in history
     }, problems

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.values import option_values
-from ima_dist.results.table import attack_rows, format_noise
+from ima_dist.rundir.curves import attack_rows, format_noise
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json, read_parquet, write_json
+from ima_dist.rundir.files import read_json, read_parquet, sentence, write_json
 from ima_dist.rundir.lease import LeaseLost
 from ima_dist.tracking import tables
 
@@ -31,7 +31,7 @@ _LISTS = ("epoch", "margin_quantiles", "margin_histogram")
 class Recorder:
     """Context manager that follows a run; on leaving, the last state is recorded.
 
-    ``usual``: the results directory of runs that are given no other (see ``dataset.root_of``). A run in no results
+    ``usual``: the results directory of runs that are given no other (see ``tables.root_of``). A run in no results
     directory leaves no data set and no event files.
     """
 
@@ -83,7 +83,7 @@ class Recorder:
             act()
         # MLflow alone raises dozens of kinds, and none is worth a training.
         except Exception as error:
-            text = tables.sentence(error) if isinstance(error, OSError | ConfigError) else first_line(error)
+            text = sentence(error) if isinstance(error, OSError | ConfigError) else first_line(error)
             if text not in self._warned:
                 self._warned.add(text)
                 print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
@@ -165,11 +165,11 @@ class _MLflow:
         """Accuracy at each noise level, and how the run ended."""
         self._begin()
         summary = self._run.summary()
-        for attack, row in attack_rows(summary.get("curves") or []).items():
-            for level, entry in row.items():
+        for attack, row in attack_rows(self._run.points_of(summary)).items():
+            for level, point in row.items():
                 # MLflow allows no other signs in a name.
                 name = f"accuracy_{attack}_{format_noise(level)}".replace("/", "_")
-                self._client.log_metric(self._id, name, entry["accuracy"], step=entry["epoch"])
+                self._client.log_metric(self._id, name, point.accuracy, step=point.epoch)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(str(summary.get("status")), "FAILED")
         self._client.set_terminated(self._id, status)
 

@@ -7,27 +7,23 @@ renamed into place. The data set repeats what the run directories say; it may be
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
-from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import Config
-from ima_dist.config.values import option_values
-from ima_dist.results.table import wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_parquet
+from ima_dist.rundir.files import write_parquet
+from ima_dist.rundir.finding import DATASET, is_dataset
+from ima_dist.rundir.run import Run
 
 KINDS = ("runs", "curves", "history", "margins")
-FOLDER = "dataset"
+FOLDER = DATASET
 # Where the columns of an option come from: those by which runs are usually told apart. All are in "options".
 _OPTIONS = {
     "preset": pa.string(),
@@ -103,20 +99,18 @@ SCHEMAS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A run's tables by kind ("margins" only if asked for), and a sentence for each file that could not be read."""
-
-    tables: dict[str, pa.Table]
-    problems: tuple[str, ...]
-
-
 def root_of(run: RunDir, usual: Path) -> Path | None:
-    """The results directory that a run lies in: the nearest one above it with a data set, or ``usual``."""
+    """The results directory that a run lies in: the nearest one above it with a data set of ours, or ``usual``."""
     for above in run.path.parents:
-        if (above / FOLDER).is_dir() or above == usual.absolute():
+        if is_dataset(above / FOLDER) or above == usual.absolute():
             return above
     return None
+
+
+def make_dataset(root: Path) -> None:
+    """Make ``root`` a results directory, which has a data set. Raises OSError."""
+    for kind in KINDS:
+        (root / FOLDER / kind).mkdir(parents=True, exist_ok=True)
 
 
 def name_of(root: Path, run: RunDir) -> str:
@@ -146,133 +140,102 @@ def stamp_of(run: RunDir) -> str:
     return " ".join(parts)
 
 
-def read_run(name: str, run: RunDir, with_margins: bool = True) -> Part:
-    """The tables of one run directory. A damaged part is named and left empty.
+def read_run(run: Run, with_margins: bool = True) -> dict[str, pa.Table]:
+    """The tables of a run by kind; a damaged part is left empty and named in the run's ``problems``.
 
-    Raises ConfigError or OSError if the configuration cannot be read: then it is not a run of ours.
+    Raises ConfigError if the configuration cannot be read: then it is not a run of ours.
     """
-    stamp = stamp_of(run)  # before the files: what changes meanwhile is read again the next time
-    config = run.config()
-    problems: list[str] = []
-
-    def part(read: Callable[[], Any], otherwise: Any) -> Any:
-        try:
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always")
-                found = read()
-            problems.extend(str(w.message) for w in warned)
-            return found
-        except (ConfigError, OSError) as error:
-            problems.append(sentence(error))
-            return otherwise
-
-    summary = part(run.summary, None)
-    tables = {
-        "curves": part(lambda: curves_table(name, run, (summary or {}).get("curves")), _empty("curves")),
-        "history": part(lambda: _history(name, run), _empty("history")),
-    }
-    tables["runs"] = _runs(name, config, summary, tables["history"], stamp)
+    stamp = stamp_of(run.dir)  # before the files: what changes meanwhile is read again the next time
+    history = _fitted("history", run, run.history_table)
+    tables = {"curves": curves_table(run), "history": history, "runs": _runs_table(run, history.num_rows, stamp)}
     if with_margins:
-        tables["margins"] = part(lambda: margins_table(name, run), _empty("margins"))
-    return Part(tables, tuple(problems))
+        tables["margins"] = margins_table(run)
+    return tables
 
 
-def write_run(root: Path, run: RunDir) -> tuple[str, ...]:
+def write_run(root: Path, dir: RunDir) -> list[str]:
     """Bring a run's files in the data set of ``root`` up to date; a sentence for each damaged part.
 
     "runs" comes last: with its stamp it says that the others are there. Raises ConfigError, OSError.
     """
-    name = name_of(root, run)
-    part = read_run(name, run)
+    run = Run(dir, name_of(root, dir))
+    tables = read_run(run)
     for kind in ("margins", "history", "curves", "runs"):
-        write_parquet(file_of(root, kind, name), part.tables[kind])
-    return part.problems
+        write_parquet(file_of(root, kind, run.name), tables[kind])
+    return list(run.problems.values())
 
 
-def sentence(error: Exception) -> str:
-    """An error that concerns a file, for the user."""
-    if isinstance(error, OSError):
-        return f"{error.filename} cannot be read ({error.strerror or error})."
-    return str(error)
+def curves_table(run: Run) -> pa.Table:
+    """The run's curves with their 95 % Wilson intervals."""
+    rows = [{"run": run.name, **_point_row(point)} for point in run.points]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["curves"])
 
 
-def _empty(kind: str) -> pa.Table:
-    return SCHEMAS[kind].empty_table()
+def points_of(curves: pa.Table) -> list[Point]:
+    """The points of one run's rows; inverse of ``curves_table``. Raises ValueError if they are not ours."""
+    apart = ("run", "low95", "high95")
+    return [Point.from_json(row) for row in curves.drop_columns(apart).to_pylist()]
 
 
-def _runs(name: str, config: Config, summary: dict[str, Any] | None, history: pa.Table, stamp: str) -> pa.Table:
-    options = option_values(config)
-    found = summary or {}
-    status = "damaged" if summary is None else str(found.get("status") or "unfinished")
-    message = found.get("message")
+def margins_table(run: Run) -> pa.Table:
+    """The run's newest snapshot in the schema of the data set, by index; empty if there is none."""
+    if run.margins is None:
+        return SCHEMAS["margins"].empty_table()
+    epoch, table = run.margins
+    table = table.append_column("epoch", pa.array([epoch] * table.num_rows, pa.int64()))
+    return _fitted("margins", run, table)
+
+
+def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
+    message = run.summary.get("message")
     row = {
-        "run": name,
-        "status": status,
+        "run": run.name,
+        "status": run.status,
         "message": None if message is None else str(message),
-        **{option.replace(".", "_"): options[option] for option in _OPTIONS},
-        "delta_eps": config.expansion,
-        "options": [(option, json.dumps(value, ensure_ascii=False)) for option, value in options.items()],
-        "fingerprint": config.fingerprint(),
-        "epochs_done": history.num_rows,
+        **{option.replace(".", "_"): run.options[option] for option in _OPTIONS},
+        "delta_eps": run.config.expansion,
+        "options": [(option, json.dumps(value, ensure_ascii=False)) for option, value in run.options.items()],
+        "fingerprint": run.config.fingerprint(),
+        "epochs_done": epochs,
         "stamp": stamp,
         **{
-            key: _number(found.get(key))
+            key: _number(run.summary.get(key))
             for key in ("parameters", "clean_accuracy", "train_samples_per_second", "wall_seconds")
         },
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
 
 
-def curves_table(name: str, run: RunDir, curves: Any) -> pa.Table:
-    """The entries of summary.json as rows. Raises ConfigError if they are not what we write."""
-    rows = []
-    try:
-        for c in curves or []:
-            accuracy = c["accuracy"]
-            sound = c["attack"] in ATTACKS and c["noise"] >= 0 and int(c["samples"]) > 0 and int(c["epoch"]) > 0
-            if not sound or not 0 <= (accuracy or 0.0) <= 1:
-                raise ValueError
-            low, high = wilson_interval(accuracy, int(c["samples"])) if accuracy is not None else (None, None)
-            names = [n for n in SCHEMAS["curves"].names if n not in ("run", "low95", "high95", "spsa_samples")]
-            rows.append({"run": name, "low95": low, "high95": high, **{n: c[n] for n in names}})
-            rows[-1]["spsa_samples"] = c.get("spsa_samples")
-        return pa.Table.from_pylist(rows, schema=SCHEMAS["curves"])
-    except (TypeError, KeyError, ValueError, AttributeError, pa.ArrowException):
-        raise ConfigError(f"{run.summary_path} is damaged (curves): restore it from a copy.") from None
+def _point_row(point: Point) -> dict[str, Any]:
+    low, high = (None, None) if point.accuracy is None else wilson_interval(point.accuracy, point.samples)
+    return {**point.to_json(), "low95": low, "high95": high}
 
 
-def _history(name: str, run: RunDir) -> pa.Table:
-    if not run.history_path.exists():
-        return _empty("history")
-    return _fitted("history", name, read_parquet(run.history_path), run.history_path)
+def _fitted(kind: str, run: Run, table: pa.Table) -> pa.Table:
+    """The table with the columns of the schema: others left out, missing ones null, "run" put before them.
 
-
-def margins_table(name: str, run: RunDir) -> pa.Table:
-    """The run's newest snapshot in the schema of the data set, by index; empty if there is none."""
-    newest = run.newest_margins()
-    if newest is None:
-        return _empty("margins")
-    epoch, table = newest
-    table = table.append_column("epoch", pa.array([epoch] * table.num_rows, pa.int64()))
-    return _fitted("margins", name, table.sort_by("index"), run.margins_dir)
-
-
-def _fitted(kind: str, name: str, table: pa.Table, path: Path) -> pa.Table:
-    """The table with the columns of the schema: others left out, missing ones null, "run" put before them."""
+    Empty if a column is damaged, which is named in the run's ``problems``.
+    """
     columns = []
     for field in SCHEMAS[kind]:
         if field.name == "run":
-            columns.append(pa.array([name] * table.num_rows, field.type))
+            columns.append(pa.array([run.name] * table.num_rows, field.type))
         elif field.name in table.column_names:
             try:
                 columns.append(table[field.name].cast(field.type))
             except pa.ArrowException:
-                raise ConfigError(f"{path} is damaged (column {field.name}): restore it from a copy.") from None
-        elif field.name in ("epoch", "index", "margin"):
-            raise ConfigError(f"{path} is damaged (no column {field.name}): restore it from a copy.")
+                return _damaged(kind, run, f"column {field.name}")
+        elif field.name in ("epoch", "index", "margin") and table.num_rows:
+            return _damaged(kind, run, f"no column {field.name}")
         else:
             columns.append(pa.nulls(table.num_rows, field.type))
     return pa.Table.from_arrays(columns, schema=SCHEMAS[kind])
+
+
+def _damaged(kind: str, run: Run, reason: str) -> pa.Table:
+    path = run.dir.history_path if kind == "history" else run.dir.margins_dir
+    run.problems[kind] = f"{path} is damaged ({reason}): restore it from a copy."
+    return SCHEMAS[kind].empty_table()
 
 
 def _number(value: Any) -> int | float | None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ima_dist import evaluate, train
+from ima_dist.tracking.tables import make_dataset
 from tests.support.datafiles import write_idx
 from tests.support.inline import without_ray
 
@@ -16,7 +17,7 @@ _TINY = ["--data.subset", "60", "--epochs", "3", "--eval.steps", "2", "--attack.
 
 def make_results(root: Path) -> Path:
     """A sweep over β on the moons with one other method, two trials at several epochs, and a run on images."""
-    (root / "dataset").mkdir(parents=True)
+    make_dataset(root)
     data = write_idx(root.parent / "images")
     torch.set_num_threads(1)  # as in tests, whose fixture comes later
     with pytest.MonkeyPatch.context() as patch:

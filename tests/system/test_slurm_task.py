@@ -110,7 +110,7 @@ def test_a_run_that_ends_well(job):
 
 
 def test_faulty_input_is_not_tried_again(job):
-    status, out, err = job.run("import sys; sys.exit(2)")
+    status, _, err = job.run("import sys; sys.exit(2)")
     assert (status, job.requeued()) == (1, 0)
     assert "ima ended with status 2: see" in err.splitlines()[-1]
     assert job.record.result()["status"] == 2
@@ -127,9 +127,9 @@ def test_what_was_wrong_with_the_input_is_in_the_result(job):
 
 def test_a_run_that_fails_is_tried_three_times(job):
     for number in (0, 1):
-        status, out, err = job.run("import sys; sys.exit(1)", number)
+        status, _, err = job.run("import sys; sys.exit(1)", number)
         assert (status, job.requeued(), job.record.result()) == (0, 1, None), err
-    status, out, err = job.run("import sys; sys.exit(1)", 2)
+    status, _, err = job.run("import sys; sys.exit(1)", 2)
     assert (status, job.requeued()) == (1, 0)
     assert "It failed 3 times in a row without saving anything new" in job.record.result()["message"]
     assert "failure 2 of 3 without progress" in job.record.output.read_text()
@@ -138,7 +138,7 @@ def test_a_run_that_fails_is_tried_three_times(job):
 def test_progress_starts_the_count_anew(job):
     for number in range(4):
         place = job.folder / "run" / "checkpoints" / f"epoch={number:04d}"
-        status, out, err = job.run(f"import os; os.makedirs({str(place)!r}); os._exit(1)", number)
+        status, _, err = job.run(f"import os; os.makedirs({str(place)!r}); os._exit(1)", number)
         assert (status, job.requeued()) == (0, 1), err
 
 
@@ -148,13 +148,13 @@ def test_a_start_that_vanished_counts_as_a_failure(job):
         wait_for(lambda number=number: (job.record.start(number) / "address").exists(), 120, "the task")
         process.kill()
         process.wait()
-    status, out, _ = job.run("pass", 3)
+    status, _, _ = job.run("pass", 3)
     assert (status, job.requeued()) == (1, 0)
     assert "It failed 3 times in a row" in job.record.result()["message"]
 
 
 def test_a_node_that_does_not_come_is_named(job):
-    status, out, _ = job.run("pass", nodes="n[1-2]")
+    status, _, _ = job.run("pass", nodes="n[1-2]")
     assert (status, job.requeued()) == (0, 1)
     text = job.record.output.read_text()
     assert "Node n2 (task 1) did not join the Ray cluster, see" in text
@@ -167,7 +167,7 @@ def test_a_node_that_does_not_come_is_named(job):
 
 def test_a_file_that_cannot_be_written_is_a_failure_like_others(job):
     (job.record.start(0) / "address").mkdir(parents=True)
-    status, out, err = job.run("pass")
+    status, _, err = job.run("pass")
     assert (status, job.requeued()) == (0, 1), err
     assert "Is a directory" in job.record.output.read_text()
     assert "failure 1 of 3 without progress" in job.record.output.read_text()
@@ -176,7 +176,7 @@ def test_a_file_that_cannot_be_written_is_a_failure_like_others(job):
 def test_a_full_temporary_directory_is_a_failure_like_others(job, tmp_path):
     stub = "import tempfile\ndef full(*a, **k): raise OSError(28, 'No space left on device')\ntempfile.mkdtemp = full\n"
     for number in range(3):
-        status, out, err = job.run("pass", number, before=stub)
+        status, _, err = job.run("pass", number, before=stub)
         assert (status, job.requeued()) == ((0, 1) if number < 2 else (1, 0)), err
     assert "No space left on device" in job.record.output.read_text()
     assert "It failed 3 times in a row" in job.record.result()["message"]
@@ -206,14 +206,16 @@ def test_the_signal_before_the_end_reaches_the_run_once(job):
     for _ in range(2):
         os.kill(pid, signal.SIGUSR2)  # as SLURM does: to every process of the job
         process.send_signal(signal.SIGUSR2)
-    out, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, job.requeued()) == (0, 1), err
     assert f"heard {int(signal.SIGINT)}\n" in job.record.output.read_text()
     assert json.loads(job.record.tries_path.read_text())["asked"] is True
 
 
 # The run hears of the end, and does not end.
-DEAF = "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('pid', flush=True); time.sleep(600)"
+DEAF = (
+    "import os, signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('pid', flush=True); time.sleep(600)"
+)
 # As at the end of SLURM's patience, without waiting for it.
 SHORT = "from cluster import policy\npolicy.LEAVE_WITHIN = 1.0\npolicy.REQUEUE_UNTIL = 3.0\n"
 LIMIT = {"JobState": "COMPLETING", "Reason": "TimeLimit"}
@@ -236,7 +238,9 @@ def test_a_run_that_does_not_save_in_time(job, signals, fields, requeued, messag
     wait_for(lambda: job.record.output.exists() and "pid" in job.record.output.read_text(), 120, "the run")
     for number in signals[:-1]:
         process.send_signal(number)
-        wait_for(lambda: "the run saves its state, then" in job.record.output.read_text(), 120, "the notice to be heard")
+        wait_for(
+            lambda: "the run saves its state, then" in job.record.output.read_text(), 120, "the notice to be heard"
+        )
     job.says(**fields)
     process.send_signal(signals[-1])
     _, err = process.communicate(timeout=300)
@@ -259,10 +263,14 @@ def test_a_requeue_that_slurm_refuses_at_first(job):
     assert "requeued" not in job.record.output.read_text().split("failure 1 of 3")[0]
 
     refusal.write_text("scontrol: error: Access denied")
-    status, _, err = job.run("import sys; sys.exit(1)", 1, before="import cluster.leader as l; l._REQUEUE_SECONDS = 0.0\n")
+    status, _, err = job.run(
+        "import sys; sys.exit(1)", 1, before="import cluster.leader as l; l._REQUEUE_SECONDS = 0.0\n"
+    )
     assert (status, job.requeued()) == (1, 0), err
     message = job.record.result()["message"]
-    assert "could not be requeued (scontrol requeue 7_1: scontrol: error: Access denied). Its last checkpoint" in message
+    assert (
+        "could not be requeued (scontrol requeue 7_1: scontrol: error: Access denied). Its last checkpoint" in message
+    )
 
 
 def test_a_leftover_ends_when_the_job_has_been_started_again(job):

@@ -12,8 +12,10 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.results import paper
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import write_json
 from tests.support import commands, workers
+from tests.support.summaries import curve
 
 HISTORY = [{"epoch": e, "val_accuracy": a} for e, a in enumerate([0.5, 0.92, 0.95, 0.91, 0.93, 0.89], start=1)]
 
@@ -42,12 +44,9 @@ def test_rows_of_the_paper_by_epoch():
 
 def test_table_of_epochs_shows_margins_validation_and_the_paper():
     config = make_config("fashion_mnist", {})
-    curves = [
-        {"attack": "pgd100", "loss": "both", "norm": "linf", "noise": x, "split": "test", "accuracy": a,
-         "samples": 100, "epoch": e}
-        for e, accuracies in ((10, (0.9, 0.2)), (20, (0.8, 0.4))) for x, a in zip((0.0, 0.1), accuracies, strict=True)
-    ]  # fmt: skip
-    lines = tradeoff_table(config, curves, [{"epoch": 10, "val_accuracy": 0.91}]).splitlines()
+    accuracies = {10: {0.0: 0.9, 0.1: 0.2}, 20: {0.0: 0.8, 0.1: 0.4}}
+    points = [Point.from_json(c) for e, row in accuracies.items() for c in curve(row, norm="linf", epoch=e)]
+    lines = tradeoff_table(config, points, [{"epoch": 10, "val_accuracy": 0.91}]).splitlines()
     assert lines[1].split() == ["epochs", "largest", "margin", "0", "0.1", "0", "(val)"]
     assert lines[2].split() == ["10", "0.05", "0.9000", "0.2000", "0.9100"]
     assert lines[3].split() == ["paper", "(Table", "17)", "0.9159", "0.2598", "0.9165"]
@@ -108,7 +107,7 @@ def test_several_epochs_of_one_run_are_evaluated(tmp_path):
     write_json(run.summary_path, {"status": "interrupted", "message": None})
     done = commands.run("ima_dist.evaluate", run.path, "--epochs", "1,3", "--attack", "worst", "--workers", "2")
     assert done.returncode == 0, done.stderr
-    assert "worst: accuracy on the test set after so many epochs" in done.stdout
+    assert "worst: accuracy on the test set by number of epochs" in done.stdout
     summary = run.summary()
     assert {(c["epoch"], c["attack"]) for c in summary["curves"]} == {(1, "worst"), (3, "worst")}
     assert summary["status"] == "interrupted"

@@ -14,6 +14,7 @@ from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.scores import scores_table
 from ima_dist.results.binary import binary_report, choose_threshold, rates, sensitivity_by_noise
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 from tests.support.datafiles import write_covid
 from tests.support.inline import without_ray
 
@@ -73,7 +74,7 @@ def test_covid_ct_reports_them_and_records_the_split_by_file_name(tmp_path, monk
     assert "recognised under attack" in out
     assert "Threshold on the probability of COVID" in out
     run = RunDir(tmp_path / "run")
-    assert binary_report(run) in out
+    assert binary_report(Run(run)) in out
     names = pq.read_table(run.samples_path).to_pydict()
     assert sorted(names["name"]) == sorted(f"{p.parent.name}/{p.name}" for p in data.rglob("*.png"))
     assert all((label == 1) == n.startswith("COVID/") for label, n in zip(names["label"], names["name"], strict=True))

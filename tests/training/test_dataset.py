@@ -20,7 +20,8 @@ from ima_dist import dataset as command
 from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.config.values import option_values
-from ima_dist.results.table import wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir import finding
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.tracking import collection, recorder
@@ -250,23 +251,23 @@ def test_only_what_has_changed_is_read_again_and_nothing_is_written(tmp_path, mo
     read: list[str] = []
     genuine = collection.read_run
 
-    def counted(name: str, *rest: Any, **more: Any) -> Any:
-        read.append(name)
-        return genuine(name, *rest, **more)
+    def counted(run: Any, **more: Any) -> Any:
+        read.append(run.name)
+        return genuine(run, **more)
 
     monkeypatch.setattr(collection, "read_run", counted)
     before = files_of(tmp_path)
     found = Collection(tmp_path)
     found.refresh()
     assert read == ["c"]  # the others come from the data set
-    assert [run.curves[0]["accuracy"] for run in found.runs.values()] == [0.5] * 3
+    assert [run.points[0].accuracy for run in found.runs.values()] == [0.5] * 3
     found.refresh()
     assert read == ["c"]
     assert files_of(tmp_path) == before
     write_json(runs[0].summary_path, {"status": "finished", "curves": curve({0.1: 0.75}, norm="linf", epoch=30)})
     found.refresh()
     assert read == ["c", "a"]
-    assert found.runs["a"].curves[0]["accuracy"] == 0.75
+    assert found.runs["a"].points[0].accuracy == 0.75
     shutil.rmtree(runs[1].path)
     found.refresh()
     assert list(found.runs) == ["a", "c"]
@@ -317,7 +318,7 @@ def test_a_damaged_file_of_the_data_set_is_made_up_for_by_the_run(tmp_path, kind
     found = Collection(tmp_path)
     found.refresh()
     for name in ("a", "b"):
-        assert found.runs[name].curves[0]["accuracy"] == 0.5
+        assert found.runs[name].points[0].accuracy == 0.5
         assert [r["epoch"] for r in found.runs[name].history] == [1]
     assert all("a.parquet" in p for p in found.problems)
     left = file_of(tmp_path, kind, "a")
@@ -345,7 +346,7 @@ def test_damaged_and_foreign_runs_are_named_and_the_rest_is_shown(tmp_path):
     inner.summary_path.symlink_to(outside.summary_path)
     found = Collection(tmp_path)
     found.refresh()
-    assert sorted(found.runs) == ["cut", "good", "half", "odd"]
+    assert sorted(found.runs) == ["cut", "good", "half", "inner", "odd"]
     for name in (
         "half/summary.json",
         "odd/summary.json",
@@ -359,20 +360,20 @@ def test_damaged_and_foreign_runs_are_named_and_the_rest_is_shown(tmp_path):
         "inner/summary.json",
     ):
         assert sum(name in problem for problem in found.problems) >= 1, name
-    assert [c["accuracy"] for run in found.runs.values() for c in run.curves] == [0.5, 0.5]  # of cut and good
+    assert [point.accuracy for run in found.runs.values() for point in run.points] == [0.5, 0.5]  # of cut and good
 
 
 def test_a_directory_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     make_run(tmp_path / "good", "moons", {0.1: 0.5})
     (tmp_path / "closed").mkdir()
-    genuine = collection.os.scandir
+    genuine = finding.os.scandir
 
     def scandir(path: Any) -> Any:
         if str(path).endswith("closed"):  # root may read everything, so permissions would not do
             raise PermissionError(13, "Permission denied", str(path))
         return genuine(path)
 
-    monkeypatch.setattr(collection.os, "scandir", scandir)
+    monkeypatch.setattr(finding.os, "scandir", scandir)
     found = Collection(tmp_path)
     found.refresh()
     assert list(found.runs) == ["good"]

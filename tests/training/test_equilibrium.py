@@ -15,6 +15,7 @@ from ima_dist.core.noise import Phase
 from ima_dist.figures import png
 from ima_dist.methods import Attacked, Batch
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 from ima_dist.training.equilibrium import _NUMBERS, NEIGHBOURS, Equilibrium, mixing
 from tests.support import workers
 
@@ -289,7 +290,7 @@ def test_lasting_imbalance_by_hand():
 def test_draw_all_draws_it_if_there_are_rows(tmp_path):
     _, run = workers.start_run(tmp_path / "run", "moons")
     run.write_equilibrium([])
-    assert png.draw_all(run) == []
+    assert png.draw_all(Run(run)) == []
     run.write_equilibrium([row(1, 0, 1, **UNKNOWN)])
-    assert png.draw_all(run) == [run.figures_dir / "equilibrium.png"]
+    assert png.draw_all(Run(run)) == [run.figures_dir / "equilibrium.png"]
     assert RunDir(run.path).read_equilibrium() == [row(1, 0, 1, **UNKNOWN)]

@@ -8,8 +8,9 @@ from ima_dist.results.comparison import comparison_table
 from ima_dist.results.obfuscation import Level, compare, verdict
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
+from ima_dist.rundir.run import Run
 from tests.support.inline import without_ray
-from tests.support.summaries import outcomes, outcomes_table
+from tests.support.summaries import curve, outcomes, outcomes_table
 
 
 def test_only_samples_that_both_have_attacked_are_compared():
@@ -43,12 +44,12 @@ def test_verdict_of_the_paper_and_its_opposites():
     assert "same 90 to 100 samples" in verdict([weaker, five])
 
 
-def make_run(path, attacks=("spsa", "pgd100")) -> RunDir:
+def make_run(path, attacks=("spsa", "pgd100")) -> Run:
     run = RunDir.create(make_config("mnist", {"epochs": 3}), path)
-    curve = {"loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": 2, "epoch": 3}
-    write_json(run.summary_path, {"curves": [{**curve, "attack": a} for a in attacks]})
+    curves = [c for a in attacks for c in curve({0.1: 0.5}, attack=a, norm="linf", samples=2, epoch=3)]
+    write_json(run.summary_path, {"curves": curves})
     write_parquet(run.outcomes_path, outcomes_table(*(outcomes(a, 0.1, {0: True, 1: False}) for a in attacks)))
-    return run
+    return Run(run)
 
 
 def test_the_comparison_of_a_job_ends_with_the_verdict(tmp_path):

@@ -10,15 +10,14 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.results.choice import (
     Share,
     Spread,
-    area_under_curve,
     choose,
     differ,
     difference_interval,
     make_candidate,
     pareto_set,
     pooled_spread,
-    t_quantile,
 )
+from ima_dist.results.statistics import area_under_curve, t_quantile
 
 
 def test_area_under_the_curve_of_uneven_levels():

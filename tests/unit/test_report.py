@@ -19,10 +19,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from ima_dist import job, train
 from ima_dist.config.presets import PRESETS, make_config, options_of, preset_config, train_command
 from ima_dist.report import __main__
-from ima_dist.report.runs import collect
 from ima_dist.report.tables import make_tables, setting_differences
+from ima_dist.report.write import collect
 from ima_dist.results import paper
-from ima_dist.results.table import noise_key, wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir.curves import noise_key
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
 from tests.support.browser import CHROMIUM, DRIVER, chromium, needs_chromium

@@ -24,10 +24,13 @@ from ima_dist.config.schema import Config
 from ima_dist.figures import png
 from ima_dist.margins import snapshots
 from ima_dist.results import paper
-from ima_dist.results.table import format_noise, robustness_table, wilson_interval
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.table import robustness_table
 from ima_dist.rundir import directory as rundir
+from ima_dist.rundir.curves import Point, format_noise
 from ima_dist.rundir.directory import RunDir, default_name, versions
 from ima_dist.rundir.files import read_json, read_parquet, replacing, write_json, write_parquet, write_text_atomic
+from ima_dist.rundir.run import Run
 
 # Table 1 of the paper (Moons, L∞).
 NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
@@ -55,6 +58,10 @@ HISTORY = [
     }
     for epoch in (1, 2, 3)
 ]
+
+
+def point(attack: str, noise: float, accuracy: float | None, **changes: Any) -> Point:
+    return Point.from_json(entry(attack, noise, accuracy, **changes))
 
 
 def entry(attack: str, noise: float, accuracy: float | None, **changes: Any) -> dict[str, Any]:
@@ -438,9 +445,9 @@ def test_paper_cells() -> None:
 
 def test_table_numbers() -> None:
     ours = [0.9995, 0.999, 0.994, 0.9845, 0.9665, 0.9325, 0.833]
-    curves = [entry("pgd100", x, a) for x, a in zip(NOISE, ours, strict=True)]
-    curves += [entry("worst", x, a - 0.01) for x, a in zip(NOISE, ours, strict=True)]
-    curves += [entry("pgd100", 0.3, 0.1, loss="ce"), entry("pgd100", 0.3, 0.2, split="validation")]
+    curves = [point("pgd100", x, a) for x, a in zip(NOISE, ours, strict=True)]
+    curves += [point("worst", x, a - 0.01) for x, a in zip(NOISE, ours, strict=True)]
+    curves += [point("pgd100", 0.3, 0.1, loss="ce"), point("pgd100", 0.3, 0.2, split="validation")]
     found = paper.curve("moons", "linf", "ima")
     assert found is not None
     lines = robustness_table(curves, found[1], found[0]).splitlines()
@@ -461,9 +468,9 @@ def test_table_numbers() -> None:
 
 def test_table_with_levels_that_do_not_match() -> None:
     curves = [
-        entry("pgd100", np.float32(0.3).item(), 0.8),
-        entry("pgd100", 0.07, 0.9),
-        entry("worst", 0.07, None),
+        point("pgd100", np.float32(0.3).item(), 0.8),
+        point("pgd100", 0.07, 0.9),
+        point("worst", 0.07, None),
     ]
     lines = robustness_table(curves, {0.3: 0.75, 0.1: 0.5}, 1).splitlines()
     assert lines[1].split() == ["noise", "0.07", "0.3"]
@@ -476,7 +483,7 @@ def test_table_with_levels_that_do_not_match() -> None:
 def test_table_compares_only_with_the_attack_of_the_paper() -> None:
     found = paper.curve("mnist", "linf", "ima")
     assert found is not None
-    curves = [entry("pgd100", 0.4, 0.8), entry("pgd-mma", 0.4, 0.78)]
+    curves = [point("pgd100", 0.4, 0.8), point("pgd-mma", 0.4, 0.78)]
     lines = robustness_table(curves, found[1], found[0]).splitlines()
     assert [line.split()[0] for line in lines[1:6]] == ["noise", "pgd100", "pgd-mma", "paper", "difference"]
     assert lines[5].split() == ["difference", "-0.0056"]
@@ -486,16 +493,16 @@ def test_table_compares_only_with_the_attack_of_the_paper() -> None:
 
 
 def test_table_without_paper() -> None:
-    text = robustness_table([entry("pgd100", 0.1, 0.5)], None, None)
+    text = robustness_table([point("pgd100", 0.1, 0.5)], None, None)
     assert "paper" not in text
     assert "difference" not in text
 
 
 def test_table_never_mixes_epochs() -> None:
     curves = [
-        entry("pgd100", 0.0, 0.7, epoch=10),
-        entry("pgd100", 0.1, 0.6, epoch=10),
-        entry("pgd100", 0.1, 0.5),
+        point("pgd100", 0.0, 0.7, epoch=10),
+        point("pgd100", 0.1, 0.6, epoch=10),
+        point("pgd100", 0.1, 0.5),
     ]
     lines = robustness_table(curves, None, None).splitlines()
     assert lines[1].split() == ["noise", "0.1"]
@@ -503,10 +510,10 @@ def test_table_never_mixes_epochs() -> None:
 
 
 def test_table_tells_of_few_samples() -> None:
-    few = robustness_table([entry("pgd100", 0.1, 0.5, samples=199)], None, None)
+    few = robustness_table([point("pgd100", 0.1, 0.5, samples=199)], None, None)
     assert "Samples: 199 (fewer than 200" in few
-    assert "fewer" not in robustness_table([entry("pgd100", 0.1, 0.5, samples=200)], None, None)
-    mixed = robustness_table([entry("pgd100", 0.1, 0.5), entry("spsa", 0.1, 0.5, samples=100)], None, None)
+    assert "fewer" not in robustness_table([point("pgd100", 0.1, 0.5, samples=200)], None, None)
+    mixed = robustness_table([point("pgd100", 0.1, 0.5), point("spsa", 0.1, 0.5, samples=100)], None, None)
     assert "Samples: pgd100 2,000; spsa 100 (fewer than 200" in mixed
     assert "(spsa at noise 0.1;" in mixed
 
@@ -586,7 +593,7 @@ def test_decision_boundary_of_a_constant_classifier(tmp_path: Path) -> None:
 
 
 def test_accuracy_curves(tmp_path: Path) -> None:
-    curves = [entry(a, x, 1 - x) for a in ("pgd100", "worst") for x in NOISE]
+    curves = [point(a, x, 1 - x) for a in ("pgd100", "worst") for x in NOISE]
     png.accuracy_curves(tmp_path / "a.png", curves, dict(zip(NOISE, TABLE_1["ima"], strict=True)), "Moons")
     image = check_image(tmp_path / "a.png")
     assert has_colour(image, "#0072B2")
@@ -615,27 +622,29 @@ def test_training_curves_have_a_margin_panel_only_with_margins(tmp_path: Path) -
 
 
 def test_draw_all(run: RunDir) -> None:
-    assert png.draw_all(run) == []
+    assert png.draw_all(Run(run)) == []
     assert not run.figures_dir.exists()
     run.write_history(HISTORY)
-    assert png.draw_all(run) == [run.figures_dir / "training.png"]
+    assert png.draw_all(Run(run)) == [run.figures_dir / "training.png"]
 
     write_json(run.summary_path, {"curves": [entry("pgd100", x, 0.9 - x) for x in NOISE]})
     write_snapshot(run, 3, [0.1, 0.2, 0.3] * 2)
     run.examples_dir.mkdir()
     np.savez(run.examples_dir / "boundary.npz", **boundary_arrays())
-    drawn = png.draw_all(run)
+    drawn = png.draw_all(Run(run))
     assert [p.name for p in drawn] == ["decision_boundary.png", "accuracy.png", "margins.png", "training.png"]
     for path in drawn:
         check_image(path)
     assert sorted(p.name for p in run.figures_dir.iterdir()) == sorted(p.name for p in drawn)
 
 
-def test_draw_all_names_a_damaged_input(run: RunDir) -> None:
+def test_draw_all_draws_the_rest_of_a_run_with_a_damaged_part(run: RunDir) -> None:
     run.examples_dir.mkdir()
-    (run.examples_dir / "boundary.npz").write_bytes(b"PK damaged")
-    with pytest.raises(ConfigError, match=r"boundary\.npz is damaged"):
-        png.draw_all(run)
+    run.boundary_path.write_bytes(b"PK damaged")
+    run.write_history(HISTORY)
+    read = Run(run)
+    assert png.draw_all(read) == [run.figures_dir / "training.png"]
+    assert "boundary.npz is damaged" in read.problems["boundary"]
 
 
 def test_import_needs_no_torch() -> None:

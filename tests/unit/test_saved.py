@@ -26,9 +26,9 @@ from ima_dist.plans.trial_record import earlier_records
 from ima_dist.report import __main__ as report
 from ima_dist.results.binary import binary_report
 from ima_dist.results.margin_audit import audit_text, summarise
-from ima_dist.rundir.arrays import read_boundary, read_extremes, read_noisy
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet
+from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection
 from tests.saved import RESULTS, SAVED, copied_to
 from tests.support.commands import ROOT
@@ -113,15 +113,15 @@ def test_a_run(name):
 def test_further_files_of_runs():
     equilibrium = RunDir(RESULTS / "finished").read_equilibrium()
     assert [(row["epoch"], row["class_i"], row["class_j"]) for row in equilibrium] == [(1, 0, 1), (2, 0, 1)]
-    boundary = read_boundary(RunDir(RESULTS / "finished"))
+    boundary = Run.open(RESULTS / "finished").boundary
     assert boundary is not None
     assert boundary["points"].shape == (200, 2)
-    extremes = read_extremes(RunDir(RESULTS / "finished"))
+    extremes = Run.open(RESULTS / "finished").extremes
     assert extremes is not None
     assert set(extremes["label"]) == {0, 1}
 
-    pictures = RunDir(RESULTS / "pictures")
-    noisy = read_noisy(pictures)
+    pictures = Run.open(RESULTS / "pictures")
+    noisy = pictures.noisy
     assert noisy is not None
     assert noisy["noisy"].shape == (2, 3, 1, 6, 6)
     assert "lower" in binary_report(pictures)
@@ -138,7 +138,7 @@ def test_the_dashboard_shows_them():
     assert sorted(collection.runs) == sorted(RUNS)
     for name, run in collection.runs.items():
         status, epochs, _, points = RUNS[name]
-        assert (run.info["status"], len(run.history), len(run.curves)) == (status, epochs, points)
+        assert (run.info["status"], len(run.history), len(run.points)) == (status, epochs, points)
         assert run.info["fingerprint"] == run.dir.config().fingerprint()
     assert collection.runs["interrupted-online"].progress()["epoch"] == 2
 

@@ -10,8 +10,9 @@ from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.results import paper
-from ima_dist.results.table import attack_rows, format_noise, noise_key
-from ima_dist.tracking.collection import Collection, Run
+from ima_dist.results.statistics import wilson_interval
+from ima_dist.rundir.curves import Row, attack_rows, fewest_samples, format_noise, levels_of, noise_key
+from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
 INTRODUCTION = (
@@ -23,7 +24,7 @@ INTRODUCTION = (
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.curves_table.num_rows]
     chosen = choose_runs(runs, state, able)
-    found = {c["attack"] for name in chosen.value for c in runs.runs[name].curves}
+    found = {point.attack for name in chosen.value for point in runs.runs[name].points}
     return [chosen, one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})]
 
 
@@ -32,7 +33,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     if not chosen:
         return [Note("No run has been evaluated yet.")]
     attack = values["attack"]
-    found = [(run, rows[attack]) for run in chosen if attack in (rows := attack_rows(run.curves))]
+    found = [(run, rows[attack]) for run in chosen if attack in (rows := attack_rows(run.points))]
     series = [_series(run, attack, row) for run, row in found]
     norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
     parts: list[Part] = [
@@ -43,9 +44,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
             accuracy_figure(series, norms),
         )
     ]
-    levels = sorted({noise_key(x) for _, row in found for x in row})
+    levels = levels_of(row for _, row in found)
     parts.append(_table(found, attack, levels))
-    missing = [run.name for run in chosen if attack not in attack_rows(run.curves)]
+    missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
     if len(norms) > 1:
@@ -53,10 +54,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
     return parts
 
 
-def published(run: Run, attack: str) -> tuple[int, dict[float, float]] | None:
+def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | None:
     """The paper's table and row for a run under this attack."""
-    config = run.dir.config()
-    for table, row in paper.rows_of(config).items():
+    for table, row in paper.rows_of(run.config).items():
         if table not in paper.BETA_TABLES:
             cells = paper.cells(table=table, method=row, attack=attack, split="test")
             if cells:
@@ -64,25 +64,26 @@ def published(run: Run, attack: str) -> tuple[int, dict[float, float]] | None:
     return None
 
 
-def _series(run: Run, attack: str, row: dict[float, dict[str, Any]]) -> Series:
+def _series(run: Recorded, attack: str, row: Row) -> Series:
     levels = sorted(row)
     theirs = published(run, attack)
+    bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
     return Series(
         run.name,
         levels,
-        [row[x]["accuracy"] for x in levels],
-        [row[x]["low95"] for x in levels],
-        [row[x]["high95"] for x in levels],
+        [row[x].share for x in levels],
+        [low for low, _ in bounds],
+        [high for _, high in bounds],
         theirs[1] if theirs else {},
     )
 
 
-def _table(found: list[tuple[Run, dict[float, dict[str, Any]]]], attack: str, levels: list[float]) -> Grid:
+def _table(found: list[tuple[Recorded, Row]], attack: str, levels: list[float]) -> Grid:
     rows: list[dict[str, Any]] = []
     for run, row in found:
-        epoch = next(iter(row.values()))["epoch"]
-        own = {format_noise(x): row[x]["accuracy"] for x in levels if x in row}
-        samples = min(entry["samples"] for entry in row.values())
+        epoch = next(iter(row.values())).epoch
+        own = {format_noise(x): row[x].share for x in levels if x in row}
+        samples = fewest_samples(row.values())
         rows.append({"run": run.name, "what": "ours", "epoch": epoch, "samples": samples, **own})
         theirs = published(run, attack)
         if theirs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ima_dist.dashboard import files
+from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State
@@ -14,17 +14,16 @@ INTRODUCTION = "Where the network changes its mind, for data in the plane (paper
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
-    able = [r for r in runs.runs.values() if (r.dir.examples_dir / "boundary.npz").exists()]
+    able = [r for r in runs.runs.values() if r.dir.boundary_path.exists()]
     return [choose_runs(runs, state, able)]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
     parts: list[Part] = []
     for i, name in enumerate(values["runs"]):
-        found = files.boundary(runs.runs[name])
-        if isinstance(found, dict):
+        run = opened(runs.runs[name])
+        parts += [Note(text) for text in run.damaged("boundary")]
+        if run.boundary is not None:
             caption = "Tinted: the regions of the two classes. Circles and crosses: training samples."
-            parts.append(Plot(f"boundary{i}", name, caption, boundary_figure(found)))
-        elif found is not None:
-            parts.append(Note(found))
+            parts.append(Plot(f"boundary{i}", name, caption, boundary_figure(run.boundary)))
     return parts or [Note("No finished run has data in the plane: train one with python -m ima_dist.train moons.")]

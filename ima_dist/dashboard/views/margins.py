@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ima_dist.dashboard import files
+from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_run
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of, slider
@@ -20,8 +20,9 @@ from ima_dist.figures.interactive.margins import (
     share_figure,
 )
 from ima_dist.results.margin_audit import TOLERANCE, summarise
-from ima_dist.results.table import NORM_SIGN
-from ima_dist.tracking.collection import Collection, Run
+from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.run import Run
+from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Margins"
 INTRODUCTION = "Estimated distance of each training sample to the decision boundary, up to ε_max (paper, Fig. 14)."
@@ -32,12 +33,12 @@ def controls(runs: Collection, state: State) -> list[Control]:
     found: list[Control] = [choose_run(runs, state, able)]
     name = found[0].value
     if isinstance(name, str):
-        run = runs.runs[name]
+        run = opened(runs.runs[name])
         epochs = [row["epoch"] for row in _history(run)]
         if epochs:
             found.append(slider(state, "epoch", "Epoch", min(epochs), max(epochs), max(epochs)))
-        arrays = files.extremes(run)
-        if isinstance(arrays, dict) and len(arrays["label"]):
+        arrays = run.extremes
+        if arrays is not None and len(arrays["label"]):
             names = [str(n) for n in arrays["class_names"]]
             options = {str(n): class_name(names, n) for n in sorted(set(arrays["label"].tolist()))}
             found.append(one_of(state, "class", "Class", options))
@@ -47,8 +48,8 @@ def controls(runs: Collection, state: State) -> list[Control]:
 def show(runs: Collection, values: Values) -> list[Part]:
     if values["run"] is None:
         return [Note("No run has margins: those of ima and mma do.")]
-    run = runs.runs[values["run"]]
-    eps_max, norm = run.info["eps_max"], run.info["norm"]
+    run = opened(runs.runs[values["run"]])
+    eps_max, norm = run.config.eps_max, run.config.norm
     parts: list[Part] = []
     history = _history(run)
     if history:
@@ -70,21 +71,20 @@ def show(runs: Collection, values: Values) -> list[Part]:
     return parts
 
 
-def _with_margins(run: Run) -> bool:
-    history = run.history_table
+def _with_margins(run: Recorded) -> bool:
+    history = run.epochs_table
     return bool(history.num_rows) and history["margin_mean"].null_count < history.num_rows
 
 
 def _history(run: Run) -> list[dict[str, Any]]:
-    rows = files.history(run)
-    known = rows if isinstance(rows, list) else []
-    return [row for row in known if row.get("margin_histogram") and row.get("margin_mean") is not None]
+    return [row for row in run.history if row.get("margin_histogram") and row.get("margin_mean") is not None]
 
 
 def _extremes(run: Run, chosen: str | None) -> list[Part]:
-    arrays = files.extremes(run)
-    if isinstance(arrays, str):
-        return [Note(arrays)]
+    damaged = run.damaged("extremes")
+    if damaged:
+        return [Note(text) for text in damaged]
+    arrays = run.extremes
     if arrays is None or chosen is None:
         again = f"python -m ima_dist.evaluate {run.name}"
         return [Note(f"The samples with the smallest and largest margins were not kept; {again} makes up for it.")]
@@ -109,18 +109,16 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
 
 
 def _by_class(run: Run) -> list[Part]:
-    table = files.margins(run)
-    if isinstance(table, str):
-        return [Note(table)]
-    if table is None or not table.num_rows:
-        return [Note("There is no whole snapshot of the margins of single samples.")]
-    arrays = files.extremes(run)
-    names = [str(n) for n in arrays["class_names"]] if isinstance(arrays, dict) else []
+    damaged: list[Part] = [Note(text) for text in run.damaged("margins")]
+    if run.margins is None or not run.margins[1].num_rows:
+        return damaged or [Note("There is no whole snapshot of the margins of single samples.")]
+    epoch, table = run.margins
+    names = [] if run.extremes is None else [str(n) for n in run.extremes["class_names"]]
     label, margin = table["label"].to_numpy(), table["margin"].to_numpy()
     rows = []
     for number in np.unique(label).tolist():
         own = margin[label == number]
-        at_max = own >= run.info["eps_max"] * (1 - 1e-6)
+        at_max = own >= run.config.eps_max * (1 - 1e-6)
         low, middle, high = np.quantile(own, [0.1, 0.5, 0.9]).tolist()
         rows.append(
             {
@@ -133,18 +131,19 @@ def _by_class(run: Run) -> list[Part]:
                 "at ε_max": float(at_max.mean()),
             }
         )
-    epoch = table["epoch"][0].as_py()
     caption = f"After epoch {epoch}. Boxes: quartiles; whiskers: 5 % to 95 %."
     return [
-        Plot("classes", "Margins by class", caption, class_figure(label, margin, names, run.info["norm"])),
+        *damaged,
+        Plot("classes", "Margins by class", caption, class_figure(label, margin, names, run.config.norm)),
         Grid("by-class", "Margins by class", list(rows[0]), rows),
     ]
 
 
 def _audit(run: Run) -> list[Part]:
-    table = files.audit(run)
-    if isinstance(table, str):
-        return [Note(table)]
+    damaged = run.damaged("audit")
+    if damaged:
+        return [Note(text) for text in damaged]
+    table = run.audit
     if table is None:
         return [Note(f"The margins were not audited; python -m ima_dist.audit {run.name} does it.")]
     if not {"margin", "distance", "correct", "epoch"} <= set(table.column_names):
@@ -154,14 +153,14 @@ def _audit(run: Run) -> list[Part]:
 
 def _audited(table: pa.Table, run: Run) -> list[Part]:
     try:
-        found = summarise(table, run.info["eps_max"])
+        found = summarise(table, run.config.eps_max)
     except ValueError as error:
         return [Note(f"Audit: {error}.")]
     correct = table["correct"].to_numpy()
     caption = (
         f"{found.correct} correctly classified samples after epoch {table['epoch'][0].as_py()}; "
         f"{found.over:.1%} over-estimated by more than {TOLERANCE:.0%}, "
-        f"median of margin / distance {found.median_ratio:.3f}. Lengths in {NORM_SIGN[run.info['norm']]}."
+        f"median of margin / distance {found.median_ratio:.3f}. Lengths in {NORM_SIGN[run.config.norm]}."
     )
-    figure = audit_figure(table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct], run.info["norm"])
+    figure = audit_figure(table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct], run.config.norm)
     return [Plot("audit", "Stored margin against audited distance", caption, figure)]

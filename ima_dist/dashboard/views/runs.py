@@ -7,7 +7,7 @@ from typing import Any
 from ima_dist.cli.progress import format_seconds
 from ima_dist.dashboard.parts import Grid, Note, Part, Values
 from ima_dist.dashboard.state import Control, State, one_of, unparse
-from ima_dist.tracking.collection import Collection, Run
+from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Runs"
 INTRODUCTION = "Every run and trial below the results directory. Choose a name to see its curves."
@@ -38,10 +38,10 @@ def show(runs: Collection, values: Values) -> list[Part]:
     ]
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Recorded) -> dict[str, Any]:
     info, status = run.info, str(run.info["status"])
     row: dict[str, Any] = dict.fromkeys(_COLUMNS)
-    last = run.history_table.slice(run.history_table.num_rows - 1).to_pylist() if run.history_table.num_rows else []
+    last = run.epochs_table.slice(run.epochs_table.num_rows - 1).to_pylist() if run.epochs_table.num_rows else []
     row |= {
         "run": run.name,
         "status": status,

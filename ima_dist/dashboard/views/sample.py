@@ -7,13 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ima_dist.dashboard import files
+from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_run
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.margins import class_name
 from ima_dist.figures.interactive.sample import predictions_figure, sample_figure
-from ima_dist.tracking.collection import Collection, Run
+from ima_dist.rundir.run import Run
+from ima_dist.tracking.collection import Collection
 
 TITLE = "Sample"
 INTRODUCTION = (
@@ -28,9 +29,9 @@ def controls(runs: Collection, state: State) -> list[Control]:
     chosen = choose_run(runs, state, able)
     if chosen.value is None:
         return [chosen]
-    arrays = files.noisy(runs.runs[chosen.value])
+    arrays = opened(runs.runs[chosen.value]).noisy
     options = {}
-    if isinstance(arrays, dict):
+    if arrays is not None:
         names = [str(n) for n in arrays["class_names"]]
         for index, label in zip(arrays["index"].tolist(), arrays["label"].tolist(), strict=True):
             options[str(index)] = f"{index}: {class_name(names, label)}"
@@ -46,14 +47,12 @@ def controls(runs: Collection, state: State) -> list[Control]:
 def show(runs: Collection, values: Values) -> list[Part]:
     if values["run"] is None:
         return [Note("No run has been evaluated yet.")]
-    run = runs.runs[values["run"]]
+    run = opened(runs.runs[values["run"]])
     index = int(values["index"] or 0) if values["sample"] == _OTHER else int(values["sample"])
-    parts: list[Part] = []
-    arrays = files.noisy(run)
+    parts: list[Part] = [Note(text) for text in run.damaged("noisy")]
+    arrays = run.noisy
     names: list[str] = []
-    if isinstance(arrays, str):
-        parts.append(Note(arrays))
-    elif arrays is not None:
+    if arrays is not None:
         names = [str(n) for n in arrays["class_names"]]
         place = arrays["index"].tolist().index(index) if index in arrays["index"].tolist() else None
         if place is None:
@@ -67,10 +66,8 @@ def show(runs: Collection, values: Values) -> list[Part]:
             parts.append(
                 Plot("sample", f"Sample {index} under PGD with cross-entropy", caption, sample_figure(arrays, place))
             )
-    outcomes = files.outcomes(run)
-    if isinstance(outcomes, str):
-        return [*parts, Note(outcomes)]
-    return [*parts, *_predictions(run, outcomes, index, names)]
+    damaged = [Note(text) for text in run.damaged("outcomes")]
+    return [*parts, *(damaged or _predictions(run, run.outcomes, index, names))]
 
 
 def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: list[str]) -> list[Part]:

@@ -11,8 +11,9 @@ from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
 from ima_dist.results.choice import Candidate, Share, choose, make_candidate
-from ima_dist.results.table import NORM_SIGN, attack_rows, format_noise, noise_key
-from ima_dist.tracking.collection import Collection, Run
+from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.curves import Row, attack_rows, epochs_of, fewest_samples, format_noise
+from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Trade-off"
 INTRODUCTION = (
@@ -35,9 +36,9 @@ def controls(runs: Collection, state: State) -> list[Control]:
     which = one_of(state, "experiment", "Experiment", experiments, long=len(experiments) > 4)
     own = _of(runs, which.value)
     attack = one_of(
-        state, "attack", "Attack", {a: a for a in ATTACKS if any(c["attack"] == a for r in own for c in r.curves)}
+        state, "attack", "Attack", {a: a for a in ATTACKS if any(p.attack == a for r in own for p in r.points)}
     )
-    levels = {noise_key(c["noise"]) for r in own for c in r.curves if c["attack"] == attack.value} - {0.0}
+    levels = {p.level for r in own for p in r.points if p.attack == attack.value} - {0.0}
     by_level = {repr(x): f"noise {format_noise(x)}" for x in sorted(levels)}
     return [
         which,
@@ -97,7 +98,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     return parts + notes
 
 
-def _of(runs: Collection, experiment: str | None) -> list[Run]:
+def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
     return [
         r
         for r in runs.runs.values()
@@ -105,15 +106,17 @@ def _of(runs: Collection, experiment: str | None) -> list[Run]:
     ]
 
 
-def _candidates(own: list[Run], attack: str, levels: list[float]) -> tuple[list[Candidate], list[list[Run]], list[str]]:
+def _candidates(
+    own: list[Recorded], attack: str, levels: list[float]
+) -> tuple[list[Candidate], list[list[Recorded]], list[str]]:
     """Models, the runs of each, and a sentence for each that cannot be compared."""
-    grouped: dict[tuple[str, int], list[tuple[Run, dict[float, dict[str, Any]]]]] = {}
+    grouped: dict[tuple[str, int], list[tuple[Recorded, Row]]] = {}
     for run in own:
         told = json.dumps(
             {k: v for k, v in run.options.items() if k not in _APART and not k.startswith("eval.")}, sort_keys=True
         )
-        for epoch in sorted({c["epoch"] for c in run.curves if c["attack"] == attack}):
-            row = attack_rows([c for c in run.curves if c["epoch"] == epoch]).get(attack)
+        for epoch in epochs_of(run.points):
+            row = attack_rows(run.points, epoch).get(attack)
             if row:
                 grouped.setdefault((told, epoch), []).append((run, row))
     different = differing([run.options for run in own], _APART)
@@ -121,8 +124,8 @@ def _candidates(own: list[Run], attack: str, levels: list[float]) -> tuple[list[
     candidates, groups, problems = [], [], []
     for (_, epoch), members in grouped.items():
         name = _name(members[0][0], different, epoch if several else None)
-        samples = min(entry["samples"] for _, row in members for entry in row.values())
-        curves = [{level: entry["accuracy"] for level, entry in row.items()} for _, row in members]
+        samples = fewest_samples(point for _, row in members for point in row.values())
+        curves = [{level: point.share for level, point in row.items()} for _, row in members]
         try:
             candidates.append(make_candidate(name, curves, samples, levels))
             groups.append([run for run, _ in members])
@@ -131,18 +134,18 @@ def _candidates(own: list[Run], attack: str, levels: list[float]) -> tuple[list[
     return candidates, groups, problems
 
 
-def _name(run: Run, different: list[str], epoch: int | None) -> str:
+def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
     said = [run.info["method"]]
     for option in different:
         if option != "method" and not option.startswith(("eval.", "preset", "norm")):
-            said.append(f"{option} {json.loads(run.options[option])}")
+            said.append(f"{option} {run.options[option]}")
     return ", ".join(said + ([f"epoch {epoch}"] if epoch is not None else []))
 
 
-def _parallel(candidates: list[Candidate], groups: list[list[Run]]) -> Part:
+def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part:
     options = [g[0].options for g in groups]
     names = [n for n in differing(options, _APART) if not n.startswith("eval.")]
-    columns: dict[str, list[Any]] = {n: [json.loads(o[n]) if n in o else None for o in options] for n in names}
+    columns: dict[str, list[Any]] = {n: [o.get(n) for o in options] for n in names}
     columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
     caption = "A line a model, coloured by its robust accuracy: the values that differ, and where they lead."
     return Plot("parallel", "Values that differ", caption, parallel_figure(columns, _ROBUST))

@@ -21,7 +21,7 @@ _USUAL = 0.9
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
-    able = [r for r in runs.runs.values() if r.history_table.num_rows]
+    able = [r for r in runs.runs.values() if r.epochs_table.num_rows]
     return [
         choose_runs(runs, state, able),
         number(state, "threshold", "Least validation accuracy", 0, 1, 0.005, _USUAL),

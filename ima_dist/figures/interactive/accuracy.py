@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.style import AXIS, colour, dash, faint, figure, symbol, text
-from ima_dist.results.table import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.style import AXIS, COLOURS, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
-from ima_dist.results.table import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:

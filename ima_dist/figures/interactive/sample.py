@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.margins import class_name
 from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
-from ima_dist.results.table import format_noise
+from ima_dist.rundir.curves import format_noise
 
 
 def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -79,10 +80,10 @@ def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str
     )
 
 
-def differing(rows: list[dict[str, str]], apart: tuple[str, ...]) -> list[str]:
+def differing(rows: list[dict[str, Any]], apart: tuple[str, ...]) -> list[str]:
     """Names whose values differ between any two rows, but for those in ``apart``."""
     names = dict.fromkeys(itertools.chain.from_iterable(rows))
-    return [n for n in names if n not in apart and len({row.get(n) for row in rows}) > 1]
+    return [n for n in names if n not in apart and len({repr(row.get(n)) for row in rows}) > 1]
 
 
 def _bars(values: list[float], intervals: list[Interval]) -> dict[str, object]:

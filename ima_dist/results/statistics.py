@@ -1,0 +1,43 @@
+"""Confidence intervals and tests of shares; intervals are 95 % ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+# scipy.stats would take a second to import, and asks for torch.
+from scipy.special import bdtrc, stdtrit
+
+_Z = 1.959964  # 97.5 % quantile of the standard normal distribution
+
+
+def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share observed on ``samples`` samples (Wilson 1927)."""
+    scale = 1 + _Z**2 / samples
+    centre = (accuracy + _Z**2 / (2 * samples)) / scale
+    half = _Z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + _Z**2 / (4 * samples**2))
+    return centre - half, centre + half
+
+
+def t_quantile(freedom: float) -> float:
+    """97.5 % quantile of Student's t distribution with ``freedom`` degrees of freedom."""
+    return float(stdtrit(freedom, 0.975))
+
+
+def sign_test(successes: int, trials: int) -> float:
+    """Probability of at least ``successes`` in ``trials`` if each is as likely as not (one-sided sign test)."""
+    return float(bdtrc(successes - 1, trials, 0.5)) if successes else 1.0
+
+
+def area_under_curve(levels: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Area under accuracy against noise (trapezoids) divided by the range of the levels: 0 to 1.
+
+    ``levels`` ascend. A single level gives its accuracy. Raises ValueError if the two do not match.
+    """
+    if not levels or len(levels) != len(accuracies) or list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels must ascend and have one accuracy each, got {levels} and {accuracies}")
+    if len(levels) == 1:
+        return accuracies[0]
+    return float(np.trapezoid(accuracies, levels)) / (levels[-1] - levels[0])

@@ -1,0 +1,21 @@
+"""Tables of plain text, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NORM_SIGN = {"linf": "L∞", "l2": "L2"}
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lines whose columns stand below one another: the first ``left`` ones flush left, the others flush right."""
+    columns = [*zip(*lines, strict=True)]
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        columns[i] = tuple(cell.ljust(width) if i < left else cell.rjust(width) for cell in column)
+    return ["  ".join(line) for line in zip(*columns, strict=True)]
+
+
+def accuracy(value: float | None) -> str:
+    """An accuracy with four places, or a dash."""
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,174 @@
+"""One run as a value: what its directory holds, each part read once, when it is first asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import Config
+from ima_dist.config.values import option_values
+from ima_dist.rundir import arrays
+from ima_dist.rundir.curves import Point
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import inside, read_json, read_parquet, sentence
+
+_T = TypeVar("_T")
+Arrays = dict[str, np.ndarray]
+
+
+class Run:
+    """One run. A part that does not exist is None or empty; a damaged one too, and ``problems`` has a sentence on it.
+
+    name: of the run among those it is shown with. dir: its directory. problems: name of a part that has been asked
+    for -> what is wrong with it.
+    """
+
+    def __init__(self, dir: RunDir, name: str | None = None) -> None:
+        self.dir = dir
+        self.name = name or dir.path.name
+        self.problems: dict[str, str] = {}
+
+    @classmethod
+    def open(cls, path: Path | str, name: str | None = None) -> Run:
+        """The run in a directory. Raises ConfigError if it has no configuration that can be read."""
+        run = cls(RunDir.open(path), name)
+        _ = run.config
+        return run
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {str(self.dir.path)!r})"
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration. Raises ConfigError if it cannot be read."""
+        inside(self.dir.path, self.dir.config_path)
+        return self.dir.config()
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Every option of the configuration by its dotted name."""
+        return option_values(self.config)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """summary.json; {} before it is written."""
+        return self._part("summary", self.dir.summary_path, lambda path: self.dir.summary(), {})
+
+    @property
+    def status(self) -> str:
+        """``status`` of summary.json, "unfinished" as long as there is none, or "damaged"."""
+        status = self.summary.get("status")
+        return "damaged" if "summary" in self.problems else str(status or "unfinished")
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The curves of summary.json."""
+        return self._part("points", self.dir.summary_path, lambda path: self.dir.points_of(self.summary), [])
+
+    @cached_property
+    def history_table(self) -> pa.Table:
+        """history.parquet: a row for each epoch, oldest first."""
+
+        def read(path: Path) -> pa.Table:
+            table = read_parquet(path)
+            if table.num_rows and "epoch" not in table.column_names:
+                raise ConfigError(f"{path} is damaged (no column epoch): restore it from a copy.")
+            return table
+
+        return self._part("history", self.dir.history_path, read, pa.table({}))
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of ``history_table``; accuracies on clean data that are not recorded are None."""
+        return [{"train_accuracy": None, "val_accuracy": None, **row} for row in self.history_table.to_pylist()]
+
+    @cached_property
+    def equilibrium(self) -> list[dict[str, Any]]:
+        """The rows of equilibrium.parquet, oldest first."""
+        return self._part("equilibrium", self.dir.equilibrium_path, lambda path: self.dir.read_equilibrium(), [])
+
+    @cached_property
+    def margins(self) -> tuple[int, pa.Table] | None:
+        """Newest epoch with a whole snapshot of the margins, and its table by index (see ``RunDir.newest_margins``).
+
+        If only an older snapshot is whole, that is the one, and ``problems`` names what is damaged.
+        """
+        complaints: list[str] = []
+
+        def read(path: Path) -> tuple[int, pa.Table] | None:
+            for file in path.glob("epoch=*/*"):
+                inside(self.dir.path, file)
+            newest = self.dir.newest_margins(complaints.append)
+            return newest and (newest[0], newest[1].sort_by("index"))
+
+        found = self._part("margins", self.dir.margins_dir, read, None)
+        if complaints:
+            self.problems["margins"] = " ".join(complaints)
+        return found
+
+    @cached_property
+    def outcomes(self) -> pa.Table | None:
+        """outcomes.parquet: a row for each test sample, attack, loss and noise level."""
+        return self._part("outcomes", self.dir.outcomes_path, read_parquet, None)
+
+    @cached_property
+    def scores(self) -> pa.Table | None:
+        """scores.parquet of a two-class task: the probability of the second class for each sample."""
+        return self._part("scores", self.dir.scores_path, read_parquet, None)
+
+    @cached_property
+    def audit(self) -> pa.Table | None:
+        """audit.parquet: stored margins beside distances found by another attack."""
+        return self._part("audit", self.dir.audit_path, read_parquet, None)
+
+    @cached_property
+    def boundary(self) -> Arrays | None:
+        """examples/boundary.npz: the network's answers in the plane."""
+        return self._part("boundary", self.dir.boundary_path, arrays.read_boundary, None)
+
+    @cached_property
+    def noisy(self) -> Arrays | None:
+        """examples/noisy.npz: a few test images under growing noise."""
+        return self._part("noisy", self.dir.noisy_path, arrays.read_noisy, None)
+
+    @cached_property
+    def extremes(self) -> Arrays | None:
+        """examples/extremes.npz: training samples with the smallest and the largest margins."""
+        return self._part("extremes", self.dir.extremes_path, arrays.read_extremes, None)
+
+    @cached_property
+    def equilibrium_picture(self) -> bytes | None:
+        """figures/equilibrium.png."""
+        return self._part("equilibrium_picture", self.dir.figures_dir / "equilibrium.png", Path.read_bytes, None)
+
+    def progress(self) -> dict[str, Any]:
+        """progress.json as it is now, with "age", the seconds since it was written; {} if there is none."""
+        path = self.dir.progress_path
+        try:
+            state = read_json(inside(self.dir.path, path)) or {}
+            return {**state, "age": max(0.0, time.time() - path.stat().st_mtime)} if state else {}
+        except (ConfigError, OSError):
+            return {}
+
+    def damaged(self, *parts: str) -> list[str]:
+        """A sentence for each of these parts that is damaged; reads those that have not been asked for yet."""
+        for part in parts:
+            getattr(self, part)  # reads it
+        return [self.problems[part] for part in parts if part in self.problems]
+
+    def _part(self, name: str, path: Path, read: Callable[[Path], _T], otherwise: _T) -> _T:
+        """The file as ``read`` returns it; ``otherwise`` if there is none, or it is damaged or outside of the run."""
+        try:
+            return read(inside(self.dir.path, path))
+        except FileNotFoundError:
+            return otherwise
+        except (ConfigError, OSError) as error:
+            self.problems[name] = sentence(error)
+            return otherwise
