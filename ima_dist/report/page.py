@@ -11,7 +11,7 @@ from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, train_command
 from ima_dist.report.figures import Drawing, to_html
-from ima_dist.report.tables import Key, Line, Table, label, setting_differences
+from ima_dist.report.tables import Line, Table, label, setting_differences
 from ima_dist.results import obfuscation
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
@@ -45,21 +45,15 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "column_name": _column,
-        "noise_level": format_noise,
-    }
-    functions = (label, setting_differences, table_file, to_html)
-    own = (_attacks, _black_box, _command, _guessed, _number, _runs_of, _samples)
+    functions = (label, obfuscation.verdict, setting_differences, table_file, to_html)
+    own = (_attacks, _black_box, _columns, _command, _guessed, _number, _picture, _runs_of, _samples)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
-    environment.globals["verdict"] = obfuscation.verdict
+    environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
 
 
-def _column(key: Key) -> str:
-    split, level = key
-    return format_noise(level) + (" (val)" if split == "validation" else "")
+def _columns(table: Table) -> list[str]:
+    return [format_noise(level) + (" (val)" if split == "validation" else "") for split, level in table.keys]
 
 
 def _samples(line: Line) -> str:
@@ -84,6 +78,10 @@ def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
 
 def _guessed(table: Table) -> bool:
     return any(cell.legible == "guess" for line in table.lines for cell in line.theirs.values())
+
+
+def _picture(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _command(result: Run) -> str:

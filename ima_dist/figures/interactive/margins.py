@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.style import AXIS, COLOURS, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.text import NORM_SIGN
+
+Names = Sequence[str] | np.ndarray  # of the classes
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
@@ -92,8 +95,8 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
     return fig
 
 
-def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: str) -> go.Figure:
-    """A box a class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
+def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str) -> go.Figure:
+    """One box per class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
     boxes: dict[str, list[Any]] = {key: [] for key in ("x", "lowerfence", "q1", "median", "q3", "upperfence")}
     for number in np.unique(label):
         quantiles = np.quantile(margin[label == number], [0.05, 0.25, 0.5, 0.75, 0.95])
@@ -182,6 +185,6 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
     )
 
 
-def class_name(names: list[str], number: int) -> str:
-    """Name of a class, or its number where the names do not reach."""
-    return names[number] if 0 <= number < len(names) else str(number)
+def class_name(names: Names, number: int) -> str:
+    """Name of a class, or its number if there are fewer names."""
+    return str(names[number]) if 0 <= number < len(names) else str(number)
