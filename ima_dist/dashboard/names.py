@@ -17,9 +17,8 @@ def label(run: Recorded) -> str:
 
 def choose_runs(state: State, able: list[Recorded]) -> Several:
     """Any of the runs that a view can show; by default the first few that can be compared with one another."""
-    alike = [
-        r.name for r in able if [r.info[k] for k in ("preset", "norm")] == [able[0].info[k] for k in ("preset", "norm")]
-    ]
+    first = [(r.info["preset"], r.info["norm"]) for r in able[:1]]
+    alike = [r.name for r in able if (r.info["preset"], r.info["norm"]) in first]
     return some_of(state, "runs", "Runs", {r.name: label(r) for r in able}, alike[:_FIRST])
 
 

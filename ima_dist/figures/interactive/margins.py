@@ -19,7 +19,7 @@ Names = Sequence[str] | np.ndarray  # of the classes
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
     """Counts between 0 and ε_max after ``epoch``; the mean as a line.
 
-    ``history``: rows with margin_histogram. ``slider``: the figure has one of its own, for all epochs.
+    ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
     Raises KeyError if the epoch is not there.
     """
     rows = {row["epoch"]: row for row in history}
@@ -114,7 +114,7 @@ def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str)
 def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     """The training samples of class ``number`` with the smallest margins (above) and the largest (below).
 
-    ``arrays``: as in examples/extremes.npz. Images are shown; points in the plane stand among those of all classes.
+    ``arrays``: as in examples/extremes.npz. Images are shown as such, two-dimensional samples as points.
     """
     if arrays["sample"].ndim == 2:
         return _points(arrays, number)
@@ -156,7 +156,7 @@ def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
 
 
 def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figure:
-    """Stored margin against the audited distance of the same samples (N,); above the line it is over-estimated."""
+    """Stored margin against the audited distance of the same samples (N,); above the line it is an over-estimate."""
     top = float(max(margin.max(), np.quantile(distance, 0.99)))
     over = margin > (1 + TOLERANCE) * distance
     traces = [

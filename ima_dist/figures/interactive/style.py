@@ -24,7 +24,7 @@ def colour(i: int) -> str:
 
 
 def symbol(i: int) -> str:
-    """Past the last colour the same ones return, with hollow symbols."""
+    """Past the last colour the colours repeat, with hollow symbols."""
     return SYMBOLS[i % len(SYMBOLS)] + ("-open" if i >= len(COLOURS) else "")
 
 
@@ -33,12 +33,12 @@ def dash(i: int) -> str:
 
 
 def text(value: object) -> str:
-    """Plotly reads a subset of HTML in its texts; a run's name must not become one."""
+    """Text for Plotly, which reads a subset of HTML in its texts: a run's name must not become markup."""
     return html.escape(str(value), quote=False)
 
 
 def figure(traces: list[Any], height: int = 440, **layout: Any) -> go.Figure:
-    """A figure in our style, as wide as its place."""
+    """A figure in our style, as wide as the element that holds it."""
     fig = go.Figure(traces)
     style(fig, height, **layout)
     return fig
@@ -69,7 +69,7 @@ def faint(code: str, alpha: float) -> str:
 
 
 def png_source(pixels: np.ndarray) -> str:
-    """An image (C, H, W) in [0, 1] as a data address; three channels are colours, else the first counts."""
+    """An image (C, H, W) in [0, 1] as a data URL; three channels are colours, otherwise only the first is shown."""
     levels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
     picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
     file = io.BytesIO()
