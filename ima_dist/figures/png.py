@@ -211,7 +211,7 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
-    """Draw the value of each row that has one: the weighted mean as a thick line, each of several pairs as a thin one."""
+    """Draw the value of each row that has one: the weighted mean, and thinner each of several pairs."""
     known = ~np.isnan(value)
     pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
     for i, j in pairs if len(pairs) > 1 else ():

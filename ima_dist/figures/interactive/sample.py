@@ -14,8 +14,8 @@ from ima_dist.rundir.curves import format_noise
 def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     """The attacked image at each noise level, and below it the difference to the clean one, which is the first.
 
-    ``arrays``: as in examples/noisy.npz; ``number``: of the sample there. A cross and a thick frame mark a wrong prediction.
-    Grey is no difference; black and white are the largest one in any image.
+    ``arrays``: as in examples/noisy.npz; ``number``: of the sample there. A cross and a thick frame mark a wrong
+    prediction. Grey is no difference; black and white are the largest one in any image.
     """
     names = arrays["class_names"]
     label, clean = int(arrays["label"][number]), arrays["clean"][number].astype(np.float32)

@@ -26,7 +26,7 @@ class Point:
 
 
 def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Figure:
-    """One point per model. pareto: indices of the points that the line of the front joins. what: title of the y axis."""
+    """One point per model. pareto: indices of the points that a line joins, the front. what: title of the y axis."""
     front = sorted(pareto, key=lambda i: (points[i].clean, -points[i].robust))
     traces = [
         go.Scatter(
