@@ -262,69 +262,68 @@ def fashion_data(n: int) -> tuple[Tensor, Tensor, str]:
     return x, y, "synthetic"
 
 
+def networks_of(name: str, quick: bool) -> tuple[Tensor, Tensor, str, Box, dict[str, nn.Module]]:
+    """Samples, labels, where they come from, their box, and two networks trained on them for a short time."""
+    if name == "moons":
+        x, y = moons_data()
+        data, box, batch = "real", None, 128
+        settings = [("plain", moons_mlp(), 600, 0.0), ("adversarial", moons_mlp(), 600, 0.2)]
+    else:
+        x, y, data = fashion_data(3000)
+        box, batch = (0.0, 1.0), 64
+        settings = [
+            ("plain", fashion_mnist_cnn(), 60 if quick else 120, 0.0),
+            ("adversarial", fashion_mnist_cnn(), 60 if quick else 200, 0.1),
+        ]
+    models = {
+        kind: train(network, x, y, steps, batch, norm="linf", eps=eps, box=box)
+        for kind, network, steps, eps in settings
+    }
+    return x, y, data, box, models
+
+
+def cases_of(name: str, quick: bool) -> tuple[dict[int, int], dict[str, tuple[float, list[float]]], int]:
+    """Batch size -> repeats; norm -> ε_max and noise levels; number of samples attacked with ``worst``."""
+    if name == "moons":
+        batches = {128: 9 if quick else 25, 2048: 5 if quick else 11}
+        cases = {"linf": (1.0, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]), "l2": (1.0, [0.1, 0.2, 0.3])}
+        return batches, cases, 500 if quick else 2000
+    batches = {128: 2} if quick else {128: 3, 512: 1}
+    cases = {"linf": (0.5, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]), "l2": (8.0, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0])}
+    return batches, cases, 32 if quick else 64
+
+
+def measure(name: str, quick: bool, report: Callable[[str], None]) -> dict[str, Any]:
+    """All comparisons on one data set."""
+    torch.manual_seed(0)
+    x, y, data, box, models = networks_of(name, quick)
+    batches, cases, capped = cases_of(name, quick)
+    report(f"{name}: networks trained")
+    result: dict[str, Any] = {"data": data, "bpgd": [], "worst": []}
+    for norm, (eps_max, levels) in cases.items():
+        for batch, repeats in batches.items() if name == "moons" or norm != "l2" or not quick else ():
+            for share in (0.2, 0.4, 0.77):
+                settings: dict[str, Any] = {"norm": norm, "eps_max": eps_max, "box": box, "repeats": repeats}
+                row = compare_bpgd(models["adversarial"], x[:batch], y[:batch], share, **settings)
+                result["bpgd"].append(row)
+                report(f"{name} bpgd {json.dumps(row)}")
+        for kind, model in models.items() if norm != "l2" or not quick else ():
+            rows = slice(-capped, None)  # Hardly seen in the short training.
+            row = {"training": kind}
+            row |= compare_worst(model, x[rows], y[rows], levels, norm=norm, box=box, steps=30 if quick else 100)
+            result["worst"].append(row)
+            report(f"{name} worst {json.dumps(row)}")
+    return result
+
+
 def run(quick: bool, which: list[str], report: Callable[[str], None]) -> dict[str, Any]:
-    out: dict[str, Any] = {
+    return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "quick": quick,
-        "networks": {},
+        "networks": {name: measure(name, quick, report) for name in which},
+        "training_step": training_step.measure(which),
     }
-    for name in which:
-        torch.manual_seed(0)
-        if name == "moons":
-            (x, y), data, box = moons_data(), "real", None
-            models = {
-                "plain": train(moons_mlp(), x, y, 600, 128, norm="linf", eps=0.0, box=box),
-                "adversarial": train(moons_mlp(), x, y, 600, 128, norm="linf", eps=0.2, box=box),
-            }
-            batches = {128: 9 if quick else 25, 2048: 5 if quick else 11}
-            cases = {"linf": (1.0, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]), "l2": (1.0, [0.1, 0.2, 0.3])}
-            capped = 500 if quick else 2000
-        else:
-            x, y, data = fashion_data(3000)
-            box = (0.0, 1.0)
-            models = {
-                "plain": train(fashion_mnist_cnn(), x, y, 60 if quick else 120, 64, norm="linf", eps=0.0, box=box),
-                "adversarial": train(
-                    fashion_mnist_cnn(), x, y, 60 if quick else 200, 64, norm="linf", eps=0.1, box=box
-                ),
-            }
-            batches = {128: 2} if quick else {128: 3, 512: 1}
-            cases = {
-                "linf": (0.5, [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]),
-                "l2": (8.0, [0.5, 1.0, 2.0, 3.0, 4.0, 5.0]),
-            }
-            capped = 32 if quick else 64
-        report(f"{name}: networks trained")
-        result: dict[str, Any] = {"data": data, "bpgd": [], "worst": []}
-        for norm, (eps_max, levels) in cases.items():
-            if name != "moons" and norm == "l2" and quick:
-                continue
-            for batch, repeats in batches.items():
-                for share in (0.2, 0.4, 0.77):
-                    row = compare_bpgd(
-                        models["adversarial"],
-                        x[:batch],
-                        y[:batch],
-                        share,
-                        norm=norm,
-                        eps_max=eps_max,
-                        box=box,
-                        repeats=repeats,
-                    )
-                    result["bpgd"].append(row)
-                    report(f"{name} bpgd {json.dumps(row)}")
-            if quick and norm == "l2":
-                continue
-            for kind, model in models.items():
-                rows = slice(-capped, None)  # Hardly seen in the short training.
-                row = {"training": kind}
-                row |= compare_worst(model, x[rows], y[rows], levels, norm=norm, box=box, steps=30 if quick else 100)
-                result["worst"].append(row)
-                report(f"{name} worst {json.dumps(row)}")
-        out["networks"][name] = result
-    out["training_step"] = training_step.measure(which)
-    return out
 
 
 def main() -> None:

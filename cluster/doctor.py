@@ -1,7 +1,7 @@
 """``python -m cluster.doctor [--partition v100 [--on-node]]``: is this cluster fit for our jobs?
 
-One line for each check: ok, a warning, or a failure with its remedy. --on-node also looks at nodes of the
-partition, in a short allocation (or the one it is started in). Exit status 1 if anything fails.
+Prints one line per check: ok, a warning, or a failure and what to do about it. --on-node also checks nodes of the
+partition, in a short allocation (or the one it is started in). Exit status 1 if any check fails.
 """
 
 from __future__ import annotations
@@ -10,295 +10,74 @@ import argparse
 import json
 import os
 import platform
-import re
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from cluster import partitions, ray_node, slurm
+from cluster import checks, partitions, ray_node, slurm
+from cluster.checks import FAILURE, OK, Finding, run_check, skew
 from cluster.partitions import Partition
-from cluster.submit import RECORDS
+from cluster.records import RECORDS
 from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError
 
-OK, WARNING, FAILURE = "ok", "warning", "failure"
-_GIB = 2**30
-# Free space for checkpoints of a run of the largest network, and below which a start of Ray is doubtful.
-_ENOUGH_BYTES, _LEAST_BYTES = 10 * _GIB, 1 * _GIB
-# Ages of files decide nothing in a run; other people's tools and make are less patient.
-_SKEW_WARNING, _SKEW_FAILURE = 2.0, 60.0
-# Seconds between SLURM's SIGTERM and SIGKILL that a checkpoint may need.
-_KILL_WAIT = 30
 _ALLOCATION_SECONDS = 600
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found. level: ok, warning or failure; text: with the remedy."""
-
-    level: str
-    check: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.level:<8} {self.check}: {self.text}"
-
-
-def run_check(name: str, check: Callable[[], tuple[str, str]]) -> Finding:
-    """A check's finding; a sentence that it raises is a failure."""
-    try:
-        return Finding(*_named(name, check()))
-    except ConfigError as error:
-        return Finding(FAILURE, name, str(error))
-    except OSError as error:
-        return Finding(FAILURE, name, f"{error.filename or ''} {error.strerror or error}.".strip())
-
-
-def _named(name: str, found: tuple[str, str]) -> tuple[str, str, str]:
-    return found[0], name, found[1]
-
-
-# ---- SLURM, from the login node
-
-
-def reachable() -> tuple[str, str]:
-    version = slurm.command("sinfo", "--version").strip()
-    answer = slurm.command("scontrol", "ping").strip().splitlines()
-    if not any("UP" in line for line in answer):
-        return FAILURE, f"{version}, but no controller is up ({'; '.join(answer)}): tell the administrators."
-    return OK, f"{version}, controller up"
-
-
-def accounting() -> tuple[str, str]:
-    try:
-        slurm.command("sacct", "--noheader", "--jobs=1")
-    except ConfigError as error:
-        return WARNING, f"none ({error}) Nothing to do: cluster.status does without."
-    return OK, "sacct answers"
-
-
-def partition_exists(partition: Partition) -> tuple[str, str]:
-    try:
-        found = slurm.fields(slurm.command("scontrol", "--oneliner", "show", "partition", partition.partition))
-    except ConfigError:
-        names = slurm.command("sinfo", "--noheader", "--format=%R").split()
-        return FAILURE, (
-            f"SLURM has none called {partition.partition}; it has {', '.join(sorted(set(names)))}: "
-            f"correct 'partition' under [{partition.name}] in {partitions.OWN_FILE}."
-        )
-    if found.get("State") != "UP":
-        return FAILURE, f"{partition.partition} is {found.get('State')}: ask the administrators, or use another."
-    most = found.get("MaxTime", "UNLIMITED")
-    if most[:1].isdigit() and partitions.minutes(most) < partition.time:
-        return FAILURE, f'{partition.partition} allows {most} at most: say time = "{most}" under [{partition.name}].'
-    if "CANCEL" in found.get("PreemptMode", ""):
-        return WARNING, (
-            f"{partition.partition} cancels jobs that it pre-empts; without a grace time they are not requeued: "
-            "submit them again, which continues them."
-        )
-    return OK, f"{partition.partition}, {found.get('TotalNodes')} nodes, at most {most}"
-
-
-def cards_exist(partition: Partition) -> tuple[str, str]:
-    """Whether some node has the cards, CPUs and memory that a job asks of each."""
-    lines = slurm.command("sinfo", "--noheader", "--Node", "-p", partition.partition, "--format=%N|%G|%c|%m|%T")
-    nodes = [line.split("|") for line in lines.splitlines()]
-    cpus, memory = partition.cards * partition.cpus_per_card, _megabytes(partition.memory)
-    offers = sorted({node[1] for node in nodes})
-    with_cards = [n for n in nodes if partition.gres is None or _count(n[1], partition.gres) >= partition.cards]
-    if not with_cards:
-        return FAILURE, (
-            f"no node has {partition.gres}:{partition.cards}; they offer {', '.join(offers) or 'nothing'}: "
-            f"correct 'gres' or 'cards' under [{partition.name}]."
-        )
-    fit = [n for n in with_cards if int(n[2]) >= cpus and int(n[3].rstrip("+")) >= memory]
-    if not fit:
-        most = max(with_cards, key=lambda n: int(n[2]))
-        return FAILURE, (
-            f"a node has {most[2]} CPUs and {most[3]} MB, but {cpus} and {memory} are asked for: "
-            f"lower 'cpus_per_card' or 'memory' under [{partition.name}]."
-        )
-    usable = [n for n in fit if not re.search("down|drain|fail|unk|inval", n[4].lower())]
-    if not usable:
-        return WARNING, f"all {len(fit)} nodes are down or drained: jobs will wait."
-    return OK, f"{len(usable)} of {len(nodes)} nodes have {partition.gres or 'no card'}:{partition.cards} and are up"
-
-
-def _count(gres: str, wanted: str) -> int:
-    """How many of ``wanted`` (gpu or gpu:v100) a node's list has: gpu:v100:4(S:0-1),…"""
-    total = 0
-    for part in gres.split(","):
-        found = re.match(r"([^:(]+)(?::([^:(]+))?:(\d+)", part)
-        if found and wanted in (found[1], f"{found[1]}:{found[2]}"):
-            total += int(found[3])
-    return total
-
-
-def _megabytes(memory: str | None) -> int:
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", memory or "0", re.IGNORECASE)
-    if not found:
-        raise ConfigError(f"memory = {memory!r} is no amount of memory: write for example 160G.")
-    return int(int(found[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[found[2].upper()])
-
-
-def grace() -> tuple[str, str]:
-    found = re.search(r"KillWait\s*=\s*(\d+)", slurm.command("scontrol", "show", "config"))
-    seconds = int(found[1]) if found else 0
-    if seconds < _KILL_WAIT:
-        return WARNING, (
-            f"{seconds} s between SIGTERM and SIGKILL (KillWait): pre-emption without notice then costs up to an "
-            "epoch, or what --checkpoint-every allows."
-        )
-    return OK, f"{seconds} s between SIGTERM and SIGKILL"
-
-
-# ---- any machine
-
-
-def directory_writable(directory: Path) -> tuple[str, str]:
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".probe-{uuid.uuid4().hex[:8]}"
-    try:
-        probe.write_text("x")
-    finally:
-        probe.unlink(missing_ok=True)
-    return OK, f"{directory} is writable"
-
-
-def disk_space(directory: Path) -> tuple[str, str]:
-    while not directory.exists():
-        directory = directory.parent
-    free = shutil.disk_usage(directory).free
-    text = f"{free / _GIB:.1f} GiB free in {directory}"
-    if free < _LEAST_BYTES:
-        return FAILURE, f"{text}: make room, or work in another directory."
-    return (OK, text) if free >= _ENOUGH_BYTES else (WARNING, f"{text}: a large network's checkpoints may not fit.")
-
-
-def socket_path(partition: Partition | None) -> tuple[str, str]:
-    base = ray_node.temporary_base(partition.temp if partition else None)
-    return OK, f"Ray's sockets fit below {base}"
-
-
-def ports() -> tuple[str, str]:
-    ray_node.free_port("")
-    return OK, "there are free ones between 20000 and 32000"
-
-
-def torch_fits(capability: str | None) -> tuple[str, str]:
-    """Whether torch holds code for the cards' compute capability: of the same major version, and no newer minor."""
-    import torch
-
-    flags = torch._C._cuda_getArchFlags() if torch.version.cuda else None
-    built = re.findall(r"sm_(\d+)(\d)\b", flags or "")
-    names = " ".join(f"sm_{major}{minor}" for major, minor in built)
-    if capability is None:
-        return WARNING, f"torch {torch.__version__} is for {names or 'CPUs alone'}; compute_capability is not given."
-    major, minor = capability.split(".")
-    if any(m == major and int(n) <= int(minor) for m, n in built):
-        return OK, f"torch {torch.__version__} holds code for compute capability {capability}"
-    remedy = "pip install -c constraints/volta.txt -e ." if capability == "7.0" else "install a build that has it."
-    return FAILURE, (
-        f"torch {torch.__version__} is built for {names or 'CPUs alone'}, not for sm_{major}{minor} "
-        f"(compute capability {capability}): {remedy}"
-    )
-
-
-def file_clock(directory: Path) -> tuple[str, str]:
-    """This machine's clock against that of the file server."""
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".clock-{uuid.uuid4().hex[:8]}"
-    before = time.time()
-    probe.write_text("x")
-    try:
-        written = probe.stat().st_mtime
-    finally:
-        probe.unlink()
-    return _skew(max(before - written, written - time.time(), 0.0), "the file server's")
-
-
-def _skew(seconds: float, whose: str) -> tuple[str, str]:
-    text = f"{seconds:.1f} s from {whose}"
-    if seconds > _SKEW_FAILURE:
-        return FAILURE, f"{text}: tell the administrators that time synchronisation is broken."
-    return (OK, text) if seconds <= _SKEW_WARNING else (WARNING, f"{text}: have time synchronisation looked at.")
-
-
-# ---- a compute node
-
-
-def driver_and_cards(wanted: int) -> tuple[str, str]:
-    if shutil.which("nvidia-smi") is None:
-        return FAILURE, "nvidia-smi is missing, so there is no driver: tell the administrators, or use another node."
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=120)
-    cards = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    if done.returncode or len(cards) < wanted:
-        complaint = " ".join((done.stderr or done.stdout).split())
-        return FAILURE, f"{len(cards)} of {wanted} cards are seen ({complaint}): use another node (exclude in sbatch)."
-    return OK, "; ".join(sorted(set(cards)))
-
-
-def interface(towards: str | None, name: str | None) -> tuple[str, str]:
-    """The interface that gloo and NCCL will be told to use."""
-    address = ray_node.own_address(towards, name)
-    found = next((n for _, n in socket.if_nameindex() if ray_node.address_of(n) == address), None)
-    if found is None:
-        return FAILURE, f"no interface carries {address}: name one as interface in {partitions.OWN_FILE}."
-    return OK, f"{found} ({address})"
-
-
 def node_findings(partition: Partition, directory: Path, probe: str, others: list[str]) -> list[Finding]:
-    """What one node of an allocation says."""
+    """Check one node of an allocation, from there."""
     towards = slurm.node_address(others[0]) if others else None
 
     def shared() -> tuple[str, str]:
         if not (directory / probe).exists():
             return FAILURE, f"{directory} is not the login node's: submit from a directory that all nodes share."
-        return directory_writable(directory)
+        return checks.directory_writable(directory)
+
+    def cards() -> tuple[str, str]:
+        return checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none asked for")
 
     base = ray_node.temporary_base(partition.temp) if ray_node.fits(partition.temp or "/tmp") else "/tmp"
     return [
         run_check("shared directory", shared),
-        run_check("socket path", lambda: socket_path(partition)),
-        run_check("disk space", lambda: disk_space(Path(base))),
-        run_check("ports", ports),
-        run_check("interface", lambda: interface(towards, partition.interface)),
-        run_check("driver and cards", lambda: driver_and_cards(partition.cards) if partition.gres else (OK, "none")),
-        run_check("torch", lambda: torch_fits(partition.compute_capability)),
+        run_check("socket path", lambda: checks.socket_path(partition)),
+        run_check("disk space", lambda: checks.disk_space(Path(base))),
+        run_check("ports", checks.ports),
+        run_check("interface", lambda: checks.interface(towards, partition.interface)),
+        run_check("requeue", checks.requeue),
+        run_check(
+            "driver and cards", lambda: checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none")
+        ),
+        run_check("torch", lambda: checks.torch_fits(partition.compute_capability)),
     ]
 
 
 def login_findings(partition: Partition | None, directory: Path) -> list[Finding]:
-    """What can be seen from here."""
-    found = [run_check("SLURM", reachable)]
+    """Check what can be seen from the login node."""
+    found = [run_check("SLURM", checks.reachable)]
     if found[0].level != FAILURE:
-        found += [run_check("accounting", accounting), run_check("grace", grace)]
+        found += [run_check("accounting", checks.accounting), run_check("grace", checks.grace)]
         if partition is not None:
-            found.append(run_check("partition", lambda: partition_exists(partition)))
+            found.append(run_check("partition", lambda: checks.partition_exists(partition)))
             if found[-1].level != FAILURE:
-                found.append(run_check("cards", lambda: cards_exist(partition)))
+                found.append(run_check("cards", lambda: checks.cards_exist(partition)))
     return [
         *found,
-        run_check("directory", lambda: directory_writable(directory)),
-        run_check("disk space", lambda: disk_space(directory)),
-        run_check("clock", lambda: file_clock(directory)),
-        run_check("socket path", lambda: socket_path(partition)),
-        run_check("ports", ports),
-        run_check("torch", lambda: torch_fits(partition.compute_capability if partition else None)),
+        run_check("directory", lambda: checks.directory_writable(directory)),
+        run_check("disk space", lambda: checks.disk_space(directory)),
+        run_check("clock", lambda: checks.file_clock(directory)),
+        run_check("socket path", lambda: checks.socket_path(partition)),
+        run_check("ports", checks.ports),
+        run_check("torch", lambda: checks.torch_fits(partition.compute_capability if partition else None)),
     ]
 
 
 def on_nodes(partition: Partition, directory: Path, nodes: int, file: Path | None) -> list[Finding]:
-    """Ask ``nodes`` nodes of the partition, in an allocation of a few minutes. Raises ConfigError."""
+    """Check ``nodes`` nodes of the partition, in an allocation of a few minutes. Raises ConfigError."""
     p = partition
     probe = f".probe-{uuid.uuid4().hex[:8]}"
     words = ["srun", f"--partition={p.partition}", f"--nodes={nodes}", "--ntasks-per-node=1", "--time=10", "--quiet"]
@@ -315,7 +94,7 @@ def on_nodes(partition: Partition, directory: Path, nodes: int, file: Path | Non
         done = subprocess.run(words, capture_output=True, text=True, timeout=_ALLOCATION_SECONDS)
     except subprocess.TimeoutExpired:
         raise ConfigError(
-            f"No nodes of {p.partition} within {_ALLOCATION_SECONDS} s: try when some are free."
+            f"SLURM gave no nodes of {p.partition} within {_ALLOCATION_SECONDS} s: try again when some are free."
         ) from None
     finally:
         (directory / probe).unlink(missing_ok=True)
@@ -323,8 +102,9 @@ def on_nodes(partition: Partition, directory: Path, nodes: int, file: Path | Non
     found = []
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"node"')]
     for answer in sorted(answers, key=lambda a: a["node"]):
-        skew = _skew(max(began - answer["time"], answer["time"] - ended, 0.0), "the login node's")
-        findings = [Finding(**f) for f in answer["findings"]] + [Finding(*_named("clock", skew))]
+        apart = max(began - answer["time"], answer["time"] - ended, 0.0)
+        clock = run_check("clock", lambda apart=apart: skew(apart, "the login node's"))  # type: ignore[misc]
+        findings = [*(Finding(**f) for f in answer["findings"]), clock]
         found += [Finding(f.level, f"{answer['node']}: {f.check}", f.text) for f in findings]
     if len(answers) < nodes:
         complaint = " ".join(done.stderr.split())[-300:]
@@ -344,14 +124,14 @@ def _main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--partition", metavar="NAME", help="as described in partitions.toml")
-    parser.add_argument("--on-node", action="store_true", help="look at nodes of the partition, too")
+    parser.add_argument("--on-node", action="store_true", help="also check nodes of the partition")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="how many (default: 1)")
-    parser.add_argument("--partitions", type=Path, metavar="FILE", help=f"default: {partitions.OWN_FILE}, if there")
+    parser.add_argument("--partitions", type=Path, metavar="FILE", help=f"default: {partitions.OWN_FILE}, if it exists")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help=f"default: {RECORDS}")
     parser.add_argument("--probe", help=argparse.SUPPRESS)  # set by --on-node, in the allocation
     a = parser.parse_args(argv)
     if (a.on_node or a.probe) and not a.partition:
-        raise ConfigError("--on-node needs --partition: say which nodes to look at.")
+        raise ConfigError("--on-node needs --partition: say which nodes to check.")
     partition = partitions.choose(a.partition, a.partitions) if a.partition else None
     directory = a.records.absolute()
     if a.probe:

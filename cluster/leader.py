@@ -19,6 +19,7 @@ from cluster.records import progress_of, write_private
 from cluster.start import ASK_EVERY, LOOK_EVERY, Leave, Start, Stopped, Unready, cpus
 from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 from ima_dist.config.errors import ConfigError
+from ima_dist.launch.signals import blocked
 from ima_dist.rundir.files import read_json, write_text_atomic
 
 # Seconds that a start needs until it trains, where none has been measured.
@@ -134,7 +135,7 @@ class Leader(Start):
         if self.situation.end is not None:
             variables["IMA_DIST_LAST_START"] = str(self.situation.end - self.task.notice - _START_SECONDS)
         # The run hears of SLURM's signals through us; in its processes they stay pending.
-        with self.record.output.open("ab") as output, ray_node.blocked(signal.SIGTERM, signal.SIGUSR2):
+        with self.record.output.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2):
             driver = subprocess.Popen(
                 [sys.executable, *self.row.command],
                 env={**os.environ, **variables},

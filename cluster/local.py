@@ -1,9 +1,9 @@
 """``python -m cluster.local up|down``: a real SLURM on this machine, for development and tests.
 
-One slurmctld and one slurmd for each of four nodes, on loopback, with free ports and all files in a directory
-of their own: three nodes in the partition v100, one in titanv, with placeholder cards, and the partition
-urgent, which takes nodes of v100 away from the jobs there. ``down`` ends every process and removes the
-directory. Needs the Debian packages slurm-wlm and munge; installs nothing.
+One slurmctld and four slurmd run on the loopback interface, on free ports and with all files in one directory: three
+nodes in the partition v100, one in titanv, with placeholder cards, and the partition urgent, which pre-empts jobs in
+v100. ``down`` ends every process and removes the directory. Needs the Debian packages slurm-wlm and munge; installs
+nothing.
 """
 
 from __future__ import annotations
@@ -87,21 +87,21 @@ def default_directory() -> Path:
 
 
 def missing() -> list[str]:
-    """Programs of SLURM and MUNGE that this machine lacks."""
+    """Programs of SLURM and MUNGE that are missing on this machine."""
     return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
 
 
 def environment(directory: Path) -> dict[str, str]:
-    """What SLURM's commands need to find the local one."""
+    """Environment variables with which SLURM's commands find the local one."""
     return {"SLURM_CONF": str(directory / "slurm.conf"), "PATH": _PATH}
 
 
 def up(directory: Path, kill_wait: int = 30) -> None:
     """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started."""
     if missing():
-        raise ConfigError(f"{', '.join(missing())} missing: ask for apt-get install slurm-wlm munge.")
+        raise ConfigError(f"{', '.join(missing())} missing: run apt-get install slurm-wlm munge.")
     if directory.exists():
-        raise ConfigError(f"{directory} exists: end the local SLURM in it first, with down, or give another --dir.")
+        raise ConfigError(f"{directory} exists: stop the local SLURM in it with down, or choose another --dir.")
     directory.mkdir(mode=0o755, parents=True)
     try:
         _write_files(directory, kill_wait)
@@ -134,7 +134,7 @@ def down(directory: Path) -> None:
     if not directory.exists():
         return
     if not (directory / "slurm.conf").is_file():
-        raise ConfigError(f"{directory} holds no local SLURM: it has no slurm.conf, so check --dir.")
+        raise ConfigError(f"{directory} has no slurm.conf, so it is not the directory of a local SLURM: check --dir.")
     _cancel_jobs(directory)
     ours = _processes(directory)
     processes.end(ours, signal.SIGTERM)
@@ -147,7 +147,7 @@ def down(directory: Path) -> None:
 
 
 def _cancel_jobs(directory: Path) -> None:
-    """scancel, and the time that jobs have to tidy up after themselves."""
+    """Cancel all jobs, and give them time to clean up."""
     env = {**os.environ, **environment(directory)}
 
     def ask(*words: str) -> str:
@@ -161,23 +161,14 @@ def _cancel_jobs(directory: Path) -> None:
 
 
 def _processes(directory: Path) -> list[int]:
-    """Daemons of the local SLURM and everything that its jobs started, but no shell in which it is merely used."""
-    conf = str(directory / "slurm.conf")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid() or not processes.alive(int(entry.name)):
-            continue
-        variables = processes.environment(int(entry.name))
-        if variables.get("SLURM_CONF") == conf and ("SLURM_JOB_ID" in variables or _is_daemon(entry)):
-            found.append(int(entry.name))
-    return found
-
-
-def _is_daemon(entry: Path) -> bool:
-    with contextlib.suppress(OSError):
-        # Debian calls the programs slurmd-wlm and so on.
-        return Path(os.readlink(entry / "exe")).name.startswith(_DAEMONS)
-    return False
+    """Daemons of the local SLURM and everything that its jobs started, but no shell that only uses it."""
+    ours = processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))
+    # Debian calls the programs slurmd-wlm and so on.
+    return [
+        pid
+        for pid in ours
+        if "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
+    ]
 
 
 def _write_files(directory: Path, kill_wait: int) -> None:
@@ -234,12 +225,12 @@ def _start_all(directory: Path) -> None:
     if not processes.wait_for(ready, _WAIT):
         log = (directory / "slurmctld.log").read_text().splitlines()
         errors = [line for line in log if "error" in line or "fatal" in line]
-        raise ConfigError(f"The local SLURM was not ready within {_WAIT:.0f} s; its last complaint: {errors[-1:]}.")
+        raise ConfigError(f"The local SLURM was not ready within {_WAIT:.0f} s; its last error: {errors[-1:]}.")
 
 
 def _run(directory: Path, *command: str) -> None:
-    """Start a daemon, which puts itself into the background. Raises ConfigError with its complaint."""
-    # Not even the directory of whoever started it: it might want to be unmounted or removed.
+    """Start a daemon, which puts itself into the background. Raises ConfigError with its error message."""
+    # Not the caller's directory, which somebody may want to unmount or remove.
     done = subprocess.run(
         command,
         cwd=directory,
@@ -255,7 +246,7 @@ def _run(directory: Path, *command: str) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports below those that the system gives to outgoing connections, which might take one before its daemon does."""
+    """Ports below the system's ephemeral range, from which a connection might take one before its daemon does."""
     found: list[int] = []
     for port in random.sample(range(20000, 32000), 12000):
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -263,7 +254,7 @@ def _free_ports(count: int) -> list[int]:
             found.append(port)
         if len(found) == count:
             return found
-    raise ConfigError("No free ports between 20000 and 32000: end something that listens there.")
+    raise ConfigError("No free ports between 20000 and 32000: stop something that listens there.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -276,7 +267,7 @@ def _main(argv: list[str]) -> int:
     )
     parser.add_argument("what", choices=("up", "down"))
     parser.add_argument(
-        "--dir", type=Path, default=default_directory(), help="its directory (default: /tmp/slurm-USER)"
+        "--dir", type=Path, default=default_directory(), help="directory for its files (default: /tmp/slurm-USER)"
     )
     arguments = parser.parse_args(argv)
     directory = arguments.dir.absolute()

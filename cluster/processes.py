@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc shows them."""
+"""Processes of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+
+import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -21,35 +22,40 @@ def adopt_orphans() -> None:
 
 def descendants(pid: int) -> list[int]:
     """Ids of the processes below ``pid``, without those that have ended and only wait to be noticed."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-                children.setdefault(int(parent), []).append((int(entry.name), state))
-    found, queue = [], [pid]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += [child for child, state in below if state != "Z"]
-        queue += [child for child, _ in below]
-    return found
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True) if alive(child.pid)]
+    return []
 
 
 def alive(pid: int) -> bool:
     """Whether the process exists and is no zombie."""
     try:
-        return (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
+        return str(psutil.Process(pid).status()) != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
 def environment(pid: int) -> dict[str, str]:
     """Environment that the process was started with; empty if it is not ours to read."""
     try:
-        data = (Path("/proc") / str(pid) / "environ").read_bytes()
-    except OSError:
+        return dict(psutil.Process(pid).environ())
+    except (psutil.Error, OSError):
         return {}
-    return dict(part.split("=", 1) for part in data.decode(errors="replace").split("\0") if "=" in part)
+
+
+def started_with(variable: str, value: str) -> list[int]:
+    """Ids of the other processes that are alive and were started with this variable in their environment."""
+    return [
+        pid for pid in psutil.pids() if pid != os.getpid() and environment(pid).get(variable) == value and alive(pid)
+    ]
+
+
+def program(pid: int) -> str:
+    """File name of the program that a process runs; "" if it is not ours to know."""
+    try:
+        return os.path.basename(psutil.Process(pid).exe())
+    except psutil.Error:
+        return ""
 
 
 def end(pids: Iterable[int], signum: signal.Signals = signal.SIGKILL) -> None:

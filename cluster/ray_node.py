@@ -1,4 +1,4 @@
-"""This task's node of the job's Ray cluster: start, and end with all its files."""
+"""Start this task's node of the job's Ray cluster, and end it with all its files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -18,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import processes
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.launch.network_interface import addresses
+from ima_dist.launch.signals import blocked
 
-# A socket's path has 107 bytes; below its temporary directory Ray needs
+# A socket's path has at most 107 bytes. Below its temporary directory Ray needs
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
 SOCKET_PATH = 107
 ROOM_FOR_RAY = 64
@@ -32,13 +32,13 @@ _SLOW, _ATTEMPTS = "timed out during startup", 3
 
 
 def new_token(path: Path) -> None:
-    """A fresh secret in a file that its owner alone can read. Ray expects at least this much."""
+    """Write a fresh secret to a file that only its owner can read. Ray expects at least 32 bytes."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(secrets.token_hex(32))
 
 
 def environment(token: Path) -> dict[str, str]:
-    """For every process of Ray and every client: who does not have the token is refused."""
+    """Variables for every process of Ray and every client: Ray refuses whoever does not have the token."""
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
@@ -59,15 +59,16 @@ def temporary_base(wanted: str | None) -> str:
     for base in candidates:
         if base and fits(base) and os.access(base, os.W_OK | os.X_OK):
             return base
+    longest = SOCKET_PATH - ROOM_FOR_OURS - ROOM_FOR_RAY
     raise ConfigError(
-        f"{' and '.join(filter(None, candidates))} cannot be written on {socket.gethostname()}, or the path is longer "
-        f"than {SOCKET_PATH - ROOM_FOR_OURS - ROOM_FOR_RAY} bytes: name a short directory as temp in partitions.toml."
+        f"No usable temporary directory on {socket.gethostname()}: {' and '.join(filter(None, candidates))} cannot be "
+        f"written, or the path is longer than {longest} bytes; name a short directory as temp in partitions.toml."
     )
 
 
 @contextlib.contextmanager
 def private_directory(base: str, job: str) -> Iterator[Path]:
-    """A new directory for this user alone, gone at the end; leftovers of killed tasks on this node go first."""
+    """A new directory that only this user can enter, removed at the end; leftovers of killed tasks go first."""
     for old in Path(base).glob("ima-*"):
         with contextlib.suppress(OSError):
             if not old.is_symlink() and old.stat().st_uid == os.getuid():
@@ -78,7 +79,7 @@ def private_directory(base: str, job: str) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A lock that is there but not yet taken would be taken for a leftover.
             (path / _NEW).rename(path / _LOCK)
-            # Ray opens its temporary directory to everyone, so that must not be the private one itself.
+            # Ray opens its temporary directory to everyone, so it gets one inside the private one.
             inner = path / "r"
             inner.mkdir()
             yield inner
@@ -104,16 +105,17 @@ def free_port(address: str) -> int:
 
 
 def own_address(towards: str | None, interface: str | None) -> str:
-    """IPv4 address of this node in the job.
+    """IPv4 address of this node for the other nodes of the job.
 
-    That of ``interface``, or the one from which ``towards`` (another node) is reached; without another node
-    the loopback address, which nobody else can reach. Raises ConfigError.
+    It is the address of ``interface``, or the one from which ``towards`` (another node) is reached; without another
+    node it is the loopback address, which nobody else can reach. Raises ConfigError.
     """
     if interface:
-        found = address_of(interface)
-        if found is None:
-            raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address.")
-        return found
+        known = addresses()
+        if interface not in known:
+            guess = did_you_mean(interface, known)
+            raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address{guess}.")
+        return known[interface]
     if towards is None:
         return "127.0.0.1"
     try:
@@ -122,17 +124,9 @@ def own_address(towards: str | None, interface: str | None) -> str:
             return str(probe.getsockname()[0])
     except OSError as error:
         raise ConfigError(
-            f"{socket.gethostname()} finds no way to {towards} ({error.strerror or error}): "
+            f"{socket.gethostname()} cannot reach {towards} ({error.strerror or error}): "
             "name the network as interface in partitions.toml."
         ) from None
-
-
-def address_of(interface: str) -> str | None:
-    """IPv4 address of an interface of this machine, if it has one."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        request = struct.pack("256s", interface.encode()[:15])
-        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), 0x8915, request)[20:24])  # SIOCGIFADDR, linux/sockios.h
-    return None
 
 
 class RayEnded(RuntimeError):
@@ -140,7 +134,7 @@ class RayEnded(RuntimeError):
 
 
 class RayNode:
-    """``ray start --block`` as a child that signals to the job do not reach; its output goes to ``log``."""
+    """``ray start --block`` as a child process, out of reach of the job's signals. Its output goes to ``log``."""
 
     def __init__(self, temp: Path, log: Path, token: Path, address: str, cpus: int, head: str | None = None) -> None:
         self.temp, self.log, self.token, self.address, self.cpus, self.head = temp, log, token, address, cpus, head
@@ -167,7 +161,7 @@ class RayNode:
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
             words += [f"--address={self.head}"]
-        with self.log.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        with self.log.open("ab") as output, blocked():
             self.process = subprocess.Popen(
                 words,
                 env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(self.token)},
@@ -188,23 +182,13 @@ class RayNode:
             lines = [line for line in said.splitlines() if line.strip()]
             raise RayEnded(
                 f"Ray ended on {socket.gethostname()} (status {self.process.returncode}), see {self.log}: "
-                f"{lines[-1].strip() if lines else 'it said nothing'}"
+                f"{lines[-1].strip() if lines else 'no output'}"
             )
         return "Ray runtime started" in said
 
 
-@contextlib.contextmanager
-def blocked(*signals: signal.Signals) -> Iterator[None]:
-    """Processes started inside never get these signals; SLURM sends its own to every process of a job."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def end_descendants() -> None:
-    """End all that this task has started, also what has become a daemon: it keeps nothing that must be saved."""
+    """End every process that this task has started, daemons included. None of them holds anything to be saved."""
     while below := processes.descendants(os.getpid()):
         processes.end(below)
         processes.wait_for(lambda below=below: not any(map(processes.alive, below)), 2, every=0.02)  # type: ignore[misc]

@@ -2,10 +2,10 @@
 
 job.json, job.yaml         what was submitted, and the job file as it was then
 12_submission.sh, *.pkl    submitit's
-ROW/output.txt             what the row's run printed
+ROW/output.txt             output of the row's run
 ROW/tries.json             starts and failures
 ROW/result.json            exit status, once it is known
-ROW/start-N/               of the N-th start: address, token, what Ray said, times.json
+ROW/start-N/               of the N-th start: address, token, Ray's output, times.json
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ima_dist.rundir.files import read_json, write_json
+
+RECORDS = Path("runs/cluster")
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,15 @@ class RowRecord:
         return read_json(self.result_path)
 
     def say(self, text: str) -> None:
-        """A line in the row's output, in one write, as several processes append to it."""
+        """Append a line to the row's output, in one write, because several processes append to it."""
         with contextlib.suppress(OSError), self.output.open("ab", buffering=0) as file:
             file.write(f"[cluster] {text}\n".encode())
 
 
 def progress_of(run: Path) -> list[Any]:
-    """What a run, or a sweep's directory of runs, has saved: changes whenever it gets on.
+    """What a run, or a sweep's directory of runs, has saved; it changes whenever the run makes progress.
 
-    [newest checkpoint, evaluation files and a sweep's checkpoints, curves]
+    [newest checkpoint, number of evaluation files and a sweep's checkpoints, number of curves]
     """
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("epoch=*"))
     parts = sum(1 for pattern in ("evaluation/*/*", "*/checkpoints/epoch=*") for _ in run.glob(pattern))
@@ -66,11 +68,6 @@ def progress_of(run: Path) -> list[Any]:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         curves = len(json.loads((run / "summary.json").read_text(encoding="utf-8")).get("curves", []))
     return [checkpoints[-1] if checkpoints else "", parts, curves]
-
-
-def failures_after(tries: dict[str, Any], now: list[Any]) -> int:
-    """Failures in a row without progress, if the start that wrote ``tries`` has failed and ``now`` is saved."""
-    return (int(tries["failures"]) if tries["progress"] == now else 0) + 1
 
 
 def write_private(path: Path, obj: dict[str, Any]) -> None:

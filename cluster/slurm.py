@@ -14,7 +14,7 @@ _TIMEOUT = 60.0
 
 
 def command(*words: str, timeout: float = _TIMEOUT) -> str:
-    """Output of a SLURM command. Raises ConfigError with its complaint, in one sentence.
+    """Output of a SLURM command. Raises ConfigError with its error message, in one sentence.
 
     timeout: seconds to wait for an answer.
     """

@@ -1,12 +1,12 @@
-"""``python -m cluster.status [NAME …]``: how the submitted jobs are; also follow, cancel and requeue them by name.
+"""``python -m cluster.status [NAME …]``: show the state of submitted jobs; follow, cancel and requeue them by name.
 
     python -m cluster.status                       all jobs in runs/cluster
     python -m cluster.status table11               the rows of one
-    python -m cluster.status table11/ima_s0 --follow    what a row prints, as it comes
-    python -m cluster.status cancel table11        a job, or a row of it
-    python -m cluster.status requeue table11/ima_s0
+    python -m cluster.status table11/ima_s0 --follow    the output of a row, as it is written
+    python -m cluster.status cancel table11        cancel a job, or a row of it
+    python -m cluster.status requeue table11/ima_s0   start a row again from its last checkpoint
 
-Reads the run directories and squeue; accounting (sacct) is not needed.
+It reads the run directories and squeue; accounting (sacct) is not needed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.records import RowRecord
-from cluster.submit import RECORDS
+from cluster.records import RECORDS, RowRecord
+from cluster.watch import Queue
 from ima_dist.cli.entry import EXIT_DONE, guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError, did_you_mean
@@ -30,7 +30,7 @@ _LOOK_EVERY = 0.5
 
 
 def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str, Any]]]:
-    """(name, folder, row of job.json) of the jobs, or ``job/row``, named; of all if none is. Raises ConfigError."""
+    """(name, folder, row of job.json) of each job or ``job/row`` in names (default: all jobs). Raises ConfigError."""
     jobs = {file.parent.name: file.parent for file in sorted(records.glob("*/job.json"))}
     found = []
     for name in names or list(jobs):
@@ -45,7 +45,7 @@ def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str,
 
 
 def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The columns of one row; what is not known is "-"."""
+    """The columns of one row, "-" where a value is not known."""
     record = RowRecord(folder, row["name"])
     result, held = record.result(), queue.get(row["id"])
     state, message = (held or {}).get("state", "ENDED"), ""
@@ -85,11 +85,11 @@ def table(lines: list[dict[str, str]]) -> str:
 
 
 def follow(record: RowRecord, job_id: str) -> None:
-    """Print what the row's run has printed and prints, until it has a result or has left SLURM."""
-    place = 0
+    """Print the output of the row's run, past and future, until it has a result or has left SLURM."""
+    place, queue = 0, Queue()
     while True:
         # Asked before the last look, so that nothing is missed.
-        over = record.result() is not None or job_id not in slurm.queue()
+        over = record.result() is not None or job_id not in queue.jobs()
         if record.output.exists():
             with record.output.open("rb") as file:
                 file.seek(place)
@@ -103,18 +103,18 @@ def follow(record: RowRecord, job_id: str) -> None:
 
 
 def cancel(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
-    """scancel. Each run saves what it has done. Raises ConfigError."""
+    """Cancel the jobs; each run saves a checkpoint if there is time. Raises ConfigError."""
     slurm.command("scancel", *(row["id"] for _, _, row in rows))
 
 
 def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
-    """Start again, from the last checkpoint, what runs or has ended. Raises ConfigError."""
+    """Start running or ended jobs again from their last checkpoint. Raises ConfigError."""
     for name, folder, row in rows:
         try:
             slurm.command("scontrol", "requeue", row["id"])
         except ConfigError as error:
             raise ConfigError(
-                f"{name} cannot be requeued ({error}); submit {folder / 'job.yaml'} again with --rows "
+                f"{name} cannot be requeued ({str(error).rstrip('.')}): submit {folder / 'job.yaml'} again with --rows "
                 "to continue it from its last checkpoint."
             ) from None
 

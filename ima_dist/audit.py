@@ -1,7 +1,7 @@
 """``python -m ima_dist.audit RUN_DIR``: compare stored margins with an independent minimal-norm attack.
 
-Margins are estimated along the path of one attack, so they may be too large. FAB looks for the nearest
-point beyond the boundary; where it finds one inside a margin, the margin was over-estimated.
+Margins are estimated along the path of one attack, so they may be too large. FAB looks for the nearest point beyond
+the boundary; where it finds one inside a margin, that margin was over-estimated.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import existing, shown
 from ima_dist.cli.running import check_inputs, check_weights, run_task
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.figures.png import margin_audit
 from ima_dist.results.margin_audit import audit_text, summarise
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
-    parser.add_argument("--samples", type=int, default=500, metavar="INT", help="training samples to look at")
+    parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
     for name in ("workers", "device", "data.dir", "data.download"):
         add_options(parser, only=name)
     arguments = parser.parse_args(argv)
@@ -38,19 +39,24 @@ def _main(argv: list[str]) -> int:
     config = with_options(run.config(), user_options(arguments))
     newest = run.newest_margins()
     if newest is None:
-        raise ConfigError(f"{run.path} holds no margins: audit needs a run of --method ima or mma with an epoch done.")
+        raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
         check_weights(run, newest[0], check_inputs(config))
         status = run_task("audit", config, run, {"samples": arguments.samples})
-    if status == EXIT_DONE:
-        table = read_parquet(run.audit_path)
-        if not any(table["correct"].to_pylist()):
-            raise ConfigError("None of the samples is classified correctly: there is no margin to look at.")
-        figure = run.figures_dir / "audit.png"
-        margin_audit(figure, table, config.norm)
-        say(audit_text(summarise(table, config.eps_max), newest[0]))
-        say(f"Results: {shown(run.audit_path)}, {shown(figure)}")
-    return status
+    if status != EXIT_DONE:
+        return status
+    _show(run, config, newest[0])
+    return EXIT_DONE
+
+
+def _show(run: RunDir, config: Config, epoch: int) -> None:
+    table = read_parquet(run.audit_path)
+    if not any(table["correct"].to_pylist()):
+        raise ConfigError("None of the samples is classified correctly, so there is no margin to check.")
+    figure = run.figures_dir / "audit.png"
+    margin_audit(figure, table, config.norm)
+    say(audit_text(summarise(table, config.eps_max), epoch))
+    say(f"Results: {shown(run.audit_path)}, {shown(figure)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m ima_dist.evaluate RUN_DIR``: attack the network of a finished run again, with other settings."""
+"""``python -m ima_dist.evaluate RUN_DIR``: evaluate the network of a finished run again, with other settings."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
-    parser.add_argument("--attack", metavar="|".join(ATTACKS), help="this attack only (as --eval.attacks)")
+    parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
     for part in _ALLOWED:
         add_options(parser, only=part)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--epochs", dest="after", metavar="A,B,…", help="the weights after so many epochs (default: the last)"
+        "--epochs", dest="after", metavar="A,B,…", help="the weights after these epochs (default: the last)"
     )
-    which.add_argument("--select", metavar="RULE", help='the last epoch that satisfies e.g. "val_accuracy>=0.90"')
+    which.add_argument(
+        "--select", metavar="RULE", help='the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    )
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     if arguments.attack:
@@ -65,7 +67,10 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
         return epochs
     if not arguments.after:
         if config.epochs not in done:
-            raise ConfigError(f"{run.path} has not finished training: continue it with --resume {run.path} first.")
+            raise ConfigError(
+                f"{run.path} has not finished training: continue it with "
+                f"python -m ima_dist.train --resume {run.path} first."
+            )
         return [config.epochs]
     try:
         epochs = [int(part) for part in arguments.after.split(",")]

@@ -1,57 +1,22 @@
 """``python -m ima_dist.recommend RUN_DIR``: noise levels for plain adversarial training, read from margins.
 
-Plain adversarial training is cheap, and good if its ε suits the data. The margins that ima has estimated
-show where to look (paper, section 3.3 and Fig. 14).
+Plain adversarial training is cheap, and good if its ε suits the data. The margins that ima has estimated show where
+to look (paper, section 3.3 and Fig. 14).
 """
 
 from __future__ import annotations
 
-import shlex
 import sys
-from dataclasses import dataclass
-
-import numpy as np
 
 from ima_dist.cli.entry import EXIT_DONE, guarded, say
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.paths import existing
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import make_config
-from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, option_values
+from ima_dist.results.recommendation import adversarial_command, recommend
 from ima_dist.rundir.directory import RunDir
 
-# What makes a run what it is and a run of another method shares with it.
-_SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "autocast", "eval.noise")
 _FEW = 100
 _MANY_AT_MAX = 0.5
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """Noise levels to try, ascending, and what they rest on (lengths in the run's norm and units of the data)."""
-
-    levels: tuple[float, float, float]
-    samples: int
-    share_zero: float
-    share_at_max: float
-
-
-def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
-    """Ends and median of the shortest interval that holds half of the positive margins.
-
-    That is the peak of the paper's Fig. 14. Margins of 0 belong to samples that are misclassified without
-    noise and say nothing about ε. ``margins``: (N,). Raises ConfigError if fewer than two are positive.
-    """
-    positive = np.sort(margins[margins > 0])
-    if len(positive) < 2:
-        raise ConfigError("No margin is above 0 yet: train the run further first.")
-    half = len(positive) // 2
-    start = int(np.argmin(positive[half:] - positive[: len(positive) - half]))
-    inside = positive[start : start + half + 1]
-    low, middle, high = (float(f"{v:.2g}") for v in (inside[0], np.median(inside), inside[-1]))
-    at_max = float((margins >= eps_max * (1 - 1e-6)).mean())
-    return Recommendation((low, middle, high), len(margins), float((margins <= 0).mean()), at_max)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,38 +31,24 @@ def _main(argv: list[str]) -> int:
     config = run.config()
     newest = run.newest_margins()
     if newest is None:
-        raise ConfigError(f"{run.path} holds no margins: recommend needs a run of --method ima with a finished epoch.")
+        raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     epoch, table = newest
     found = recommend(table["margin"].to_numpy(), config.eps_max)
     say(
-        f"Margins of {found.samples} training samples after epoch {epoch} of {config.epochs}: half of those above 0 "
-        f"lie between {found.levels[0]:g} and {found.levels[2]:g}."
+        f"Margins of {found.samples} training samples after epoch {epoch} of {config.epochs}: half of the positive "
+        f"ones lie between {found.levels[0]:g} and {found.levels[2]:g}."
     )
     say(f"{found.share_zero:.1%} are 0 (misclassified without noise), {found.share_at_max:.1%} are at the maximum.")
     if epoch < config.epochs:
-        say("The run has not ended, and its margins may still grow.")
+        say("The run has not finished, so its margins may still grow.")
     if found.samples < _FEW:
-        say("So few samples give a rough idea at most.")
+        say("This is only a rough estimate: there are few samples.")
     if found.share_at_max > _MANY_AT_MAX:
-        say(f"Most are at the maximum: a run with a larger --eps-max than {config.eps_max:g} may show more.")
+        say(f"Most are at the maximum: a run with --eps-max above {config.eps_max:g} may show larger margins.")
     say("Plain adversarial training to compare by validation and robust accuracy:")
     for level in dict.fromkeys(found.levels):
         say("  " + adversarial_command(config, level))
     return EXIT_DONE
-
-
-def adversarial_command(config: Config, eps: float) -> str:
-    """Command that trains adv with ``eps`` on the data and network, and with the optimiser, of ``config``."""
-    given = {"norm": config.norm, "method": "adv"}
-    try:
-        usual = make_config(config.preset, given)
-    except ConfigError:  # the paper has no such experiment, so the noise levels are the user's
-        usual = make_config(config.preset, {**given, "eps_max": eps, "eval.noise": (0.0,)})
-    own, preset = option_values(config), option_values(usual)
-    words = ["python", "-m", "ima_dist.train", config.preset, "--method", "adv", "--norm", config.norm]
-    shared = {k: v for k, v in own.items() if k.startswith(_SHARED) and v != preset[k]}
-    words += as_flags({"eps_max": f"{eps:g}", **shared})
-    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -58,17 +58,19 @@ def _ddp_step_is_finite(device: torch.device, kind: str) -> bool:
     """A training step through DDP, autocast and the loss scaler leaves finite weights that have moved."""
     from ima_dist.training.amp import autocast, scaler
 
-    network = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).to(device)
+    torch.manual_seed(0)
+    first = nn.Linear(8, 8)
+    network = nn.Sequential(first, nn.BatchNorm1d(8), nn.Linear(8, 2)).to(device)
     devices = [device.index] if device.type == "cuda" else None
     wrapped = autocast(nn.parallel.DistributedDataParallel(network, device_ids=devices), kind)
-    optimizer, scale = torch.optim.SGD(network.parameters(), 0.1), scaler(kind, device)
-    before = network[0].weight.detach().clone()
+    optimizer, scale = torch.optim.SGD(network.parameters(), 0.01), scaler(kind, device)
+    before = first.weight.detach().clone()
     # The first scale may be too large for float16: the scaler then leaves the step out and halves it.
     for _ in range(20):
         optimizer.zero_grad()
-        scale.scale(wrapped(torch.rand(4, 8, device=device)).square().sum()).backward()
+        scale.scale(wrapped(torch.rand(4, 8, device=device)).square().mean()).backward()
         scale.unscale_(optimizer)
         scale.step(optimizer)
         scale.update()
-    weights = network[0].weight.detach()
+    weights = first.weight.detach()
     return bool(weights.isfinite().all()) and not weights.equal(before)

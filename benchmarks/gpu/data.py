@@ -49,7 +49,7 @@ def cifar(config: Any, seed: int) -> DataSet:
 
 def wrn_channels_last(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """WRN-28-4 with weights in the channels-last format, which its convolutions hand on to what they compute."""
-    return wrn_28_4(num_classes, input_shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return wrn_28_4(num_classes, input_shape).to(memory_format=torch.channels_last)
 
 
 def small_network(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -72,5 +72,5 @@ def _images(shape: tuple[int, int, int], samples: int, seed: int, augment: bool 
         pixels = 127 * templates[y] + 40 * generator.standard_normal((n, *shape), dtype=np.float32) + 64
         return Split(torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)), torch.from_numpy(y))
 
-    parts = {"train": draw(samples), "val": draw(200), "test": draw(200)}
-    return DataSet(**parts, box=(0.0, 1.0), num_classes=10, augment=augment)
+    train, val, test = (draw(n) for n in (samples, 200, 200))
+    return DataSet(train, val, test, box=(0.0, 1.0), num_classes=10, augment=augment)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.gpu.check import Check
+from benchmarks.gpu.check import Check, Skip
 from benchmarks.gpu.data import FASHION_SAMPLES
 from benchmarks.gpu.fixed import bpgd_fixed
 from benchmarks.gpu.runs import prepared
@@ -53,16 +53,14 @@ def run(check: Check) -> None:
                 continue  # One channel in, two layers: nothing to gain.
             with check.attempt("speed", preset=preset, precision=precision, how=how):
                 check.need_time()
-                found = _measured(check, preset, source, steps, precision, how)
-                check.say("speed", preset=preset, precision=precision, how=how, **found)
+                _measure(check, preset, source, steps, precision, how)
             if check.on_card:
                 torch.cuda.empty_cache()
 
 
-def _measured(
-    check: Check, preset: str, source: str, steps: int, precision: str, how: tuple[str, ...]
-) -> dict[str, Any]:
+def _measure(check: Check, preset: str, source: str, steps: int, precision: str, how: tuple[str, ...]) -> None:
     """Two epochs of ``steps`` steps; the first is for warming up, the second is reported."""
+    which = {"preset": preset, "precision": precision, "how": how}
     batch = 8 if check.quick else 128
     options: dict[str, Any] = {
         "data.source": f"benchmarks.gpu.data:{source}",
@@ -92,9 +90,14 @@ def _measured(
         }
         if check.on_card:
             found["peak_gb"] = torch.cuda.max_memory_allocated(check.device) / 1e9
+        check.say("speed", **which, **found)
         if "compiled" not in how:
-            found |= _operations(check, training, precision, step)
-    return found
+            first, second, *_ = batches(samples, batch, training.config.seed, 0)
+            check.say("operations", **which, **_operations(check, training, first, precision, step))
+            with check.attempt("kernels", **which):
+                if not check.on_card:
+                    raise Skip("needs a card")
+                check.say("kernels", **which, **_kernels(training, second))
 
 
 @contextlib.contextmanager
@@ -131,18 +134,19 @@ def _attack_compiled(check: Check) -> Callable[..., Any]:
     return attack
 
 
-def _operations(check: Check, training: Training, precision: str, seconds: float) -> dict[str, Any]:
-    """Operations and kernels of a training step, of which one takes ``seconds``: two more steps, not timed."""
-    first, second, *_ = batches(len(training.train), training.config.batch_size, training.config.seed, 0)
+def _operations(
+    check: Check, training: Training, batch: torch.Tensor, precision: str, seconds: float
+) -> dict[str, Any]:
+    """Operations of a training step, of which one takes ``seconds``; it is counted in one more step, not timed."""
     with Flops() as flops:
-        training._step(first)
+        training._step(batch)
     per_second = flops.total / seconds / 1e12
     found = {"tera_operations_per_step": flops.total / 1e12, "tera_operations_per_second": per_second}
     if not check.on_card:
         return found
     name = torch.cuda.get_device_name(check.device)
     peak = next((peaks.get(precision) for card, peaks in _PEAKS.items() if card in name), None)
-    return {**found, "share_of_peak": peak and per_second / peak, **_kernels(training, second)}
+    return {**found, "share_of_peak": peak and per_second / peak}
 
 
 class Flops(TorchDispatchMode):

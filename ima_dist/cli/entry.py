@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.exit_status import EXIT_DONE as EXIT_DONE
+from ima_dist.config.exit_status import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 from ima_dist.launch.signals import Stopped, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
-
-EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE = 0, 1, 2, 75
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Where results go, and paths as a user types them."""
+"""Where results go, and paths as the user types them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from pathlib import Path
 
 
 def results_root() -> Path:
-    """Directory that holds runs when no --out is given: ``runs`` here, or in the home directory under Ray jobs."""
+    """Default directory of runs: ``runs`` in the current directory, or in the home directory in a Ray job."""
     return user_directory() / "runs"
 
 
 def absolute_output(out: str | Path) -> Path:
-    """``out`` made absolute against a directory of the user's."""
+    """``out`` as an absolute path, relative to ``user_directory``."""
     return user_directory() / out
 
 
 def existing(path: str | Path) -> Path:
-    """A directory that a user names: seen from here, or from where a submitted job's results go."""
+    """A path that the user gave, relative to the current directory or else to ``user_directory``."""
     return Path(path) if Path(path).exists() else user_directory() / path
 
 
 def user_directory() -> Path:
-    """The current directory, unless it is Ray's temporary copy of a submitted job, which Ray deletes."""
+    """The current directory, or IMA_DIST_HOME or the home directory in a Ray job, whose own directory Ray deletes."""
     here = Path.cwd()
     if "working_dir_files" in here.parts and any(p.startswith("_ray_pkg_") for p in here.parts):
         return Path(os.environ.get("IMA_DIST_HOME", Path.home()))

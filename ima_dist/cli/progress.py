@@ -1,6 +1,6 @@
-"""What the user sees while a run trains: a bar on a terminal, plain lines in a log file.
+"""The progress of a run as the user sees it: a bar on a terminal, plain lines in a log file.
 
-The workers write progress.json, perhaps on other machines; this side only reads it, and needs no torch.
+The workers write progress.json, perhaps on other machines; this module only reads it, without torch.
 Keys, all optional: stage ("starting", "training", "margins", "evaluation", "done"), epoch (from 1), epochs,
 step, steps, samples_done, samples_total, samples_per_second, workers, loss, clean_accuracy, margin_mean,
 share_at_max, seconds_left, evaluation_done, evaluation_total, message, updated (Unix time).
@@ -22,17 +22,16 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 
 _POLL_SECONDS = 0.5
-_LINE_SECONDS = 60.0  # in a log, the longest time without a line
+_LINE_SECONDS = 60.0  # longest time without a line in a log
 _AFTER_TRAINING = ("evaluation", "done")
 
 
 class ProgressView:
     """Context manager that follows a run's progress.json and shows it on ``stream`` (default: stderr).
 
-    On a terminal one bar counts the samples of the whole training, and then the evaluation. Elsewhere there
-    is a line for every change of stage, every finished epoch (unless shorter than half a second), and every
-    minute. A file that is missing or damaged, or a stream whose other end has gone, never disturbs the run.
-    On leaving, the last state is shown.
+    On a terminal, one bar counts the samples of the whole training, then those of the evaluation. Elsewhere, a line is
+    printed per stage, per finished epoch (unless it took less than half a second), and at least every minute. A missing
+    or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the last state is shown.
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
@@ -73,19 +72,19 @@ class ProgressView:
             self._display.show(state)
             workers = state.get("workers") or self._workers
             if self._workers is not None and workers != self._workers:
-                self._display.note(f"Going on with {workers} worker{'s' * (workers != 1)}.")
+                self._display.note(f"Continuing with {workers} worker{'s' * (workers != 1)}.")
             self._workers = workers
         for file in sorted(self._stacks.glob("worker-*.txt")):
             if file.name not in self._told and file.stat().st_size:
                 self._told.add(file.name)
                 number = int(file.stem.rsplit("-", 1)[1])
-                self._display.note(f"Worker {number} stands still; what it is doing is in {file}.")
+                self._display.note(f"Worker {number} has made no progress; its stack trace is in {file}.")
 
 
 def describe(state: dict[str, Any], compact: bool = False) -> str:
-    """One line for a state of progress.json; what is missing or None is left out.
+    """One line for a state of progress.json, without the values that are missing or None.
 
-    ``compact`` drops the step and moves the time left forward, where a narrow terminal does not cut it off.
+    ``compact`` drops the step and moves the time left to the front, where a narrow terminal does not cut it off.
     """
     stage = state.get("stage")
     left = _filled("{} left", _seconds(state.get("seconds_left")))
@@ -159,7 +158,7 @@ class _Lines:
 
 
 class _Bar:
-    """A tqdm bar on a terminal, from the first state on."""
+    """A tqdm bar on a terminal."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -168,7 +167,7 @@ class _Bar:
     def show(self, state: dict[str, Any]) -> None:
         text = describe(state, compact=True)
         if self._bar is None:
-            # tqdm's own rate and time left would count the starting time, and a resumed run's old samples.
+            # tqdm's own rate and time left would include the start-up time, and the old samples of a resumed run.
             layout = "{percentage:3.0f}%|{bar:12}| {desc}"
             self._bar = tqdm(
                 desc=text, total=1, unit="samples", file=self._stream, dynamic_ncols=True, bar_format=layout
@@ -194,8 +193,8 @@ def _epoch_finished(before: dict[str, Any], state: dict[str, Any]) -> bool:
 
 
 def _finished_line(before: dict[str, Any], state: dict[str, Any]) -> str:
-    # The last state read may be some steps short of the end; the margins of an epoch come after its steps,
-    # so the newer state has them. Its time left counts, unless it is that of the evaluation.
+    # The last state read may be some steps short of the epoch's end. Its margins are computed after its steps, so only
+    # the newer state has them. The newer time left is shown too, unless it is that of the evaluation.
     newer = {k: state[k] for k in ("margin_mean", "share_at_max") if state.get(k) is not None}
     left = None if state.get("stage") in _AFTER_TRAINING else state.get("seconds_left")
     whole = {"stage": "training", "step": before.get("steps"), "seconds_left": left}

@@ -1,4 +1,4 @@
-"""The driver's side of Ray: start or join a cluster, and run a task on its workers (``worker.work``)."""
+"""Start or join a Ray cluster, and fit a run, or the trials of a sweep, to its nodes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
-from ima_dist.launch.signals import LAST_WAIT, signals_for_us_alone
+from ima_dist.config.values import with_options
+from ima_dist.launch.signals import LAST_WAIT, starting_ray
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Workers that the run gets and the CPUs of each. least: their smallest number, if it may change."""
+    """The workers of a run. least: their smallest number, if the number may change; ``workers`` is the largest then."""
 
     workers: int
     cpus_per_worker: int
@@ -32,8 +33,7 @@ class Cluster:
 
 
 def set_environment() -> str | None:
-    """Set what Ray reads when it is imported, and return the address of the cluster to join, if there is one."""
-    # Ray writes to people who run Ray; what concerns our user we say ourselves.
+    """Set the variables that Ray reads on import; returns the address of the cluster to join, if there is one."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -49,62 +49,66 @@ def set_environment() -> str | None:
 def ray_cluster(config: Config) -> Iterator[Cluster]:
     """Join the cluster named by RAY_ADDRESS (as under ``ray job submit``) or start one on this machine.
 
-    Raises ConfigError if it cannot give what the configuration asks for. A cluster that was started here
-    is stopped at the end.
+    Yields the workers that fit the configuration; raises ConfigError if it cannot be met. A cluster that was started
+    here is stopped at the end.
     """
     address = set_environment()
     import ray
 
-    # The dashboard must run: Ray Train's clean-up asks it about the state of the group and waits if it is absent.
+    from ima_dist.worker import ray_internals
+
+    if complaint := ray_internals.warning(ray.__version__):
+        print(f"warning: {complaint}", file=sys.stderr, flush=True)
+    # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
     local: dict[str, Any] = {} if address else {"include_dashboard": True}
     if address:
-        _ask_for_admission(address)
+        _check_admission(address)
     try:
-        with signals_for_us_alone():
+        with starting_ray():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:
-        where = f"the Ray cluster at {address}" if address else "a Ray cluster on this machine"
-        raise ConfigError(f"Could not reach or start {where}: {one_line(error)}.") from error
+        what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise ConfigError(f"Could not {what}: {one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
         from ima_dist.launch.elastic import usable_nodes
 
         yield fit_to(config, [node["Resources"] for node in usable_nodes()])
     finally:
-        # A head that has gone would be waited for.
-        ending = threading.Thread(target=ray.shutdown, daemon=True)
-        ending.start()
-        ending.join(LAST_WAIT)
+        # If the head has gone, ray.shutdown waits for it.
+        shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(LAST_WAIT)
 
 
-def _ask_for_admission(address: str) -> None:
-    """Raise ConfigError if the cluster at ``address`` (host:port) does not know us. Other forms are left to Ray.
+def _check_admission(address: str) -> None:
+    """Raise ConfigError if no cluster at ``address`` (host:port) accepts our token. Other forms are left to Ray.
 
-    ``ray.init`` takes half a minute of warnings to fail, and then does not say why.
+    ``ray.init`` fails only after half a minute of warnings, and does not say why.
     """
     if not re.fullmatch(r"[^/\s]+:\d+", address):
         return
     import ray
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    from ima_dist.worker.ray_internals import GcsClient, ensure_token_if_auth_enabled
 
     try:
-        # Ray's core aborts the process that has no token where one is needed.
+        # Without this check, Ray's core aborts a process that lacks a required token.
         ensure_token_if_auth_enabled(create_token_if_missing=False)
-        with _nothing_on_stderr():
+        with _stderr_discarded():
             GcsClient(address=address)
     except ray.exceptions.AuthenticationError as error:
         raise ConfigError(
-            f"The Ray cluster at {address} asks for its token, and yours is missing or wrong: set RAY_AUTH_MODE=token, "
-            "and RAY_AUTH_TOKEN_PATH to a file that holds it or RAY_AUTH_TOKEN to the token itself."
+            f"The Ray cluster at {address} requires its token, and yours is missing or wrong: set RAY_AUTH_MODE=token, "
+            "and either RAY_AUTH_TOKEN_PATH to the file with the token or RAY_AUTH_TOKEN to the token itself."
         ) from error
     except ray.exceptions.RayError as error:
-        raise ConfigError(f"No Ray cluster answers at {address}: check RAY_ADDRESS, or leave it out.") from error
+        raise ConfigError(f"No Ray cluster answers at {address}: correct RAY_ADDRESS, or unset it.") from error
 
 
 @contextlib.contextmanager
-def _nothing_on_stderr() -> Iterator[None]:
-    """Ray's core writes its warnings past Python, and takes no notice of a log level so early."""
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what is written to file descriptor 2: Ray's core bypasses Python, and ignores log levels this early."""
     ours = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -117,46 +121,70 @@ def _nothing_on_stderr() -> Iterator[None]:
 
 
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
-    """Workers and their CPUs on nodes with the given resources ("CPU", "GPU"). Raises ConfigError.
+    """The workers of a run on nodes with the given resources ("CPU", "GPU"). Raises ConfigError.
 
-    Each worker gets as many CPUs as can be had if all get equally many. Where the number of workers may change,
-    all that there is room for now are counted.
+    All workers get equally many CPUs, as many as possible. If the number of workers may change, that is worked out for
+    the largest number that fits now.
     """
     use_gpu = config.device != "cpu" and any(node.get("GPU", 0) >= 1 for node in nodes)
     if config.device == "cuda" and not use_gpu:
-        raise ConfigError("--device cuda was asked for, but Ray sees no CUDA device: use --device cpu or auto.")
+        raise ConfigError("--device cuda was given, but Ray finds no CUDA device: use --device cpu or auto.")
     if config.model.sync_batch_norm and not use_gpu:
-        raise ConfigError("--model.sync-batch-norm works on GPUs alone: leave it out, or use --device cuda.")
+        raise ConfigError("--model.sync-batch-norm works only on GPUs: leave it out, or use --device cuda.")
 
     def room(cpus: int) -> int:
-        """Workers that the nodes hold if each takes ``cpus``; a worker does not span nodes."""
-        return sum(
-            min(int(node.get("CPU", 0)) // cpus, int(node.get("GPU", 0)) if use_gpu else sys.maxsize) for node in nodes
-        )
+        return _room(nodes, cpus, use_gpu)
 
     least, most_workers = config.worker_range or (None, None)
     workers = least or int(config.workers or (room(1) if use_gpu else 1))
-    if workers > room(1) or not room(1):
-        unit = "GPU" if use_gpu else "CPU"
+    unit = "GPU" if use_gpu else "CPU"
+    if not room(1):
+        raise ConfigError(f"The Ray cluster has no usable {unit}: start a node that has one.")
+    if workers > room(1):
         raise ConfigError(
-            f"--workers {config.workers or workers} was asked for, but the cluster has {room(1)} "
-            f"{unit}{'s' * (room(1) != 1)}: use at most {room(1)}."
+            f"--workers {config.workers or workers} is too many: the cluster has {room(1)} "
+            f"{unit}{'s' * (room(1) != 1)}, so use at most {room(1)}."
         )
     if config.batch_size < (most_workers or workers):
         raise ConfigError(
             f"--batch-size {config.batch_size} is smaller than the number of workers ({most_workers or workers}): "
-            "raise it."
+            "increase it, or use fewer workers."
         )
     now = min(most_workers, room(1)) if most_workers else workers
     if config.cpus_per_worker:
         if room(config.cpus_per_worker) < workers:
             raise ConfigError(
                 f"--cpus-per-worker {config.cpus_per_worker} leaves no room for {workers} "
-                f"worker{'s' * (workers != 1)} on this cluster: give a smaller one."
+                f"worker{'s' * (workers != 1)} on this cluster: use a smaller number."
             )
         return Cluster(most_workers or workers, config.cpus_per_worker, use_gpu, least=least)
     most = int(max(node.get("CPU", 0) for node in nodes))
     return Cluster(most_workers or workers, next(c for c in range(most, 0, -1) if room(c) >= now), use_gpu, least=least)
+
+
+def _room(nodes: list[dict[str, float]], cpus: int, use_gpu: bool) -> int:
+    """How many workers with this many CPUs, and a GPU each, fit on the nodes; a worker does not span nodes."""
+    return sum(min(int(n.get("CPU", 0)) // cpus, int(n.get("GPU", 0)) if use_gpu else sys.maxsize) for n in nodes)
+
+
+def settled(config: Config, cpus: int) -> Config:
+    """``config`` with its numbers of workers and of CPUs fixed: a trial does not take all that the cluster has."""
+    return with_options(config, {"workers": config.workers or 1, "cpus_per_worker": config.cpus_per_worker or cpus})
+
+
+def share_of_cpus(config: Config, nodes: list[dict[str, float]]) -> int:
+    """CPUs of a trial's worker: one, or with GPUs the fewest CPUs that a node has per GPU."""
+    per_gpu = [int(n.get("CPU", 0)) // int(n["GPU"]) for n in nodes if n.get("GPU", 0) >= 1]
+    return max(1, min(per_gpu)) if per_gpu and config.device != "cpu" else 1
+
+
+def trials_at_once(configs: list[Config], nodes: list[dict[str, float]]) -> int:
+    """How many trials of the largest kind fit on the nodes at once. Raises ConfigError if not even one does."""
+    counts = []
+    for config in configs:
+        needs = fit_to(config, nodes)
+        counts.append(max(1, _room(nodes, needs.cpus_per_worker, needs.use_gpu) // (needs.least or needs.workers)))
+    return min(counts)
 
 
 def one_line(error: BaseException) -> str:

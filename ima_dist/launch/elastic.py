@@ -1,8 +1,8 @@
-"""Workers that come and go while a run goes on (``--workers MIN-MAX``), and nodes that are about to leave.
+"""Workers that come and go during a run (``--workers MIN-MAX``), and nodes that are about to leave.
 
-Ray looks from time to time how many workers the cluster has room for, and starts all of them anew when that has
-changed. They continue from the run's newest checkpoint; what is here makes sure that it is one of just before,
-and that Ray does not count on nodes that are dead or being drained.
+From time to time Ray compares the number of workers with what the cluster has room for, and replaces all of them when
+that has changed. They continue from the run's newest checkpoint. This module makes sure that the checkpoint is written
+just before, and that Ray does not count on nodes that are dead or being drained.
 """
 
 from __future__ import annotations
@@ -14,30 +14,34 @@ from typing import Any
 
 import ray
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import ResizingState
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
-from ray.train.v2.api.config import ScalingConfig
 
-# Seconds that workers have for the checkpoint before a change of their number.
+from ima_dist.worker.ray_internals import (
+    ControllerCallback,
+    ElasticScalingPolicy,
+    ResizingState,
+    ScalingDecision,
+    cluster_state,
+)
+
+# Seconds that workers have for the checkpoint before their number changes.
 _SAVING = 60.0
 # Seconds to wait for nodes while there are too few.
 _PATIENCE = 60.0
 
 
 class TooFew(Exception):
-    """The cluster has had too few workers for a while. One sentence."""
+    """The cluster has had room for too few workers for a while. One sentence."""
 
 
 class UsableNodes(ElasticScalingPolicy):
-    """Ray's policy, without the nodes that it would wait for in vain.
+    """Ray's policy, restricted to nodes on which workers can start.
 
-    Ray counts nodes that are being drained, where nothing starts any more, and for up to 20 s those that have
-    died. With too few nodes it asks for ever, without a pause.
+    Ray also counts nodes that are being drained, and for up to 20 s those that have died. With too few nodes it would
+    ask for ever, without a pause.
     """
 
-    def __init__(self, scaling_config: ScalingConfig) -> None:
-        super().__init__(scaling_config)
+    def __init__(self, scaling_config: ray.train.ScalingConfig) -> None:
+        super().__init__(scaling_config)  # type: ignore[arg-type]
         self._waiting_since: float | None = None
 
     def _count_possible_workers(self, reserved_resources: dict[str, Any]) -> int:
@@ -59,9 +63,9 @@ class UsableNodes(ElasticScalingPolicy):
 
 
 class CheckpointFirst(ControllerCallback):
-    """Before Ray ends the workers to change their number, they write a checkpoint.
+    """Lets the workers write a checkpoint before Ray replaces them to change their number.
 
-    Worker 0 removes the file ``request`` when it is written. Runs in Ray's controller, beside the driver.
+    Worker 0 removes the file ``request`` when the checkpoint is written. Runs in Ray's controller, beside the driver.
     """
 
     def __init__(self, request: Path) -> None:
@@ -79,7 +83,7 @@ class CheckpointFirst(ControllerCallback):
 
 
 class Trainer(TorchTrainer):
-    """TorchTrainer whose policy, if the number of workers may change, is ``UsableNodes``."""
+    """TorchTrainer that uses ``UsableNodes`` if the number of workers may change."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         scaling: Any = self.scaling_config
@@ -89,6 +93,6 @@ class Trainer(TorchTrainer):
 
 
 def usable_nodes() -> list[dict[str, Any]]:
-    """What ``ray.nodes()`` says of the nodes on which workers can be started: alive, and not being drained."""
-    draining = ray._private.state.state.get_draining_nodes()
+    """The entries of ``ray.nodes()`` on which workers can start: alive, and not being drained."""
+    draining = cluster_state.get_draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]

@@ -1,4 +1,4 @@
-"""Signals that ask the driver to stop."""
+"""Signals that ask the driver to stop. Imports neither Ray nor torch."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-# Seconds after which a second signal ends the driver at once, and that Ray has for its own end.
+from ima_dist.config.exit_status import EXIT_REQUEUE
+
+# Seconds after which a second signal ends the driver at once, and that shutting Ray down may take.
 _IMPATIENT_AFTER, LAST_WAIT = 1.0, 20.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The driver was told to stop before there was anything to be saved."""
+    """The driver was asked to stop while there was nothing to save."""
 
 
 @contextlib.contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """While there is nothing to be saved, a signal to stop raises Stopped. Main thread only."""
+    """While there is nothing to save, a signal to stop raises Stopped. Main thread only."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Stopped
@@ -43,52 +45,59 @@ def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 @contextlib.contextmanager
-def signals_for_us_alone() -> Iterator[None]:
-    """Ray's processes, started inside, never get the signals that ask the driver to stop.
+def blocked(*signals: signal.Signals) -> Iterator[None]:
+    """Processes started inside never receive these signals (default: all that ask to stop).
 
-    SLURM and ``timeout`` send a signal to all processes of a job: it would end Ray before the workers have
-    written their checkpoint. A blocked signal stays blocked in the processes that one starts. Ray also
-    replaces the driver's own handlers, which are put back.
+    SLURM and ``timeout`` send a signal to all processes of a job, which would end Ray before the workers have written
+    their checkpoint. A blocked signal stays blocked in child processes.
     """
-    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals or STOP_SIGNALS)
     try:
         yield
     finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextlib.contextmanager
-def handing_on_signals(stop: Path, before_the_end: Callable[[], None]) -> Iterator[None]:
-    """A signal to stop makes the file ``stop``, at which those who work look; a later one ends this process at once,
-    with status 75, after ``before_the_end()``. Main thread only.
+def starting_ray() -> Iterator[None]:
+    """As ``blocked``; also restores the driver's signal handlers, which Ray replaces. Main thread only."""
+    with blocked():
+        before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+
+@contextlib.contextmanager
+def forwarding_signals(stop: Path, before_exit: Callable[[], None]) -> Iterator[None]:
+    """A signal to stop creates the file ``stop``, which the workers poll.
+
+    A second signal ends this process with status 75, after ``before_exit()`` if that ends within LAST_WAIT. Main
+    thread only.
     """
     first: float | None = None
 
     def ask(signum: int, frame: FrameType | None) -> None:
-        # Not by raising: the workers would have no time for a checkpoint.
+        # Raising here would leave the workers no time for a checkpoint.
         nonlocal first
         now = time.monotonic()
         if first is None:
             first = now
             stop.touch()
-            print("Stopping: saving what has been done.", file=sys.stderr, flush=True)
+            print("Stopping: saving a checkpoint first.", file=sys.stderr, flush=True)
         elif now - first > _IMPATIENT_AFTER:
-            # A hung worker would keep a polite driver waiting for ever.
-            print("Stopped at once; the last checkpoint is kept.", file=sys.stderr, flush=True)
-            before_the_end()
-            threading.Thread(target=_end_now, daemon=True).start()
+            # Otherwise one hung worker would keep the driver waiting for ever.
+            print("Stopped immediately; the last checkpoint is kept.", file=sys.stderr, flush=True)
+            threading.Thread(target=_exit_now, args=(before_exit,), daemon=True).start()
 
     with _handlers(ask):
         yield
 
 
-def _end_now() -> None:
-    import ray
-
-    threading.Timer(LAST_WAIT, os._exit, [75]).start()
+def _exit_now(before_exit: Callable[[], None]) -> None:
+    threading.Timer(LAST_WAIT, os._exit, [EXIT_REQUEUE]).start()
     with contextlib.suppress(Exception):
-        ray.shutdown()
-    os._exit(75)
+        before_exit()
+    os._exit(EXIT_REQUEUE)

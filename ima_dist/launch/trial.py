@@ -1,8 +1,8 @@
-"""Ray Tune: the trials of a sweep. Each is ``ima_dist.train``, and then ``ima_dist.evaluate``, in processes of its own.
+"""One trial of a sweep under Ray Tune: ``ima_dist.train``, then ``ima_dist.evaluate``, each in its own process.
 
-A trial's actor holds no CPU: it starts the command, which joins the same Ray cluster and takes the workers it
-needs, and tells Tune of every epoch that it finds in the run's history. What an earlier start has done is read
-from there as well, so that a continued sweep asks its scheduler and search again without training anything twice.
+A trial's actor holds no CPU. It starts the command, which joins the same Ray cluster and takes the workers it needs,
+and reports to Tune every epoch that appears in the run's history. Epochs of an earlier start are reported in the same
+way, so that a continued sweep asks its scheduler and search again without training anything twice.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.launch.tune import settled
+from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.launch.cluster import settled
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import Sweep
 from ima_dist.plans.trial_record import Record
 from ima_dist.rundir.directory import RunDir
+from ima_dist.worker.main import STOP_FILE
 
 METRIC = "val_robust_accuracy"
-STOP_FILE = "stop-requested"
-_DONE, _INPUT, _REQUEUE = 0, 2, 75  # exit statuses of the commands
 LOOK_EVERY = 0.3
-# Seconds that a command has for its checkpoint.
+# Seconds that a command gets to write its checkpoint.
 LEAVE_WITHIN = 120.0
-# The command hears SIGINT alone, which comes from us, also when we have died (PR_SET_PDEATHSIG): a signal that SLURM
-# sends to all processes, or that was blocked where Ray was started, must not reach it a second time, or never.
-_START = """
+# Of the signals to stop, the command receives only SIGINT: from its trial, or when that dies (PR_SET_PDEATHSIG). Those
+# that SLURM sends to all processes would reach it twice, and Ray's processes start with some of them blocked.
+_START = f"""
 import ctypes, os, signal, sys
 parent = int(sys.argv[1])
 ctypes.CDLL(None).prctl(1, signal.SIGINT)
 if os.getppid() != parent:
-    sys.exit(75)
+    sys.exit({EXIT_REQUEUE})
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
@@ -51,8 +51,8 @@ os.execv(sys.executable, [sys.executable, "-m", *sys.argv[2:]])
 
 @dataclass(frozen=True)
 class Work:
-    """What all trials of a sweep share. root: its directory. cpus: of a worker, where the file does not say.
-    environment, directory: of the commands.
+    """What all trials of a sweep share. root: its directory. cpus: per worker, unless the file gives a number.
+    environment, directory: those of the commands.
     """
 
     sweep: Sweep
@@ -63,15 +63,15 @@ class Work:
 
 
 class Trial(tune.Trainable):
-    """One run. A result is an epoch of it; the last has "done" and how it ended: "finished", "interrupted",
-    "failed" with a "message", or "stopped", by ASHA in an earlier start.
+    """One run. Each result is an epoch; the last has "done" and a "status": "finished", "interrupted", "failed" with a
+    "message", or "stopped" if ASHA stopped it in an earlier start.
     """
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]
         self.work, self.ended = work, False
         self.process: subprocess.Popen[bytes] | None = None
         self.asked_at: float | None = None
-        self.last_command: tuple[str, list[str]] | None = None
+        self.commands: list[tuple[str, list[str]]] = []
         if "planned" in config:
             values, seed = config["values"], config["seed"]
             run_config, self.epochs = work.sweep.runs[config["planned"]]
@@ -89,49 +89,59 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            row = self._next_epoch()
-            if row is not None:
-                return row
-            if self.process is not None:
-                status = self.process.poll()
-                if status is None:
-                    self._pass_on_stop()
-                else:
-                    self.process = None
-                    if status == _REQUEUE:
-                        return self._end("interrupted")
-                    if status != _DONE:
-                        return self._end("failed", self._sentence(status), status)
-                    continue
-            elif (self.work.root / STOP_FILE).exists():
-                return self._end("interrupted")
-            elif self.record.hold():
-                if self.work.sweep.asha and self.record.read().get("status") == "stopped":
-                    return self._end("stopped")
-                try:
-                    command = next_command(self.settled, self.run.path, self.epochs)
-                except ConfigError as error:
-                    return self._end("failed", str(error), _INPUT)
-                if command is None:
-                    return self._end("finished")
-                if command == self.last_command:
-                    return self._end("failed", f"{self.run.path} lacks results although its commands have ended", 1)
-                self.last_command = command
-                self._start(*command)
+            found = self._next_epoch()
+            if found is None:
+                found = self._start_next() if self.process is None else self._watch(self.process)
+            if found is not None:
+                return found
             time.sleep(LOOK_EVERY)
 
+    def _start_next(self) -> dict[str, Any] | None:
+        """Start the next command; returns the outcome if there is none."""
+        if (self.work.root / STOP_FILE).exists():
+            return self._end("interrupted")
+        if not self.record.hold():
+            return None
+        if self.work.sweep.asha and self.record.read().get("status") == "stopped":
+            return self._end("stopped")
+        try:
+            command = next_command(self.settled, self.run.path, self.epochs)
+        except ConfigError as error:
+            return self._end("failed", str(error), EXIT_INPUT)
+        if command is None:
+            return self._end("finished")
+        if command in self.commands:
+            message = f"{self.run.path} still lacks results after its commands have ended"
+            return self._end("failed", message, EXIT_FAILED)
+        self.commands.append(command)
+        self._start(*command)
+        return None
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> dict[str, Any] | None:
+        """Look after the command; returns the outcome if it has ended without success."""
+        status = process.poll()
+        if status is None:
+            self._pass_on_stop(process)
+            return None
+        self.process = None
+        if status == EXIT_DONE:
+            return None
+        if status == EXIT_REQUEUE:
+            return self._end("interrupted")
+        return self._end("failed", self._sentence(status), status)
+
     def cleanup(self) -> None:
-        """Tune wants no more of this trial: it has ended, or the scheduler stops it."""
+        """Called by Tune when the trial has ended, or the scheduler or a signal stops it."""
         if not self.ended:
             stopped = not (self.work.root / STOP_FILE).exists()
-            # One that had finished before is only looked at again.
+            # A trial that had finished in an earlier start keeps its status.
             if self.record.read().get("status") != "finished":
                 self.record.write(**self.first, status="stopped" if stopped else "interrupted", epoch=self.told)
             self._end_process()
         self.record.release()
 
     def _next_epoch(self) -> dict[str, Any] | None:
-        """The next epoch that Tune has not heard of; the last is told at the end, with the outcome."""
+        """The next epoch to report; the last is reported with the outcome."""
         rows = []
         with contextlib.suppress(ConfigError, OSError):
             rows = [row for row in self.run.read_history() if row["epoch"] > self.told]
@@ -151,7 +161,7 @@ class Trial(tune.Trainable):
         if self.record.hold():
             self.record.write(**self.first, status=status, message=message, epoch=epoch, code=code)
         self.record.release()
-        # To be heard by the search, which takes the last result.
+        # The search takes the metric of the last result.
         metric = {METRIC: math.nan} if status == "failed" else self.newest
         return {"done": True, "status": status, "message": message, "epoch": epoch, **metric}
 
@@ -169,14 +179,13 @@ class Trial(tune.Trainable):
             )
         self.record.write(**self.first, status="running", message=None)
 
-    def _pass_on_stop(self) -> None:
-        assert self.process is not None
+    def _pass_on_stop(self, process: subprocess.Popen[bytes]) -> None:
         if self.asked_at is None:
             if (self.work.root / STOP_FILE).exists():
-                self.process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
                 self.asked_at = time.monotonic()
         elif time.monotonic() - self.asked_at > LEAVE_WITHIN:
-            self.process.kill()
+            process.kill()
 
     def _end_process(self) -> None:
         if self.process is None:
@@ -190,7 +199,7 @@ class Trial(tune.Trainable):
             self.process.wait()
 
     def _sentence(self, status: int) -> str:
-        """Why a command has failed: the last complaint in its output."""
+        """Why a command failed: the last error in its output."""
         lines = self.record.output.read_text(encoding="utf-8", errors="replace").splitlines()
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return errors[-1] if errors else f"It ended with status {status}: see {self.record.output}"
+        return errors[-1] if errors else f"It ended with exit status {status}: see {self.record.output}"

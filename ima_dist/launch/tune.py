@@ -1,4 +1,4 @@
-"""Ray Tune: the trials of a sweep, as many at a time as the cluster holds."""
+"""Run the trials of a sweep with Ray Tune, as many at a time as the cluster holds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,45 +18,20 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.repeater import TRIAL_INDEX, Repeater
 
-from ima_dist.config.schema import Config
-from ima_dist.config.values import with_options
-from ima_dist.launch.cluster import fit_to, ray_cluster
+from ima_dist.launch.cluster import ray_cluster, settled, share_of_cpus, trials_at_once
 from ima_dist.launch.elastic import usable_nodes
-from ima_dist.launch.signals import handing_on_signals
-from ima_dist.launch.trial import LEAVE_WITHIN, LOOK_EVERY, METRIC, STOP_FILE, Trial, Work
+from ima_dist.launch.signals import forwarding_signals
+from ima_dist.launch.trial import LEAVE_WITHIN, LOOK_EVERY, METRIC, Trial, Work
 from ima_dist.launch.workers import fit_while_connected
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import Distribution, Sweep
 from ima_dist.plans.trial_record import Record, earlier_records
-
-
-def settled(config: Config, cpus: int) -> Config:
-    """``config`` with a number of workers and of their CPUs: a run of a sweep does not take what is there."""
-    return with_options(config, {"workers": config.workers or 1, "cpus_per_worker": config.cpus_per_worker or cpus})
-
-
-def share_of_cpus(config: Config, nodes: list[dict[str, float]]) -> int:
-    """CPUs of a worker: one, or with cards, what each card has of its node's."""
-    with_cards = [int(n.get("CPU", 0)) // int(n["GPU"]) for n in nodes if n.get("GPU", 0) >= 1]
-    return max(1, min(with_cards)) if with_cards and config.device != "cpu" else 1
-
-
-def trials_at_once(configs: list[Config], nodes: list[dict[str, float]]) -> int:
-    """How many trials of the largest kind the nodes hold at a time. Raises ConfigError if they cannot hold one."""
-    counts = []
-    for config in configs:
-        needs = fit_to(config, nodes)
-        cpus, workers = needs.cpus_per_worker, needs.least or needs.workers
-        slots = sum(
-            min(int(n.get("CPU", 0)) // cpus, int(n.get("GPU", 0)) if needs.use_gpu else sys.maxsize) for n in nodes
-        )
-        counts.append(max(1, slots // workers))
-    return min(counts)
+from ima_dist.worker.main import STOP_FILE
 
 
 def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
-    """Run what is unfinished of a sweep in ``root``; each trial leaves a ``Record`` there. Main thread only.
+    """Run the unfinished trials of a sweep in ``root``; each leaves a ``Record`` there. Main thread only.
 
     Joins the cluster named by RAY_ADDRESS, or starts one. Returns whether it was stopped by a signal.
     Raises ConfigError if the cluster cannot hold a trial, and RuntimeError, one sentence, if it was lost.
@@ -69,15 +43,14 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
         held.enter_context(ray_cluster(settled(configs[0], 1)))
         nodes = [node["Resources"] for node in usable_nodes()]
         cpus = share_of_cpus(configs[0], nodes)
-        settled_configs = [settled(config, cpus) for config in configs]
-        at_once = trials_at_once(settled_configs, nodes)
+        at_once = trials_at_once([settled(config, cpus) for config in configs], nodes)
         environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
         work = Work(sweep, root, cpus, environment, os.getcwd())
         say(f"Up to {at_once} trial{'s' * (at_once != 1)} at a time.")
         storage = held.enter_context(tempfile.TemporaryDirectory(prefix="ima-sweep-"))
         held.enter_context(_quiet_tune())
         tuner = _tuner(work, at_once, Path(storage), say)
-        held.enter_context(handing_on_signals(stop, lambda: None))
+        held.enter_context(forwarding_signals(stop, ray.shutdown))
         try:
             fit_while_connected(tuner)
             _wait_for_trials(root)
@@ -88,7 +61,7 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
 
 
 def _wait_for_trials(root: Path) -> None:
-    """Tune does not wait for the trials that it has stopped last, and their commands need the cluster to end well."""
+    """Wait for the trials that Tune stopped last: it does not, but their commands need the cluster to exit cleanly."""
     until = time.monotonic() + LEAVE_WITHIN
     for path in (root / "trials").glob("*.lock"):
         record = Record(root, path.stem)
@@ -103,47 +76,19 @@ def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) 
     space: dict[str, Any] = {}
     count, over = 1, 0
     if sweep.search == "optuna":
-        earlier = _earlier(work)
-        search = OptunaSearch(
-            space={name: _domain(d) for name, d in sweep.space.items()},
-            metric=METRIC,
-            mode="max",
-            # What is asked for again draws no random numbers: with one seed the first ones would come again.
-            seed=len(earlier),
-            points_to_evaluate=earlier or None,
-        )
-        count = sweep.samples * len(sweep.seeds)
-        if len(sweep.seeds) > 1:
-            search = Repeater(search, repeat=len(sweep.seeds))
+        search, count = _search(work), sweep.samples * len(sweep.seeds)
     else:
-        described: dict[str, dict[str, Any]] = {}
-        for point in sweep.points:
-            name = run_path(Path(), point.config).name
-            # ASHA compares with what has finished, too.
-            if sweep.asha or _next(work, name) is not None:
-                described.setdefault(name, {"planned": name, "values": point.values, "seed": point.seed})
-        space = {"trial": tune.grid_search(list(described.values()))}
-        over = len(sweep.runs) - len(described)
-    scheduler = None
-    if sweep.asha:
-        most = max((config.epochs for config, _ in sweep.runs.values()), default=1 << 20)
-        scheduler = tune.schedulers.AsyncHyperBandScheduler(
-            time_attr="epoch",
-            metric=METRIC,
-            mode="max",
-            # A trial that has reached its end is not to be stopped there, before it is evaluated.
-            max_t=max(most + 1, sweep.asha.grace),
-            grace_period=sweep.asha.grace,
-            reduction_factor=sweep.asha.reduction,
-        )
-    # Where the driver is, so that the commands share its directory and environment; a node offers 1 of this.
+        left = _trials_left(work)
+        space = {"trial": tune.grid_search(left)}
+        over = len(sweep.runs) - len(left)
+    # The commands share the driver's directory and environment, so trials run on its node, which offers 1 of this.
     here = f"node:{ray.util.get_node_ip_address()}"
-    trainable = tune.with_parameters(_Planned if sweep.search != "optuna" else Trial, work=work)
+    trainable = tune.with_parameters(Trial if sweep.search == "optuna" else _Planned, work=work)
     return tune.Tuner(
         tune.with_resources(trainable, {"cpu": 0, here: 0.0001}),
         param_space=space,
         tune_config=tune.TuneConfig(
-            num_samples=count, max_concurrent_trials=at_once, search_alg=search, scheduler=scheduler
+            num_samples=count, max_concurrent_trials=at_once, search_alg=search, scheduler=_scheduler(sweep)
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -151,21 +96,61 @@ def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) 
             callbacks=[_Lines(sweep, over, say)],
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
-            # The run has checkpoints of its own.
+            # A run writes checkpoints of its own.
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         ),
     )
 
 
+def _search(work: Work) -> Any:
+    sweep = work.sweep
+    earlier = _earlier(work)
+    search = OptunaSearch(
+        space={name: _domain(d) for name, d in sweep.space.items()},
+        metric=METRIC,
+        mode="max",
+        # Points to evaluate draw no random numbers: with a constant seed, the first drawn ones would come again.
+        seed=len(earlier),
+        points_to_evaluate=earlier or None,
+    )
+    return Repeater(search, repeat=len(sweep.seeds)) if len(sweep.seeds) > 1 else search
+
+
+def _trials_left(work: Work) -> list[dict[str, Any]]:
+    """One entry per run. With ASHA also the finished ones, since it compares others with them."""
+    described: dict[str, dict[str, Any]] = {}
+    for point in work.sweep.points:
+        name = run_path(Path(), point.config).name
+        config, epochs = work.sweep.runs[name]
+        if work.sweep.asha or next_command(config, work.root / name, epochs) is not None:
+            described.setdefault(name, {"planned": name, "values": point.values, "seed": point.seed})
+    return list(described.values())
+
+
+def _scheduler(sweep: Sweep) -> Any:
+    if not sweep.asha:
+        return None
+    most = max((config.epochs for config, _ in sweep.runs.values()), default=1 << 20)
+    return tune.schedulers.AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric=METRIC,
+        mode="max",
+        # Above the last epoch, or ASHA would stop a trial there, before it is evaluated.
+        max_t=max(most + 1, sweep.asha.grace),
+        grace_period=sweep.asha.grace,
+        reduction_factor=sweep.asha.reduction,
+    )
+
+
 class _Planned(Trial):
-    """A trial that the planner has made: Tune's grid holds it whole."""
+    """A trial of a grid or a random search: the configuration names its run."""
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]
         super().setup(config["trial"], work)
 
 
 class _Lines(tune.Callback):
-    """A line for every trial that begins or ends."""
+    """Prints a line when a trial starts or ends."""
 
     def __init__(self, sweep: Sweep, over: int, say: Callable[[str], None]) -> None:
         self._sweep, self._say = sweep, say
@@ -181,7 +166,7 @@ class _Lines(tune.Callback):
         return " ".join([*words, f"seed={given['seed']}"])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(f"{time.strftime('%H:%M:%S')}  begins: {self._name(trial)}")
+        self._say(f"{time.strftime('%H:%M:%S')}  started: {self._name(trial)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._over += 1
@@ -192,12 +177,7 @@ class _Lines(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._over += 1
-        self._say(f"{time.strftime('%H:%M:%S')}  {self._over}/{self._total} lost: {self._name(trial)}")
-
-
-def _next(work: Work, name: str) -> tuple[str, list[str]] | None:
-    config, epochs = work.sweep.runs[name]
-    return next_command(config, work.root / name, epochs)
+        self._say(f"{time.strftime('%H:%M:%S')}  {self._over}/{self._total} crashed: {self._name(trial)}")
 
 
 def _domain(d: Distribution) -> Any:
@@ -210,7 +190,7 @@ def _domain(d: Distribution) -> Any:
 
 
 def _earlier(work: Work) -> list[dict[str, Any]]:
-    """Combinations of an earlier start, to be asked for first; they are read from disk, not trained."""
+    """The combinations of earlier starts, which the search is given first; their runs are not trained again."""
     found: dict[str, dict[str, Any]] = {}
     for record in earlier_records(work.root):
         values = record.get("values", {})
@@ -221,7 +201,7 @@ def _earlier(work: Work) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _quiet_tune() -> Iterator[None]:
-    """What concerns our user we say ourselves."""
+    """Silence Tune: ``_Lines`` prints what concerns the user."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")

@@ -1,4 +1,4 @@
-"""Run a task on the workers of a Ray cluster (``worker.main.work``), and hand signals on to them."""
+"""Run a task on the workers of a Ray cluster (``worker.main.work``), and forward signals to them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster, one_line
-from ima_dist.launch.signals import handing_on_signals
+from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
 
-# So often workers that come and go may fail in a row without a new checkpoint: what fails again and again is not
-# a node.
+# How often in a row workers may fail without a new checkpoint, if their number may change: a failure that repeats is
+# not the fault of a node.
 _TRIES = 3
-# OpenMP's threads wait for work by spinning. On a node that others use too, a spinning thread keeps the one
-# it waits for from running: an attack on a small network took 40 times as long (docs/log.md).
+# OpenMP's threads spin while they wait. On a node that others use too, a spinning thread keeps the one that it waits
+# for from running: an attack on a small network took 40 times as long (docs/log.md).
 _WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
-# Seconds after which the driver gives up a silent head of the cluster; its workers wait longer.
+# Seconds after which the driver gives up on a silent head of the cluster; its workers wait longer.
 _HEAD_LOST_AFTER = 30.0
 
 
@@ -34,68 +34,77 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
-    The answer has "status" ("finished", "interrupted", "failed", or "lost" if another process has taken the run
-    over) and "message". A signal that asks the
-    driver to stop is handed on to the workers through a file in the run directory.
+    The answer has a "message" and a "status": "finished", "interrupted", "failed", or "lost" if another process has
+    taken over the run. A signal to stop reaches the workers through a file in the run directory.
 
-    When a node is drained, the workers write a checkpoint; then the run is interrupted. If their number may
-    change, it goes on with the workers that are left, also when one has died.
+    When a node is drained, the workers write a checkpoint and the run is interrupted. If the number of workers may
+    change, it continues with those that are left, also after one has died.
 
     Raises:
-        RuntimeError: a worker died or failed in a way it could not report; one sentence.
+        RuntimeError: a worker died, or failed in a way that it could not report; one sentence.
     """
     import ray
 
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
-    tries = 0
     stop.unlink(missing_ok=True)
 
-    def note() -> None:
+    def before_exit() -> None:
         write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+        ray.shutdown()
 
-    with handing_on_signals(stop, note):
+    with forwarding_signals(stop, before_exit):
         try:
-            while True:
-                before = _saved(run)
-                pause.unlink(missing_ok=True)
-                try:
-                    answer = _run_once(task, config, run, cluster, arguments)
-                    if answer["status"] != "paused":
-                        return answer
-                    reason, tries, ended = "A node is being drained", 0, cluster.least is None
-                except ray.train.TrainingFailedError as error:
-                    reason = _worker_error(error).rstrip(".")
-                    preempted = isinstance(error, ray.train.PreemptionError)
-                    tries = 1 if _saved(run) != before else tries + 1
-                    ended = _too_few(error) or (preempted and cluster.least is None)
-                    if not ended and (cluster.least is None or stop.exists() or tries >= _TRIES):
-                        raise RuntimeError(reason) from error
-                except ray.exceptions.RayError as error:
-                    lost = f"The connection to the Ray cluster was lost ({type(error).__name__})"
-                    raise RuntimeError(lost) from error
-                if ended:
-                    print(f"{reason}.", file=sys.stderr, flush=True)
-                    return {"status": "interrupted", "message": reason}
-                print(f"{reason}. Going on with the workers that are left.", file=sys.stderr, flush=True)
-                # A worker on a node that is out of reach may still be writing.
-                run.shake_off()
+            return _until_answered(task, config, run, cluster, arguments)
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
             stop.unlink(missing_ok=True)
             pause.unlink(missing_ok=True)
-            _remove_ray_files(run)
+            shutil.rmtree(run.path / ".ray", ignore_errors=True)
+
+
+def _until_answered(
+    task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Start groups of workers until one has an answer, or it is of no use to start another."""
+    import ray.train
+
+    failures = 0
+    while True:
+        before = _saved(run)
+        (run.path / PAUSE_FILE).unlink(missing_ok=True)
+        try:
+            answer = _run_once(task, config, run, cluster, arguments)
+            if answer["status"] != "paused":
+                return answer
+            reason, failures, give_up = "A node is being drained", 0, cluster.least is None
+        except ray.train.TrainingFailedError as error:
+            reason = _worker_error(error).rstrip(".")
+            failures = 1 if _saved(run) != before else failures + 1
+            preempted = isinstance(error, ray.train.PreemptionError)
+            give_up = _too_few(error) or (preempted and cluster.least is None)
+            hopeless = cluster.least is None or (run.path / STOP_FILE).exists() or failures >= _TRIES
+            if hopeless and not give_up:
+                raise RuntimeError(reason) from error
+        if give_up:
+            print(f"{reason}.", file=sys.stderr, flush=True)
+            return {"status": "interrupted", "message": reason}
+        print(f"{reason}. Continuing with the remaining workers.", file=sys.stderr, flush=True)
+        # A worker on an unreachable node may still be writing.
+        run.shake_off()
 
 
 def _run_once(
     task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """One group of workers, or several if Ray changes their number; returns worker 0's answer."""
+    """One group of workers, or several in a row if Ray changes their number; returns worker 0's answer."""
     import ray.train
 
     from ima_dist.launch.elastic import CheckpointFirst, Trainer
-    from ima_dist.launch.network_interface import NodeInterface
+    from ima_dist.launch.torch_backend import NodeInterface
 
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
-    # The type checker sees the classes of Ray Train V1; what runs is V2 (RAY_TRAIN_V2_ENABLED, above).
+    # The type checker sees the classes of Ray Train V1; RAY_TRAIN_V2_ENABLED selects V2.
     v2: Any = ray.train
     trainer: Any = Trainer(
         work,  # type: ignore[arg-type]
@@ -106,11 +115,11 @@ def _run_once(
             use_gpu=cluster.use_gpu,
             resources_per_worker=resources,
         ),
-        # Ray restores a run by its name, without a word; ours resumes from the run directory alone.
+        # Ray silently restores a run of the same name; ours resumes only from the run directory.
         run_config=v2.RunConfig(
             name=f"ima_dist-{task}-{time.time_ns()}",
             storage_path=str(run.path / ".ray"),
-            # What is tried again is ours to decide: Ray cannot tell whether a run gets on between two failures.
+            # Retrying is left to us: Ray cannot tell whether a run makes progress between two failures.
             failure_config=v2.FailureConfig(max_failures=0, max_preemption_failures=0),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
             callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
@@ -121,7 +130,7 @@ def _run_once(
 
 
 def _saved(run: RunDir) -> set[str]:
-    """What a new group of workers would not have to do again."""
+    """The checkpoints and evaluated batches, which a new group of workers would not repeat."""
     done = [*run.checkpoints_dir.glob("epoch=*"), *run.path.glob("evaluation/*/from-*.parquet")]
     return {str(path) for path in done}
 
@@ -133,7 +142,7 @@ def _too_few(error: Exception) -> bool:
 
 
 def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a worker is told."""
+    """The argument of ``worker.main.work``."""
     return {
         "task": task,
         "config": to_dict(config),
@@ -145,10 +154,10 @@ def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | 
 
 
 def fit_while_connected(trainer: Any) -> Any:
-    """``trainer.fit()``, given up when the cluster's head no longer answers.
+    """Result of ``trainer.fit()``. Raises RuntimeError, one sentence, when the cluster's head no longer answers.
 
-    Ray would end this process after a minute, without a word to its user. In a thread of its own, ``fit`` also
-    leaves Ctrl-C to us, which Ray would answer without a checkpoint.
+    Ray would end this process after a minute without telling the user. In a thread of its own, ``fit`` also leaves
+    Ctrl-C to us; Ray would react to it without writing a checkpoint.
     """
     result: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
@@ -162,21 +171,19 @@ def fit_while_connected(trainer: Any) -> Any:
     head = Head()
     while not concurrent.futures.wait([result], timeout=LOOK_EVERY).done:
         if head.silent_for() > _HEAD_LOST_AFTER:
-            raise RuntimeError(f"The head of the Ray cluster, at {head}, has been silent for half a minute")
+            raise RuntimeError(f"The head of the Ray cluster, at {head}, has not answered for half a minute")
     return result.result()
 
 
-def _remove_ray_files(run: RunDir) -> None:
-    shutil.rmtree(run.path / ".ray", ignore_errors=True)
-
-
 def _worker_error(error: Exception) -> str:
-    """One sentence. A worker that has died explains what the others complain of, so it comes first."""
+    """One sentence. A dead worker comes first, since it explains what the others complain of."""
+    from ima_dist.worker.ray_internals import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+
     failures = sorted((getattr(error, "worker_failures", None) or {}).items())
     for rank, failure in failures:
-        if hasattr(failure, "health_check_failure"):
-            return f"Worker {rank} is gone: it was killed, by a lack of memory perhaps, or its node was lost"
+        if isinstance(failure, WorkerHealthCheckFailedError):
+            return f"Worker {rank} died: it was killed, perhaps for lack of memory, or its node was lost"
     for rank, failure in failures:
-        raised = getattr(failure, "_base_exc", failure)
-        return f"The workers ended; what worker {rank} reported first: {one_line(raised)}"
+        raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
+        return f"The workers failed; worker {rank} was the first to report: {one_line(raised)}"
     return f"The workers failed: {one_line(error)}"

@@ -65,7 +65,7 @@ def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epo
 
 
 def _options(summary: dict[str, Any], config: Config, attacks: tuple[str, ...]) -> dict[str, Any]:
-    """Options of ``ima_dist.evaluate``. Those that define the result are always given: the run may have other values."""
+    """Options of ``ima_dist.evaluate``; those that define the result are all given, since the run may have others."""
     options = {name: value for name, value in options_of(config).items() if name in _WHERE}
     options["eval.attacks"] = attacks
     options |= {f"eval.{name}": getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")}

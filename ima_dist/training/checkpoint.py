@@ -1,15 +1,15 @@
 """Checkpoints: whole or absent, readable without unpickling, newest whole one first.
 
-``checkpoints/epoch=EEEE`` is the state after EEEE complete epochs, ``checkpoints/epoch=EEEE-step=SSSSSS``
-one in the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, the margin
-proposals that await the end of the epoch (one file a worker), what the equilibrium's diagnostics have
-gathered until then (gathered.safetensors), and state.json: position, counters, and the
-SHA-256 of every file that belongs to it, the margin shards included. A checkpoint is written in a
-directory beside its place and moved there when state.json is complete.
+``checkpoints/epoch=EEEE`` is the state after EEEE complete epochs, ``checkpoints/epoch=EEEE-step=SSSSSS`` one in
+the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, the margin proposals that await
+the end of the epoch (one file per worker), what the equilibrium's diagnostics have gathered until then
+(gathered.safetensors), and state.json: position, counters, and the SHA-256 of every file that belongs to it,
+including the margin shards. A checkpoint is written in a directory beside its place and moved there when state.json
+is complete.
 
-Kept: every epoch's weights; optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; mid-epoch, the newest
-checkpoint, the one before it, and the last one of the epoch before, which needs older margins: damage to one file
-then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
+Kept: the weights of every epoch; the optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; of the checkpoints
+within an epoch the newest, the one before it, and the last one of the epoch before, which needs older margins.
+Damage to one file then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +31,19 @@ from ima_dist.core import distributed
 from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import Proposals
 from ima_dist.rundir.directory import RunDir
+from ima_dist.training.state import Position, State
 
 KEEP_OPTIMIZER = 3
 
 
-@dataclass
-class Position:
-    """Where a run is.
-
-    Attributes:
-        epoch: complete epochs. step: global batches done in the next one.
-        counters: sums over the unfinished epoch, for its row in the history.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    counters: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"epoch={self.epoch:04d}" + (f"-step={self.step:06d}" if self.step else "")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk. scaler: state of the loss scaling, {} without."""
+    """A whole checkpoint on disk. counters, scaler: state dicts; the scaler's is {} without loss scaling."""
 
     path: Path
     position: Position
     margins: Path
+    counters: dict[str, float]
     scaler: dict[str, float]
 
 
@@ -75,78 +59,99 @@ class Damaged(Exception):
     """A checkpoint cannot be used; the message names the file and says why."""
 
 
-def save(
-    run: RunDir,
-    position: Position,
-    identity: Identity,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    store: MarginStore | None,
-    labels: Tensor,
-    gathered: dict[str, Tensor] | None = None,
-    scaler: dict[str, float] | None = None,
-) -> None:
-    """Write a checkpoint; all workers call it together. ``labels`` (N,) of the training set go with the margins.
+# ---- writing
 
-    gathered: sums over the unfinished epoch and all workers that are too large for ``position.counters``.
-    scaler: state of the loss scaling.
+
+def save(run: RunDir, identity: Identity, state: State) -> None:
+    """Write a checkpoint of ``state`` at its position. Collective.
 
     Raises:
+        LeaseLost: another process has become the run's writer; nothing was written.
         OSError: on the worker where writing failed; nothing that existed before is lost.
     """
-    lead = distributed.rank() == 0
+    distributed.together(run.check_lease)
+    lead, position = distributed.rank() == 0, state.position
     aside, place = run.checkpoints_dir / f".writing-{position.name}", run.checkpoints_dir / position.name
-    margins_aside, margins_place = _margins_dirs(run, position)
+    margins_place = _margins_dir(run, position)
+    margins_aside = margins_place.with_name(f".writing-{margins_place.name}")
+    counters = state.counters.state_dict()
     if lead:
         for old in (aside, margins_aside):
             shutil.rmtree(old, ignore_errors=True)
             old.mkdir(parents=True)
     distributed.barrier()
 
-    mine: dict[str, str] = {}
-    if store is not None:
-        if position.step == 0:
-            digests = store.save(margins_aside, labels, identity.fingerprint)
-            mine = {_relative(run, margins_place / name): digest for name, digest in digests.items()}
-        else:
-            name = f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
-            safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, aside / name)
-            mine[_relative(run, place / name)] = _digest(aside / name)
+    files = _write_margins(run, identity, state, aside, margins_aside)
+    gathered = state.equilibrium.state_dict() if state.equilibrium is not None and position.step else {}
     if lead:
-        if store is not None and position.step and position.epoch:
-            # The margins this one continues from are part of it: damage to them must show.
-            state = _read_state(run.checkpoints_dir / Position(position.epoch).name)
-            mine.update({k: v for k, v in state["files"].items() if k.startswith("margins/")})
-        safetensors.save_model(network, str(aside / "model.safetensors"))  # copes with tied weights
-        tensors, layout = _flatten_optimizer(optimizer)
-        safetensors.save_file(tensors, aside / "optimizer.safetensors")
-        names = ["model.safetensors", "optimizer.safetensors"]
-        if gathered:
-            names.append("gathered.safetensors")
-            safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, aside / names[-1])
-        for name in names:
-            mine[_relative(run, place / name)] = _digest(aside / name)
-    files = {k: v for part in distributed.gather_objects(mine) for k, v in part.items()}
+        layout = _write_tensors(aside, state, gathered)
+        written = (aside / name for name in _SHARED)
+        files |= {_relative(run, place / file.name): _digest(file) for file in written if file.exists()}
+    files = {name: digest for part in distributed.gather_objects(files) for name, digest in part.items()}
     if lead:
-        state = {
+        tree = {
             "epoch": position.epoch,
             "step": position.step,
-            "counters": position.counters,
+            "counters": counters,
             **asdict(identity),
             "workers": distributed.world_size(),
             "optimizer": layout,
-            "scaler": scaler or {},
+            "scaler": state.scaler.state_dict(),
             "files": files,
         }
-        (aside / "state.json").write_text(json.dumps(state, indent=1))
+        (aside / "state.json").write_text(json.dumps(tree, indent=1))
         _sync(aside)
-        if store is not None and position.step == 0:
+        if state.store is not None and position.step == 0:
             _move(margins_aside, margins_place)
         else:
             shutil.rmtree(margins_aside, ignore_errors=True)
         _move(aside, place)
         _prune(run, position)
     distributed.barrier()
+
+
+_SHARED = ("model.safetensors", "optimizer.safetensors", "gathered.safetensors")
+
+
+def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, margins_aside: Path) -> dict[str, str]:
+    """Write this worker's margins after an epoch, within one its proposals; returns the digests of files to be checked.
+
+    Collective.
+    """
+    store, position = state.store, state.position
+    if store is None:
+        return {}
+    if position.step == 0:
+        digests = store.save(margins_aside, state.labels, identity.fingerprint)
+        return {_relative(run, _margins_dir(run, position) / name): digest for name, digest in digests.items()}
+    file = aside / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
+    safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, file)
+    digests = {_relative(run, run.checkpoints_dir / position.name / file.name): _digest(file)}
+    if store.rank == 0 and position.epoch:
+        # The margins that this checkpoint continues from are part of it: damage to them must show.
+        before = _read_state(run.checkpoints_dir / Position(position.epoch).name)
+        digests |= {name: digest for name, digest in before["files"].items() if name.startswith("margins/")}
+    return digests
+
+
+def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Write what all workers have in common; returns the optimiser's parameter groups, which go into state.json."""
+    safetensors.save_model(state.network, str(aside / "model.safetensors"))  # copes with tied weights
+    packed = state.optimizer.state_dict()
+    tensors = {
+        f"{number}.{key}": torch.as_tensor(value).contiguous()
+        for number, entry in packed["state"].items()
+        for key, value in entry.items()
+        if value is not None
+    }
+    safetensors.save_file(tensors, aside / "optimizer.safetensors")
+    if gathered:
+        safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, aside / "gathered.safetensors")
+    groups: list[dict[str, Any]] = packed["param_groups"]
+    return groups
+
+
+# ---- reading
 
 
 def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str]]:
@@ -156,26 +161,13 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
         Damaged: checkpoints exist but none is whole and of this configuration and these data.
     """
     complaints: list[str] = []
-    found = sorted(run.checkpoints_dir.glob("epoch=*"), key=_place_in_run, reverse=True)
-    for path in found:
+    for path in sorted(run.checkpoints_dir.glob("epoch=*"), key=_place_in_run, reverse=True):
         try:
-            state = _read_state(path)
-            if state["fingerprint"] != identity.fingerprint:
-                raise Damaged(f"{path} belongs to another configuration than {run.path / 'config.yaml'}")
-            if state["data"] != identity.data:
-                raise Damaged(f"{path} was trained on other data than those that are there now")
-            for name, digest in state["files"].items():
-                file = run.path / name
-                if not file.exists():
-                    raise Damaged(f"{file} is missing")
-                if _digest(file) != digest:
-                    raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
+            found = _whole(run, path, identity)
         except Damaged as error:
             complaints.append(str(error))
-            continue
-        position = Position(int(state["epoch"]), int(state["step"]), dict(state["counters"]))
-        margins = run.margins_dir / Position(position.epoch).name
-        return Checkpoint(path, position, margins, state["scaler"]), list(dict.fromkeys(complaints))
+        else:
+            return found, list(dict.fromkeys(complaints))
     if complaints:
         # Several checkpoints may need the same file.
         said = "; ".join(dict.fromkeys(complaints))
@@ -183,36 +175,56 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
     return None, []
 
 
-def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimiser state in place."""
-    device = next(network.parameters()).device
-    safetensors.load_model(network, checkpoint.path / "model.safetensors", device=str(device))
-    layout = _read_state(checkpoint.path)["optimizer"]
-    tensors = _load(checkpoint.path / "optimizer.safetensors")
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
+def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
+    """The checkpoint in ``path``, every file checked. Raises Damaged."""
+    state = _read_state(path)
+    if state["fingerprint"] != identity.fingerprint:
+        raise Damaged(f"{path} belongs to another configuration than {run.path / 'config.yaml'}")
+    if state["data"] != identity.data:
+        raise Damaged(f"{path} was trained on other data than those that are there now")
+    for name, digest in state["files"].items():
+        file = run.path / name
+        if not file.exists():
+            raise Damaged(f"{file} is missing")
+        if _digest(file) != digest:
+            raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
+    position = Position(int(state["epoch"]), int(state["step"]))
+    return Checkpoint(path, position, _margins_dir(run, position), dict(state["counters"]), state["scaler"])
+
+
+def restore(checkpoint: Checkpoint, state: State) -> None:
+    """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers."""
+    state.position = checkpoint.position
+    device = next(state.network.parameters()).device
+    safetensors.load_model(state.network, checkpoint.path / "model.safetensors", device=str(device))
+    _restore_optimizer(checkpoint, state.optimizer)
+    if checkpoint.scaler:
+        state.scaler.load_state_dict(checkpoint.scaler)
+    if checkpoint.position.step:
+        state.counters.load_state_dict(checkpoint.counters)
+    if state.store is not None:
+        if checkpoint.position.epoch:
+            state.store = MarginStore.load(checkpoint.margins, device=state.store.device)
+        _restore_pending(checkpoint, state.store)
+    gathered = checkpoint.path / "gathered.safetensors"
+    if state.equilibrium is not None and gathered.exists():
+        state.equilibrium.load_state_dict(_load(gathered))
+
+
+def _restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _load(checkpoint.path / "optimizer.safetensors").items():
         number, _, key = name.partition(".")
-        state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": layout})
+        entries.setdefault(int(number), {})[key] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": _read_state(checkpoint.path)["optimizer"]})
 
 
-def restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
+def _restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
     """Give each worker the proposals of an unfinished epoch for the samples it owns, whoever made them."""
     for file in sorted(checkpoint.path.glob("pending-*.safetensors")):
         pending = Proposals(**{k: v.to(store.device) for k, v in _load(file).items()})
-        own = (pending.indices >= store.first) & (pending.indices < store.last)
-        store.propose(
-            pending.indices[own],
-            pending.values[own],
-            correct=pending.correct[own],
-            crossed=pending.crossed[own],
-        )
-
-
-def gathered(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What ``save`` was given as ``gathered``; {} if nothing was."""
-    file = checkpoint.path / "gathered.safetensors"
-    return _load(file) if file.exists() else {}
+        own = pending.take((pending.indices >= store.first) & (pending.indices < store.last))
+        store.propose(own.indices, own.values, correct=own.correct, crossed=own.crossed)
 
 
 def weights_file(run: RunDir, epoch: int, data: str) -> Path:
@@ -251,17 +263,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise Damaged(f"{file} cannot be read ({type(error).__name__}: {error})") from error
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    packed = optimizer.state_dict()
-    tensors = {
-        f"{number}.{key}": torch.as_tensor(value).contiguous()
-        for number, entry in packed["state"].items()
-        for key, value in entry.items()
-        if value is not None
-    }
-    return tensors, packed["param_groups"]
-
-
 def _place_in_run(path: Path) -> tuple[int, int]:
     """(epoch, step) in the name of a checkpoint directory; (-1, 0) for a name that is none."""
     match = re.fullmatch(r"epoch=(\d+)(?:-step=(\d+))?", path.name)
@@ -281,9 +282,9 @@ def clear_partial(run: RunDir) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _margins_dirs(run: RunDir, position: Position) -> tuple[Path, Path]:
-    name = Position(position.epoch).name
-    return run.margins_dir / f".writing-{name}", run.margins_dir / name
+def _margins_dir(run: RunDir, position: Position) -> Path:
+    """The margins after the complete epochs of ``position``."""
+    return run.margins_dir / Position(position.epoch).name
 
 
 def _relative(run: RunDir, file: Path) -> str:

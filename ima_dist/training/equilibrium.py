@@ -92,7 +92,7 @@ class Equilibrium:
         for tensor in (self._sums, self._others, self._points):
             tensor.zero_()
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What all workers have gathered; all of them call it together.
 
         sums: (4, C, C); others: (P,) for each panel sample 1 + the other class, or 0 if it has no point;
@@ -101,8 +101,8 @@ class Equilibrium:
         mine = {"sums": self._sums, "others": self._others[:-1], "points": self._points[:-1]}
         return {name: distributed.all_reduce(tensor.clone()) for name, tensor in mine.items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Continue from a ``state``, by however many workers. Worker 0 takes it; the others hold nothing yet."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from a ``state_dict``, by however many workers. Worker 0 takes it; the others hold nothing yet."""
         if distributed.rank() == 0:
             self._sums.copy_(state["sums"])
             self._others[:-1] = state["others"].to(self._others)
@@ -116,7 +116,7 @@ class Equilibrium:
         side, eqs. 4 to 6); points: how many of them ``mixing`` has seen. abs_difference: mean |P_i − P_j| of
         both sides. mixing, mixing_sd: see ``mixing``. None where there is nothing to take a mean of.
         """
-        state = self.state()
+        state = self.state_dict()
         if distributed.rank() != 0:
             return []
         sums, others = state["sums"].cpu(), state["others"].cpu() - 1

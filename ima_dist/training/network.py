@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
@@ -76,3 +81,19 @@ def learning_rate(config: Config, epoch: int) -> float:
     """Learning rate after ``epoch`` complete epochs; halved every ``halve_every`` of them, if set."""
     every = config.optimizer.halve_every
     return config.optimizer.lr * (0.5 ** (epoch // every) if every else 1.0)
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """Running means and variances that each worker would otherwise have of its own."""
+    layers = [m for m in network.modules() if isinstance(m, _NormBase) and not isinstance(m, nn.SyncBatchNorm)]
+    return [s for m in layers for s in (m.running_mean, m.running_var) if s is not None]
+
+
+def data_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The network with gradients that are averaged over the workers. Collective."""
+    # Buffers stay local: a broadcast would change them between two forward passes of one step.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, **options)

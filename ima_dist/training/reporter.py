@@ -12,7 +12,7 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
-from ima_dist.training.checkpoint import Position
+from ima_dist.training.state import Position
 
 # Seconds between two looks. A look costs two small all-reduces and a wait for the device.
 LOOK_EVERY = 1.0

@@ -1,14 +1,10 @@
-"""Whether the node of this worker is about to leave the cluster."""
+"""Whether a node of this group of workers is about to leave the cluster."""
 
 from __future__ import annotations
 
-from ray.train.v2._internal.execution.context import get_train_context
+from ima_dist.worker.ray_internals import get_train_context
 
 
 def node_is_leaving() -> bool:
-    """On a worker: whether a node with workers of this group is being drained. Costs nothing.
-
-    Ray Train watches for that and tells each worker. Its public ``get_preemption_info`` is a barrier over all
-    workers, which a look between two steps need not pay for.
-    """
+    """On a worker: whether a node with workers of this group is being drained. Costs nothing: Ray Train tells each."""
     return get_train_context().preemption_context.preemption_info is not None

@@ -33,7 +33,7 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
 
     from ima_dist.core import distributed
     from ima_dist.training.checkpoint import Damaged
-    from ima_dist.training.loop import NumericalError
+    from ima_dist.training.numerics import NumericalError
     from ima_dist.worker.leaving import node_is_leaving
     from ima_dist.worker.tasks import audit_task, evaluate_task, train_task
 

@@ -14,6 +14,7 @@ from torch import nn
 from ima_dist.attacks.common import attack_mode
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
+from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.load import load
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.evaluation import outcomes
@@ -27,12 +28,9 @@ from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import replacing, write_json, write_parquet
 from ima_dist.training.checkpoint import load_weights
-from ima_dist.training.loop import Training, attack_batch_size
+from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network
 from ima_dist.worker.watchdog import watched
-
-# A batch is what an interruption may cost. On a CPU more than 64 samples gain little but for tiny ones.
-_CPU_BATCH_VALUES = 1 << 16
 
 
 def train_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -164,14 +162,6 @@ def _evaluate(
         outcomes.save(run, found, config, summary)
         evaluation.forget(run, config, epoch, data.digest())
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
-
-
-def evaluation_batch_size(batch_size: int, test: Resident) -> int:
-    """Samples attacked at once in an evaluation."""
-    largest = attack_batch_size(batch_size, test.shape)
-    if test.x.device.type != "cpu":
-        return largest
-    return min(largest, max(64, _CPU_BATCH_VALUES // max(test.x[0].numel(), 1)))
 
 
 def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) -> float:

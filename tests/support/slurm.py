@@ -21,13 +21,7 @@ needs_slurm = pytest.mark.skipif(
 
 def of_job(job_id: str) -> list[int]:
     """Processes that a SLURM job has started and that still live."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and processes.alive(int(entry.name)):
-            variables = processes.environment(int(entry.name))
-            if variables.get("SLURM_JOB_ID") == job_id:
-                found.append(int(entry.name))
-    return found
+    return processes.started_with("SLURM_JOB_ID", job_id)
 
 
 def position(run: str | Path) -> tuple[int, int]:

@@ -15,9 +15,10 @@ import torch.multiprocessing as mp
 
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import Config
+from ima_dist.core.distributed import Interrupted
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
-from ima_dist.training.loop import Interrupted, Training
+from ima_dist.training.loop import Training
 
 
 def run_on(workers: int, function: Callable[..., None], *arguments: Any) -> None:

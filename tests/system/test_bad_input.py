@@ -97,7 +97,7 @@ def test_cuda_asked_for_and_absent(refused):
 def test_more_workers_than_the_cluster_has(refused):
     cpus = os.cpu_count() or 1
     sentence = refused("moons", "--workers", cpus + 1)
-    assert f"--workers {cpus + 1} was asked for, but the cluster has {cpus} CPU" in sentence
+    assert f"--workers {cpus + 1} is too many: the cluster has {cpus} CPU" in sentence
 
 
 @needs_fashion_mnist

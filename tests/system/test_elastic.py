@@ -106,9 +106,9 @@ def test_a_node_joins_and_dies_and_the_result_is_the_same(tmp_path, undisturbed)
         fast.touch()
         assert run.ended() == 0, run.log.read_text()
     text = run.log.read_text()
-    assert "Going on with 2 workers." in text
-    assert "Going on with the workers that are left." in text
-    assert "Going on with 1 worker." in text
+    assert "Continuing with 2 workers." in text
+    assert "Continuing with the remaining workers." in text
+    assert "Continuing with 1 worker." in text
     assert run.run.config().workers == "1-2"
     same(undisturbed, path)
 
@@ -140,5 +140,5 @@ def test_a_drained_node_is_left_with_a_checkpoint(tmp_path, undisturbed):
         fast.touch()
         assert run.ended() == 0, run.log.read_text()
         # Ray may change their number before a worker has heard of the drain: either way the run says that it goes on.
-        assert "Going on with" in run.log.read_text()
+        assert "Continuing with" in run.log.read_text()
     same(undisturbed, path)

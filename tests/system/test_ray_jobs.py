@@ -119,7 +119,7 @@ def test_strangers_are_refused(cluster, tmp_path):
         done = commands.run("ima_dist.train", "moons", "--data.subset", 100, "--out", tmp_path / "run", **environment)
         assert done.returncode == 2, done.stderr
         [sentence] = done.stderr.splitlines()
-        assert sentence.startswith(f"error: The Ray cluster at {cluster.environment['RAY_ADDRESS']} asks for its token")
+        assert sentence.startswith(f"error: The Ray cluster at {cluster.environment['RAY_ADDRESS']} requires its token")
         assert "RAY_AUTH_TOKEN_PATH" in sentence
     assert not (tmp_path / "run").exists()
 
@@ -136,7 +136,7 @@ def test_cifar10_as_a_job(cluster, tmp_path):
     text = followed(cluster, "cifar")
     assert status(cluster, "cifar") == "SUCCEEDED", text
     run = RunDir(home(cluster) / "results" / "cifar")
-    assert f"cifar10, ima, linf: 1 epochs on 2 CPU workers. Results: {run.path}" in text
+    assert f"cifar10, ima, linf: 1 epoch on 2 CPU workers. Results: {run.path}" in text
     assert "Accuracy on the test set by noise level" in text
     check_files(run, epochs=1, samples=4)
 
@@ -163,7 +163,7 @@ def test_a_stopped_job_can_be_continued(cluster):
     assert status(cluster, "first") == "RUNNING"
     assert cluster.ray("job", "stop", "first").returncode == 0
     assert status(cluster, "first") == "STOPPED"
-    assert "Stopping: saving what has been done." in logs(cluster, "first")
+    assert "Stopping: saving a checkpoint first." in logs(cluster, "first")
     kept = steps()
     assert any(run.checkpoints_dir.glob("epoch=*"))
 

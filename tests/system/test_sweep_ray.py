@@ -68,7 +68,7 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
     family = commands.descendants(driver.pid)
     os.killpg(driver.pid, signal.SIGTERM)  # as a user or SLURM does: to all that do not belong to themselves
     assert driver.wait(timeout=300) == 75, said()
-    assert "The same command continues." in said()
+    assert "Run the same command again to continue." in said()
     assert long.status == "interrupted"
     assert any("-step=" in path.name for path in long.checkpoints_dir.iterdir())
     commands.wait_for(lambda: gone(family), 180, "all processes to end")

@@ -59,7 +59,7 @@ def test_the_peak_of_the_margins_is_recommended():
     assert found.levels == pytest.approx((0.1, 0.12, 0.13), abs=0.011)
     assert found.share_zero == pytest.approx(50 / 250)
     assert found.share_at_max == pytest.approx(1 / 250)
-    with pytest.raises(ConfigError, match="No margin is above 0"):
+    with pytest.raises(ConfigError, match="Fewer than two margins are above 0"):
         recommend.recommend(np.zeros(5), 0.3)
 
 
@@ -81,7 +81,7 @@ def test_a_run_without_margins_gets_one_sentence(tmp_path, capsys):
     config, run = workers.start_run(tmp_path / "run", "moons", data__subset=100, epochs=1, method="ce")
     workers.train(config, run.path)
     assert recommend.main([str(run.path)]) == 2
-    assert "holds no margins" in capsys.readouterr().err
+    assert "has no margins" in capsys.readouterr().err
 
 
 def test_epochs_that_cannot_be_evaluated(tmp_path, capsys):

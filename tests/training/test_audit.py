@@ -100,7 +100,7 @@ def test_the_command_on_a_run(tmp_path, monkeypatch, capsys):
     assert found["label"] == newest["label"].to_numpy()[found["index"]].tolist()
 
     assert command.main([str(tmp_path / "ce"), "--device", "cpu"]) == 2
-    assert "holds no margins" in capsys.readouterr().err
+    assert "has no margins" in capsys.readouterr().err
     assert command.main([str(tmp_path / "ima"), "--samples", "0"]) == 2
     assert "--samples must be at least 1" in capsys.readouterr().err
 

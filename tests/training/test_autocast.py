@@ -20,9 +20,10 @@ from ima_dist.core import distributed
 from ima_dist.core.noise import Phase
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
-from ima_dist.training import loop as engine
+from ima_dist.training import checkpoint, validation
 from ima_dist.training.amp import HALF, Autocast, autocast
-from ima_dist.training.loop import NumericalError, Training
+from ima_dist.training.loop import Training
+from ima_dist.training.numerics import NumericalError
 from tests.support import workers
 
 SMALL = {"data__subset": 300, "epochs": 3, "batch_size": 64, "attack__steps": 5, "attack__bisections": 5}
@@ -152,11 +153,12 @@ def test_close_to_float32_on_one_and_two_workers(tmp_path, method, close):
 
 def _overflow_and_failure(path):
     training = Training(*_parts(path), torch.device("cpu"))
-    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 2.0**40})
+    training.begin()
+    training.state.scaler.load_state_dict({**training.state.scaler.state_dict(), "scale": 2.0**40})
     before = [p.clone() for p in training.network.parameters()]
     training._step(torch.arange(1))  # one worker has nothing to do
     training._step(torch.arange(64))
-    assert training.scaler.get_scale() == 2.0**38
+    assert training.state.scaler.get_scale() == 2.0**38
     assert all(torch.equal(a, b) for a, b in zip(before, training.network.parameters(), strict=True))
     if distributed.rank() == 1:
         training.train.x[40:] = float("nan")
@@ -179,7 +181,7 @@ def test_two_workers_agree_on_what_has_overflowed_and_what_has_failed(tmp_path):
 def test_the_attack_of_trades_leaves_its_start(tmp_path, kind):
     """Which half precision would round to the sample itself, where there is no gradient."""
     training = made(tmp_path, autocast=kind, method="trades")
-    batch = training._batch(torch.arange(200), Phase.TRAIN)
+    batch = training._batch(torch.arange(200), None, Phase.TRAIN)
     attacked = training.method.attack(training.view, batch)
     moved = (attacked.noisy - batch.x).flatten(1).abs().amax(1)
     assert float(moved.min()) > 0.01
@@ -196,17 +198,18 @@ def made(tmp_path, **options) -> Training:
 
 def test_a_scale_that_is_too_large_costs_a_step_and_is_halved(tmp_path):
     training = made(tmp_path, autocast="float16")
-    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 2.0**40})
+    training.state.scaler.load_state_dict({**training.state.scaler.state_dict(), "scale": 2.0**40})
     before = [p.clone() for p in training.network.parameters()]
     training._step(torch.arange(64))
-    assert training.scaler.get_scale() == 2.0**39
+    assert training.state.scaler.get_scale() == 2.0**39
     assert all(torch.equal(a, b) for a, b in zip(before, training.network.parameters(), strict=True))
     training._step(torch.arange(64))
-    training.position.step = 1
-    training._save()
+    training.state.position.step = 1
+    checkpoint.save(training.run, training.identity, training.state)
     again = Training(training.config, training.run, load(training.config.data, 0), torch.device("cpu"))
-    assert again.scaler.state_dict() == training.scaler.state_dict()
-    assert again.scaler.get_scale() == 2.0**38
+    again.begin()
+    assert again.state.scaler.state_dict() == training.state.scaler.state_dict()
+    assert again.state.scaler.get_scale() == 2.0**38
 
 
 def test_a_network_that_has_failed_is_told_from_a_large_scale(tmp_path):
@@ -219,15 +222,15 @@ def test_a_network_that_has_failed_is_told_from_a_large_scale(tmp_path):
 
 def test_a_scale_that_cannot_fall_further_is_a_failure(tmp_path, monkeypatch):
     training = made(tmp_path, autocast="float16")
-    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 1.0})
-    monkeypatch.setattr(engine.torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("inf")))
+    training.state.scaler.load_state_dict({**training.state.scaler.state_dict(), "scale": 1.0})
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda gradients: torch.tensor(float("inf")))
     with pytest.raises(NumericalError, match="The gradient became NaN or infinite"):
         training._step(torch.arange(64))
 
 
 def test_a_step_whose_norm_alone_is_infinite_is_a_failure(tmp_path):
     training = made(tmp_path, autocast="float16")
-    training.scaler.load_state_dict({**training.scaler.state_dict(), "scale": 2.0})
+    training.state.scaler.load_state_dict({**training.state.scaler.state_dict(), "scale": 2.0})
     list(training.network.parameters())[-1].register_hook(lambda gradient: torch.full_like(gradient, 1e25))
     with pytest.raises(NumericalError, match="The gradient became NaN or infinite"):
         training._step(torch.arange(64))
@@ -235,22 +238,23 @@ def test_a_step_whose_norm_alone_is_infinite_is_a_failure(tmp_path):
 
 def test_a_checkpoint_from_before_there_was_a_scale(tmp_path):
     training = made(tmp_path)
-    training.position.step = 1
-    training._save()
+    training.state.position.step = 1
+    checkpoint.save(training.run, training.identity, training.state)
     (file,) = (tmp_path / "run" / "checkpoints").glob("*/state.json")
     state = json.loads(file.read_text())
     assert state.pop("scaler") == {}
     file.write_text(json.dumps(state))
     again = Training(training.config, training.run, load(training.config.data, 0), torch.device("cpu"))
-    assert again.position.step == 1
+    again.begin()
+    assert again.state.position.step == 1
 
 
 def test_evaluation_is_not_in_half_precision(tmp_path, monkeypatch):
     training = made(tmp_path, autocast="float16")
     seen = []
     training.network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    training._accuracy(training.val)
-    training._robust_accuracy(0.1)
+    validation.accuracy(training.network, training.val, training.config)
+    validation.robust_accuracy(training.network, training.val, training.config, 0.1)
     assert set(seen) == {torch.float32}
     seen.clear()
     training._step(torch.arange(64))

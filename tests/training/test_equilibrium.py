@@ -95,13 +95,13 @@ def test_points_are_of_the_panel_and_bounded():
     assert (row["count_i"], row["count_j"], row["points_i"], row["points_j"]) == (1200, 1200, 1000, 1000)
     assert row["loss_i"] == pytest.approx(math.log(2))
     assert abs(row["mixing"] - 1) < 3 * row["mixing_sd"]  # uniform points, whatever the label
-    state = gathered.state()
+    state = gathered.state_dict()
     chosen = {tuple(p) for p in state["points"].tolist()}
     assert len(chosen) == 2000
     assert chosen < {tuple(p) for p in (x + 1).tolist()}
 
     many = Equilibrium(torch.arange(20_000) % 10, 10, (3, 64, 64), seed=0)
-    assert 0.9 * _NUMBERS < many.state()["points"].numel() <= _NUMBERS
+    assert 0.9 * _NUMBERS < many.state_dict()["points"].numel() <= _NUMBERS
 
 
 def run_blobs(path, count=1, **options):

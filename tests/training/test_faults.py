@@ -7,7 +7,9 @@ from concurrent.futures import Future
 
 import pytest
 
-from benchmarks import faults
+from benchmarks.faults.command import OPTIONS
+from benchmarks.faults.drill import State, drill, ground_in, state
+from benchmarks.faults.outcome import Outcome, table
 from benchmarks.hosts import why_not
 from ima_dist.config.presets import make_config
 from ima_dist.rundir.directory import RunDir
@@ -16,7 +18,7 @@ from tests.support import workers
 
 def outcome(kind="worker", **values):
     fine = {"seed": "0", "moment": "", "difference": 0.0, "recounted": True}
-    return faults.Outcome(kind, **{**fine, **values})
+    return Outcome(kind, **{**fine, **values})
 
 
 def test_what_counts_as_harm():
@@ -26,7 +28,7 @@ def test_what_counts_as_harm():
     assert not outcome(difference=1e-8).harmless
     assert not outcome(recounted=False).harmless
     assert not outcome(left=1).harmless
-    assert "| 6 | 0e+00 | error: a \\| b |" in faults.table([outcome(lost=6, sentence="error: a | b")])
+    assert "| 6 | 0e+00 | error: a \\| b |" in table([outcome(lost=6, sentence="error: a | b")])
 
 
 @pytest.mark.slow
@@ -35,14 +37,14 @@ def test_a_worker_killed_and_then_a_checkpoint_truncated(tmp_path, monkeypatch):
     if reason:
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     monkeypatch.setenv("FAULTS_COUNT", str(tmp_path / "count"))
-    config = make_config("moons", faults.OPTIONS)
+    config = make_config("moons", OPTIONS)
     run = RunDir.create(config, tmp_path / "whole")
     workers.run_on(2, workers.train, config, run.path)
-    reference: Future[faults.State] = Future()
-    reference.set_result(faults.state(run))
+    reference: Future[State] = Future()
+    reference.set_result(state(run))
     planned = [("worker", "0"), ("truncated_checkpoint", "0")]
-    with faults.ground_in(tmp_path / "ground") as ground:
-        found = faults.drill(lambda: planned.pop(0) if planned else None, reference, ground)
+    with ground_in(tmp_path / "ground") as ground:
+        found = drill(lambda: planned.pop(0) if planned else None, reference, ground)
     assert [o.kind for o in found] == ["worker", "truncated_checkpoint"]
     assert all(o.harmless for o in found), found
     assert found[0].sentence.startswith("error: ")

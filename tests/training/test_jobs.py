@@ -110,7 +110,7 @@ def test_nothing_is_begun_near_the_end_of_a_slurm_job(tmp_path, monkeypatch, cap
 
 
 def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
-    """A run that is shared by rows of several files, or was evaluated otherwise, gets what is missing, and only that."""
+    """A run that was evaluated with other settings is evaluated again, but only with the attacks that need it."""
     without_ray(monkeypatch)
     file, out = tmp_path / "own.yaml", tmp_path / "runs"
 

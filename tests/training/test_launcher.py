@@ -49,15 +49,16 @@ def test_workers_and_cpus(options, nodes, expected):
 @pytest.mark.parametrize(
     ("options", "nodes", "says"),
     [
-        ({"workers": 9}, [CPU_NODE], "cluster has 8 CPUs: use at most 8"),
-        ({"workers": 9}, [GPU_NODE, GPU_NODE], "cluster has 8 GPUs: use at most 8"),
-        ({"device": "cuda"}, [CPU_NODE], "sees no CUDA device"),
-        ({"model.sync_batch_norm": True}, [CPU_NODE], "works on GPUs alone"),
-        ({"model.sync_batch_norm": True, "device": "cpu"}, [GPU_NODE], "works on GPUs alone"),
+        ({"workers": 9}, [CPU_NODE], "cluster has 8 CPUs, so use at most 8"),
+        ({"workers": 9}, [GPU_NODE, GPU_NODE], "cluster has 8 GPUs, so use at most 8"),
+        ({"device": "cuda"}, [CPU_NODE], "finds no CUDA device"),
+        ({"model.sync_batch_norm": True}, [CPU_NODE], "works only on GPUs"),
+        ({"model.sync_batch_norm": True, "device": "cpu"}, [GPU_NODE], "works only on GPUs"),
         ({"workers": 4, "batch_size": 3}, [CPU_NODE], "smaller than the number of workers"),
         ({"workers": "1-4", "batch_size": 3}, [CPU_NODE], r"smaller than the number of workers \(4\)"),
+        ({}, [{"CPU": 0.0}], "has no usable CPU: start a node"),
         ({"workers": 2, "cpus_per_worker": 5}, [CPU_NODE], "--cpus-per-worker 5 leaves no room for 2 workers"),
-        ({"workers": "9-12"}, [CPU_NODE], "--workers 9-12 was asked for, but the cluster has 8 CPUs"),
+        ({"workers": "9-12"}, [CPU_NODE], "--workers 9-12 is too many: the cluster has 8 CPUs"),
     ],
 )
 def test_what_cannot_be_had(options, nodes, says):
@@ -121,7 +122,7 @@ def test_a_range_of_workers_goes_on_as_long_as_it_gets_on(groups, capsys):
     answer, marks = groups(1, died(), PAUSED, died(), died(), "saves", died(), died(), DONE)
     assert answer == DONE
     assert len(set(marks)) == 7, "a worker that lives on out of reach could write"
-    assert capsys.readouterr().err.count("Going on with the workers that are left.") == 6
+    assert capsys.readouterr().err.count("Continuing with the remaining workers.") == 6
     answer, marks = groups(1, "saves", died(), died(), died())
     assert "KeyError" in str(answer)
     assert len(marks) == 3
@@ -183,9 +184,11 @@ def test_a_worker_that_died_comes_before_those_that_complain_of_it():
 
     complains = UserExceptionWithTraceback(OSError(28, "No space left on device"), "Traceback")
     died = WorkerHealthCheckFailedError("A worker health check failed.", failure=ValueError("a page of text"))
-    assert _worker_error(WorkerGroupError("", {0: complains, 1: died})).startswith("Worker 1 is gone: ")
+    assert _worker_error(WorkerGroupError("", {0: complains, 1: died})).startswith("Worker 1 died: ")
     sentence = _worker_error(WorkerGroupError("", {1: complains}))
-    assert sentence == "The workers ended; what worker 1 reported first: OSError: [Errno 28] No space left on device"
+    assert (
+        sentence == "The workers failed; worker 1 was the first to report: OSError: [Errno 28] No space left on device"
+    )
 
 
 def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
@@ -196,7 +199,7 @@ def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(launcher, "LOOK_EVERY", 0.05)
         never = threading.Event()
         assert fit_while_connected(SimpleNamespace(fit=lambda: never.wait(1) or "done")) == "done"
-    with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has been silent"):
+    with pytest.raises(RuntimeError, match=f"head of the Ray cluster, at {address}, has not answered"):
         fit_while_connected(SimpleNamespace(fit=lambda: never.wait(60)))
     never.set()
     with pytest.raises(ValueError, match="what fit raises"):

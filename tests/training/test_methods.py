@@ -21,7 +21,8 @@ from ima_dist.data.load import load
 from ima_dist.methods import METHODS, Batch, make_method
 from ima_dist.methods.base import Method
 from ima_dist.rundir.directory import RunDir
-from ima_dist.training.loop import NumericalError, Training
+from ima_dist.training.loop import Training
+from ima_dist.training.numerics import NumericalError
 from tests.support import workers
 
 NORMS = ("linf", "l2")

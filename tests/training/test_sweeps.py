@@ -16,6 +16,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import METHODS
 from ima_dist.config.values import option_values, with_options
+from ima_dist.launch.cluster import settled, share_of_cpus, trials_at_once
 from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import READ_BY, asked_text, canonical, is_sweep, read_sweep
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points
@@ -194,10 +195,10 @@ def test_mistakes_get_one_sentence(entries, says, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "Name a sweep file"),
+        ([], "Give a sweep file"),
         (["nowhere.yaml"], "nowhere.yaml cannot be read"),
-        (["--resume", "nowhere"], "holds no sweep"),
-        (["--resume", "a", "--scale", "tiny"], "knows the sweep and its place"),
+        (["--resume", "nowhere"], "is not the directory of a sweep"),
+        (["--resume", "a", "--scale", "tiny"], "reads the sweep from DIR"),
         ([str(FILES[0]), "--scale", "huge"], "there is no scale 'huge'"),
         ([str(FILES[0]), "--seeds", "a"], "--seeds must be whole numbers"),
         ([str(FILES[0]), "--trials", "a"], "has no trial 'a'"),
@@ -273,7 +274,7 @@ def test_trials_are_run_once_and_give_one_table(tmp_path, monkeypatch, capsys):
     assert (module, words[:2]) == ("ima_dist.train", ["--resume", str(runs[1].path)])
     (row,) = rows_of_points(sweep.points, tmp_path / "out")
     assert (row.planned, len(row.curves["worst"])) == (2, 1)
-    with pytest.raises(ConfigError, match="holds another run: move it away"):
+    with pytest.raises(ConfigError, match="holds the run of another configuration: move it away"):
         next_command(config, runs[0].path, epochs)
 
 
@@ -294,16 +295,12 @@ CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
     ],
 )
 def test_how_many_trials_run_at_a_time(options, nodes, cpus, count):
-    from ima_dist.launch.tune import settled, share_of_cpus, trials_at_once
-
     config = make_config("moons", options)
     assert share_of_cpus(config, nodes) == cpus
     assert trials_at_once([settled(config, cpus)], nodes) == count
 
 
 def test_a_trial_that_no_cluster_of_this_size_holds():
-    from ima_dist.launch.tune import settled, trials_at_once
-
     with pytest.raises(ConfigError, match="use at most 8"):
         trials_at_once([settled(make_config("moons", {"workers": 9}), 1)], [CPU_NODE])
 

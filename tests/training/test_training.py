@@ -12,8 +12,9 @@ from ima_dist.core import distributed
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint
-from ima_dist.training.loop import NumericalError, Training
-from ima_dist.training.network import make_network, make_optimizer
+from ima_dist.training.loop import Training
+from ima_dist.training.numerics import NumericalError
+from ima_dist.training.state import Position
 from tests.support import workers
 from tests.support.fashion_mnist import needs_fashion_mnist
 
@@ -113,7 +114,7 @@ def test_killed_between_two_checkpoints_costs_the_steps_between_them(tmp_path, m
     def dying(self, batch):
         if len(done) == 8 + 7:  # in the second epoch, which has 8 steps
             raise RuntimeError("killed")
-        done.append((self.position.epoch, self.position.step))
+        done.append((self.state.position.epoch, self.state.position.step))
         step(self, batch)
 
     monkeypatch.setattr(Training, "_step", dying)
@@ -149,7 +150,7 @@ def test_damage_to_the_newest_checkpoint_costs_what_was_done_since_the_one_befor
     def dying(self, batch):
         if len(done) == steps:
             raise RuntimeError("killed")
-        done.append((self.position.epoch, self.position.step))
+        done.append((self.state.position.epoch, self.state.position.step))
         step(self, batch)
 
     monkeypatch.setattr(Training, "_step", dying)
@@ -188,7 +189,7 @@ def test_every_sample_is_visited_once_an_epoch(tmp_path, monkeypatch):
     seen: list[torch.Tensor] = []
     training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
     inner = training._batch
-    monkeypatch.setattr(training, "_batch", lambda i, phase: seen.append(i) or inner(i, phase))
+    monkeypatch.setattr(training, "_batch", lambda i, *rest: seen.append(i) or inner(i, *rest))
     training.fit()
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(500).repeat_interleave(2))
 
@@ -222,11 +223,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, vict
         file.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
     else:
         file.unlink()
-    training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
-    assert training.position.epoch == 2
+    data = load(config.data, config.seed)
+    training = Training(config, run, data, torch.device("cpu"))
+    training.begin()
+    assert training.state.position.epoch == 2
     assert len(training.warnings) == 1
     assert str(file) in training.warnings[0]
-    training.fit()
+    Training(config, run, data, torch.device("cpu")).fit()
     weights_2, margins_2 = workers.final_state(config, run.path)
     assert workers.largest_difference(weights, weights_2) == 0
     assert torch.equal(margins, margins_2)
@@ -243,13 +246,11 @@ def test_optimizer_states_are_pruned_and_all_weights_kept(tmp_path):
 def test_checkpoints_are_ordered_by_number_and_unfinished_ones_removed(tmp_path):
     config, run = workers.start_run(tmp_path, "moons", data__subset=100, epochs=1, method="ce")
     workers.train(config, run.path)
-    data = load(config.data, config.seed)
-    identity = checkpoint.Identity(config.fingerprint(), data.digest())
-    network = make_network(config, data)
-    optimizer = make_optimizer(config, network)
+    training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
     for epoch in (9999, 10000):
-        checkpoint.save(run, checkpoint.Position(epoch), identity, network, optimizer, None, data.train.y)
-    found, complaints = checkpoint.newest(run, identity)
+        training.state.position = Position(epoch)
+        checkpoint.save(run, training.identity, training.state)
+    found, complaints = checkpoint.newest(run, training.identity)
     assert (found.position.epoch, complaints) == (10000, [])
     (run.checkpoints_dir / ".writing-epoch=10001").mkdir()
     checkpoint.clear_unfinished(run)

@@ -32,8 +32,8 @@ def test_a_stack_is_written_after_the_time_and_told(tmp_path):
     (file,) = run.stacks_dir.iterdir()
     assert file.name == "worker-0000.txt"
     assert "stand_still" in file.read_text()
-    assert f"Worker 0 stands still; what it is doing is in {file}." in out.getvalue()
-    assert out.getvalue().count("stands still") == 1
+    assert f"Worker 0 has made no progress; its stack trace is in {file}." in out.getvalue()
+    assert out.getvalue().count("no progress") == 1
 
 
 def test_nothing_is_left_where_the_network_keeps_running(tmp_path, monkeypatch):

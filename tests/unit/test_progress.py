@@ -118,12 +118,12 @@ def test_describe_other_stages() -> None:
 def test_log_tells_when_the_number_of_workers_changes(run: RunDir) -> None:
     steps = [
         ({**TRAINING, "workers": 1}, "training"),
-        ({**TRAINING, "workers": 2}, "Going on with 2 workers."),
+        ({**TRAINING, "workers": 2}, "Continuing with 2 workers."),
         ({**TRAINING, "stage": "evaluation"}, "evaluation"),
-        ({**TRAINING, "workers": 1}, "Going on with 1 worker."),
+        ({**TRAINING, "workers": 1}, "Continuing with 1 worker."),
     ]
     text = show(run, io.StringIO(), steps)
-    assert text.count("Going on") == 2
+    assert text.count("Continuing") == 2
 
 
 def test_log_has_a_line_for_each_stage_and_each_finished_epoch(run: RunDir) -> None:

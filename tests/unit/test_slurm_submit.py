@@ -1,20 +1,16 @@
-"""What sbatch is told, and mistakes that are noticed before it is asked; the record of failures."""
+"""What is submitted, mistakes that are noticed before sbatch is asked, and how submitted jobs are shown."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from cluster import node, partitions, processes, ray_node, status, submit
-from cluster.node import Task
-from cluster.records import Row, RowRecord, failures_after, progress_of, write_private
+from cluster import partitions, ray_node, slurm, status, submit, watch
+from cluster.records import progress_of, write_private
 from ima_dist.config.errors import ConfigError
 from tests.support.commands import ROOT
 
@@ -111,12 +107,12 @@ def test_a_sweep_is_an_array_of_its_trials_or_one_job(tmp_path, capsys):
     assert alone.command[-4:] == ["--out", str(tmp_path / "there"), "--device", "cuda"]
 
     for text, words, sentence in (
-        (SWEEP, ["--autocast", "bfloat16"], "have no bfloat16: say --autocast float16"),
+        (SWEEP, ["--autocast", "bfloat16"], "have no bfloat16: use --autocast float16"),
         (SWEEP, ["--rows", "ima"], "The sweep has no trial 'ima'"),
         (SWEEP, ["--rows", "ima", "--one-job"], "--one-job runs the whole sweep: leave --rows out."),
         (f"{SWEEP}search: optuna\nsamples: 3\noptions: {{eval.val_noise: 0.1}}\n", [], "submit it with --one-job"),
         (f"{SWEEP}asha: {{grace: 2}}\noptions: {{eval.val_noise: 0.1}}\n", [], "asha compares trials"),
-        ("title: t\npreset: moons\nrows: {a: {}}\n", ["--one-job"], "is no sweep file"),
+        ("title: t\npreset: moons\nrows: {a: {}}\n", ["--one-job"], "is not a sweep file"),
     ):
         file.write_text(text)
         assert submit.main([str(file), "--partition", "titanv", "--dry-run", *words]) == 2
@@ -139,7 +135,7 @@ def test_a_sweep_gets_on_if_one_of_its_trials_does(tmp_path):
         (["--partition", "v100", "--rows", "trade"], "has no row 'trade' (did you mean trades?)"),
         (["--partition", "v100", "--seeds", "a"], "--seeds must be whole numbers, not 'a'."),
         (["--partition", "v100", "--scale", "huge"], "has no scale 'huge': it has small, tiny."),
-        (["--partition", "v100", "--autocast", "bfloat16"], "The cards of partition v100 have no bfloat16: say"),
+        (["--partition", "v100", "--autocast", "bfloat16"], "The cards of partition v100 have no bfloat16: use"),
         (["--partition", "v100", "--time", "5"], "a time of 5 min leaves too little beside the notice of 180 s"),
         (["--partition", "v100", "--time", "soon"], "'soon' is no time limit"),
         (["--partition", "v100", "--partitions", "nowhere.toml"], "nowhere.toml cannot be read"),
@@ -197,68 +193,6 @@ def test_no_slurm_here(tmp_path, monkeypatch):
     assert not Path("runs").exists()
 
 
-def test_failures_are_counted_until_something_new_is_saved(tmp_path):
-    run = tmp_path / "run"
-    (run / "checkpoints" / "epoch=0001").mkdir(parents=True)
-    before = progress_of(run)
-    tries = {"failures": 1, "progress": before}
-    assert failures_after(tries, progress_of(run)) == 2
-    (run / "checkpoints" / "epoch=0001-step=000020").mkdir()
-    assert failures_after(tries, progress_of(run)) == 1
-    (run / "summary.json").write_text('{"curves": [1, 2]}')
-    assert progress_of(run)[2] == 2
-
-
-def task(tmp_path, command: list[str]) -> Task:
-    return Task(tmp_path / "job", Row("ima", command, str(tmp_path / "run")), 0.0, 30, 5)
-
-
-def test_a_job_that_keeps_failing_is_given_up(tmp_path):
-    ours = task(tmp_path, [])
-    ours.record, ours.number = RowRecord(ours.folder, "ima"), 7
-    for failures, asked, given_up in ((2, True, False), (1, False, False), (2, False, True)):
-        tries = {"failures": failures, "asked": asked, "progress": progress_of(tmp_path / "run")}
-        write_private(ours.record.tries_path, tries)
-        if given_up:
-            with pytest.raises(ConfigError, match="It has failed 3 times without getting further"):
-                ours._count_tries()
-        else:
-            assert ours._count_tries()["failures"] == failures + (not asked)
-
-
-@pytest.mark.parametrize(
-    ("said", "last", "will"),
-    [
-        ({"JobState": "RUNNING"}, signal.SIGTERM, "save"),  # pre-empted, with a grace time
-        ({"JobState": "RUNNING"}, signal.SIGUSR2, "save"),
-        ({"JobState": "COMPLETING", "Restarts": "3"}, signal.SIGTERM, "again"),
-        ({"JobState": "CANCELLED", "Restarts": "2"}, signal.SIGTERM, "cancel"),
-        ({}, signal.SIGTERM, "cancel"),  # the controller does not answer
-    ],
-)
-def test_how_long_a_task_stays_after_a_signal(tmp_path, monkeypatch, said, last, will):
-    """As long as the run needs if SLURM does not kill it; else the time to end what it has started."""
-    ours = task(tmp_path, [])
-    ours.job, ours.number = "7", 2
-    monkeypatch.setattr(node.slurm, "job", lambda job_id: said)
-    monkeypatch.setattr(node, "_LEAVE_WITHIN", -1.0)
-    assert (ours._hear(), ours._must_leave()) == (False, False)
-    ours.signals.append(last)
-    assert (ours._hear(), ours.will, ours._hear()) == (True, will, False)
-    assert ours._must_leave() == (will != "save")
-    # The grace time is over, and the run is still there.
-    said.update(JobState="CANCELLED")
-    ours.signals.append(signal.SIGTERM)
-    assert ours._hear() == (will == "save")
-    assert ours._must_leave()
-
-
-def test_submitit_gets_the_same_task_again(tmp_path):
-    ours = task(tmp_path, ["x"])
-    again = ours.checkpoint().function
-    assert (again.row, again.folder, again.notice, again.signals) == (ours.row, ours.folder, 30, [])
-
-
 def test_private_directories(tmp_path):
     """Nobody else may look in; it vanishes with its maker, or when the next one comes."""
     with ray_node.private_directory(str(tmp_path), "123456789012") as inner:
@@ -289,22 +223,6 @@ def test_a_token_is_for_its_owner_alone(tmp_path):
     assert re.fullmatch(r"[0-9a-f]{64}", (tmp_path / "token").read_text())
     with pytest.raises(FileExistsError):
         ray_node.new_token(tmp_path / "token")
-
-
-def test_what_becomes_a_daemon_is_ended_too():
-    """In a process of its own, which becomes the parent of orphans."""
-    code = (
-        "import os, subprocess; from cluster import processes, ray_node; processes.adopt_orphans(); "
-        "subprocess.run(['sh', '-c', 'setsid sleep 600 & exit 0']); subprocess.Popen(['sleep', '600']); "
-        "print(*processes.descendants(os.getpid()), flush=True); ray_node.end_descendants(); "
-        "print(len(processes.descendants(os.getpid())))"
-    )
-    done = subprocess.run(
-        ["python3", "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    ids, left = done.stdout.splitlines()
-    assert (len(ids.split()), left) == (2, "0"), done.stderr
-    assert not any(processes.alive(int(pid)) for pid in ids.split())
 
 
 def test_own_address(monkeypatch):
@@ -339,57 +257,63 @@ def test_status_of_a_job_that_slurm_has_forgotten(tmp_path, monkeypatch, capsys)
         assert sentence in capsys.readouterr().err
 
 
-def test_a_node_that_is_slow_is_started_again(tmp_path):
-    """Ray's own limit of 30 s for a node is short on a busy one. In a process of its own, which ends all below it."""
-    stub = tmp_path / "ray" / "scripts"
-    stub.mkdir(parents=True)
-    for package in (stub, stub.parent):
-        (package / "__init__.py").touch()
-    (stub / "scripts.py").write_text(
-        "import os, pathlib, sys, time\n"
-        f"tries = pathlib.Path({str(tmp_path / 'tries')!r})\n"
-        "n = len(tries.read_text()) if tries.exists() else 0\n"
-        "tries.write_text('x' * (n + 1))\n"
-        "if n < int(os.environ['FAILURES']): sys.exit('The current node timed out during startup.')\n"
-        "print('Ray runtime started.', flush=True)\n"
-        "time.sleep(600)\n"
-    )
-    code = (
-        "import pathlib, sys; from cluster import processes, ray_node; processes.adopt_orphans(); "
-        "place = pathlib.Path(sys.argv[1]); "
-        "node = ray_node.RayNode(place, place / 'log', place / 'token', '127.0.0.1', 1, *sys.argv[2:])\n"
-        "try:\n    processes.wait_for(node.up, 120)\n    print('up', node.attempts, node.gcs_address)\n"
-        "except ray_node.RayEnded as error:\n    print(error)\n"
-        "ray_node.end_descendants()"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for failures, head, answer in (
-        (2, ["127.0.0.1:9"], "up 3 127.0.0.1:9"),
-        # A head's address is known as soon as it is up: Ray's own file of it comes later.
-        (1, [], r"up 2 127.0.0.1:\d+$"),
-        (9, [], "Ray ended on .*timed out during startup"),
-    ):
-        (tmp_path / "tries").unlink(missing_ok=True)
-        (tmp_path / "log").unlink(missing_ok=True)
-        environment["FAILURES"] = str(failures)
-        command = [sys.executable, "-c", code, str(tmp_path), *head]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-        assert re.match(answer, done.stdout), done.stdout + done.stderr
-
-
-def test_waiting_ends_for_a_job_that_left_without_a_result(tmp_path, monkeypatch):
+@pytest.fixture
+def two_rows(tmp_path, monkeypatch):
+    """A submission of two rows, of which "good" has a result."""
     rows = [{"name": name, "id": str(i), "run": str(tmp_path / name)} for i, name in enumerate(("good", "lost"))]
     write_private(tmp_path / "job.json", {"rows": rows})
     write_private(tmp_path / "good" / "result.json", {"status": 0, "message": ""})
-    monkeypatch.setattr(submit.slurm, "queue", dict)
-    monkeypatch.setattr(submit, "_FILE_SECONDS", 0.0)
-    monkeypatch.setattr(submit, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(watch, "LOOK_EVERY", 0.01)
+    return tmp_path
+
+
+def test_waiting_ends_for_a_job_that_left_without_a_result(two_rows, monkeypatch):
+    monkeypatch.setattr(slurm, "queue", dict)
+    monkeypatch.setattr(watch, "_FILE_SECONDS", 0.0)
     seen: list[tuple[str, str]] = []
-    found = submit.wait(tmp_path, lambda row, state: seen.append((row, state)))
+    found = watch.wait(two_rows, lambda row, state: seen.append((row, state)))
     assert {name: result["status"] for name, result in found.items()} == {"good": 0, "lost": 1}
-    assert found["lost"]["message"] == f"it left SLURM without a result: see {tmp_path / 'lost' / 'output.txt'}"
+    assert found["lost"]["message"] == f"it left SLURM without a result: see {two_rows / 'lost' / 'output.txt'}"
     assert seen[0] == ("good", "finished")
-    assert submit._watch(tmp_path) == 1
-    log = tmp_path / "1_0_log.out"
+    assert watch.watch(two_rows) == 1
+    log = two_rows / "1_0_log.out"
     log.write_text("srun: error")
-    assert submit.wait(tmp_path)["lost"]["message"].endswith(f"see {log}")
+    assert watch.wait(two_rows)["lost"]["message"].endswith(f"see {log}")
+
+
+def test_the_queue_is_asked_seldom_and_its_silence_is_borne(two_rows, monkeypatch):
+    """A waiting row, then a controller that fails for a while, then the row's result."""
+    asked: list[int] = []
+
+    def queue() -> dict[str, dict[str, str]]:
+        asked.append(1)
+        if len(asked) > 1:
+            raise ConfigError("squeue: Socket timed out.")
+        return {"1": {"id": "1", "state": "PENDING", "node": "", "reason": "Resources"}}
+
+    looks: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(1)
+        if len(looks) == 40:
+            monkeypatch.setattr(watch, "_ASK_EVERY", -1.0)
+        if len(looks) == 50:
+            write_private(two_rows / "lost" / "result.json", {"status": 75, "message": "cancelled"})
+
+    monkeypatch.setattr(slurm, "queue", queue)
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    seen: list[tuple[str, str]] = []
+    found = watch.wait(two_rows, lambda row, state: seen.append((row, state)))
+    assert seen == [("good", "finished"), ("lost", "PENDING (Resources)"), ("lost", "ended: cancelled")]
+    assert found["lost"]["status"] == 75
+    assert len(asked) == 12
+
+    with pytest.raises(ConfigError, match="Socket timed out"):
+        watch.Queue().jobs()
+    held = watch.Queue()
+    monkeypatch.setattr(slurm, "queue", dict)
+    assert held.jobs() == {}
+    monkeypatch.setattr(slurm, "queue", queue)
+    monkeypatch.setattr(watch, "_SILENCE", -1.0)
+    with pytest.raises(ConfigError, match="Socket timed out"):
+        held.jobs()

@@ -1,0 +1,150 @@
+"""What a submission would run: the rows of a job file, or the trials of a sweep file, each as one SLURM job."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import partitions
+from cluster.partitions import Partition
+from cluster.records import RECORDS, Row
+from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.schema import Config
+from ima_dist.config.values import as_flags
+from ima_dist.plans.jobfile import read_job, run_path
+from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A submission, checked. folder: where its records go. rows: one SLURM job each. at_once: how many run at a time.
+
+    table: module and arguments of the command that shows the results.
+    """
+
+    name: str
+    job_file: Path
+    folder: Path
+    partition: Partition
+    nodes: int
+    rows: list[Row]
+    at_once: int
+    table: list[str] = field(default_factory=list)
+
+
+def plan(
+    job_file: str | Path,
+    partition: str,
+    *,
+    nodes: int = 1,
+    rows: list[str] | None = None,
+    seeds: list[int] | None = None,
+    scale: str | None = None,
+    at_once: int = 4,
+    options: dict[str, Any] | None = None,
+    one_job: bool = False,
+    out: str | Path | None = None,
+    records: str | Path = RECORDS,
+    partitions_file: Path | None = None,
+    **changes: Any,
+) -> Plan:
+    """Check everything that can be checked here and say what would be submitted; writes nothing.
+
+    rows: names in the job file, or trials of a sweep (default: all). seeds: in place of the file's. options: of
+    ima_dist.job, by dotted name. one_job: a sweep in one job. out: default runs/jobs, or runs/sweeps/NAME.
+    changes: entries of the partition (account, qos, time in minutes, cards, …).
+    Raises ConfigError.
+    """
+    if nodes < 1 or at_once < 1:
+        raise ConfigError("--nodes and --at-once must be at least 1.")
+    chosen = partitions.choose(partition, partitions_file, **changes)
+    options = dict(options or {})
+    # Without a device a run that sees no card would use the CPU, for weeks.
+    options.setdefault("device", "cuda" if chosen.gres else "cpu")
+    job_file = Path(job_file)
+    folder = _new_folder(Path(records).absolute(), job_file.stem)
+    # The copy, not the file: that may be edited before the job starts.
+    words = [str(folder / "job.yaml")]
+    if is_sweep(job_file):
+        place = Path(out or Path("runs/sweeps", job_file.stem + (f"-{scale}" if scale else ""))).absolute()
+        words += ["--out", str(place), *(["--scale", scale] if scale else [])]
+        words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *as_flags(options)]
+        sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
+        _check_precision((point.config for point in (sweep.any_point(), *sweep.points)), chosen)
+        found, table = _trials(sweep, words, place, rows, one_job), ["ima_dist.sweep", *words]
+    elif one_job:
+        raise ConfigError(f"{job_file} is not a sweep file: its rows are separate jobs, so leave --one-job out.")
+    else:
+        place = Path(out or "runs/jobs").absolute()
+        words += ["--out", str(place), *(["--scale", scale] if scale else [])]
+        found = []
+        for seed in seeds or (None,):
+            given = options if seed is None else {**options, "seed": seed}
+            found += _job_rows(job_file, words, place, rows, scale, given, chosen)
+        table = ["ima_dist.job", *words, *as_flags(options)]
+    twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
+    if twice:
+        raise ConfigError(f"Two rows would write to {min(twice)}: leave one of them out with --rows.")
+    return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, table)
+
+
+def _job_rows(
+    job_file: Path,
+    words: list[str],
+    place: Path,
+    names: list[str] | None,
+    scale: str | None,
+    options: dict[str, Any],
+    partition: Partition,
+) -> list[Row]:
+    """Rows of a job file with these options. Raises ConfigError."""
+    job = read_job(job_file, scale, options)
+    found = []
+    for name in names or job.rows:
+        if name not in job.rows:
+            raise ConfigError(
+                f"{job_file} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
+            )
+        _check_precision([job.rows[name]], partition)
+        label = re.sub(r"[^\w.+-]", "_", f"{name}-seed{options['seed']}" if "seed" in options else name)
+        command = ["-m", "ima_dist.job", words[0], "--rows", name, *words[1:], *as_flags(options)]
+        found.append(Row(label, command, str(run_path(place, job.rows[name]))))
+    return found
+
+
+def _check_precision(configs: Iterable[Config], partition: Partition) -> None:
+    """Raises ConfigError for a precision that the partition's cards would have to emulate."""
+    if not partition.has_bfloat16 and any(c.autocast == "bfloat16" and c.device != "cpu" for c in configs):
+        raise ConfigError(
+            f"The cards of partition {partition.name} have no bfloat16: use --autocast float16, "
+            "or correct partitions.toml."
+        )
+
+
+def _trials(sweep: Sweep, words: list[str], out: Path, names: list[str] | None, one_job: bool) -> list[Row]:
+    """A row for each trial of a sweep, or one for all. Raises ConfigError."""
+    if one_job:
+        if names:
+            raise ConfigError("--one-job runs the whole sweep: leave --rows out.")
+        return [Row("sweep", ["-m", "ima_dist.sweep", *words], str(out))]
+    if sweep.search == "optuna":
+        raise ConfigError("search: optuna chooses each trial from the results so far: submit it with --one-job.")
+    if sweep.asha:
+        raise ConfigError("asha compares trials while they run: submit the sweep with --one-job.")
+    for name in names or ():
+        if name not in sweep.runs:
+            raise ConfigError(f"The sweep has no trial {name!r}{did_you_mean(name, sweep.runs)}: see --dry-run.")
+    return [
+        Row(name, ["-m", "ima_dist.sweep", *words, "--trials", name], str(out / name)) for name in names or sweep.runs
+    ]
+
+
+def _new_folder(records: Path, stem: str) -> Path:
+    number, name = 1, stem
+    while (records / name).exists():
+        number += 1
+        name = f"{stem}-{number}"
+    return records / name

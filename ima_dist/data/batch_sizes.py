@@ -1,0 +1,28 @@
+"""How many samples are attacked or classified at once where nothing is trained on them."""
+
+from __future__ import annotations
+
+import math
+
+from ima_dist.data.types import Resident
+
+# An interrupted evaluation loses its batch. On a CPU more than 64 samples gain little unless they are tiny.
+_CPU_VALUES = 1 << 16
+
+
+def attack_batch_size(batch_size: int, shape: tuple[int, ...]) -> int:
+    """Samples of ``shape`` in a batch of the margin pass or the validation.
+
+    Four training batches need less memory than one training step with its clean and noisy samples and their graph
+    of activations and parameters. Tiny samples go by the ten thousand, because a small network spends its time
+    launching operations. It depends on nothing else, so that a resumed run cuts the same batches.
+    """
+    return max(4 * batch_size, (1 << 17) // max(math.prod(shape), 1))
+
+
+def evaluation_batch_size(batch_size: int, data: Resident) -> int:
+    """Samples in a batch of an evaluation or audit of ``data``."""
+    largest = attack_batch_size(batch_size, data.shape)
+    if data.x.device.type != "cpu":
+        return largest
+    return min(largest, max(64, _CPU_VALUES // max(math.prod(data.shape), 1)))

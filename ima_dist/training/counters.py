@@ -1,0 +1,68 @@
+"""Sums and times of an unfinished epoch."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ima_dist.core import distributed
+
+_SUMS = ("loss", "correct", "seen", "noisy", "evaluations")
+_TIMES = ("train", "margin")
+
+
+class Counters:
+    """What one worker has done since the epoch began.
+
+    The sums stay on the device and are read only when something is reported or saved: reading forces a sync.
+
+    Attributes:
+        sums: (5,) float64: loss, clean samples classified correctly, clean samples, noisy samples, and forward
+            passes spent by attacks, in samples.
+        seconds: spent on training steps ("train") and on the margin pass ("margin").
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self.seconds = dict.fromkeys(_TIMES, 0.0)
+        self._since = time.perf_counter()
+
+    def add(self, loss: Tensor, correct: Tensor, *, seen: int, noisy: int, evaluations: int) -> None:
+        """Count a training step; ``loss`` and ``correct`` () are sums over this worker's samples."""
+        self.sums[0] += loss
+        self.sums[1] += correct
+        self.sums[2:] += torch.tensor([seen, noisy, evaluations], dtype=torch.float64, device=self.sums.device)
+
+    def add_evaluations(self, evaluations: int) -> None:
+        self.sums[4] += evaluations
+
+    def start_clock(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self, what: str) -> None:
+        """Add the time since the last lap, or since ``start_clock``, to ``seconds[what]``."""
+        now = time.perf_counter()
+        self.seconds[what] += now - self._since
+        self._since = now
+
+    def totals(self) -> dict[str, float]:
+        """The sums over all workers, by name. Collective."""
+        return dict(zip(_SUMS, distributed.all_reduce(self.sums.clone()).tolist(), strict=True))
+
+    def clear(self) -> None:
+        """Begin an epoch."""
+        self.sums.zero_()
+        self.seconds = dict.fromkeys(_TIMES, 0.0)
+
+    def state_dict(self) -> dict[str, float]:
+        """Totals and seconds. Collective."""
+        return {**self.totals(), **{f"{name}_seconds": value for name, value in self.seconds.items()}}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Continue from a ``state_dict`` on any number of workers: worker 0 takes the totals, the others begin at 0."""
+        self.clear()
+        if distributed.rank() == 0:
+            self.sums += self.sums.new_tensor([state[name] for name in _SUMS])
+        self.seconds = {name: state[f"{name}_seconds"] for name in _TIMES}

@@ -1,0 +1,74 @@
+"""All that changes while a run trains, and so all that a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ima_dist.config.schema import Config
+from ima_dist.data.types import DataSet
+from ima_dist.margins.store import MarginStore
+from ima_dist.methods import Method
+from ima_dist.training.amp import scaler
+from ima_dist.training.counters import Counters
+from ima_dist.training.equilibrium import Equilibrium
+from ima_dist.training.network import DTYPES, make_network, make_optimizer
+
+
+@dataclass
+class Position:
+    """Where a run is. epoch: complete epochs. step: global batches done in the next one."""
+
+    epoch: int = 0
+    step: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"epoch={self.epoch:04d}" + (f"-step={self.step:06d}" if self.step else "")
+
+
+@dataclass
+class State:
+    """One worker's part of the state of a run; ``checkpoint.save`` and ``checkpoint.restore`` take it whole.
+
+    Attributes:
+        network: the bare network, on its device.
+        scaler: loss scaling; disabled unless the run is in float16.
+        counters: sums over the unfinished epoch.
+        labels: (N,) of the training set, which are saved beside the margins.
+        store: for methods with margins. equilibrium: for methods whose noisy samples lie on the boundary.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    counters: Counters
+    labels: Tensor
+    store: MarginStore | None = None
+    equilibrium: Equilibrium | None = None
+    position: Position = field(default_factory=Position)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Stand at the beginning of the epoch after ``epoch`` complete ones."""
+        self.position = Position(epoch)
+        self.counters.clear()
+        if self.equilibrium is not None:
+            self.equilibrium.clear()
+
+
+def new_state(config: Config, data: DataSet, method: Method, device: torch.device) -> State:
+    """The state in which a run of this configuration begins."""
+    network = make_network(config, data)
+    if config.model.sync_batch_norm:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network = network.to(device)
+    labels, dtype = data.train.y, DTYPES[config.dtype]
+    state = State(network, make_optimizer(config, network), scaler(config.autocast, device), Counters(device), labels)
+    if method.has_margins:
+        state.store = MarginStore(len(labels), config.expansion, dtype=dtype, device=device)
+    if method.on_boundary:
+        shape = tuple(data.train.stored.shape[1:])
+        state.equilibrium = Equilibrium(labels, data.num_classes, shape, config.seed, dtype, device)
+    return state

@@ -1,0 +1,66 @@
+"""Accuracy on the validation set after an epoch, in full precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ima_dist.attacks import worst
+from ima_dist.attacks.common import attack_mode
+from ima_dist.config.schema import Config
+from ima_dist.core import distributed, noise
+from ima_dist.data.batch_sizes import attack_batch_size
+from ima_dist.data.types import Resident
+
+
+def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None:
+    """Share of correctly classified samples, over all workers; None for an empty split. Collective."""
+
+    def correct(indices: Tensor) -> Tensor:
+        x, y = data.batch(indices)
+        return (network(x).argmax(1) == y).sum()
+
+    with torch.no_grad(), attack_mode(network):
+        return _share(correct, len(data), data, config)
+
+
+def robust_accuracy(network: nn.Module, data: Resident, config: Config, eps: float) -> float | None:
+    """Share of the first ``eval.val_samples`` that stay correct under a short ``worst`` of radius ``eps``.
+
+    Over all workers; None for an empty split. Collective.
+    """
+    settings = config.eval
+
+    def correct(indices: Tensor) -> Tensor:
+        x, y = data.batch(indices)
+        keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+        predictions, _ = worst(
+            network,
+            x,
+            y,
+            [eps],
+            norm=config.norm,
+            steps=settings.val_steps,
+            step_scale=settings.step_scale,
+            rivals=0,
+            start=lambda eps: noise.start(keys, x, eps, config.norm),
+            box=data.box,
+        )
+        return (predictions[0] == y).sum()
+
+    return _share(correct, min(settings.val_samples, len(data)), data, config)
+
+
+def _share(correct: Callable[[Tensor], Tensor], total: int, data: Resident, config: Config) -> float | None:
+    """The share of samples 0 … total − 1 that ``correct`` counts, each worker looking at its block of them."""
+    if not total:
+        return None
+    count = torch.zeros((), dtype=torch.int64, device=data.y.device)
+    first, last = distributed.block(total, distributed.rank(), distributed.world_size())
+    if first < last:  # some networks cannot take an empty batch
+        indices = torch.arange(first, last, device=data.y.device)
+        for part in indices.split(attack_batch_size(config.batch_size, data.shape)):
+            count += correct(part)
+    return int(distributed.all_reduce(count)) / total

@@ -1,0 +1,76 @@
+"""The private parts of Ray that ima_dist uses, and what for; no other file imports any.
+
+They may change with every version of Ray. (Those of submitit are used only in ``cluster``.)
+"""
+
+from __future__ import annotations
+
+import ray
+
+from ima_dist.config.errors import ConfigError
+
+__all__ = [
+    "TESTED",
+    "USED",
+    "ControllerCallback",
+    "ElasticScalingPolicy",
+    "GcsClient",
+    "ResizingState",
+    "ScalingDecision",
+    "TorchBackend",
+    "UserExceptionWithTraceback",
+    "WorkerHealthCheckFailedError",
+    "cluster_state",
+    "ensure_token_if_auth_enabled",
+    "get_train_context",
+    "warning",
+]
+
+TESTED = "2.60"
+
+USED = {
+    # The driver, before it joins a cluster: ray.init fails only after half a minute of warnings, without the reason.
+    "ray._private.authentication.authentication_token_setup.ensure_token_if_auth_enabled": "find the token",
+    "ray._raylet.GcsClient": "ask whether the cluster accepts it",
+    # The driver, when the number of workers may change; Ray Train has no public hook for it.
+    "ray.train.torch.TorchTrainer._initialize_and_run_controller": "give the controller our policy",
+    "ray.train.v2._internal.execution.scaling_policy.ElasticScalingPolicy": "count only nodes that can start workers",
+    "ray.train.v2._internal.execution.scaling_policy.ScalingDecision": "type of what the policy returns",
+    "ray.train.v2._internal.execution.callback.ControllerCallback": "save a checkpoint before workers are replaced",
+    "ray.train.v2._internal.execution.controller.state.ResizingState": "notice that they are about to be",
+    "ray._private.state.state": "list the nodes that are being drained, which ray.nodes() does not tell",
+    # The driver, after workers have failed: the public exceptions hold only text.
+    "ray.train.v2._internal.exceptions.WorkerHealthCheckFailedError": "tell a dead worker from those that miss it",
+    "ray.train.v2._internal.exceptions.UserExceptionWithTraceback": "find the exception that a worker raised",
+    # On the workers, before torch.distributed starts: the public configuration cannot run code there.
+    "ray.train.torch.config._TorchBackend": "name the network interface to gloo and NCCL",
+    # On a worker, between steps: the public get_preemption_info is a barrier over all workers.
+    "ray.train.v2._internal.execution.context.get_train_context": "notice that a node is being drained",
+}
+
+
+def warning(version: str) -> str | None:
+    """A sentence for the user if this version of Ray has not been tested, else None."""
+    if version.split(".")[:2] == TESTED.split("."):
+        return None
+    names = ", ".join(sorted({name.rsplit(".", 1)[1] for name in USED}))
+    return (
+        f"Ray {version} is installed, but ima_dist uses private parts of Ray ({names}) and has been tested only with "
+        f"Ray {TESTED}: if training fails inside Ray, install ray=={TESTED}.*."
+    )
+
+
+try:
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._private.state import state as cluster_state
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.train.torch.config import _TorchBackend as TorchBackend
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+    from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, ScalingDecision
+except ImportError as error:
+    raise ConfigError(
+        f"Ray {ray.__version__} lacks a part that ima_dist uses ({error}): install ray=={TESTED}.*."
+    ) from error
