@@ -97,7 +97,7 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
         for i, m, large in zip(arrays["index"][own], arrays["margin"][own], arrays["largest"][own], strict=True)
     ]
     parts: list[Part] = []
-    heading = f"Smallest and largest margins: {name}"
+    heading = f"Smallest and largest margins of class {name}"
     if arrays["sample"].ndim == 4 or arrays["sample"].shape[1:] == (2,):
         caption = "Correctly classified training samples of one class; among equal margins, the lowest indices."
         parts.append(Plot("extremes", heading, caption, extremes_figure(arrays, number)))

@@ -10,6 +10,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
+from ima_dist.results.candidates import INCIDENTAL
 from ima_dist.results.choice import Candidate, Choice, Share, choose, make_candidate
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Row, attack_rows, epochs_of, fewest_samples, format_noise
@@ -22,8 +23,6 @@ INTRODUCTION = (
     "of the one from the test samples and the one over the seeds."
 )
 _AREA = "area"
-# Options that do not tell one model from another.
-_APART = ("seed", "data.dir", "data.download", "workers", "device", "hang_after", "checkpoint_every")
 _ROBUST = "robust"
 
 
@@ -61,7 +60,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
         for c, g in zip(candidates, groups, strict=True)
     ]
     if choice.best is None:
-        problems.append(f"No model has a clean accuracy of {values['least']:g}.")
+        problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
     what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
     caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
     rows = [
@@ -109,13 +108,13 @@ def _candidates(
     """Models, the runs of each, and a sentence for each that cannot be compared."""
     grouped: dict[tuple[str, int], list[tuple[Recorded, Row]]] = {}
     for run in own:
-        kept = {k: v for k, v in run.options.items() if k not in _APART and not k.startswith("eval.")}
+        kept = {k: v for k, v in run.options.items() if k not in INCIDENTAL and not k.startswith("eval.")}
         model = json.dumps(kept, sort_keys=True)
         for epoch in epochs_of(run.points):
             row = attack_rows(run.points, epoch).get(attack)
             if row:
                 grouped.setdefault((model, epoch), []).append((run, row))
-    different = differing([run.options for run in own], _APART)
+    different = differing([run.options for run in own], INCIDENTAL)
     several = len({epoch for _, epoch in grouped}) > 1
     candidates, groups, problems = [], [], []
     for (_, epoch), members in grouped.items():
@@ -140,7 +139,7 @@ def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
 
 def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part:
     options = [g[0].options for g in groups]
-    names = [n for n in differing(options, _APART) if not n.startswith("eval.")]
+    names = [n for n in differing(options, INCIDENTAL) if not n.startswith("eval.")]
     columns: dict[str, list[Any]] = {n: [o.get(n) for o in options] for n in names}
     columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
     caption = "One line per model, coloured by its robust accuracy, with the options that differ between models."
