@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 from markupsafe import Markup
@@ -14,7 +15,7 @@ from markupsafe import Markup
 from ima_dist.config.errors import ConfigError
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.boundary import boundary_figure
-from ima_dist.figures.interactive.margins import histogram_figure
+from ima_dist.figures.interactive.margins import class_name, histogram_figure
 from ima_dist.figures.interactive.sample import sample_figure
 from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
@@ -23,7 +24,7 @@ from ima_dist.results import paper
 from ima_dist.results.choice import pareto_set
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import select_epoch
-from ima_dist.rundir.run import Run
+from ima_dist.rundir.run import Arrays, Run
 
 # The paper's example of a threshold below which the accuracy on clean data must not fall (appendix H).
 _THRESHOLD = 0.9
@@ -145,25 +146,34 @@ def _selected(result: Run) -> int | None:
 
 
 def _examples(results: list[Run]) -> Iterator[Drawing]:
-    """Figure 10: the same few samples for all runs of a preset and norm, those that most of them get right."""
-    with_images: dict[tuple[str, str], list[Run]] = {}
+    """Figure 10: the same few samples for all runs of a preset and norm."""
+    experiments: dict[tuple[str, str], list[tuple[Run, Arrays]]] = {}
     for result in results:
         if result.noisy is not None:
-            with_images.setdefault((result.config.preset, result.config.norm), []).append(result)
-    caption = "A cross and a thick frame mark a wrong prediction. Below, the difference to the clean image."
-    for group in with_images.values():
-        right: Counter[int] = Counter()
-        for result in group:
-            arrays = result.noisy or {}
-            good = arrays["clean_prediction"] == arrays["label"]
-            right.update(dict(zip(arrays["index"].tolist(), good.astype(int).tolist(), strict=True)))
-        for index, _ in right.most_common(_EXAMPLES):
-            for result in group:
-                arrays = result.noisy or {}
-                places = (arrays["index"] == index).nonzero()[0]
-                if len(places):
-                    title = f"Sample {index} under growing noise, network of {_title(result)}"
-                    yield Drawing("Figure 10", title, caption, sample_figure(arrays, int(places[0])))
+            experiments.setdefault((result.config.preset, result.config.norm), []).append((result, result.noisy))
+    for group in experiments.values():
+        for index in _easiest([arrays for _, arrays in group]):
+            for result, arrays in group:
+                for place in np.flatnonzero(arrays["index"] == index).tolist():
+                    yield _example(result, arrays, place)
+
+
+def _easiest(runs: list[Arrays]) -> list[int]:
+    """The samples that most of the runs classify correctly without noise."""
+    right: Counter[int] = Counter()
+    for arrays in runs:
+        correct = arrays["clean_prediction"] == arrays["label"]
+        right.update(dict(zip(arrays["index"].tolist(), correct.astype(int).tolist(), strict=True)))
+    return [index for index, _ in right.most_common(_EXAMPLES)]
+
+
+def _example(result: Run, arrays: Arrays, place: int) -> Drawing:
+    title = f"Sample {arrays['index'][place]} under growing noise, network of {_title(result)}"
+    caption = (
+        f"True class: {class_name(arrays['class_names'], int(arrays['label'][place]))}. A cross and a thick frame mark a "
+        "wrong prediction. Below is the difference to the clean image."
+    )
+    return Drawing("Figure 10", title, caption, sample_figure(arrays, place))
 
 
 def _title(result: Run) -> str:
