@@ -169,9 +169,10 @@ def _easiest(runs: list[Arrays]) -> list[int]:
 
 def _example(result: Run, arrays: Arrays, place: int) -> Drawing:
     title = f"Sample {arrays['index'][place]} under growing noise, network of {_title(result)}"
+    true = class_name(arrays["class_names"], int(arrays["label"][place]))
     caption = (
-        f"True class: {class_name(arrays['class_names'], int(arrays['label'][place]))}. A cross and a thick frame mark a "
-        "wrong prediction. Below is the difference to the clean image."
+        f"True class: {true}. A cross and a thick frame mark a wrong prediction. Below is the difference to the clean "
+        "image."
     )
     return Drawing("Figure 10", title, caption, sample_figure(arrays, place))
 
