@@ -21,8 +21,8 @@ from ima_dist.rundir.curves import attack_rows, epochs_of, fewest_samples, forma
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.finding import finished_runs
 
-# Options that may differ within one experiment.
-_BESIDE = (
+# Runs of one experiment may differ in these options.
+INCIDENTAL = (
     "seed",
     "workers",
     "device",
@@ -98,7 +98,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
 
 def _differing(configs: list[Config]) -> list[str]:
     options = [option_values(config) for config in configs]
-    names = [n for n in (options[0] if options else {}) if n not in _BESIDE and not n.startswith("eval.")]
+    names = [n for n in (options[0] if options else {}) if n not in INCIDENTAL and not n.startswith("eval.")]
     return [n for n in names if len({str(o[n]) for o in options}) > 1]
 
 
