@@ -50,9 +50,9 @@ class Training:
         self.method = make_method(config, data.box)
         self.state = new_state(config, data, self.method, device)
         self.network = self.state.network
-        #: The network as attacks meet it in training.
+        #: The network as attacks in training see it.
         self.view = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
-        #: The network as its parameters are trained; on several workers ``begin`` joins theirs.
+        #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         self.running = running_statistics(self.network)
         steps = -(-len(self.train) // config.batch_size)
