@@ -142,9 +142,11 @@ def test_the_plane_has_a_point_a_model_and_the_front(results):
     assert sorted(plane.data[0].x) == sorted(r["clean"] for r in rows.values() if r["Pareto"])
     labels = [d.label for d in plots(parts)["parallel"].data[0].dimensions]
     assert labels == ["method", "beta", "clean", "robust"]
-    assert "No model has a clean accuracy of 1.0" in notes(
+    best = any(r["clean"] == 1 for r in rows.values())
+    said = "No model has a clean accuracy of at least 1." in notes(
         show(results, "tradeoff", "?experiment=moons-linf&least=1")
-    ) or any(r["clean"] == 1 for r in rows.values())
+    )
+    assert said != best
 
 
 def test_margins_by_epoch_by_class_at_both_ends_and_audited(results, tmp_path):
@@ -423,10 +425,10 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert entry.main([str(tmp_path / "none")]) == 2
     assert "is not a directory" in capsys.readouterr().err
     assert entry.main([str(tmp_path), "--host", "192.0.2.1"]) == 2
-    assert "cannot be listened on" in capsys.readouterr().err
+    assert "Cannot listen on" in capsys.readouterr().err
     monkeypatch.setattr(entry.importlib.util, "find_spec", lambda name: None)
     assert entry.main([str(tmp_path)]) == 2
-    assert "pip install dash plotly" in capsys.readouterr().err
+    assert "pip install dash" in capsys.readouterr().err
 
 
 def test_it_opens_without_torch_and_ray(results):

@@ -11,7 +11,7 @@ _POINTS = 1500
 
 
 def boundary_figure(arrays: dict[str, np.ndarray]) -> go.Figure:
-    """``arrays``: as in examples/boundary.npz. Shown are up to 1500 samples, a symbol a class."""
+    """``arrays``: as in examples/boundary.npz. Shows up to 1500 samples, with one symbol per class."""
     x, y, probability = arrays["grid_x"][::2], arrays["grid_y"][::2], arrays["probability"][::2, ::2]
     tints = [[0, faint(COLOURS[0], 0.2)], [0.5, faint(COLOURS[0], 0.2)]]
     tints += [[0.5, faint(COLOURS[4], 0.2)], [1, faint(COLOURS[4], 0.2)]]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.figures.interactive.style import AXIS, COLOURS, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.text import NORM_SIGN
+
+Names = Sequence[str] | np.ndarray  # of the classes
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
     """Counts between 0 and ε_max after ``epoch``; the mean as a line.
 
-    ``history``: rows with margin_histogram. ``slider``: the figure has one of its own, for all epochs.
+    ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
     Raises KeyError if the epoch is not there.
     """
     rows = {row["epoch"]: row for row in history}
@@ -85,15 +88,15 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
     fig = figure(
         traces,
         height=320,
-        xaxis={**AXIS, "title": {"text": "epoch"}},
+        xaxis=epoch_axis(max(epochs)),
         yaxis={**AXIS, "title": {"text": "share"}, "range": [-0.02, 1.02]},
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
 
 
-def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: str) -> go.Figure:
-    """A box a class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
+def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str) -> go.Figure:
+    """One box per class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
     boxes: dict[str, list[Any]] = {key: [] for key in ("x", "lowerfence", "q1", "median", "q3", "upperfence")}
     for number in np.unique(label):
         quantiles = np.quantile(margin[label == number], [0.05, 0.25, 0.5, 0.75, 0.95])
@@ -111,7 +114,7 @@ def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: 
 def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     """The training samples of class ``number`` with the smallest margins (above) and the largest (below).
 
-    ``arrays``: as in examples/extremes.npz. Images are shown; points in the plane stand among those of all classes.
+    ``arrays``: as in examples/extremes.npz. Images are shown as such, two-dimensional samples as points.
     """
     if arrays["sample"].ndim == 2:
         return _points(arrays, number)
@@ -153,7 +156,7 @@ def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
 
 
 def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figure:
-    """Stored margin against the audited distance of the same samples (N,); above the line it is over-estimated."""
+    """Stored margin against the audited distance of the same samples (N,); above the line it is an over-estimate."""
     top = float(max(margin.max(), np.quantile(distance, 0.99)))
     over = margin > (1 + TOLERANCE) * distance
     traces = [
@@ -182,6 +185,6 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
     )
 
 
-def class_name(names: list[str], number: int) -> str:
-    """Name of a class, or its number where the names do not reach."""
-    return names[number] if 0 <= number < len(names) else str(number)
+def class_name(names: Names, number: int) -> str:
+    """Name of a class, or its number if there are fewer names."""
+    return str(names[number]) if 0 <= number < len(names) else str(number)
