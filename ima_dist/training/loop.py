@@ -233,7 +233,8 @@ class Training:
         distributed.together(self.run.check_lease)
         position, totals = self.state.position, self.state.counters.totals()
         if distributed.rank() == 0:
-            self.reporter.write(stage, position, totals, self.history[-1] if self.history else {})
+            last = self.history[-1] if self.history else {}
+            self.reporter.write(stage, position, totals, last, self.warnings)
         if self.reporter.stop_agreed(self.device):
             if position.step:
                 checkpoint.save(self.run, self.identity, self.state)

@@ -51,7 +51,14 @@ class Reporter:
         self.count, self.since = 0, time.monotonic()
         return bool(stop)
 
-    def write(self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any]) -> None:
+    def write(
+        self,
+        stage: str,
+        position: Position,
+        totals: dict[str, float],
+        last_epoch: dict[str, Any],
+        warnings: list[str],
+    ) -> None:
         """Rewrite progress.json (worker 0)."""
         total = self.config.epochs * self.samples
         done = position.epoch * self.samples + min(position.step * self.config.batch_size, self.samples)
@@ -79,6 +86,7 @@ class Reporter:
                 "margin_mean": last_epoch.get("margin_mean"),
                 "share_at_max": last_epoch.get("share_at_max"),
                 "seconds_left": (total - done) / rate if rate > 0 else None,
+                "warnings": warnings,
                 "updated": time.time(),
             },
         )

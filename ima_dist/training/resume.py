@@ -11,7 +11,7 @@ from ima_dist.training.state import State
 
 
 class Resumed(NamedTuple):
-    """Rows of history.parquet and equilibrium.parquet up to the checkpoint, and a sentence per damaged checkpoint."""
+    """Rows of history.parquet and equilibrium.parquet up to the checkpoint, and a sentence per newer damaged one."""
 
     history: list[dict[str, Any]]
     equilibrium: list[dict[str, Any]]
@@ -48,7 +48,7 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> Resumed:
     return Resumed(
         [row for row in history if row["epoch"] <= done],
         [row for row in equilibrium if row["epoch"] <= done],
-        warnings,
+        [f"{damaged}; continuing from {found.path.name}." for damaged in warnings],
     )
 
 
