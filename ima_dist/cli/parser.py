@@ -1,21 +1,35 @@
-"""The command line, derived from the fields of the configuration."""
+"""The command line, derived from the options of the configuration."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
-import typing
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from ima_dist.config.checked import Accepts, accepts
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import Config
-from ima_dist.config.values import type_name, unwrap
+from ima_dist.config.values import as_option
+
+PROGRAM = "ima-dist"
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that reports a mistake in one sentence, with status 2 and no usage block."""
+    """argparse that reports a mistake in one sentence, with status 2 and no usage block.
+
+    A command that was started as a sub-command of ``ima-dist`` calls itself so.
+    """
+
+    def __init__(self, *, prog: str, **rest: Any) -> None:
+        if Path(sys.argv[0]).name == PROGRAM:
+            prog = prog.replace("python -m ima_dist.", f"{PROGRAM} ").replace("python -m cluster.", f"{PROGRAM} ")
+        super().__init__(prog=prog, **rest)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message[0].upper() + message[1:].rstrip(".") + f". See {self.prog} --help.")
@@ -30,75 +44,24 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> None:
-    """Add one option for every field (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
-    for name, f, hint in _leaves(Config):
-        if name == "preset" or (only is not None and not name.startswith(only)):
+    """Add the options of a configuration (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
+    for name, option in _options(Config):
+        if only is not None and not name.startswith(only):
             continue
-        flag = "--" + name.replace("_", "-")
-        kind, _ = unwrap(hint)
-        common: dict[str, Any] = {
-            "dest": name,
-            "default": None,
-            "help": f.metadata["help"].replace("%", "%%"),
-        }
-        choices = f.metadata["choices"]
-        if kind is bool:
-            parser.add_argument(flag, action="store_true", **common)
-        elif typing.get_origin(kind) is tuple:
-            element = typing.get_args(kind)[0]
-            parser.add_argument(flag, type=_list_of(element, choices), metavar="A,B,…", **common)
-        elif choices:
-            parser.add_argument(flag, type=_one_of(choices), metavar="|".join(choices), **common)
+        takes = accepts(option.annotation, option.metadata)
+        common: dict[str, Any] = {"dest": name, "default": None, "help": (option.description or "").replace("%", "%%")}
+        if takes.kinds == (bool,):
+            parser.add_argument(as_option(name), action="store_true", **common)
         else:
-            parser.add_argument(flag, type=_number(kind), metavar=type_name(kind).upper(), **common)
+            kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
+            metavar = "A,B,…" if takes.many else kind
+            parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
 
 
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """The configuration options that stand on the command line, by dotted name."""
-    names = {name for name, _, _ in _leaves(Config)}
-    return {k: v for k, v in vars(namespace).items() if k in names and k != "preset" and v is not None}
-
-
-def _leaves(cls: type, prefix: str = "") -> list[tuple[str, dataclasses.Field[Any], Any]]:
-    hints = typing.get_type_hints(cls)
-    out: list[tuple[str, dataclasses.Field[Any], Any]] = []
-    for f in dataclasses.fields(cls):
-        if dataclasses.is_dataclass(hints[f.name]):
-            out += _leaves(hints[f.name], f"{prefix}{f.name}.")
-        else:
-            out.append((prefix + f.name, f, hints[f.name]))
-    return out
-
-
-def _one_of(choices: tuple[str, ...]) -> Any:
-    def convert(text: str) -> str:
-        if text not in choices:
-            raise argparse.ArgumentTypeError(
-                f"must be one of {', '.join(choices)}, not {text!r}{did_you_mean(text, choices)}"
-            )
-        return text
-
-    return convert
-
-
-def _number(kind: Any) -> Any:
-    def convert(text: str) -> Any:
-        for one in typing.get_args(kind) or (kind,):
-            with contextlib.suppress(ValueError):
-                return one(text)
-        what = {"int": "a whole number", "float": "a number"}.get(type_name(kind), type_name(kind))
-        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
-
-    return convert
-
-
-def _list_of(element: Any, choices: tuple[str, ...]) -> Any:
-    convert_one = _one_of(choices) if choices else _number(element)
-
-    def convert(text: str) -> tuple[Any, ...]:
-        return tuple(convert_one(part.strip()) for part in text.split(",") if part.strip())
-
-    return convert
+    names = dict(_options(Config))
+    return {k: v for k, v in vars(namespace).items() if k in names and v is not None}
 
 
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -107,3 +70,23 @@ def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     return options
+
+
+def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, option in model.model_fields.items():
+        if isinstance(option.annotation, type) and issubclass(option.annotation, BaseModel):
+            yield from _options(option.annotation, f"{prefix}{name}.")
+        elif name != "preset":
+            yield prefix + name, option
+
+
+def _converter(takes: Accepts) -> Any:
+    """Text to a value; what is no number stays text, of which the configuration says what is wrong with it."""
+
+    def one(text: str) -> Any:
+        for kind in takes.kinds:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+        return text
+
+    return (lambda text: tuple(one(p.strip()) for p in text.split(",") if p.strip())) if takes.many else one

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
 from pathlib import Path
 from typing import Any
 
 from ima_dist.config.errors import ConfigError, did_you_mean
-from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, from_dict, option_values
+from ima_dist.config.schema import NORMS, Config
+from ima_dist.config.values import as_flags, from_dict, nested, option_values
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -77,7 +78,7 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, list[float]]]]]
 
 PRESETS = tuple(_PRESETS)
 
-# What the paper leaves open and is therefore ours: presets -> setting.
+# Settings that the paper leaves open and we chose: presets -> setting.
 OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("moons",), "Moons: points with normal noise of standard deviation 0.06, and the experiments under L2."),
     (("fashion_mnist", "mnist", "svhn", "cifar10"), "A validation set of 5,000 images, taken from the training set."),
@@ -91,7 +92,7 @@ OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 
 def is_the_papers(config: Config) -> bool:
-    """Whether data and network are the ones that the paper used for this preset, so that its tables apply."""
+    """True if data and network are the ones that the paper used for this preset, so that its tables apply."""
     shared, _ = _PRESETS[config.preset]
     given = (config.data.source, config.model.factory)
     return given == (shared["data"]["source"], shared["model"]["factory"])
@@ -108,24 +109,14 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     options = dict(options or {})
     shared, norms = _PRESETS[preset]
     norm = options.get("norm", "linf")
-    tree: dict[str, Any] = {"preset": preset, "norm": norm, "eval": {}}
-    for key, value in shared.items():
-        tree[key] = dict(value) if isinstance(value, dict) else value
+    tree: dict[str, Any] = {"preset": preset, **copy.deepcopy(shared)}
     if norm in norms:
-        tree["eps_max"], tree["eval"]["noise"] = norms[norm][0], list(norms[norm][1])
-    elif "eps_max" not in options or "eval.noise" not in options:
+        tree["eps_max"], tree["eval"] = norms[norm][0], {"noise": norms[norm][1]}
+    elif norm in NORMS and ("eps_max" not in options or "eval.noise" not in options):
         raise ConfigError(f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself.")
     if options.get("method") == "ce" and preset == "covid_ct":
         tree["optimizer"] = {"name": "adamw", "weight_decay": 0.01}
-    for dotted, value in options.items():
-        node = tree
-        *parents, last = dotted.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = list(value) if isinstance(value, tuple) else value
-    config = from_dict(tree)
-    assert isinstance(config, Config)
-    return config
+    return from_dict(nested(tree, options))
 
 
 def preset_config(config: Config) -> Config:
@@ -140,7 +131,7 @@ def preset_config(config: Config) -> Config:
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """The options by dotted name that make ``config`` from its preset, method and norm always among them."""
+    """The options by dotted name that make ``config`` from its preset; always with method and norm."""
     usual, own = option_values(preset_config(config)), option_values(config)
     always = {"method", "norm"}
     if config.norm not in _PRESETS[config.preset][1]:

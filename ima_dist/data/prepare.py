@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line
-from ima_dist.config.schema import DataConfig
+from ima_dist.config.presets import make_config
 from ima_dist.data import prepared
 from ima_dist.data.cifar10 import CIFAR10
 from ima_dist.data.covid_ct import COVID_CT
@@ -43,7 +43,8 @@ def prepare(name: str, source: str, to: str | None = None) -> Preparation:
     or if the directory holds something else, a copy of other files included, or cannot be written.
     """
     published = by_name(name)
-    config = DataConfig(source=name, dir=None if source == DOWNLOAD else source, download=source == DOWNLOAD)
+    place = {"dir": None, "download": True} if source == DOWNLOAD else {"dir": source, "download": False}
+    config = make_config(name).data.model_copy(update=place)
     try:
         paths = published.find(config)
         sources = _sources(published, paths)

@@ -45,7 +45,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
 def loaded(name: str, directory: Path | None, seed: int = 0, subset: int | None = None) -> DataSet:
     config = make_config(name).data
     where = None if directory is None else str(directory)
-    return load(dataclasses.replace(config, dir=where, subset=subset), seed)
+    return load(config.model_copy(update={"dir": where, "subset": subset}), seed)
 
 
 def run(*words: object) -> int:

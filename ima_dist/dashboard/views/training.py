@@ -44,7 +44,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
             row["mean margin"] = at["margin_mean"]
         except ConfigError as error:
             row["remark"] = (
-                str(error).replace("--select needs", "A threshold needs").replace(": name the --epochs yourself", "")
+                str(error).replace("--select needs", "A threshold needs").replace(": give --epochs instead", "")
             )
         rows.append(row)
         trained.append(Trained(run.name, run.history, epoch))
