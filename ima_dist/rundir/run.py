@@ -8,19 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values
 from ima_dist.rundir import arrays
+from ima_dist.rundir.arrays import Arrays
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import inside, read_json, read_parquet, sentence
 
 _T = TypeVar("_T")
-Arrays = dict[str, np.ndarray]
 
 
 class Run:

@@ -12,6 +12,7 @@ from ima_dist.core import distributed
 from ima_dist.core.noise import Phase
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json
 from ima_dist.training import checkpoint
 from ima_dist.training.loop import Training
 from ima_dist.training.numerics import NumericalError
@@ -236,7 +237,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, vict
     assert training.state.position.epoch == 2
     assert len(training.warnings) == 1
     assert str(file) in training.warnings[0]
+    assert training.warnings[0].endswith("; continuing from epoch=0002.")
     Training(config, run, data, torch.device("cpu")).fit()
+    assert read_json(run.progress_path)["warnings"] == training.warnings
     weights_2, margins_2 = workers.final_state(config, run.path)
     assert workers.largest_difference(weights, weights_2) == 0
     assert torch.equal(margins, margins_2)

@@ -11,6 +11,7 @@ import pytest
 
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
+from ima_dist.rundir.arrays import BOUNDARY, EXTREMES, NOISY
 from ima_dist.rundir.curves import Point, attack_rows, epochs_of
 from ima_dist.rundir.files import write_json, write_parquet
 from ima_dist.rundir.finding import find_runs, finished_runs
@@ -112,6 +113,17 @@ def test_damaged_parts_are_named_and_left_out(tmp_path):
     dir.summary_path.write_text('{"status": "fini')
     again = Run(dir)
     assert (again.status, again.points) == ("damaged", [])
+
+
+@pytest.mark.parametrize("value", [np.zeros(()), np.zeros(3), np.zeros((2, 2))])
+def test_arrays_of_other_shapes_are_named(tmp_path, value):
+    dir = make_run(tmp_path / "run", "moons", {})
+    dir.examples_dir.mkdir()
+    for path, names in ((dir.boundary_path, BOUNDARY), (dir.noisy_path, NOISY), (dir.extremes_path, EXTREMES)):
+        np.savez(path, **dict.fromkeys(names, value))
+    damaged = Run(dir).damaged("boundary", "noisy", "extremes")
+    assert len(damaged) == 3
+    assert all("shapes do not match" in text for text in damaged)
 
 
 def test_a_run_stays_as_it_was_read(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import AXIS, COLOURS, epoch_axis, figure, text
+from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.text import NORM_SIGN
 
@@ -26,70 +26,44 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
     counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
     width = eps_max / len(counts)
     centres = [(i + 0.5) * width for i in range(len(counts))]
-    top = max(counts)
+    dashed = {"color": COLOURS[1], "width": 2, "dash": "dash"}
     fig = figure(
         [
             go.Bar(x=centres, y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
-            go.Scatter(
-                x=[mean, mean],
-                y=[0, top],
-                mode="lines",
-                line={"color": COLOURS[1], "width": 2, "dash": "dash"},
-                name="mean margin",
-            ),
+            go.Scatter(x=[mean, mean], y=[0, max(counts)], mode="lines", line=dashed, name="mean margin"),
         ],
         height=460 if slider else 400,
-        xaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "range": [0, eps_max]},
-        yaxis={**AXIS, "title": {"text": "training samples"}, "rangemode": "tozero"},
+        xaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", range=[0, eps_max]),
+        yaxis=axis("training samples", rangemode="tozero"),
         bargap=0,
     )
     if slider:
-        steps = [
-            {
-                "method": "restyle",
-                "label": str(number),
-                "args": [
-                    {
-                        "y": [row["margin_histogram"], [0, max(row["margin_histogram"])]],
-                        "x": [centres, [row["margin_mean"]] * 2],
-                    }
-                ],
-            }
-            for number, row in rows.items()
-        ]
-        active = list(rows).index(epoch)
-        fig.update_layout(
-            sliders=[{"steps": steps, "active": active, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}]
-        )
+        steps = []
+        for number, row in rows.items():
+            heights = row["margin_histogram"]
+            data = {"x": [centres, [row["margin_mean"]] * 2], "y": [heights, [0, max(heights)]]}
+            steps.append({"method": "restyle", "label": str(number), "args": [data]})
+        shown = {"active": list(rows).index(epoch), "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}
+        fig.update_layout(sliders=[{"steps": steps, **shown}])
     return fig
 
 
 def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
     """Share of the samples at ε_max, and the mean margin as a share of ε_max, by epoch."""
     epochs = [row["epoch"] for row in history]
+    shares, means = [row["share_at_max"] for row in history], [row["margin_mean"] / eps_max for row in history]
     traces = [
-        go.Scatter(
-            x=epochs,
-            y=[row["share_at_max"] for row in history],
-            name="share of samples at ε_max",
-            mode="lines+markers",
-            line={"color": COLOURS[0]},
-            marker={"symbol": "circle"},
-        ),
-        go.Scatter(
-            x=epochs,
-            y=[row["margin_mean"] / eps_max for row in history],
-            name="mean margin / ε_max",
-            mode="lines+markers",
-            line={"color": COLOURS[1], "dash": "dash"},
-            marker={"symbol": "square"},
-        ),
+        go.Scatter(x=epochs, y=y, name=name, mode="lines+markers", line=line, marker={"symbol": symbol})
+        for y, name, line, symbol in (
+            (shares, "share of samples at ε_max", {"color": COLOURS[0]}, "circle"),
+            (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
+        )
     ]
     fig = figure(
         traces,
         height=320,
         xaxis=epoch_axis(max(epochs)),
-        yaxis={**AXIS, "title": {"text": "share"}, "range": [-0.02, 1.02]},
+        yaxis=axis("share", range=[-0.02, 1.02]),
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
@@ -106,8 +80,8 @@ def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str)
     return figure(
         [go.Box(**boxes, marker={"color": COLOURS[0]}, name="margins", showlegend=False)],
         height=380,
-        xaxis={**AXIS, "type": "category", "title": {"text": "class"}},
-        yaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "rangemode": "tozero"},
+        xaxis=axis("class", type="category"),
+        yaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", rangemode="tozero"),
     )
 
 
@@ -130,6 +104,7 @@ def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
 
 
 def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
+    index, margin = arrays["index"], arrays["margin"]
     traces = []
     for large, sign, name in ((False, "x-thin-open", "smallest margins"), (True, "circle", "largest margins")):
         chosen = (arrays["label"] == number) & (arrays["largest"] == large)
@@ -140,18 +115,15 @@ def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
                 mode="markers",
                 name=name,
                 marker={"symbol": sign, "size": 11, "color": COLOURS[int(large)]},
-                text=[
-                    f"sample {i}, margin {m:.4g}"
-                    for i, m in zip(arrays["index"][chosen], arrays["margin"][chosen], strict=True)
-                ],
+                text=[f"sample {i}, margin {m:.4g}" for i, m in zip(index[chosen], margin[chosen], strict=True)],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
     return figure(
         traces,
         height=420,
-        xaxis={**AXIS, "title": {"text": "first coordinate"}},
-        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x"},
+        xaxis=axis("first coordinate"),
+        yaxis=axis("second coordinate", scaleanchor="x"),
     )
 
 
@@ -171,17 +143,14 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
             ((~over, "circle-open", "within"), (over, "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"))
         )
     ]
-    traces.append(
-        go.Scatter(
-            x=[0, top], y=[0, top], mode="lines", name="margin = distance", line={"color": "#111", "dash": "dash"}
-        )
-    )
+    dashed = {"color": "#111", "dash": "dash"}
+    traces.append(go.Scatter(x=[0, top], y=[0, top], mode="lines", name="margin = distance", line=dashed))
     sign = NORM_SIGN.get(norm, norm)
     return figure(
         traces,
         height=460,
-        xaxis={**AXIS, "title": {"text": f"audited distance ({sign})"}, "range": [0, 1.05 * top]},
-        yaxis={**AXIS, "title": {"text": f"stored margin ({sign})"}, "range": [0, 1.05 * top]},
+        xaxis=axis(f"audited distance ({sign})", range=[0, 1.05 * top]),
+        yaxis=axis(f"stored margin ({sign})", range=[0, 1.05 * top]),
     )
 
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.margins import Names, class_name
-from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.figures.interactive.style import AXIS, COLOURS, axis, figure, text
 from ima_dist.rundir.curves import format_noise
 
 
@@ -59,7 +59,7 @@ def predictions_figure(rows: list[dict[str, object]], label: int, names: Names) 
     fig = figure(
         traces,
         height=200 + 30 * len(order),
-        xaxis={**AXIS, "title": {"text": "noise level"}},
+        xaxis=axis("noise level"),
         yaxis={**AXIS, "type": "category", "categoryorder": "array", "categoryarray": order, "automargin": True},
     )
     fig.update_yaxes(range=[-0.5, len(order) - 0.5])

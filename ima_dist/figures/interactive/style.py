@@ -57,9 +57,13 @@ def style(fig: go.Figure, height: int, **layout: Any) -> None:
     )
 
 
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    return {**AXIS, "title": {"text": title}, **more}
+
+
 def epoch_axis(last: int) -> dict[str, Any]:
     """An axis of epochs, which have no fractions."""
-    return {**AXIS, "title": {"text": "epoch"}, "dtick": 1 if last <= _FEW_EPOCHS else None}
+    return axis("epoch", dtick=1 if last <= _FEW_EPOCHS else None)
 
 
 def faint(code: str, alpha: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ima_dist.figures.interactive.style import AXIS, COLOURS, SYMBOLS, figure, text
+from ima_dist.figures.interactive.style import COLOURS, SYMBOLS, axis, figure, text
 
 Interval = tuple[float, float]
 
@@ -57,8 +57,8 @@ def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Fig
     return figure(
         traces,
         height=520,
-        xaxis={**AXIS, "title": {"text": "clean accuracy"}},
-        yaxis={**AXIS, "title": {"text": text(what)}},
+        xaxis=axis("clean accuracy"),
+        yaxis=axis(text(what)),
     )
 
 
