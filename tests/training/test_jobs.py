@@ -153,7 +153,7 @@ def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
     config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
     run = RunDir.create(config, tmp_path / "run")
     curves = [
-        {"attack": attack, "loss": "both", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": samples,
+        {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": samples,
          "steps": 5, "step_scale": 4.0, "epoch": 30}
         for attack, samples in (("pgd100", 10), ("worst", 100))
     ]  # fmt: skip
