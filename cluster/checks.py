@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster import partitions, ray_node, slurm
 from cluster.partitions import Partition
 from ima_dist.config.errors import ConfigError
+from ima_dist.launch.network_interface import interface_of
 
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _GIB = 2**30
@@ -244,7 +245,7 @@ def requeue() -> tuple[str, str]:
 def interface(towards: str | None, name: str | None) -> tuple[str, str]:
     """Find the interface that gloo and NCCL will be told to use."""
     address = ray_node.own_address(towards, name)
-    found = next((n for n, known in ray_node.addresses().items() if known == address), None)
+    found = interface_of(address)
     if found is None:
         return FAILURE, f"no interface has the address {address}: name one as interface in {partitions.OWN_FILE}."
     return OK, f"{found} ({address})"

@@ -17,8 +17,8 @@ from cluster import policy, ray_node, slurm
 from cluster.policy import Action, Wants
 from cluster.records import progress_of, write_private
 from cluster.start import ASK_EVERY, LOOK_EVERY, Leave, Start, Stopped, Unready, cpus
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 from ima_dist.launch.signals import blocked
 from ima_dist.rundir.files import read_json, write_text_atomic
 
@@ -43,6 +43,7 @@ class Leader(Start):
     """A start as seen by task 0, which starts the run and decides what becomes of the job."""
 
     tries: dict[str, Any]
+    _try_next = 0.0
 
     def run(self) -> dict[str, Any]:
         try:
@@ -175,7 +176,7 @@ class Leader(Start):
         if self.hear():
             names = dict.fromkeys(signal.Signals(number).name for number, _ in self.situation.signals)
             self.note(f"{' and '.join(names)}: {_SAID[self.situation.wants]}.")
-        if self.situation.wants is Wants.REQUEUE and time.time() > self._ask_next:
+        if self.situation.wants is Wants.REQUEUE and time.time() > self._try_next:
             self._try_requeue()
 
     def _write_times(self) -> None:
@@ -219,7 +220,7 @@ class Leader(Start):
 
     def _try_requeue(self) -> str:
         """Ask SLURM to start the job again; "" if it will, else why not."""
-        self._ask_next = time.time() + ASK_EVERY
+        self._try_next = time.time() + ASK_EVERY
         if not self.situation.may_requeue:
             return "Requeue=0 in its record"
         try:

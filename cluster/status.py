@@ -20,9 +20,10 @@ from typing import Any
 from cluster import slurm
 from cluster.records import RECORDS, RowRecord
 from cluster.watch import Queue
-from ima_dist.cli.entry import EXIT_DONE, guarded
+from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.exit_status import EXIT_DONE
 from ima_dist.rundir.files import read_json
 
 _COLUMNS = ("job", "state", "node", "start", "epoch", "samples/s", "accuracy", "message")

@@ -26,9 +26,10 @@ from cluster.records import RECORDS, write_private
 from cluster.task import Task
 from cluster.watch import wait as wait
 from cluster.watch import watch
-from ima_dist.cli.entry import EXIT_DONE, guarded
+from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import OneLineParser, add_options, given_options
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.exit_status import EXIT_DONE
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
 RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")

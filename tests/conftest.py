@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 # Ray reads it once, when it is imported, which a test may do before a command of ours has set it.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -29,8 +30,15 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A results directory with a few small real runs (see ``tests.support.results``); it is only read."""
     from tests.support.results import make_results
 
-    return make_results(tmp_path_factory.mktemp("results") / "results")
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    # The processes of a parallel run share one.
+    with FileLock(shared / "results.lock"):
+        if not (shared / "results-made").exists():
+            make_results(shared / "of-results" / "results")
+            (shared / "results-made").touch()
+    return shared / "of-results" / "results"

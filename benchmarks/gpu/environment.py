@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.check import Check, Skip
 
-# The first three are for everything that trains; the others for an attack or a network each.
+# numpy and the first three are for everything that trains; the others for an attack or a network each.
 _PACKAGES = ("pyarrow", "safetensors", "yaml", "numpy", "advertorch", "pyautoattack", "torchvision")
 
 

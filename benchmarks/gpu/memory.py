@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.check import Check, Skip
 from ima_dist import models
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
-from ima_dist.training.loop import attack_batch_size
+from ima_dist.data.batch_sizes import attack_batch_size
 
 _TITAN_V = 12e9
 # name, network, shape of a sample, global batch

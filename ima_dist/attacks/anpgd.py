@@ -14,12 +14,12 @@ from ima_dist.core import norms
 
 @dataclass(frozen=True)
 class NearestResult:
-    """What ``anpgd`` found.
+    """Result of ``anpgd``.
 
     Attributes:
         x: (B, ...) the point where the soft margin loss changes its sign along the direction of PGD.
         distance: (B,) from the clean sample, along that direction, before the box cuts it.
-        crossed: (B,) bool, the loss was positive somewhere; else ``distance`` is next to ``max_eps``.
+        crossed: (B,) bool, the loss was positive somewhere; if not, ``distance`` is close to ``max_eps``.
         evaluations: forward passes spent, in samples.
     """
 
@@ -52,7 +52,7 @@ def anpgd(
     Args:
         model, x, y, norm, steps, step_scale, start, box: as for ``pgd``; every x classified correctly.
         eps: the first guess, a number or (B,), at most ``max_eps``.
-        max_eps: where the search ends; it is not itself tried.
+        max_eps: where the search ends; this distance itself is not tried.
 
     Raises:
         ValueError: an unknown norm, or shapes that do not fit.

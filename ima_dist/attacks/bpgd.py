@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +23,11 @@ from ima_dist.core import norms
 
 @dataclass(frozen=True)
 class BoundaryResult:
-    """What ``bpgd`` found.
+    """Result of ``bpgd``.
 
     Attributes:
         x: (B, ...) the point on the boundary; the clean sample where ``crossed`` is False.
-        crossed: (B,) bool, the sequence of Algorithm 3 held a misclassified sample.
+        crossed: (B,) bool, the sequence of Algorithm 3 contained a misclassified element.
         correct: (B,) bool, the clean sample is classified correctly.
         evaluations: forward passes spent, in samples.
     """
@@ -55,11 +56,11 @@ def bpgd(
     """Noisy samples on the decision boundary (paper, Algorithm 3, BPGD).
 
     The sequence is x, x₀ … x_steps of PGD. Its first misclassified element and the one before it are
-    the bracket, which ``bisections`` halvings of the straight segment between them narrow.
+    the bracket, which is narrowed by ``bisections`` halvings of the straight segment between them.
 
     A sample leaves the working batch as soon as it has crossed, and misclassified clean samples never
-    enter it. For a network that treats samples independently the result is that of the plain
-    algorithm; only the work is less.
+    enter it. For a network that treats samples independently the result is the same as that of the plain
+    algorithm, with less work.
 
     Args:
         model, x, y, eps, norm, steps, step_scale, loss, start, box: as for ``pgd``.
@@ -82,33 +83,9 @@ def bpgd(
         evaluations = len(x)
         xi = norms.random_start(x, eps, norm) if start is None else start
 
-        # The working batch: the samples that are still on the right side.
-        rows = correct.nonzero()[:, 0]
-        w_y, before = y[rows], x[rows]
-        balls = norms.Balls(x, eps, norm, box).select(rows)
-        now = balls.clip(before + xi[rows])
-        brackets: list[tuple[Tensor, Tensor, Tensor]] = []
-        for i in range(steps + 1):
-            if not len(rows):
-                break
-            if i < steps:
-                logits, gradient = logits_and_gradient(model, now, w_y, objective)
-            else:
-                logits, gradient = model(now), now
-            evaluations += len(rows)
-            wrong = misclassified(logits, w_y)
-            # One look at the device per step. It costs a launch gap and saves whole passes.
-            gone = wrong.nonzero()[:, 0]
-            if len(gone):
-                brackets.append((rows[gone], before[gone], now[gone]))
-            if i == steps:
-                break
-            if len(gone):
-                left = (~wrong).nonzero()[:, 0]
-                rows, w_y, balls = rows[left], w_y[left], balls.select(left)
-                now, gradient = now[left], gradient[left]
-            before, now = now, balls.step(now, gradient, step_scale / steps)
-
+        balls = norms.Balls(x, eps, norm, box)
+        brackets, spent = _brackets(model, x, y, correct.nonzero()[:, 0], xi, balls, steps, step_scale, objective)
+        evaluations += spent
         result, crossed = x.clone(), torch.zeros_like(correct)
         if brackets:
             rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
@@ -121,3 +98,46 @@ def bpgd(
             ends = {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}
             result[rows], crossed[rows] = ends[boundary_side], True
     return BoundaryResult(x=result, crossed=crossed, correct=correct, evaluations=evaluations)
+
+
+def _brackets(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    xi: Tensor,
+    balls: norms.Balls,
+    steps: int,
+    step_scale: float,
+    objective: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
+    """Run PGD for the samples ``rows``, each until it crosses; returns the brackets and the evaluations spent.
+
+    A bracket: rows (K,), the last correctly classified elements (K, ...), the first misclassified ones (K, ...).
+    """
+    # The working batch: the samples that are still classified correctly.
+    w_y, before = y[rows], x[rows]
+    balls = balls.select(rows)
+    now = balls.clip(before + xi[rows])
+    brackets, evaluations = [], 0
+    for i in range(steps + 1):
+        if not len(rows):
+            break
+        if i < steps:
+            logits, gradient = logits_and_gradient(model, now, w_y, objective)
+        else:
+            logits, gradient = model(now), now
+        evaluations += len(rows)
+        wrong = misclassified(logits, w_y)
+        # One sync per step, which costs a launch gap and saves whole passes.
+        gone = wrong.nonzero()[:, 0]
+        if len(gone):
+            brackets.append((rows[gone], before[gone], now[gone]))
+        if i == steps:
+            break
+        if len(gone):
+            left = (~wrong).nonzero()[:, 0]
+            rows, w_y, balls = rows[left], w_y[left], balls.select(left)
+            now, gradient = now[left], gradient[left]
+        before, now = now, balls.step(now, gradient, step_scale / steps)
+    return brackets, evaluations

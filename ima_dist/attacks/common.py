@@ -1,4 +1,4 @@
-"""What all gradient attacks share: the network's mode while it is attacked, losses, the input's gradient."""
+"""Shared by all attacks: the network's mode while it is attacked, losses, and the gradient of the input."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Box = tuple[float, float] | None
 
 @contextmanager
 def attack_mode(model: Network) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside; afterwards every module and parameter as before.
+    """Evaluation mode without parameter gradients inside the block; everything is restored afterwards.
 
-    Every module's own flag is restored, because a network may keep parts of itself in evaluation mode.
+    Each module's own flag is restored, because a network may keep parts of itself in evaluation mode.
     """
     if not isinstance(model, nn.Module):
         yield
@@ -81,10 +81,10 @@ def logits_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x.
 
-    For ``cross_entropy`` it is divided by each sample's probability of another class: cross-entropy is
-    log(1 + exp(soft margin loss)), so its gradient and the soft margin's have one direction, and attacks
-    use nothing else. In float32 the gradient of cross-entropy itself loses the true class's part where the others
-    have less than 6e-8 together, and all of it below 1e-45.
+    For ``cross_entropy`` the gradient is divided by each sample's probability of being in another class:
+    cross-entropy is log(1 + exp(soft margin loss)), so both losses have gradients of the same direction, and
+    attacks use only the direction. In float32 the gradient of cross-entropy itself loses the true class's part
+    where the other classes together have a probability below 6e-8, and vanishes below 1e-45.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -102,7 +102,7 @@ def misclassified(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str, start: Tensor | None = None) -> None:
-    """Raises ValueError for shapes or a norm that no attack can work with. Looks at no values: no sync."""
+    """Raise ValueError for shapes or a norm that no attack can work with. Reads no values, so it forces no sync."""
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm must be 'linf' or 'l2', not {norm!r}")
     if y.shape != x.shape[:1]:

@@ -22,11 +22,11 @@ from ima_dist.core import norms
 
 @dataclass(frozen=True)
 class DDNResult:
-    """What ``ddn`` found.
+    """Result of ``ddn``.
 
     Attributes:
         x: (B, ...) the nearest misclassified point, cut to ``max_norm``; the clean sample where none was found.
-        found: (B,) bool, a misclassified point was found, the clean sample included.
+        found: (B,) bool, a misclassified point was found, which may be the clean sample.
         correct: (B,) bool, the clean sample is classified correctly.
         evaluations: forward passes spent, in samples.
     """
@@ -53,7 +53,7 @@ def ddn(
     From δ = 0: a step of length α along the unit gradient of the cross-entropy; δ is then scaled to the norm
     ε, which has shrunk by the factor 1 − ``gamma`` if the point before the step was misclassified and grown by
     1 + ``gamma`` if not; then cut to the box. α falls from 1 to 0.01 along a cosine. ``steps`` points are tried,
-    x the first of them; the shortest perturbation that was misclassified counts.
+    starting with x; the shortest perturbation that was misclassified is the result.
 
     Ours: nothing is rounded to 256 levels, and a zero gradient stays zero, where the authors' code draws a
     random direction.
@@ -73,7 +73,7 @@ def ddn(
         delta, best = torch.zeros_like(x), torch.zeros_like(x)
         shortest = torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
         eps = torch.full_like(shortest, init_norm)
-        # No norm can usefully exceed the way to the farthest corner of the box.
+        # A norm beyond the distance to the farthest corner of the box would be useless.
         farthest = shortest.clone() if box is None else norms.length(torch.maximum(x - box[0], box[1] - x), "l2")
         correct = torch.ones_like(y, dtype=torch.bool)
         for step in range(steps):

@@ -37,10 +37,10 @@ def spsa(
 
     Args:
         model, x, y, norm, box: as for ``pgd``. eps: radius, the same for all samples.
-        keys: (B,) int64; the sign vectors of a sample depend on its key and the iteration alone.
-        samples: sign vectors in an iteration, each of which costs two forward passes.
+        keys: (B,) int64; the sign vectors of a sample depend only on its key and the iteration.
+        samples: sign vectors per iteration, each of which costs two forward passes.
         delta: length of a probe in each component. lr: learning rate of Adam, in the input's units.
-        images_at_once: bound of the batch that the model sees.
+        images_at_once: upper bound on the batch that the model sees.
 
     Returns:
         (B, ...), within eps of x and inside the box.

@@ -1,4 +1,4 @@
-"""The strictest reading of a PGD attack: whatever broke a sample, at whatever step, counts."""
+"""The strictest reading of a PGD attack: a sample counts as broken if any step broke it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ima_dist.attacks.common import (
 from ima_dist.core import norms
 
 
+# More than 60 lines because of its description; the work is done in ``_break`` and ``_nearest``.
 def worst(
     model: Network,
     x: Tensor,
@@ -36,14 +37,14 @@ def worst(
 ) -> tuple[Tensor, Tensor]:
     """Predictions under the worst of all iterates, losses and smaller radii.
 
-    PGD (eq. 1) is run for each radius in ascending order and each loss. The clean sample and every
-    iterate count; a sample that is broken leaves the batch and stays broken at larger radii. With two
-    classes "ce" is left out beside "margin", whose steps are the same.
+    PGD (eq. 1) runs for each radius in ascending order and each loss. The clean sample and every iterate count;
+    a sample that is broken leaves the batch and stays broken at larger radii. With two classes "ce" takes the same
+    steps as "margin" and is left out.
 
-    What then is left is attacked towards its nearest rival classes one by one, with a share of the steps
-    each, from two opposite starts: the margin loss pursues the class that is strongest at the moment, and can
-    be led away from a nearer one. These steps shrink evenly from half the radius to nothing, as steps of one size
-    circle round a narrow place. docs/log.md compares it with AutoAttack.
+    The samples left are then attacked towards their nearest rival classes one by one, with a share of the steps
+    each, from two opposite starts, because the margin loss pursues whichever class is strongest at the moment and
+    can lead away from a nearer one. These steps shrink from half the radius towards zero, because steps of one size
+    circle around a narrow region. docs/log.md compares ``worst`` with AutoAttack.
 
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
@@ -65,13 +66,11 @@ def worst(
     predictions = torch.empty(len(levels), len(x), dtype=torch.int64, device=x.device)
     with torch.no_grad(), attack_mode(model):
         logits = model(x)
-        predicted = logits.argmax(1)
-        if logits.shape[1] == 2 and {"ce", "margin"} <= set(losses):
-            # With two classes the gradient of ce is that of margin times a positive number, so both take the
-            # same steps; only, ce's can underflow to zero.
+        predicted, classes, spent = logits.argmax(1), logits.shape[1], len(x)
+        if classes == 2 and {"ce", "margin"} <= set(losses):
+            # The gradient of ce is that of margin times a positive number, which can underflow to zero.
             losses = [name for name in losses if name != "ce"]
-        spent = len(x)
-        rivals = min(rivals, logits.shape[1] - 1) if logits.shape[1] > 2 else 0
+        rivals = min(rivals, classes - 1) if classes > 2 else 0
         aims: Tensor | None = None
         for number, eps in enumerate(levels):
             if eps > 0:
@@ -86,28 +85,31 @@ def worst(
                     aims = torch.zeros(len(x), rivals, dtype=torch.int64, device=x.device)
                     if len(rows):  # some networks cannot take an empty batch
                         aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
-                    spent += _looked_at(logits) * len(rows)
+                    spent += _candidates(classes) * len(rows)
                 for begin, k in itertools.product((x + xi, x - xi), range(rivals)):
                     assert aims is not None
                     rows = (predicted == y).nonzero()[:, 0]
-                    few = max(1, round(steps / rivals))
-                    shrinking = [0.5 * (1 - i / few) for i in range(few)]
-                    spent += _break(model, y, aims[:, k], rows, begin, balls, predicted, shrinking, "margin")
+                    sizes = _shrinking(round(steps / rivals))
+                    spent += _break(model, y, aims[:, k], rows, begin, balls, predicted, sizes, "margin")
             predictions[number] = predicted
     return predictions, torch.tensor(spent)
 
 
-_LOOKED_AT = 9
+def _shrinking(steps: int) -> list[float]:
+    """Step sizes that fall evenly from half the radius towards zero, in units of the radius."""
+    steps = max(1, steps)
+    return [0.5 * (1 - i / steps) for i in range(steps)]
 
 
-def _looked_at(logits: Tensor) -> int:
-    return min(_LOOKED_AT, logits.shape[1] - 1)
+def _candidates(classes: int) -> int:
+    """Rival classes whose distance is estimated."""
+    return min(9, classes - 1)
 
 
 def _nearest(model: Network, x: Tensor, y: Tensor, rivals: int, norm: str) -> Tensor:
-    """The ``rivals`` classes of the smallest linearised distance among the nine of the largest logits, (B, rivals)."""
+    """(B, rivals): of the nine rival classes with the largest logits, those with the smallest linearised distance."""
     logits = model(x)
-    candidates = logits.scatter(1, y[:, None], float("-inf")).topk(_looked_at(logits), dim=1).indices
+    candidates = logits.scatter(1, y[:, None], float("-inf")).topk(_candidates(logits.shape[1]), dim=1).indices
     distances = []
     for rival in candidates.unbind(1):
         logits, gradient = logits_and_gradient(model, x, y, _towards(rival))
@@ -137,8 +139,9 @@ def _break(
     sizes: Sequence[float],
     loss: str,
 ) -> int:
-    """Attack the samples ``rows`` from ``begin``, with ``loss`` or towards ``rival`` (B,), in steps of ``sizes`` in
-    units of the radius; write wrong labels to ``predicted``. Returns evaluations.
+    """Attack the samples ``rows`` from ``begin``, with ``loss`` or towards ``rival`` (B,).
+
+    sizes: of the steps, in units of the radius. Writes wrong labels to ``predicted``; returns the evaluations spent.
     """
     balls = balls.select(rows)
     now, w_y = balls.clip(begin[rows]), y[rows]

@@ -10,7 +10,7 @@ from ima_dist.cli.paths import existing
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.results.candidates import best_text, rows_of_directory
-from ima_dist.results.table import noise_key
+from ima_dist.rundir.curves import noise_key
 
 
 def main(argv: list[str]) -> int:

@@ -1,1 +1,1 @@
-"""Collectives, norms and keyed random numbers: the ground that everything numerical stands on."""
+"""Collectives, norms, keyed random numbers and polling, on which everything else is built."""

@@ -1,4 +1,4 @@
-"""The few collective operations the project uses. Without a process group they are no-ops for one worker."""
+"""The collective operations that the project uses. Without a process group there is one worker."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
 
 
 def gather_tensors(tensor: Tensor, sizes: list[int], group: Group = None) -> list[Tensor]:
-    """Every worker's vector, by rank, on every worker; ``sizes`` are their lengths, which differ by 1 at most."""
+    """Every worker's vector, by rank, on every worker; ``sizes`` are their lengths, which differ by at most 1."""
     if world_size(group) == 1:
         return [tensor]
-    # A collective for vectors of one length exists with every backend.
+    # Every backend can gather vectors of equal length.
     padded = torch.cat([tensor, tensor.new_zeros(max(sizes) - len(tensor))])
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded, group=group)
@@ -67,8 +67,8 @@ def gather_tensors(tensor: Tensor, sizes: list[int], group: Group = None) -> lis
 def exchange(columns: list[Tensor], sizes: Tensor, group: Group = None) -> tuple[list[Tensor], Tensor]:
     """Send the first ``sizes[0]`` rows to worker 0, the next ``sizes[1]`` to worker 1, …
 
-    columns: tensors of equally many rows. sizes: (world,) int64. Returns what came in, in the order of the
-    senders, and how many rows each of them sent, (world,) int64.
+    columns: tensors with the same number of rows. sizes: (world,) int64. Returns the rows received, in the order of
+    the senders, and how many rows each of them sent, (world,) int64.
     """
     arriving = torch.empty_like(sizes)
     dist.all_to_all_single(arriving, sizes.contiguous(), group=group)
@@ -90,7 +90,7 @@ def share_object(value: Any, group: Group = None) -> Any:
 
 
 def together(check: Callable[[], None], group: Group = None) -> None:
-    """Worker 0 calls ``check``; what it raises, all workers raise."""
+    """Worker 0 calls ``check``; if that raises, all workers raise the same exception."""
     raised: Exception | None = None
     if rank(group) == 0:
         try:
@@ -120,7 +120,7 @@ def share_of_batch(indices: Tensor, group: Group = None) -> Tensor:
 
 
 def default_device(device: str) -> torch.device:
-    """cuda (this process's current card) or cpu for ``auto``; otherwise what was asked for."""
+    """For ``auto`` this process's current GPU if it has one, else the CPU; otherwise what was asked for."""
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, not on what was drawn before.
+"""Random numbers that depend on their purpose, not on what was drawn before.
 
 A sample's noise is a hash of (seed, epoch, phase, global sample index), computed on the sample's device.
 So it is the same whichever worker handles the sample, in whatever batch, and after any interruption.
@@ -18,7 +18,7 @@ from ima_dist.core import norms
 
 
 class Phase(enum.IntEnum):
-    """What the noise is for; two phases never share a number."""
+    """Purpose of the noise; no two phases share random numbers."""
 
     TRAIN = 1
     MARGIN = 2
@@ -65,7 +65,7 @@ def derived(keys: Tensor, number: int) -> Tensor:
 def signs(keys: Tensor, shape: tuple[int, ...], first: int, dtype: torch.dtype) -> Tensor:
     """Random ±1, (B, *shape): vectors number ``first`` to ``first + shape[0] - 1`` of each key's stream.
 
-    A vector is the same however many are asked for at once.
+    A vector does not depend on how many are asked for at once.
     """
     count, size = shape[0], math.prod(shape[1:])
     words = -(-size // 64)

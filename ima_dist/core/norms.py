@@ -1,4 +1,4 @@
-"""The two norms, as the handful of operations that attacks need. All act sample by sample.
+"""The two norms, as the operations that attacks need. All act sample by sample.
 
 Shapes: samples and perturbations (B, ...); radii ``eps`` a number or (B,); lengths (B,).
 """
@@ -33,7 +33,7 @@ def ascent(gradient: Tensor, norm: str) -> Tensor:
     """h of eq. 1: the sign for L∞, the unit vector for L2. A zero gradient stays zero."""
     if norm == "linf":
         return gradient.sign()
-    # In float32 the squares of a saturated softmax's gradient underflow; scaling first keeps the direction.
+    # In float32 the squares of a saturated softmax's gradient underflow; scaling first preserves the direction.
     tiny = torch.finfo(gradient.dtype).tiny
     flat = gradient.flatten(1)
     flat = flat / flat.abs().amax(1, keepdim=True).clamp_min(tiny)
@@ -44,15 +44,15 @@ def ascent(gradient: Tensor, norm: str) -> Tensor:
 class Balls:
     """The ε-balls around a batch of samples, cut by the data box: where eq. 1 lives.
 
-    Holds what stays the same from step to step, so that a step costs few kernels: on small networks
-    these, and not the network, would be the time.
+    Holds what stays the same from step to step, so that a step needs few kernels: with small networks
+    they, and not the network, would take most of the time.
     """
 
     def __init__(self, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> None:
         """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
         self.norm, self.box = norm, box
         self._radius = per_sample(eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x)
-        # The fields with one row a sample: the bounds for L∞, the centre for L2.
+        # The fields with one row per sample: the bounds for L∞, the centre for L2.
         if norm == "linf":
             self._bounds: tuple[Tensor, ...] = (x - self._radius, x + self._radius)
             if box is not None:

@@ -1,1 +1,1 @@
-"""A page for the runs of a results directory. It only reads, never unpickles, and needs neither torch nor Ray."""
+"""Shows the runs of a results directory in a browser. It only reads, never unpickles, and needs no torch or Ray."""

@@ -1,4 +1,4 @@
-"""``python -m ima_dist.dashboard RESULTS_DIR``: look at the runs of a directory in a browser."""
+"""``python -m ima_dist.dashboard RESULTS_DIR``: show the runs of a directory in a browser."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.dashboard", description=__doc__, allow_abbrev=False)
     parser.add_argument("results", metavar="RESULTS_DIR", help="directory that contains runs")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=_PORT, help=f"default: {_PORT}; 0: any that is free")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, for this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=_PORT, help=f"port to listen on (default: {_PORT}; 0: any free)")
     arguments = parser.parse_args(argv)
     root: Path = existing(arguments.results).absolute()
     if not root.is_dir():
-        raise ConfigError(f"{root} is not a directory: name one that contains runs.")
+        raise ConfigError(f"{root} is not a directory: give one that contains runs.")
     if importlib.util.find_spec("dash") is None:
-        raise ConfigError("The dashboard needs Dash: pip install dash plotly.")
+        raise ConfigError("The dashboard needs Dash: pip install dash")
     serve(root, arguments.host, arguments.port)
     return EXIT_DONE
 
 
 def serve(root: Path, host: str, port: int) -> None:
-    """Serve until a signal ends the process. Raises ConfigError if the address cannot be had."""
+    """Serve until a signal ends the process. Raises ConfigError if it cannot listen on the address."""
     from werkzeug.serving import make_server
 
     from ima_dist.dashboard import access
@@ -45,13 +47,13 @@ def serve(root: Path, host: str, port: int) -> None:
 
     token = None if access.is_loopback(host) else access.new_token()
     app = make_app(root, token)
-    # Otherwise a line a request.
+    # Otherwise werkzeug prints one line per request.
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:
         listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{host}:{port} cannot be listened on ({reason}): give another --port or --host.") from None
+        raise ConfigError(f"Cannot listen on {host}:{port} ({reason}): give another --port or --host.") from None
     with listening:
         port = listening.getsockname()[1]
         server = make_server(host, port, app.server, threaded=True, fd=listening.fileno())

@@ -1,8 +1,8 @@
-"""Who may look: this machine alone, or whoever has the token.
+"""Access control: only this machine, or whoever has the token.
 
-On the loopback interface the name in the request must be one of this machine's own, so that a web page elsewhere
-cannot point a name of its own here and read along. Bound to another interface, the page asks for a token, once in the
-address and then as a cookie.
+On the loopback interface the host name in a request must be one of this machine's own. Otherwise a web page from
+elsewhere could read the dashboard by a name of its own that resolves to 127.0.0.1. On any other interface a request
+needs a token, first in the address and then in a cookie.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server bound to ``host``."""
+    """True if only this machine reaches a server bound to ``host``."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -30,14 +30,14 @@ def new_token() -> str:
 
 
 def guard(server: Flask, token: str | None) -> None:
-    """Refuse requests that may not look; ``token``: what they must show, or None on the loopback interface."""
+    """Refuse requests without ``token``, or from another machine if it is None."""
 
     @server.before_request
     def check() -> Response | None:
         if token is None:
             name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
             if name.strip("[]") not in _LOCAL_NAMES:
-                abort(403, "This address is not one of this machine's own.")
+                abort(403, "The host name in this request is not one of this machine's own.")
             return None
         cookie = f"ima-dist-{request.environ.get('SERVER_PORT', '')}"
         if _same(request.cookies.get(cookie, ""), token):
@@ -45,7 +45,7 @@ def guard(server: Flask, token: str | None) -> None:
         if not _same(request.args.get("token", ""), token):
             abort(403, "The token is missing or wrong: use the whole address that the dashboard printed.")
         rest = [(k, v) for k, v in request.args.items(multi=True) if k != "token"]
-        # Without the token, so that it does not stay in the history and go on in links.
+        # Without the token, so that it does not stay in the history and in links.
         answer = redirect(request.path + (f"?{urlencode(rest)}" if rest else ""))
         answer.set_cookie(cookie, token, httponly=True, samesite="Strict", path="/")
         return answer  # type: ignore[return-value]

@@ -1,7 +1,6 @@
-"""The page: address to controls to content, and back.
+"""The page: from the address to controls and content, and from a moved control to a new address.
 
-The selection lives in the address alone. An address is turned into the controls of its view and what they show; a
-control that is moved is turned into another address. So every state has a link, and the server keeps none.
+The address holds the whole selection, so every state has a link and the server keeps none.
 """
 
 from __future__ import annotations
@@ -43,22 +42,24 @@ def make_app(root: Path, token: str | None = None) -> Dash:
         suppress_callback_exceptions=True,
         add_log_handler=False,
     )
-    # Dash answers an unknown file of its own with an error of ours, and lists all it has in the log.
+    # By default Dash answers a request for an unknown file with status 500, and lists all its files in the log.
     server.register_error_handler(DependencyException, lambda error: ("There is no such file.", 404))
     app.layout = _layout(root)
-    _add_callbacks(app, runs)
+    _add_controls(app, runs)
+    _add_content(app, runs)
+    _add_addresses(app)
     _add_downloads(server, runs)
     return app
 
 
 def look(runs: Collection) -> Collection:
-    """The runs as they are now; what one request sees does not change under its hands."""
+    """A copy of the runs as they are now, which does not change during a request."""
     runs.refresh(_LOOK_SECONDS)
     return Collection(runs.root, runs.runs, runs.problems)
 
 
 def view_of(path: str | None) -> str:
-    """Name of the view in a path; the first one for any other path."""
+    """The name of the view in a path; the first view for any other path."""
     name = (path or "").strip("/")
     return name if name in VIEWS else _FIRST_VIEW
 
@@ -92,7 +93,7 @@ def _layout(root: Path) -> html.Div:
     )
 
 
-def _add_callbacks(app: Dash, runs: Collection) -> None:
+def _add_controls(app: Dash, runs: Collection) -> None:
     @app.callback(
         Output("controls", "children"),
         Output("drawn", "data"),
@@ -105,13 +106,30 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
     def controls(path: str, search: str, drawn: str | None, values: list[Any], ids: list[dict[str, str]]) -> Any:
         name = view_of(path)
         found = VIEWS[name].controls(look(runs), parse(search))
-        # Drawn again only where they differ: whoever moves a slider by keyboard must keep it.
+        # Drawn again only if they differ: a slider that is moved by keyboard must keep the focus.
         form = json.dumps([name, [[type(c).__name__, c.name, _range(c)] for c in found]])
-        there = {i["control"]: v for i, v in zip(ids, values, strict=True)}
-        if form == drawn and there == values_of(found):
+        if form == drawn and _given(values, ids) == values_of(found):
             return no_update, no_update
         return [draw_control(c) for c in found], form
 
+    @app.callback(
+        Output("wanted", "data"),
+        Input({"control": ALL}, "value"),
+        State({"control": ALL}, "id"),
+        State("address", "pathname"),
+        State("address", "search"),
+        prevent_initial_call=True,
+    )
+    def moved(values: list[Any], ids: list[dict[str, str]], path: str, search: str) -> Any:
+        state = parse(search)
+        before, given = values_of(VIEWS[view_of(path)].controls(look(runs), state)), _given(values, ids)
+        # Controls of the previous view may still be there for a moment.
+        if given.keys() != before.keys() or given == before:
+            return no_update
+        return path + unparse(_with(state, given))
+
+
+def _add_content(app: Dash, runs: Collection) -> None:
     @app.callback(
         Output("content", "children"),
         Output("introduction", "children"),
@@ -127,8 +145,8 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         # A view is not drawn again because its address has been completed.
         if canonical and canonical[1] == f"{path}{search or ''}":
             return (no_update,) * 6
-        name, state, now = view_of(path), parse(search), look(runs)
-        whole, drawn = _drawn(name, state, now)
+        name, now = view_of(path), look(runs)
+        whole, drawn = _drawn(name, parse(search), now)
         if name == _FIRST_VIEW:
             drawn = [html.Div(drawn, id="live"), dcc.Interval(id="tick", interval=2000)]
         view = VIEWS[name]
@@ -145,31 +163,16 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         prevent_initial_call=True,
     )
     def live(ticks: int, search: str, seen: str | None) -> Any:
-        found = VIEWS[_FIRST_VIEW].controls(now := look(runs), parse(search))
-        shown = hashlib.sha256(repr(VIEWS[_FIRST_VIEW].show(now, values_of(found))).encode()).hexdigest()
-        if shown == seen:
-            return no_update, no_update
-        return _drawn(_FIRST_VIEW, parse(search), now)[1], shown
+        state, now = parse(search), look(runs)
+        shown = hashlib.sha256(repr(_parts(_FIRST_VIEW, state, now)).encode()).hexdigest()
+        return (no_update, no_update) if shown == seen else (_drawn(_FIRST_VIEW, state, now)[1], shown)
 
-    @app.callback(
-        Output("wanted", "data"),
-        Input({"control": ALL}, "value"),
-        State({"control": ALL}, "id"),
-        State("address", "pathname"),
-        State("address", "search"),
-        prevent_initial_call=True,
-    )
-    def moved(values: list[Any], ids: list[dict[str, str]], path: str, search: str) -> Any:
-        state = parse(search)
-        before = VIEWS[view_of(path)].controls(look(runs), state)
-        given = {i["control"]: v for i, v in zip(ids, values, strict=True)}
-        # Controls of the view before may still be there for a moment.
-        if given.keys() != {c.name for c in before} or given == values_of(before):
-            return no_update
-        return path + unparse({**_with(state, before), **{name: _words(value) for name, value in given.items()}})
 
-    # The address is written here and only read by Dash. What a control leads to is a step in the history; the whole
-    # state written out is none, so that "back" leads to another page.
+def _add_addresses(app: Dash) -> None:
+    """The browser writes the address, and Dash only reads it.
+
+    A moved control is a step in the history. Completing the address is not, so that "back" leads to another page.
+    """
     for store, function in (("wanted", "imaDistGo"), ("canonical", "imaDistComplete")):
         app.clientside_callback(
             f"function(found) {{ if (found) window.{function}(found); return window.dash_clientside.no_update; }}",
@@ -178,29 +181,39 @@ def _add_callbacks(app: Dash, runs: Collection) -> None:
         )
 
 
+def _add_downloads(server: Flask, runs: Collection) -> None:
+    @server.get("/csv/<view>/<table>.csv")
+    def table(view: str, table: str) -> Response:
+        state = parse(request.query_string.decode("utf-8", "replace"))
+        for part in _parts(view, state, look(runs)) if view in VIEWS else ():
+            if isinstance(part, Grid) and part.name == table:
+                disposition = {"Content-Disposition": f"attachment; filename={view}-{part.name}.csv"}
+                return Response(part.csv(), mimetype="text/csv", headers=disposition)
+        abort(404)
+
+
+def _parts(name: str, state: Selection, now: Collection) -> list[Part]:
+    return VIEWS[name].show(now, values_of(VIEWS[name].controls(now, state)))
+
+
 def _drawn(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Any]]:
     """The whole state of a view, and its parts as components."""
-    found = VIEWS[name].controls(now, state)
-    whole = _with(state, found)
-    return whole, [draw_part(p, name, whole) for p in VIEWS[name].show(now, values_of(found))]
+    values = values_of(VIEWS[name].controls(now, state))
+    whole = _with(state, values)
+    return whole, [draw_part(p, name, whole) for p in VIEWS[name].show(now, values)]
 
 
 def _range(c: Control) -> Any:
     return list(c.options.items()) if hasattr(c, "options") else [c.low, c.high]
 
 
-def _with(state: Selection, controls: list[Control]) -> Selection:
-    return {**state, **{c.name: words(c) for c in controls}}
+def _given(values: list[Any], ids: list[dict[str, str]]) -> Values:
+    """The values that the page's controls have, by name."""
+    return {i["control"]: v for i, v in zip(ids, values, strict=True)}
 
 
-def _words(value: Any) -> list[str]:
-    if value is None:
-        return []
-    return (
-        [str(v) for v in value]
-        if isinstance(value, list)
-        else [f"{value:g}" if isinstance(value, float) else str(value)]
-    )
+def _with(state: Selection, values: Values) -> Selection:
+    return {**state, **{name: words(value) for name, value in values.items()}}
 
 
 def _links(current: str, state: Selection) -> list[Any]:
@@ -219,18 +232,3 @@ def _problems(runs: Collection) -> list[Any]:
     count = len(runs.problems)
     text = f"{count} file{'s' * (count != 1)} could not be read"
     return [html.Summary(text), html.Ul([html.Li(problem) for problem in runs.problems])]
-
-
-def _add_downloads(server: Flask, runs: Collection) -> None:
-    @server.get("/csv/<view>/<table>.csv")
-    def table(view: str, table: str) -> Response:
-        if view not in VIEWS:
-            abort(404)
-        now = look(runs)
-        found = VIEWS[view].controls(now, parse(request.query_string.decode("utf-8", "replace")))
-        parts: list[Part] = VIEWS[view].show(now, values_of(found))
-        for part in parts:
-            if isinstance(part, Grid) and part.name == table:
-                disposition = {"Content-Disposition": f"attachment; filename={view}-{part.name}.csv"}
-                return Response(part.csv(), mimetype="text/csv", headers=disposition)
-        abort(404)

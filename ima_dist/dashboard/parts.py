@@ -1,10 +1,10 @@
-"""What a view consists of, before it becomes a page."""
+"""The parts of a view, before they become components of a page."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from ima_dist.tracking.collection import Collection
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure. name: in the page and in the names of its downloads. caption: also what a screen reader is told."""
+    """A figure. name: its identity in the page and in the names of downloads. caption: also for screen readers."""
 
     name: str
     heading: str
@@ -24,7 +24,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table. rows: column -> value; numbers are shown with ``digits`` places and downloaded in full.
+    """A table. rows: column -> value. digits: decimal places shown; a download has them all.
 
     links: column -> function from a row to an address within the page.
     """
@@ -46,17 +46,23 @@ class Grid:
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence."""
+    """A sentence of text."""
 
     text: str
 
 
 Part = Plot | Grid | Note
+
+
+def notes(texts: Iterable[str]) -> list[Part]:
+    return [Note(text) for text in texts]
+
+
 Values = dict[str, Any]  # of the controls, by name
 
 
 class View(Protocol):
-    """A module of ``views``."""
+    """The interface of a module of ``views``."""
 
     TITLE: str
     INTRODUCTION: str
@@ -67,7 +73,7 @@ class View(Protocol):
 
 
 def shown(value: Any, digits: int) -> str:
-    """A cell's text."""
+    """The text of a cell."""
     if value is None:
         return ""
     if isinstance(value, bool):

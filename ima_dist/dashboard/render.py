@@ -12,7 +12,7 @@ from ima_dist.dashboard.state import Control, Number, Several, Slider, State, un
 
 
 def control(c: Control) -> html.Div:
-    """A labelled control; its identity says which part of the address it is."""
+    """A labelled control; its identity names the part of the address that it sets."""
     identity = {"control": c.name}
     label = html.Div(c.label, className="label", id=f"label-{c.name}")
     return html.Div(

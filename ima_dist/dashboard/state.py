@@ -1,16 +1,17 @@
-"""The selection, which lives in the address alone, and the controls that change it."""
+"""The selection, which only the address holds, and the controls that change it."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 State = dict[str, list[str]]
 
 
 def parse(search: str | None) -> State:
-    """The query of an address, with or without its question mark; empty for anything that is none."""
+    """The query of an address, with or without its question mark; empty if it is malformed."""
     try:
         return parse_qs((search or "").removeprefix("?"), keep_blank_values=True, max_num_fields=1000)
     except ValueError:
@@ -98,12 +99,10 @@ def number(state: State, name: str, label: str, low: float, high: float, step: f
     return Number(name, label, low, high, step, found if found is not None and low <= found <= high else default)
 
 
-def words(control: Control) -> list[str]:
-    """A control's value as it stands in the address."""
-    value = control.value
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [f"{value:g}" if isinstance(value, float) else str(value)]
+def words(value: Any) -> list[str]:
+    """A control's value as the address holds it."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    return [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
 
 
 def _float(state: State, name: str) -> float | None:

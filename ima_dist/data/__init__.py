@@ -1,1 +1,1 @@
-"""Data sets, their place on a device, and the order in which an epoch visits them."""
+"""Data sets, their copies on a device, and the order in which an epoch visits them."""

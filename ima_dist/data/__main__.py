@@ -1,4 +1,4 @@
-"""``python -m ima_dist.data``: make and check prepared copies of data sets, which every start maps into memory."""
+"""``python -m ima_dist.data``: make and check prepared copies of data sets, which runs map into memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _main(argv: list[str]) -> int:
     make.add_argument(
         "--source",
         metavar="DIR|download",
-        help="directory that holds the publishers' files; or download, to fetch those that are not here yet",
+        help="directory with the published files; or download, to fetch those that are missing",
     )
     make.add_argument("--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME)")
     make.set_defaults(run=_prepare)
@@ -40,15 +40,15 @@ def _main(argv: list[str]) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     prepare.by_name(arguments.name)
     if not arguments.source:
-        raise ConfigError("Say where the publishers' files are with --source DIR, or fetch them: --source download.")
+        raise ConfigError(
+            "Name the directory of the published files with --source DIR, or fetch them with --source download."
+        )
     done = prepare.prepare(arguments.name, arguments.source, arguments.to)
     if done.unknown:
-        print(
-            f"warning: {', '.join(done.unknown)}: not the published files, by their checksums; used as they are.",
-            file=sys.stderr,
-        )
+        names = ", ".join(done.unknown)
+        print(f"warning: {names}: not the published files, by checksum; used anyway.", file=sys.stderr)
     if done.already:
-        say(f"{arguments.name} is prepared in {shown(done.directory)} already, from the same files.")
+        say(f"{arguments.name} has already been prepared in {shown(done.directory)} from the same files.")
     else:
         say(f"{arguments.name}: {_content(done.manifest)} prepared in {shown(done.directory)}.")
     return EXIT_DONE

@@ -7,22 +7,22 @@ from torch import Tensor
 
 from ima_dist.core.noise import Phase, sample_keys, uniform
 
-# By how many pixels a crop may be shifted; what it lacks is mirrored, as in the MMA paper's published code.
+# Largest shift of a crop in pixels; missing pixels are mirrored, as in the MMA paper's published code.
 PADDING = 4
 
 
 def augment(x: Tensor, indices: Tensor, seed: int, epoch: int) -> Tensor:
-    """Each image shifted by up to 4 pixels each way, edges mirrored, and flipped left to right half of the time.
+    """Each image shifted by up to 4 pixels in each direction, edges mirrored, and flipped half of the time.
 
-    What happens to an image depends on (seed, epoch, its index) alone, so a sample looks the same throughout an
-    epoch: its margin is estimated on the image that was trained on. Does not wait for the device.
+    The shift and flip of an image depend only on (seed, epoch, its index), so a sample looks the same throughout an
+    epoch: its margin is estimated on the image that was trained on. Forces no sync.
 
     Args:
         x: (B, C, H, W), H and W above 4.
         indices: (B,) int64 global sample indices, on the device of x.
 
     Returns:
-        (B, C, H, W), a new tensor with the values of x at other places.
+        (B, C, H, W), a new tensor.
     """
     count, channels, height, width = x.shape
     shift_down, shift_right, flip = uniform(

@@ -1,4 +1,4 @@
-"""Checks of what a data source returned."""
+"""Checks of the data that a source returned; messages continue "it returned data that cannot be used: …"."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ima_dist.data.types import UINT8_BOX, Split
 
 
 def check_labels(parts: dict[str, Split], num_classes: int, class_names: tuple[str, ...] | None) -> None:
+    """Raise ConfigError unless every label and the class names fit the number of classes."""
     if num_classes < 2:
         raise ConfigError(f"it has {num_classes} classes, but a classifier needs at least two.")
     if class_names is not None and len(class_names) != num_classes:
@@ -24,7 +25,8 @@ def check_labels(parts: dict[str, Split], num_classes: int, class_names: tuple[s
 
 
 def count_classes(y: torch.Tensor) -> int:
-    # A gap is nearly always a slip (labels from 1, say), and would add an output that nothing trains.
+    """Number of classes among the training labels. Raises ConfigError if they leave one out."""
+    # A gap is nearly always a mistake (labels from 1, say), and would add an output that is never trained.
     present = y[y >= 0].unique().tolist()
     for c, label in enumerate(present):
         if c != label:
@@ -33,6 +35,7 @@ def count_classes(y: torch.Tensor) -> int:
 
 
 def check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
+    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
     uint8 = parts["train"].stored.dtype == torch.uint8
     if given is None:
         return UINT8_BOX if uint8 else None

@@ -1,4 +1,4 @@
-"""CIFAR-10 from the "python version" of its publishers: pickled batches, read without running anything in them."""
+"""CIFAR-10 from its published "python version": pickled batches, read without executing anything in them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
     """CIFAR-10: 45000 training, 5000 validation and 10000 test images; x (N, 3, 32, 32) uint8.
 
     Training images are cropped and flipped at random (appendix D.2). The validation set is held out of the 50000
-    training images, class-balanced, by ``seed``. A prepared copy is used if there is one (see prepared.py). Else
+    training images, class-balanced, by ``seed``. A prepared copy is used if there is one (see prepared.py). Otherwise
     files are taken from ``config.dir`` (itself, or torchvision's layout in it) or from ./data or
     ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
@@ -75,14 +75,14 @@ def _read_all(paths: list[Path]) -> dict[str, Split]:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 3 writes for bytes in a pickle of protocol 2."""
+    """Stands for ``_codecs.encode``, by which Python 3 writes bytes in a pickle of protocol 2."""
     if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it holds bytes in a form that CIFAR-10 has not")
+        raise pickle.UnpicklingError("it holds bytes in a form that CIFAR-10 does not use")
     return text.encode("latin1")
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles dictionaries, lists, strings and numpy arrays. Whatever else a file asks for is refused, not run."""
+    """Unpickles dictionaries, lists, strings and numpy arrays; refuses anything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
@@ -95,7 +95,7 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused")
 
 
-# numpy's function, taken from an array: the module it is in has moved between versions.
+# numpy's function, taken from an array because its module has moved between versions.
 _RECONSTRUCT: Callable[..., Any] = np.empty(0).__reduce__()[0]  # type: ignore[assignment]
 
 
@@ -103,7 +103,7 @@ def _read(path: Path) -> Split:
     """A dictionary with "data" (N, 3072) uint8, channel by channel and row by row, and "labels", a list of N."""
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+    except Exception as e:  # the parser may raise anything for a damaged file
         raise ConfigError(f"{path} cannot be read as a batch of CIFAR-10 ({first_line(e)})") from e
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__} instead of a dictionary")
@@ -139,7 +139,7 @@ def _download(target: Path) -> None:
 
 
 def _unpack(archive: Path, directory: Path) -> None:
-    # Only the named files, whatever else an archive may hold or wherever it may want to write.
+    # Extract only the named files, whatever else the archive contains or wherever it would write.
     try:
         with tarfile.open(archive) as tar:
             for name in _FILES.names:

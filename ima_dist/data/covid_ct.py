@@ -1,4 +1,4 @@
-"""COVID-19 CT images (Soares et al. 2020; paper, section 3.3) from the PNG files of their publishers."""
+"""COVID-19 CT images (Soares et al. 2020; paper, section 3.3) from their published PNG files."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _FILES = Files(
 _SIDE = 224
 # Of the 2482 images, 1252 infected and 1230 not, 200 of each become the test set and 30 of each the validation set.
 _TEST_SHARE, _VAL_SHARE = 400 / 2482, 60 / 2482
-# Modes of Pillow with 8 bits a channel, or fewer: the others lose their range when turned grey.
+# Pillow's modes with at most 8 bits per channel: the others would lose their range when converted to grey.
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
     """COVID-19 CT: 2022 training (1022 infected), 60 validation and 400 test images; x (N, 1, 224, 224) uint8.
 
-    Label 1 is infected. Every image is turned grey and resized. Validation and test set hold as many images of
-    each class, chosen by ``seed``; of another number of files they take the same share, at least one of each
-    class. Names are folder/file. A prepared copy is used if there is one (see prepared.py). Else files are taken from
-    ``config.dir`` (itself, or covid_ct/ in it) or from ./data or ~/.cache/ima_dist; they cannot be fetched without
-    an account.
-    Raises ConfigError if a folder is missing or empty, or a file is damaged or no 8-bit picture.
+    Label 1 is infected. Every image is converted to grey and resized. Validation and test set hold equally many
+    images of each class, chosen by ``seed``; with another number of files they take the same share, at least one of
+    each class. Names are folder/file. A prepared copy is used if there is one (see prepared.py). Otherwise files are
+    taken from ``config.dir`` (itself, or covid_ct/ in it) or from ./data or ~/.cache/ima_dist; they cannot be fetched
+    without an account.
+    Raises ConfigError if a folder is missing or empty, or a file is damaged or not an 8-bit image.
     """
     whole = COVID_CT.load(config)["images"]
     classes = len(_FOLDERS)
@@ -61,7 +61,7 @@ def _read_all(folders: list[Path]) -> dict[str, Split]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The PNG files of a folder by name: the order in which a directory lists them is not the same everywhere."""
+    """The PNG files of a folder, sorted by name because directories list them in different orders."""
     try:
         found = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png")
     except OSError as e:
@@ -80,9 +80,9 @@ def _read(path: Path) -> np.ndarray:
                 grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
                 return np.asarray(grey)
             mode = image.mode
-    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+    except Exception as e:  # the parser may raise anything for a damaged file
         raise ConfigError(f"{path} cannot be read as a PNG file ({first_line(e)})") from e
-    raise ConfigError(f"{path} has more than 8 bits a pixel (mode {mode}): turn it into an 8-bit picture")
+    raise ConfigError(f"{path} has more than 8 bits per channel (mode {mode}): convert it to an 8-bit image")
 
 
 COVID_CT = Published("covid_ct", _FILES, _FOLDERS, _read_all, inside=_pictures)

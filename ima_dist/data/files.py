@@ -1,4 +1,4 @@
-"""Where the files of a data set are looked for, and how missing ones are fetched."""
+"""Finding the files of a data set, and fetching missing ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Files:
 
     names: files or folders, all needed. Each may have ``suffix`` added (".gz").
     cache: directory in ~/.cache/ima_dist.
-    inside: where in ``--data.dir`` they may be, in the order of looking; the first is torchvision's layout.
+    inside: subdirectories of ``--data.dir`` to search, in this order; the first is torchvision's layout.
     inside_data: the same for ./data.
-    elsewhere: other directories to look in.
-    hint: what to do when files are absent or damaged, the end of a sentence.
-    published: size in bytes and MD5 checksum of the published files, by name, where they are known.
+    elsewhere: other directories to search.
+    hint: what to do if files are missing or damaged, as the end of a sentence.
+    published: size in bytes and MD5 checksum of the published files by name, if known.
     """
 
     title: str
@@ -37,15 +37,15 @@ class Files:
     published: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def damaged(self, error: ConfigError) -> ConfigError:
-        """``error``, whose message has no full stop, with what to do about it."""
+        """``error``, whose message has no full stop, followed by the hint."""
         return ConfigError(f"{self.title}: {error}: {self.hint}.")
 
 
 def find(files: Files, config: DataConfig, fetch: Callable[[Path], None] | None = None) -> list[Path]:
     """The paths of ``files.names``, in that order, all in one directory.
 
-    Looked for in ``config.dir``, or else in ./data, ~/.cache/ima_dist and ``files.elsewhere``. If they are in none
-    of these and ``config.download`` is set, ``fetch`` is called with the directory to put what it lacks in.
+    Searches ``config.dir``, or without it ./data, ~/.cache/ima_dist and ``files.elsewhere``. If they are in none of
+    these and ``config.download`` is set, ``fetch`` is called with a directory, to add the files that it lacks.
     Raises ConfigError, naming the missing file and the directories, if they are not found.
     """
     cache = Path.home() / ".cache" / "ima_dist" / files.cache

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST from idx files, the format of their publishers (plain or gzipped)."""
+"""MNIST and Fashion-MNIST from their published idx files, plain or gzipped."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
     """Fashion-MNIST: 55000 training, 5000 validation and 10000 test images; x (N, 1, 28, 28) uint8.
 
     The validation set is held out of the 60000 training images, class-balanced, by ``seed``. A prepared copy is
-    used if there is one (see prepared.py). Else files are taken from ``config.dir`` (itself, or torchvision's
+    used if there is one (see prepared.py). Otherwise files are taken from ``config.dir`` (itself, or torchvision's
     layout in it) or from ./data, ~/.cache/ima_dist or the Debian package's directory; ``config.download`` fetches
     them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
@@ -64,7 +64,7 @@ def load_mnist(config: DataConfig, seed: int) -> DataSet:
 def read_idx(path: Path, dims: int) -> np.ndarray:
     """The array of unsigned bytes with ``dims`` dimensions in an idx file, gzipped if its name ends in .gz.
 
-    Raises ConfigError, ending without a full stop so that a hint can follow, if it is not exactly that.
+    Raises ConfigError, without a full stop so that a hint can follow, if the file is anything else.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -125,8 +125,7 @@ def _published(
     hint: str = "",
     elsewhere: tuple[str, ...] = (),
 ) -> Published:
-    # Both sets have the same file names, so the layout that says which one it is comes first, and is where
-    # fetched files go.
+    # Both sets have the same file names, so the layout that names the set comes first, and fetched files go there.
     layout = f"{torchvision}/raw"
     hint += "pass --data.dir with a directory of whole files, or pass --data.download"
     known = dict(zip(_FILES, plain, strict=True))

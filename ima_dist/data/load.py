@@ -1,4 +1,4 @@
-"""What a data set is, how a user's function for one is called and checked, and how it stands on a device."""
+"""Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
         if available[c] < wanted[c]:
             raise ConfigError(
                 f"--data.subset {n} needs {wanted[c]} training samples of class {c}, which has "
-                f"{available[c]}: the largest with as many of each class is {min(available) * classes}."
+                f"only {available[c]}: the largest balanced subset has {min(available) * classes}."
             )
 
     def capped(part: Split, stream: int) -> Split:
@@ -115,7 +115,7 @@ def _split(name: str, given: Any) -> Split:
     if isinstance(given, Split):
         x, y, names = given.stored, given.y, given.names
         if given.rows is not None:
-            # Floating point is looked at sample by sample below, bytes are always right.
+            # Floating-point samples are checked one by one below; bytes are always valid.
             x, rows = (x, given.rows) if x.dtype == torch.uint8 else (given.x, None)
     elif isinstance(given, (tuple, list)) and len(given) == 2:
         x, y, names = given[0], given[1], None
@@ -148,7 +148,7 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
         raise ConfigError(f"{what} must be a numpy array or a tensor, not {type(value).__name__}.")
     if value.dtype.kind not in "buif" or value.dtype.itemsize > 8:
         raise ConfigError(f"{what} must hold numbers of at most 64 bits, not {value.dtype}.")
-    # torch takes neither read-only arrays nor foreign byte order nor negative strides.
+    # torch accepts neither read-only arrays nor foreign byte order nor negative strides.
     return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
 
 

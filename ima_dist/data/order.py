@@ -1,7 +1,7 @@
 """The order of an epoch: a permutation keyed by (seed, epoch), computed for each index and never stored.
 
-Any worker can ask for any part of the order, so neither the number of workers nor an interruption changes
-which samples a global batch holds.
+Any worker can compute any part of the order, so neither the number of workers nor an interruption changes which
+samples are in a global batch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 
 from ima_dist.core.noise import Phase, mix64, sample_keys
 
-# Positions that ``batches`` permutes at once: a call a batch would cost more than a step of a small network.
+# Positions that ``batches`` permutes at once: one call per batch would cost more than a step of a small network.
 _BLOCK = 2**16
 
 
 def shuffled(positions: torch.Tensor, n: int, seed: int, epoch: int) -> torch.Tensor:
-    """Sample indices that stand at ``positions`` in the order of this epoch.
+    """The sample indices at ``positions`` in the order of this epoch.
 
     A bijection of range(n): a balanced Feistel network (Luby & Rackoff 1988) on the smallest domain of an
     even number of bits that holds n, repeated while the result lies outside range(n) ("cycle walking",
@@ -53,7 +53,7 @@ def _feistel(x: torch.Tensor, half_bits: int, keys: torch.Tensor) -> torch.Tenso
 def batches(n: int, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[torch.Tensor]:
     """The epoch's global batches from batch number ``start`` on, as int64 tensors of sample indices.
 
-    Every index of range(n) stands in exactly one batch; all have ``batch_size`` indices but the last, which
+    Every index of range(n) is in exactly one batch; all batches have ``batch_size`` indices except the last, which
     may be smaller. Starting at ``start`` gives the same batches as skipping that many.
     """
     per_block = max(1, _BLOCK // batch_size) * batch_size

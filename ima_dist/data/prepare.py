@@ -1,4 +1,4 @@
-"""Making the prepared copy of a data set from the files of its publishers."""
+"""Making the prepared copy of a data set from its published files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ DOWNLOAD = "download"
 
 @dataclass(frozen=True)
 class Preparation:
-    """What ``prepare`` did: where the copy is, its manifest, whether it was there already, and the names of files
-    that are not the published ones."""
+    """Result of ``prepare``.
+
+    directory, manifest: of the copy. already: it existed before. unknown: names of files that are not the published
+    ones.
+    """
 
     directory: Path
     manifest: dict[str, Any]
@@ -34,10 +37,10 @@ class Preparation:
 
 
 def prepare(name: str, source: str, to: str | None = None) -> Preparation:
-    """Read the genuine files in ``source`` and write their prepared copy, unless it is there already.
+    """Read the published files in ``source`` and write their prepared copy, unless it exists already.
 
-    source: a directory in a layout that ``--data.dir`` takes, or "download" for the places that are looked in
-    without it, and for fetching what is missing. to: directory for the copy (default:
+    source: a directory in a layout that ``--data.dir`` takes, or "download" to search the default directories and
+    fetch missing files. to: directory for the copy (default:
     ~/.cache/ima_dist/prepared/NAME); a damaged copy in it is replaced.
     Raises ConfigError if ``name`` is unknown or has no files, if files are missing, damaged or cannot be fetched,
     or if the directory holds something else, a copy of other files included, or cannot be written.
@@ -58,7 +61,7 @@ def prepare(name: str, source: str, to: str | None = None) -> Preparation:
                 if manifest is None:
                     manifest, already = prepared.write(directory, name, parts, sources), False
     except ConfigError as e:
-        # The loaders speak to those who train.
+        # The loaders' messages name the options of ``ima_dist.train``.
         text = str(e).replace("--data.download", f"--source {DOWNLOAD}").replace("--data.dir", "--source")
         raise ConfigError(text) from e.__cause__
     known = published.files.published
@@ -83,7 +86,7 @@ def verify(name_or_directory: str) -> tuple[Path, dict[str, Any]]:
 def by_name(name: str) -> Published:
     """Raises ConfigError if there is no such data set, or if it has no files."""
     if name == "moons":
-        raise ConfigError("moons has no files, its points are made at every start: there is nothing to prepare.")
+        raise ConfigError("moons needs no preparation: its points are generated at every start.")
     if name not in PUBLISHED:
         raise ConfigError(f"Unknown data set {name!r}{did_you_mean(name, PUBLISHED)}: name one of {_names()}.")
     return PUBLISHED[name]
@@ -94,7 +97,7 @@ def _names() -> str:
 
 
 def _whole(directory: Path, name: str, sources: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a prepared copy of these very files, or None if there is none, or a damaged one."""
+    """The manifest of the prepared copy of exactly these files; None if there is none or it is damaged."""
     try:
         manifest = prepared.verify(directory, name)
     except ConfigError:
@@ -108,9 +111,9 @@ def _whole(directory: Path, name: str, sources: dict[str, Any]) -> dict[str, Any
 
 
 def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
-    """Directory, and name, size, MD5 and standing of each file (published: true, false, or null if unknown).
+    """The directory, and each file's name, size, MD5 and "published": true, false, or null if unknown.
 
-    Raises ConfigError for a file that has the size of the published one and is another.
+    Raises ConfigError for a file with the size of the published one but different contents.
     """
     known = published.files.published
     files = []
@@ -131,14 +134,14 @@ def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
 
 
 def _is_published(path: Path, content: bytes, known: dict[str, tuple[int, str]]) -> bool:
-    """Whether a file, or what a compressed one holds, is the published one: others compress it in other ways."""
+    """True for the published file, or one compressed differently with the same contents."""
     if known.get(path.name, (0, ""))[1] == _md5(content):
         return True
     if path.suffix != ".gz":
         return False
     try:
         return known.get(path.stem, (0, ""))[1] == _md5(gzip.decompress(content))
-    except (OSError, EOFError, zlib.error):  # the loader says what is wrong with it
+    except (OSError, EOFError, zlib.error):  # the loader reports what is wrong with it
         return False
 
 

@@ -1,8 +1,8 @@
-"""Prepared copies of data sets: Arrow files that every process maps into memory in place of reading the genuine files.
+"""Prepared copies of data sets: Arrow files that every process maps into memory instead of reading the published files.
 
-A prepared copy is a directory with an Arrow IPC file (uncompressed, one record batch) for each part that the
-publishers give, before any split by seed, and ``prepared.json``, which says what they hold. That file is written
-last: a directory without it is none.
+A prepared copy is a directory with one Arrow IPC file (uncompressed, one record batch) per published part, before any
+split by seed, and ``prepared.json``, which describes them. That file is written last: a directory without it is not a
+prepared copy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LOCK, _ASIDE = "lock", ".aside-"
 
 
 def default_directory(name: str) -> Path:
-    """Where the prepared copy of the data set ``name`` is, if nothing else is said."""
+    """The default place of the prepared copy of the data set ``name``."""
     return Path.home() / ".cache" / "ima_dist" / "prepared" / name
 
 
@@ -51,9 +51,9 @@ def locate(name: str, config: DataConfig) -> Path | None:
 def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
     """The parts of a prepared copy, mapped into memory: x (N, *shape) uint8, y (N,) int64, names if it has them.
 
-    Nothing is copied, and images are read from the disk when they are used: several processes share their memory.
-    Raises ConfigError if a file is missing, has another size or form than it was written with, or has a label
-    outside 0 to ``classes`` - 1, or if the copy is of another data set.
+    Nothing is copied, and images are read from the disk when they are used, so several processes share their memory.
+    Raises ConfigError if a file is missing, differs in size or layout from what was written, or has a label outside
+    0 to ``classes`` - 1, or if the copy is of another data set.
     """
     manifest = read_manifest(directory, name)
     if manifest["name"] != name:
@@ -66,7 +66,7 @@ def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
         _check_size(path, entry, manifest)
         try:
             split = _map(path, entry)
-        except Exception as e:  # the parser raises whatever it runs into in a damaged file
+        except Exception as e:  # the parser may raise anything for a damaged file
             raise _damaged(directory, f"{path} cannot be read as an Arrow file ({first_line(e)})", name) from e
         if split.y.min() < 0 or split.y.max() >= classes:
             raise _damaged(directory, f"{path} is damaged (it has a label outside 0 to {classes - 1})", name)
@@ -75,7 +75,7 @@ def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
 
 
 def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
-    """What ``write`` returned. Raises ConfigError if it is missing, damaged or of another version of the format."""
+    """The manifest that ``write`` returned. Raises ConfigError if it is missing, damaged or of another version."""
     path = directory / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -88,7 +88,7 @@ def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise _damaged(directory, f"{path} is damaged", name)
     if manifest.get("format", FORMAT) != FORMAT:
-        raise _damaged(directory, f"{path} is of version {manifest['format']} of the format, not {FORMAT}", name)
+        raise _damaged(directory, f"{path} has version {manifest['format']} of the format, not {FORMAT}", name)
     if manifest.pop("checksum", None) != digest(manifest):
         raise _damaged(directory, f"{path} is damaged (its checksum is wrong)", name)
     return manifest
@@ -112,8 +112,8 @@ def verify(directory: Path, name: str = "NAME") -> dict[str, Any]:
 def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str, Any]) -> dict[str, Any]:
     """Write ``parts`` (x uint8, all of them in memory) into ``directory``, held with ``writing``; returns the manifest.
 
-    sources: what the parts were read from, as plain values. All files are written aside, then moved, the manifest
-    last; an older one goes first. Raises OSError if the disk is full or read-only.
+    sources: what the parts were read from, as plain values. All files are written aside and then moved, the manifest
+    last; an older manifest is removed first. Raises OSError if the disk is full or read-only.
     """
     with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=directory) as aside:
         entries: dict[str, dict[str, Any]] = {}
@@ -140,10 +140,10 @@ def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[None]:
-    """Make ``directory`` if need be and hold it for this process, the only one that may write there; wait until then.
+    """Create ``directory`` if necessary, and hold a lock on it; waits while another process holds the lock.
 
-    What a killed writer left aside is removed. A directory that was made and stays empty is removed again.
-    Raises ConfigError if it cannot be made or written, or holds files of others.
+    Leftovers of a killed writer are removed, and so is a directory that was created and stays empty.
+    Raises ConfigError if it cannot be created or written, or holds other files.
     """
     made = not directory.exists()
     try:
@@ -154,7 +154,7 @@ def writing(directory: Path) -> Iterator[None]:
                     f"{directory} holds other files ({entry.name}): name a new or empty directory with --to."
                 )
         with open(directory / _LOCK, "a") as lock:
-            # A file system without locks: better unguarded than not at all.
+            # A file system without locks: better unlocked than not at all.
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
             for left in directory.glob(f"{_ASIDE}*"):
@@ -172,7 +172,7 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def digest(values: Any) -> str:
-    """SHA-256 of plain values, whatever the order of the keys."""
+    """SHA-256 of plain values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -198,7 +198,7 @@ def _map(path: Path, entry: dict[str, Any]) -> Split:
     batch.validate()
     images, labels = batch["image"], batch["label"]
     if (images.type, labels.type, len(batch)) != (_image_type(entry["shape"]), pa.int64(), entry["rows"]):
-        raise ValueError(f"it holds other arrays than {MANIFEST} says")
+        raise ValueError(f"its arrays are not those that {MANIFEST} describes")
     names = tuple(batch["name"].to_pylist()) if "name" in batch.schema.names else None
     x = _view(images.storage.values, np.uint8).view(len(batch), *entry["shape"])
     return Split(x, _view(labels, np.int64), names)
@@ -209,7 +209,7 @@ def _image_type(shape: Sequence[int]) -> pa.FixedShapeTensorType:
 
 
 def _view(array: pa.Array, dtype: type[np.generic]) -> torch.Tensor:
-    # pyarrow's own way to numpy imports pandas, which takes longer than all the rest.
+    # pyarrow's own conversion to numpy imports pandas, which takes longer than everything else here.
     values = np.frombuffer(array.buffers()[1], dtype, len(array))
     with warnings.catch_warnings():
         # torch has no read-only tensors; nothing writes into a data set.

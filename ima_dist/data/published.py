@@ -1,4 +1,4 @@
-"""A data set as its publishers give it: its files, how they are read, and the prepared copy that may stand for them."""
+"""A published data set: its files, how to read them, and the prepared copy that may replace them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ima_dist.data.types import Split
 
 @dataclass(frozen=True)
 class Published:
-    """What is the same for every seed.
+    """The part of a data set that does not depend on the seed.
 
     name: as in the preset. files: where they are, and their checksums. class_names: one for each label.
     read: paths of ``files.names`` -> parts ("train" and "test", or all in one), x uint8; raises ConfigError
-        without a full stop if a file is damaged. fetch: puts what a directory lacks into it, or None.
-    inside: the files that are read at a path, in order.
+        without a full stop if a file is damaged. fetch: downloads the files that a directory lacks, or None.
+    inside: the files read at a path, in order.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""SVHN, cropped digits, from the MATLAB files of its publishers."""
+"""SVHN, cropped digits, from its published MATLAB files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
     """SVHN: 68257 training, 5000 validation and 26032 test images; x (N, 3, 32, 32) uint8, y the digit.
 
     The validation set is held out of the training images, class-balanced, by ``seed``. A prepared copy is
-    used if there is one (see prepared.py). Else files are taken from ``config.dir`` (itself, or svhn/ in it) or
+    used if there is one (see prepared.py). Otherwise files are taken from ``config.dir`` (itself, or svhn/ in it) or
     from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
@@ -54,7 +54,7 @@ def _read(path: Path) -> Split:
     """X (32, 32, 3, N) uint8 and y (N, 1), where 10 stands for the digit 0."""
     try:
         content = scipy.io.loadmat(path, variable_names=["X", "y"])
-    except Exception as e:  # the parser raises whatever it runs into in a damaged file
+    except Exception as e:  # the parser may raise anything for a damaged file
         raise ConfigError(f"{path} cannot be read as a MATLAB file ({first_line(e)})") from e
     for name in ("X", "y"):
         if not isinstance(content.get(name), np.ndarray):

@@ -16,11 +16,11 @@ _DIGESTED = 512
 class Split:
     """Samples with labels.
 
-    stored: (M, *shape), uint8 for images (0 to 255) or floating point, as the network sees it; it may lie in a
-        file that several processes share, and is only read.
+    stored: (M, *shape), uint8 for images (0 to 255) or floating point, as the network sees it; read-only, since it
+        may be mapped from a file that several processes share.
     y: (N,) int64, classes from 0.
     names: what the samples are called (file names, for example), or None.
-    rows: (N,) int64, where in ``stored`` the samples are; None if it holds them alone, in order (M = N).
+    rows: (N,) int64, the rows of ``stored`` with the samples; None if it holds only them, in order (M = N).
     """
 
     stored: torch.Tensor
@@ -33,23 +33,23 @@ class Split:
 
     @property
     def x(self) -> torch.Tensor:
-        """(N, *shape), the samples; with ``rows``, every use makes a copy."""
+        """(N, *shape), the samples; with ``rows``, every access makes a copy."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
     def view(self, indices: torch.Tensor) -> Split:
-        """The samples at ``indices`` (int64), in that order, left where they are stored."""
+        """The samples at ``indices`` (int64), in that order, without copying them."""
         names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
         return Split(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
 
     def take(self, indices: torch.Tensor) -> Split:
-        """As ``view``, but copied, so that the others need not be kept."""
+        """As ``view``, but copied, so that the other samples can be freed."""
         chosen = self.view(indices)
         return Split(chosen.x, chosen.y, chosen.names)
 
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """What the function named by ``--data.source`` returns.
+    """A data set, as the function named by ``--data.source`` returns it.
 
     box: feasible range of inputs as the network sees them, (0.0, 1.0) for uint8 images; None if unbounded.
     augment: training images are cropped and flipped at random (see augment.py).
@@ -64,9 +64,9 @@ class DataSet:
     augment: bool = False
 
     def digest(self) -> str:
-        """A short hash that tells other data from these: sizes, all labels, and up to 512 samples a part.
+        """A short hash that identifies the data: sizes, all labels, and up to 512 samples per part.
 
-        Not every sample, because a run asks for it at every start.
+        Not all samples, because a run computes it at every start.
         """
         found = hashlib.sha256()
         for part in (self.train, self.val, self.test):
@@ -80,7 +80,7 @@ class DataSet:
 class Resident:
     """One split held on a device: uint8 stays uint8 there, floating point is converted to ``dtype`` once.
 
-    x: (M, *shape) on the device; rows: (N,) int64, where in x the samples are, or None if it holds them alone,
+    x: (M, *shape) on the device; rows: (N,) int64, the rows of x with the samples, or None if it holds only them,
     in order; y: (N,) int64; box: as in DataSet; shape: of one sample, without N.
     """
 
@@ -90,7 +90,7 @@ class Resident:
         self.dtype = dtype
         self.box = box
         bytes_stay = split.stored.dtype == torch.uint8
-        # On the CPU the samples stay where they are stored, which may be shared with other processes.
+        # On the CPU the samples stay in place, which may be memory shared with other processes.
         self.rows = split.rows if bytes_stay and torch.device(device).type == "cpu" else None
         x = split.x if self.rows is None else split.stored
         self.x = x.to(device) if bytes_stay else x.to(device, dtype)
@@ -103,7 +103,7 @@ class Resident:
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x (B, *shape) of ``dtype``, uint8 divided by 255, and y (B,), both on the device.
 
-        indices: (B,) int64, on the CPU or the device. Does not wait for the device.
+        indices: (B,) int64, on the CPU or the device. Forces no sync.
         """
         if self.x.is_cuda and not indices.is_cuda:
             # Only a copy from pinned memory lets the host run ahead of the device.

@@ -1,1 +1,1 @@
-"""Attacks on a trained network, spread over the workers, and what they found."""
+"""Attacks on a trained network, spread over the workers, and their outcomes."""

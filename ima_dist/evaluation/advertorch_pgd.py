@@ -1,7 +1,7 @@
 """The paper's attack, on the library that the paper used: advertorch's PGD (section 3).
 
-The only module that knows advertorch. Its last release imports a helper that torch has dropped; that one
-name is put back before the import.
+The only module that imports advertorch. Its last release imports a helper that torch has removed; it is restored
+before the import.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def advertorch_pgd(
 ) -> Tensor:
     """The last iterate of advertorch's PGD from x + start, (B, ...) -> (B, ...).
 
-    ``loss`` is "ce" or "margin"; the step is step_scale·eps/steps. The start is ours and not advertorch's,
-    so that it is keyed by sample, and because advertorch draws none under L2 for data without a box.
+    ``loss`` is "ce" or "margin"; the step is step_scale·eps/steps. The start is ours rather than advertorch's,
+    to key it by sample and because advertorch draws none under L2 for data without a box.
     """
     function = nn.CrossEntropyLoss(reduction="sum") if loss == "ce" else LogitMarginLoss(reduction="sum")
     low, high = box if box is not None else (-np.inf, np.inf)

@@ -1,9 +1,9 @@
 """The attacks that ``--eval.attacks`` names, each with the interface that ``runner.evaluate`` calls.
 
-An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one
-random key for each sample (B,) int64, so that a sample's noise does not depend on the batch it stands in. It
-returns predictions (B,) int64 for each (loss, noise level); every level of ``config.eval.noise`` has an
-entry with the loss "both", which is the attack's verdict.
+An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one random key
+per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns predictions (B,) int64 for
+each (loss, noise level); every level of ``config.eval.noise`` has an entry with the loss "both", which is the
+attack's verdict.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Pr
 
 
 def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """The paper's protocol: final iterate, each level alone, both losses, the worse of the two (section 3)."""
+    """The paper's protocol: final iterate, each level separately, the worse of both losses (section 3)."""
     out: Predictions = {}
     with attack_mode(network), torch.no_grad():
         clean = network(x).argmax(1)
@@ -54,7 +54,7 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
 
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """``attacks.worst``: any iterate of either loss counts, and what a smaller radius broke stays broken."""
+    """``attacks.worst``: any iterate of either loss counts, and a sample broken at a smaller radius stays broken."""
     predictions, _ = worst(
         network,
         x,
@@ -106,7 +106,7 @@ _MMA_RESTARTS = 5
 
 
 def black_box(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """``attacks.spsa`` with the paper's settings, each level alone (Tables 9 and 12)."""
+    """``attacks.spsa`` with the paper's settings, each level separately (Tables 9 and 12)."""
 
     def attacked(eps: float) -> Tensor:
         settings: dict[str, Any] = {"samples": config.eval.spsa_samples, "iterations": config.eval.steps}
@@ -130,7 +130,7 @@ def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Te
 
 
 def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """The standard version of AutoAttack; a sample that a smaller radius broke is not attacked again."""
+    """The standard version of AutoAttack; a sample broken at a smaller radius is not attacked again."""
     out: Predictions = {}
     with attack_mode(network), torch.no_grad():
         predicted = network(x).argmax(1)
@@ -145,7 +145,7 @@ def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 
 
 def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """The prediction of whichever of two attacks broke the sample, (B,), (B,), (B,) -> (B,)."""
+    """For each sample the prediction of the attack that broke it, a's if both or none did, (B,), (B,), (B,) -> (B,)."""
     return torch.where(a != y, a, b)
 
 

@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein 2020), by its authors' own package; the only module that knows it."""
+"""AutoAttack (Croce and Hein 2020), from its authors' own package, which only this module imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOWEST_IMAGE = 5
 
 
 class _InUnitBox(nn.Module):
-    """A network as AutoAttack wants it: images (B, C, H, W) with values from 0 to 1."""
+    """A network as AutoAttack expects it: images (B, C, H, W) with values from 0 to 1."""
 
     def __init__(self, network: nn.Module, low: float, width: float, shape: torch.Size) -> None:
         super().__init__()
@@ -39,12 +39,12 @@ def _in_unit_box(network: nn.Module, x: Tensor, box: Box, room: float) -> tuple[
 
 
 def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int, box: Box) -> Tensor:
-    """Predictions (B,) int64 for what the standard version of AutoAttack makes of x (B, ...), y (B,).
+    """Predictions (B,) int64 under the standard version of AutoAttack for x (B, ...) with labels y (B,).
 
-    With fewer than four classes it is made of apgd-ce, untargeted FAB and Square; under L2 Square is left out
-    for samples that are lower or narrower than five pixels. AutoAttack knows the box
-    [0, 1] alone: other data are scaled evenly into it, without a box so far from its walls that they do not
-    matter. Its noise is its own, drawn from ``seed``, and depends on what else is in the batch.
+    With fewer than four classes it consists of apgd-ce, untargeted FAB and Square; under L2 Square is left out for
+    samples that are lower or narrower than five pixels. AutoAttack only knows the box [0, 1], so other data are
+    scaled evenly into it; without a box, so far from its walls that they do not matter. AutoAttack draws its own
+    noise from ``seed``, which depends on the other samples in the batch.
     """
     model, z = _in_unit_box(network, x, box, eps)
     with attack_mode(network), torch.no_grad(), torch.random.fork_rng(_cards(x)):
@@ -75,8 +75,8 @@ def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Bo
     """Distance (B,) from x to the nearest misclassified point that FAB finds; infinite if it finds none.
 
     Fast Adaptive Boundary attack (Croce and Hein 2020) towards each of up to nine strongest rival classes,
-    100 iterations each. It looks for the smallest perturbation and knows no radius, so it shares nothing with
-    the attacks that estimate margins in training. 0 for samples that are misclassified as they are.
+    100 iterations each. It looks for the smallest perturbation without a radius, so it is independent of the
+    attacks that estimate margins in training. 0 for samples that are misclassified when clean.
     """
     model, z = _in_unit_box(network, x, box, 10 * float(x.max() - x.min()))
     with attack_mode(network), torch.no_grad():

@@ -1,4 +1,4 @@
-"""The training samples of each class with the smallest and the largest margins, to be looked at without the data."""
+"""The training samples of each class with the smallest and the largest margins, to be viewed without the data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _EACH = 6
 
 
 def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | None) -> dict[str, np.ndarray]:
-    """Up to six correctly classified samples of each class at either end.
+    """Up to six correctly classified samples per class with the smallest margins, and as many with the largest.
 
     margins: as in the margin shards. Returns S rows, by class and then by margin: index (S,), label (S,), margin (S,),
     largest (S,) bool, sample (S, *shape) float16 for images and float32 else; class_names (K,) of text.
-    Of many samples with the same margin, at ε_max say, those with the smallest index are taken.
+    Among samples with the same margin (ε_max, say) those with the smallest index are taken.
     """
     columns = {name: margins[name].to_numpy() for name in ("index", "label", "margin", "correct")}
     right = {name: column[columns["correct"].astype(bool)] for name, column in columns.items()}

@@ -1,4 +1,4 @@
-"""Are the margins in the store true? A second opinion from an attack that looks for the nearest boundary."""
+"""Stored margins compared with an independent attack that looks for the nearest boundary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ima_dist.core.distributed import Interrupted
 from ima_dist.data.augment import augment
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.autoattack import fab_distance
-from ima_dist.evaluation.runner import Stop, stoppable
+from ima_dist.evaluation.stopping import Stop, stoppable
 
 
 def audit(
@@ -33,10 +33,15 @@ def audit(
 ) -> pa.Table:
     """Stored margin and audited distance of up to ``samples`` training samples, drawn by the run's seed.
 
-    All workers call it together, each for its share. ``margins``: as in the margin shards, sorted by index, of
-    the epoch ``epoch`` whose weights ``network`` has. ``augmented``: the margins are those of the crops of that
-    epoch. Columns of the result, the same on every worker: index, label, margin, distance (``fab_distance``),
-    correct. Raises Interrupted.
+    Collective. Returns, on every worker, the columns index, label, margin, distance (``fab_distance``) and correct.
+
+    Args:
+        network: with the weights after ``epoch`` epochs.
+        margins: of that epoch, with the columns of the margin shards, sorted by index.
+        augmented: these are margins of the crops of that epoch.
+
+    Raises:
+        Interrupted: a worker was asked to stop.
     """
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:samples].sort().values
     mine = distributed.share_of_batch(chosen)

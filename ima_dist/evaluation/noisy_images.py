@@ -1,4 +1,4 @@
-"""A few test images under growing noise, and what the network takes them for (Fig. 10)."""
+"""A few test images under increasing noise, with the network's predictions (Fig. 10)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def noisy_images(
 ) -> dict[str, np.ndarray]:
     """The first attacked sample of each of up to five classes, and its noisy images by ``attacks.pgd``.
 
-    The attack has ``eval.steps`` steps of cross-entropy at each noise level alone, and the start of pgd100.
+    At each noise level the attack takes ``eval.steps`` steps of cross-entropy from the same start as pgd100.
 
     Args:
-        test: samples of shape (C, H, W); as in an evaluation the first ``eval.samples`` of them count.
-        class_names: of the data; numbers stand in if there are none.
+        test: samples of shape (C, H, W), of which the first ``eval.samples`` are used, as in an evaluation.
+        class_names: numbers are used if the data have none.
 
     Returns:
         S samples in ascending order of their class and L noise levels: index (S,), label (S,), clean

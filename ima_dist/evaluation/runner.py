@@ -1,8 +1,8 @@
 """Attack a network's test samples on all workers, and continue where an interrupted evaluation stopped.
 
-Every worker takes a block of the samples that are still to be done and writes the outcomes of each batch to
-``evaluation/<attack>-…/`` in the run directory as soon as all noise levels are through. What lies there is
-read at the start, whatever the number of workers was, so an interruption costs at most a batch a worker.
+Every worker takes a block of the samples that are left to do and writes the outcomes of each batch to
+``evaluation/<attack>-…/`` in the run directory as soon as it has been attacked at all noise levels. These files are
+read at the start, whatever the number of workers was, so an interruption costs at most one batch per worker.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,12 +26,10 @@ from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_parquet
 from ima_dist.rundir.lease import LeaseLost
-
-# Seconds between two looks at whether to stop; on shared storage a look asks the file server.
-_LOOK_EVERY = 0.5
 
 
 def evaluate(
@@ -47,9 +44,7 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pa.Table:
-    """Attack the test samples (the first ``eval.samples`` of them) at every noise level.
-
-    All workers call it together.
+    """Attack the test samples (the first ``eval.samples`` of them) at every noise level. Collective.
 
     Args:
         epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
@@ -58,7 +53,7 @@ def evaluate(
         on_progress: told (samples attacked, samples to attack) of this worker, summed over the attacks.
 
     Returns:
-        On worker 0 a row for each sample, attack, loss and noise level, sorted; no rows on the others.
+        On worker 0 a row per sample, attack, loss and noise level, sorted; no rows on the others.
 
     Raises:
         Interrupted: a worker was asked to stop; what was finished is kept for the next call.
@@ -71,36 +66,48 @@ def evaluate(
         {attack: _done(place) for attack, place in places.items()} if distributed.rank() == 0 else None
     )
     mine = {attack: _mine(total, done[attack]) for attack in places}
-    count, finished = sum(len(indices) for indices in mine.values()), 0
-    on_progress(finished, count)
     stopped = False
     try:
         with stoppable(network, lambda: should_stop() or _lost(run)):
-            for attack, place in places.items():
-                for part in mine[attack].split(batch_size):
-                    if not len(part):
-                        continue
-                    indices = part.to(test.x.device)
-                    x, y = test.batch(indices)
-                    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-                    found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
-                    # Samples are done once, so the first index of a batch is a name of its own.
-                    write_parquet(
-                        place / f"from-{int(part[0]):09d}.parquet",
-                        outcomes_table(attack, found, part, y, config, epoch),
-                    )
-                    finished += len(part)
-                    on_progress(finished, count)
+            _attack_mine(network, test, config, mine, places, epoch, batch_size, on_progress)
     except Stop:
         stopped = True
     stopped = any(distributed.gather_objects(stopped))
     distributed.together(run.check_lease)
     if stopped:
         raise Interrupted("stopped during the evaluation")
-    if distributed.rank():
-        return pa.table({})
-    tables = [_read(place) for place in places.values()]
-    tables = [table.filter(pc.field("index") < total) for table in tables]
+    return _joined(places, total) if distributed.rank() == 0 else pa.table({})
+
+
+def _attack_mine(
+    network: nn.Module,
+    test: Resident,
+    config: Config,
+    mine: dict[str, torch.Tensor],
+    places: dict[str, Path],
+    epoch: int,
+    batch_size: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Attack this worker's samples ``mine`` (by attack), and write the outcomes of each batch to its place."""
+    count, finished = sum(len(indices) for indices in mine.values()), 0
+    on_progress(finished, count)
+    for attack, place in places.items():
+        for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
+            indices = part.to(test.x.device)
+            x, y = test.batch(indices)
+            keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+            found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
+            # Each sample is done once, so the first index of a batch is a unique name.
+            file = place / f"from-{int(part[0]):09d}.parquet"
+            write_parquet(file, outcomes_table(attack, found, part, y, config, epoch))
+            finished += len(part)
+            on_progress(finished, count)
+
+
+def _joined(places: dict[str, Path], total: int) -> pa.Table:
+    """The outcomes of all workers and attacks, sorted."""
+    tables = [_read(place).filter(pc.field("index") < total) for place in places.values()]
     for table in tables:
         _check_complete(table, total)
     order = [(name, "ascending") for name in ("attack", "loss", "noise", "index")]
@@ -108,36 +115,11 @@ def evaluate(
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str) -> None:
-    """Remove the outcomes of single batches, once they are saved together; one worker calls it."""
+    """Remove the files of single batches, once the outcomes are saved together; one worker calls it."""
     for attack in config.eval.attacks:
         shutil.rmtree(_place(run, attack, config, epoch, digest), ignore_errors=True)
     with contextlib.suppress(OSError):  # another evaluation's batches may be left
         (run.path / "evaluation").rmdir()
-
-
-class Stop(Exception):
-    """This worker was asked to stop."""
-
-
-@contextlib.contextmanager
-def stoppable(network: nn.Module, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Every forward pass, and so every attack, ends in Stop soon after ``should_stop()`` becomes true."""
-    looked = time.monotonic()
-
-    def look(module: nn.Module, arguments: object) -> None:
-        nonlocal looked
-        if time.monotonic() - looked >= _LOOK_EVERY:
-            if should_stop():
-                raise Stop
-            looked = time.monotonic()
-
-    if should_stop():
-        raise Stop
-    handle = network.register_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _lost(run: RunDir) -> bool:
@@ -149,7 +131,7 @@ def _lost(run: RunDir) -> bool:
 
 
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
-    """Directory for the batches of one attack; another as soon as a setting that matters is another."""
+    """Directory for the batches of one attack; its name changes with every setting that matters."""
     settings = [
         config.fingerprint(),
         digest,
@@ -160,7 +142,7 @@ def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) ->
 
 
 def _read(place: Path) -> pa.Table:
-    """What has been done, or an empty table; a file that cannot be read is removed, its samples done again."""
+    """Outcomes so far, or an empty table; a file that cannot be read is removed and its samples are done again."""
     tables = []
     for file in sorted(place.glob("from-*.parquet")):
         try:
@@ -176,14 +158,14 @@ def _done(place: Path) -> list[int]:
 
 
 def _mine(total: int, done: list[int]) -> torch.Tensor:
-    """This worker's block of the samples below ``total`` that are not done."""
+    """This worker's block of the samples below ``total`` that are left to do."""
     left = torch.ones(total, dtype=torch.bool)
     left[[i for i in done if i < total]] = False
     return distributed.share_of_batch(left.nonzero()[:, 0])
 
 
 def _check_complete(table: pa.Table, total: int) -> None:
-    """Every sample once for each loss and level: a double or a gap would falsify the accuracy."""
+    """Raise unless every sample has one outcome per loss and level: a duplicate or gap would falsify the accuracy."""
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
     for row in counts.to_pylist():
         if not row["index_count_distinct"] == row["index_count"] == total:

@@ -1,4 +1,4 @@
-"""Probabilities that a two-class network gives clean samples."""
+"""Probabilities that a two-class network assigns to clean samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_ONCE = 256
 
 
 def scores_table(network: nn.Module, splits: dict[str, Resident]) -> pa.Table:
-    """A row a sample: split, index in it, label, and the probability of class 1."""
+    """One row per sample: split, index in it, label, and the probability of class 1."""
     pieces = []
     with torch.no_grad(), attack_mode(network):
         for name, data in splits.items():

@@ -60,7 +60,7 @@ def decision_boundary(
 
 
 def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] | None, title: str) -> None:
-    """Accuracy against noise level, a line an attack with its 95 % interval; the paper's row dashed.
+    """Accuracy against noise level, one line per attack with its 95 % interval; the paper's row dashed.
 
     ``points``: those with loss "both" on the test split are shown; ``paper``: noise level -> accuracy.
     Raises OSError.
@@ -173,7 +173,7 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
 
 
 def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Whether the run approaches its equilibrium state (paper, section 2.3 and appendix G.2), over the epochs.
+    """Measures of the equilibrium state (paper, section 2.3 and appendix G.2) over the epochs.
 
     ``rows``: of equilibrium.parquet, at least one. Four panels: imbalance of counts, mixing, |P_i − P_j| and
     L₂, each with its value in equilibrium. A thick line is the mean over the pairs of classes, weighted by
@@ -211,7 +211,7 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
-    """Draw a value of each row that has one: a thin line a pair if there are several, the weighted mean thick."""
+    """Draw the value of each row that has one: the weighted mean, and thinner each of several pairs."""
     known = ~np.isnan(value)
     pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
     for i, j in pairs if len(pairs) > 1 else ():

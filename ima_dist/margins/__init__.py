@@ -11,7 +11,7 @@ __all__ = ["MarginStore"]
 
 
 def __getattr__(name: str) -> Any:
-    # Not imported at once: reports read snapshots where there is no torch.
+    # Imported when needed: reports read snapshots without torch.
     if name == "MarginStore":
         from ima_dist.margins.store import MarginStore
 

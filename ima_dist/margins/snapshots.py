@@ -1,8 +1,8 @@
-"""Snapshots of the margins: a directory of Parquet shards that is whole or not there. Opens without torch.
+"""Snapshots of the margins: directories of Parquet shards, whole or absent. Needs no torch.
 
-Each worker writes the shard of the samples that it owns, in row groups of bounded size, and ``manifest.json``
-is written last: which shards there are, their rows and SHA-256, and the configuration they belong to. A
-directory without it is no snapshot.
+Each worker writes the shard of the samples that it owns, in row groups of bounded size. ``manifest.json`` is written
+last: the shards, their rows and SHA-256, and the configuration they belong to. A directory without it is not a
+snapshot.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MANIFEST = "manifest.json"
-ROWS = 1 << 20  # rows that are in memory at once, beside the store itself
+ROWS = 1 << 20  # rows in memory at once, in addition to the store itself
 
-# A checksum a page: whoever reads a part of a file sees damage without reading the rest. Consecutive numbers
-# take next to no room as differences, and a dictionary of margins would be as long as the margins.
+# With a checksum per page, damage shows to whoever reads a part of a file. Consecutive numbers take next to no space
+# as differences, and a dictionary of margins would be as long as the margins.
 _HOW: dict[str, Any] = {
     "write_page_checksum": True,
     "use_dictionary": ["label"],
@@ -35,7 +35,7 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Shard:
-    """A file with the samples first, first + 1, … first + rows − 1."""
+    """A file with the samples ``first`` to ``first + rows − 1``."""
 
     file: str
     first: int
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """shards: in the order of their samples. configuration: fingerprint of what they belong to, or None."""
+    """shards: in the order of their samples. configuration: its fingerprint, or None."""
 
     shards: tuple[Shard, ...]
     configuration: str | None
@@ -62,14 +62,14 @@ class Manifest:
 def write_shard(
     directory: Path, rank: int, world: int, first: int, last: int, columns: Callable[[int, int], Columns]
 ) -> Shard:
-    """Write ``shard-RRRR-of-WWWW.parquet`` with the samples [first, last), and bring it to the disk.
+    """Write ``shard-RRRR-of-WWWW.parquet`` with the samples [first, last), and sync it to disk.
 
-    columns: (start, stop) -> arrays of stop − start rows. The column "index" is put before them. Raises OSError.
+    columns: (start, stop) -> arrays of stop − start rows, to which the column "index" is added. Raises OSError.
     """
     file = directory / f"shard-{rank:04d}-of-{world:04d}.parquet"
     writer = None
     try:
-        for start in range(first, max(last, first + 1), ROWS):  # one piece at least: it brings the types
+        for start in range(first, max(last, first + 1), ROWS):  # at least one piece, for the types
             stop = min(start + ROWS, last)
             table = pa.table({"index": np.arange(start, stop), **columns(start, stop)})
             writer = writer or pq.ParquetWriter(file, table.schema, **_HOW)
@@ -108,13 +108,13 @@ def read_manifest(directory: Path) -> Manifest:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
     next_one = 0
     for shard in manifest.shards:
-        # A file elsewhere is no shard of this snapshot, whatever the manifest says.
+        # A file in another directory is not a shard of this snapshot, whatever the manifest says.
         whole = whole and shard.first == next_one and os.path.basename(shard.file) == shard.file
         next_one += shard.rows
         if not (directory / shard.file).exists():
             raise FileNotFoundError(f"{directory / shard.file} is missing")
     if not whole or not manifest.shards:
-        raise ValueError(f"{path} is damaged (its shards do not follow one another)")
+        raise ValueError(f"{path} is damaged (its shards are not consecutive)")
     return manifest
 
 

@@ -1,11 +1,11 @@
 """Per-sample margins: Algorithm 2 and the store that holds its result.
 
-The store is sharded: worker r of W owns the r-th contiguous block of global sample indices. During an
-epoch, workers propose new margins for whatever samples they handled. Those of a worker's own samples wait
-beside its shard, the others in its outbox until they are sent to their owners; ``reduce`` takes all of them
-over at the end of the epoch. While the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a
-copy of it, so that a look-up needs no communication. Beyond that a worker holds its shard, what waits for it,
-and buffers whose size does not depend on the number of samples.
+The store is sharded: worker r of W owns the r-th contiguous block of global sample indices. During an epoch, workers
+propose new margins for the samples that they handle. Proposals for a worker's own samples wait beside its shard, the
+others in its outbox until they are sent to their owners; at the end of the epoch ``reduce`` applies all of them. If
+the whole vector is small (``REPLICATE_UP_TO``) every worker also keeps a copy of it, so that a look-up needs no
+communication. Otherwise a worker holds its shard, the proposals for it, and buffers whose size does not depend on
+the number of samples.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from ima_dist.core import distributed
 from ima_dist.margins import snapshots
 from ima_dist.margins.update import Proposals, joined
 
-REPLICATE_UP_TO = 1 << 25  # samples: 128 MiB of float32 margins on each worker
-_CHUNK = 1 << 20  # proposals that a worker sends to another at once, and samples handled at once
-# Look-ups after which a store that is not replicated empties its outboxes. All workers look up together, so
-# they need not agree on it.
+REPLICATE_UP_TO = 1 << 25  # samples: 128 MiB of float32 margins per worker
+_CHUNK = 1 << 20  # proposals that a worker sends to another at once, and samples updated at once
+# Look-ups after which a store that is not replicated empties its outboxes. All workers count the same look-ups.
 _DELIVER_EVERY = 64
 
 
@@ -34,11 +33,12 @@ class MarginStore:
     Args:
         num_samples: size of the training set.
         initial: every margin's first value (Δε in Algorithm 2).
-        group: torch.distributed process group; None is the default group, or one worker without any.
+        group: torch.distributed process group; None for the default group, or for one worker without any.
         dtype, device: of the stored values; the collectives run on ``device``.
         replicate: keep a full copy on each worker; default: if num_samples ≤ REPLICATE_UP_TO.
 
-    ``lookup``, ``reduce``, ``save`` and ``load`` are collective: all workers of the group call them together.
+    ``lookup``, ``reduce``, ``save``, ``load`` and the statistics are collective: all workers of the group call them
+    together.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class MarginStore:
         self.device, self.dtype = torch.device(device), dtype
         self.replicated = num_samples <= REPLICATE_UP_TO if replicate is None else replicate
         held = self.last - self.first
-        #: Margins of this worker's block ``[first, last)``; not to be written.
+        #: Margins of this worker's block ``[first, last)``; read-only.
         self.shard = torch.full((held,), initial, dtype=dtype, device=self.device)
         self._correct = torch.zeros(held, dtype=torch.bool, device=self.device)
         self._crossed = torch.zeros(held, dtype=torch.bool, device=self.device)
@@ -68,7 +68,7 @@ class MarginStore:
         self._copy = self.shard if self.world == 1 else torch.full((num_samples,), initial, dtype=dtype, device=device)
         if not self.replicated:
             self._copy = self.shard[:0]
-        # What was proposed for our own samples. The last row takes what is not ours.
+        # Proposals for this worker's samples. The last row takes those for other samples.
         self._next = torch.zeros(held + 1, dtype=dtype, device=self.device)
         self._flags = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
         self._count = torch.zeros(held + 1, dtype=torch.uint8, device=self.device)
@@ -102,12 +102,12 @@ class MarginStore:
     # ---- writing
 
     def propose(self, indices: Tensor, values: Tensor, *, correct: Tensor, crossed: Tensor) -> None:
-        """Margins (K,) to be taken over by the next ``reduce``; ``correct`` and ``crossed`` (K,) bool.
+        """Margins (K,) that the next ``reduce`` applies; ``correct`` and ``crossed`` (K,) bool.
 
         Raises:
             IndexError: an index out of range.
-            ValueError: shapes that do not fit, or an index proposed already in this epoch. What this worker
-                cannot see at once, because another owns the sample or it would stall a device, ``reduce`` finds.
+            ValueError: shapes that do not fit, or an index already proposed in this epoch. Duplicates that this
+                worker cannot see, because another owns the sample or a check would force a sync, ``reduce`` finds.
         """
         if not (indices.shape == values.shape == correct.shape == crossed.shape and indices.ndim == 1):
             raise ValueError("indices, values, correct and crossed must be vectors of one length")
@@ -119,7 +119,7 @@ class MarginStore:
             crossed.to(self.device),
         )
         slots, mine = self._slots(given.indices)
-        at_once = self.device.type == "cpu"  # to look at values there is no wait
+        at_once = self.device.type == "cpu"  # reading values there forces no sync
         if at_once:
             if len(given.indices.unique()) < len(given.indices):
                 raise ValueError("an index was proposed twice in one call")
@@ -133,7 +133,7 @@ class MarginStore:
                 self._outbox.append(others)
 
     def pending(self) -> Proposals:
-        """What this worker holds of proposals since the last ``reduce``, each held by one worker."""
+        """The proposals since the last ``reduce`` that this worker holds; each is held by one worker."""
         rows = self.proposed.nonzero()[:, 0]
         flags = self._flags[rows]
         own = Proposals(rows + self.first, self._next[rows], flags % 2 > 0, flags > 1)
@@ -141,11 +141,11 @@ class MarginStore:
 
     @property
     def proposed(self) -> Tensor:
-        """Which samples of this worker's block it has a proposal for, (last − first,) bool."""
+        """Mask of the samples in this worker's block that it has a proposal for, (last − first,) bool."""
         return self._count[:-1] > 0
 
     def reduce(self) -> None:
-        """Take over all workers' proposals; samples that nobody proposed keep their margin.
+        """Apply all workers' proposals; samples without one keep their margin.
 
         Raises:
             ValueError: an index was proposed twice (one such index is named); all workers raise.
@@ -167,13 +167,13 @@ class MarginStore:
         self._share()
 
     def _by_owner(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """An order of ``indices`` by the worker that owns them, and how many each owns."""
+        """An order of ``indices`` by the worker that owns them, and how many each worker owns."""
         # The inverse of distributed.block.
         owner = ((indices + 1) * self.world - 1) // self.num_samples
         return owner.argsort(), torch.bincount(owner, minlength=self.world)
 
     def _slots(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Places in the shard, its length for samples of others; and which are ours."""
+        """Rows in the shard (its length for samples of other workers), and a mask of this worker's samples."""
         mine = (indices >= self.first) & (indices < self.last)
         return torch.where(mine, indices - self.first, self.last - self.first), mine
 
@@ -183,11 +183,11 @@ class MarginStore:
         self._count.index_add_(0, slots, torch.ones_like(slots, dtype=torch.uint8))
 
     def _foreign(self) -> list[Proposals]:
-        """The outbox without what is ours."""
+        """The proposals in the outbox for samples of other workers."""
         return [part.take(~self._slots(part.indices)[1]) for part in self._outbox]
 
     def _deliver(self) -> None:
-        """Send the proposals in all outboxes to the owners, some at a time. Collective."""
+        """Send the proposals in all outboxes to their owners, a bounded number at a time. Collective."""
         out = joined(self._foreign()) if self._outbox else Proposals.none(self.device, self.dtype)
         self._outbox = []
         order, counts = self._by_owner(out.indices)
@@ -210,7 +210,7 @@ class MarginStore:
             torch.cat(distributed.gather_tensors(self.shard, sizes, group=self.group), out=self._copy)
 
     def _check_range(self, indices: Tensor) -> None:
-        # Elsewhere than on the CPU the look would stall the device; indexing there asserts by itself.
+        # On a GPU this check would force a sync, and indexing asserts by itself.
         if indices.device.type == "cpu" and len(indices):
             low, high = int(indices.min()), int(indices.max())
             if low < 0 or high >= self.num_samples:
@@ -247,11 +247,11 @@ class MarginStore:
         """Write a snapshot (``snapshots``): every worker its shard, then worker 0 the manifest.
 
         Columns: index int64, margin, label int64 (−1 if ``labels`` (num_samples,) is not given), correct
-        and crossed bool. configuration: a fingerprint for the manifest. The directory is made. Moving it into
-        place is the caller's business.
+        and crossed bool. configuration: a fingerprint for the manifest. The directory is created; the caller moves
+        it into place.
 
-        Returns the SHA-256 of every file of the snapshot by its name, on all workers. Raises OSError where
-        writing failed.
+        Returns, on all workers, the SHA-256 of every file of the snapshot by name. Raises OSError on the worker
+        where writing failed.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -283,10 +283,10 @@ class MarginStore:
         device: torch.device | str = "cpu",
         replicate: bool | None = None,
     ) -> MarginStore:
-        """The store that any number of workers saved in ``directory``; each reads what it will own.
+        """The store that any number of workers saved in ``directory``; each worker reads the block that it will own.
 
         Raises:
-            FileNotFoundError: no whole snapshot there.
+            FileNotFoundError: there is no whole snapshot.
             ValueError: a file of it is damaged; it is named.
         """
         directory = Path(directory)

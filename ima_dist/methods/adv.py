@@ -11,13 +11,16 @@ from ima_dist.methods.base import Attacked, Batch, Method
 
 
 def half_and_half(logits: Tensor, batch: Batch) -> Tensor:
-    """Eq. 2 by rows: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
+    """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
     return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
 
 
 class Adversarial(Method):
-    """The baseline "adv ε" (Goodfellow et al. 2014; Kurakin et al. 2016; Madry et al. 2018): every sample, right
-    or wrong, is trained on clean and at the last iterate of PGD, whose radius ε is ``eps_max``."""
+    """The baseline "adv ε" (Goodfellow et al. 2014; Kurakin et al. 2016; Madry et al. 2018).
+
+    Every sample, correctly classified or not, is trained on clean and at the last iterate of PGD, whose radius ε is
+    ``eps_max``.
+    """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
         settings, eps, norm = self.config.attack, self.config.eps_max, self.config.norm

@@ -1,9 +1,9 @@
 """The interface between a training method and the loop.
 
-In every step the loop calls ``attack`` with the bare network, puts ``Attacked.inputs`` through the
-network once (one DDP forward, clean and noisy samples together), and calls ``loss`` with the logits.
-After an epoch it calls ``estimate`` for all samples if the method has ``margin_pass``. A method proposes
-margins; only the loop hands them to the store.
+In every step the loop calls ``attack`` with the bare network, passes ``Attacked.inputs`` through the network once
+(one DDP forward, clean and noisy samples together), and calls ``loss`` with the logits. After an epoch it calls
+``estimate`` for all samples if the method has ``margin_pass``. A method proposes margins; only the loop hands them
+to the store.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Attacked:
-    """What a method's ``attack`` prepared.
+    """Result of a method's ``attack``.
 
     Attributes:
         inputs: (B + K, ...) the batch's clean samples, then K noisy ones: one forward pass. With ``noisy_only``
-            the (K, ...) noisy ones, for a loss without clean samples; ``correct`` is then given.
+            only the (K, ...) noisy ones, for a loss without clean samples; ``correct`` must then be given.
         noisy_of: (K,) the row in the batch of each noisy sample.
-        correct: (B,) bool clean samples classified correctly in evaluation mode, or None if not known.
+        correct: (B,) bool, the clean sample is classified correctly in evaluation mode; None if not known.
         proposals: new margins, or None.
         evaluations: forward passes spent by the attack, in samples.
     """
@@ -75,19 +75,21 @@ class Method(ABC):
     box: Box
     has_margins: bool = field(default=False, init=False)
     margin_pass: bool = field(default=False, init=False)
-    # Noisy samples lie where the two most probable classes are equally so: B_ij of the paper's section 2.3.
+    # Noisy samples lie where the two most probable classes are equally probable: B_ij of the paper's section 2.3.
     on_boundary: bool = field(default=False, init=False)
-    # Whether the attack may meet the network in half precision.
+    # The attack may run the network in half precision.
     attack_in_half: bool = field(default=True, init=False)
 
     @abstractmethod
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        """Noisy samples for a batch; the network is left as found."""
+        """Noisy samples for a batch; leaves the network as it found it."""
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        """Loss of every row of ``logits``, (B + K, C) -> (B + K,), in the order of
-        ``Attacked.inputs``; their sum over the global batch, divided by its size, is what is minimised."""
+        """Loss of every row of ``logits``, (B + K, C) -> (B + K,), in the order of ``Attacked.inputs``.
+
+        Their sum over the global batch, divided by its size, is minimised.
+        """
 
     def estimate(self, model: Network, batch: Batch) -> Attacked:
         """New margins for a batch after the epoch, as ``proposals``, and the noisy samples they come from."""

@@ -11,13 +11,12 @@ from ima_dist.methods.base import Attacked, Batch, Method
 
 
 class DDN(Method):
-    """The baseline "DDN", L2 only: cross-entropy on the nearest misclassified point that the attack finds, cut to
-    a norm of ``eps_max``, and on nothing else.
+    """The baseline "DDN", for L2: cross-entropy only on the nearest misclassified point that the attack finds.
 
-    As published: the loss; norms that change by 5 % a step, from 1 in the input's units; a sample for which nothing was
-    found is trained on as it is. The number of steps is --attack.steps, and their size does not depend on
-    --attack.step-scale. For CIFAR-10 the authors begin with 200 epochs of standard
-    training; the IMA paper mentions none, so there are none here.
+    The perturbation is cut to a norm of ``eps_max``. As published: the loss; norms that change by 5 % per step, from
+    1 in the input's units; a sample for which no point was found is trained on as it is. The number of steps is
+    --attack.steps, and their size does not depend on --attack.step-scale. For CIFAR-10 the authors begin with 200
+    epochs of standard training; the IMA paper mentions none, so there are none here.
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:

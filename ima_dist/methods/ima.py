@@ -16,12 +16,12 @@ from ima_dist.methods.base import Attacked, Batch, Method
 class IMA(Method):
     """Algorithm 1 as ``attack`` and ``loss``, Algorithm 2 as ``estimate``.
 
-    With ``margin_update="online"`` the boundary points of the training step also update the margins; there is
-    no pass after the epoch then.
+    With ``margin_update="online"`` the boundary points of the training step also update the margins, and there is
+    no pass after the epoch.
 
-    Everything is as the paper has it. The authors' released code shares with ``online`` the moment of the update
-    and differs in the rest: it moves a crossed margin half-way to the distance, leaves those of wrong samples,
-    clips at 0, halves between the clean sample and the last iterate, attacks in training mode, and ends on the
+    Everything follows the paper. The authors' released code updates margins when ``online`` does, but differs
+    otherwise: it moves the margin of a sample that crossed half-way to the distance, leaves those of misclassified
+    samples, clips at 0, bisects between the clean sample and the last iterate, attacks in training mode, and ends
     inside or in the middle of the bracket, depending on the data set.
     """
 
@@ -74,7 +74,7 @@ class IMA(Method):
         return self._attacked(model, batch, propose=not self.margin_pass)
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        """Algorithm 1, lines 5 to 8: weight 1 − β for clean samples, right or wrong, and β for noisy ones."""
+        """Algorithm 1, lines 5 to 8: weight 1 − β for all clean samples and β for noisy ones."""
         rows = cross_entropy(logits, torch.cat([batch.y, batch.y[attacked.noisy_of]]))
         clean = len(batch.y)
         return torch.cat([(1 - self.config.beta) * rows[:clean], self.config.beta * rows[clean:]])

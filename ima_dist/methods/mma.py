@@ -12,13 +12,15 @@ from ima_dist.methods.base import Attacked, Batch, Method
 
 CLEAN_WEIGHT = 1 / 3
 STEP_SCALE = 2.5
-# The search goes a little beyond the hinge, so that margins above it can be told from margins below.
+# The search goes slightly beyond the hinge, to tell margins above it from margins below.
 BEYOND = 1.05
 
 
 class MMA(Method):
-    """A misclassified sample is trained on as it is. For the others AN-PGD looks for the nearest point of the
-    boundary, and the sample is trained on there as long as that point is nearer than d_max = ``eps_max``:
+    """MMA training: correctly classified samples are trained on at the nearest point of the boundary.
+
+    AN-PGD looks for that point, which counts if it is nearer than d_max = ``eps_max``; a misclassified sample is
+    trained on as it is:
 
         L = 1/3 · CE(clean) + 2/3 · [CE(clean) if wrong, CE(nearest) if right and nearer than d_max, else 0]
 
@@ -26,11 +28,11 @@ class MMA(Method):
     bisection; the distance found is the radius of the sample's next PGD, 0 for a wrong sample, and raised to a
     floor; steps of 2.5·ε/N, whatever --attack.step-scale says; a search up to 1.05·d_max.
     As the IMA paper has it (section 3): N = 20 steps.
-    Ours: the floor and first radius is --delta-eps, where the released code has constants of its own for each
-    data set; right and wrong are told apart by the arg max, and everything before the loss happens in
-    evaluation mode, as in all methods here; the search goes along δ/‖δ‖, not δ/ε, and its points stay in the
-    data box; its last evaluation counts, too; and clean and noisy samples go through the network together, so
-    that batch norm sees both at once.
+    Ours: the floor and first radius is --delta-eps, where the released code has its own constants for each data
+    set; the arg max decides what is misclassified, and everything before the loss runs in evaluation mode, as in
+    all methods here; the search goes along δ/‖δ‖, not δ/ε, and its points stay in the data box; its last
+    evaluation counts, too; and clean and noisy samples go through the network together, so that batch norm sees
+    both at once.
 
     Margins are updated in the training step, whatever --margin-update says.
     """

@@ -12,8 +12,11 @@ from ima_dist.methods.base import Attacked, Batch, Method
 
 
 class RandomNoise(Method):
-    """The baseline "rand ε", with adv's loss (eq. 2): noise uniform in the ball of radius ε = ``eps_max``, which
-    under L∞ is the paper's uniform white noise, and then clipped to the box. L2 is ours."""
+    """The baseline "rand ε", with the loss of adv (eq. 2).
+
+    The noise is uniform in the ball of radius ε = ``eps_max``, which under L∞ is the paper's uniform white noise,
+    and then clipped to the box. L2 is ours.
+    """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
         eps, norm = self.config.eps_max, self.config.norm

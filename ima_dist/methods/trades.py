@@ -22,13 +22,13 @@ class Trades(Method):
     """Cross-entropy of the clean sample x plus 1/λ · KL(p(x) ‖ p(x')), where x' is found by maximising the same
     divergence with PGD within ``eps_max`` of x (Zhang et al., algorithm 1).
 
-    As published: the loss and its gradient, which runs through p(x) as well as p(x'); 1/λ = 6; p(x) held fixed
-    inside PGD, which sees the network in evaluation mode. As the IMA paper has it (section 3): the number and
-    size of the steps are those of adv. Ours: the start lies uniformly within 0.001 in every coordinate, where
-    the released code draws normal noise of that standard deviation, and is clipped to the data box before the
-    first gradient, where the released code's leaves it; under L2 the steps are eq. 1's too, clipped to the ball
-    and then to the box; and clean and perturbed samples go through the network together, so that batch norm sees
-    both at once. With --autocast PGD sees the network in float32.
+    As published: the loss and its gradient, which flows through p(x) as well as p(x'); 1/λ = 6; p(x) held fixed
+    inside PGD, which runs the network in evaluation mode. As in the IMA paper (section 3): the number and size of
+    the steps are those of adv. Ours: the start is uniform within 0.001 in every coordinate, where the released code
+    draws normal noise of that standard deviation, and is clipped to the data box before the first gradient, while
+    the released code's start may leave the box; under L2, too, the steps are those of eq. 1, clipped to the ball and
+    then to the box; and clean and perturbed samples go through the network together, so that batch norm sees both
+    at once. With --autocast PGD runs the network in float32.
     """
 
     # Half precision rounds the start back to x, where the divergence has no gradient: PGD would stay there.

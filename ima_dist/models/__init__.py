@@ -1,8 +1,8 @@
 """The paper's networks. A factory takes (num_classes, input_shape) and returns an untrained nn.Module.
 
 The paper writes "IN" and "LN" without saying whether instance norm has parameters; torch's default, none,
-is used. A bias whose effect the following instance norm cancels is left out: it would receive rounding
-noise as its gradient, which Adam turns into real steps.
+is used. A bias whose effect the following instance norm cancels is left out: its gradient would be rounding
+noise, which Adam turns into real steps.
 """
 
 from ima_dist.models.fashion_mnist import fashion_mnist_cnn

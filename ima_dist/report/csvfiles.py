@@ -1,18 +1,17 @@
-"""The report's figures as tidy CSV: a row an accuracy, columns named once."""
+"""The report's figures as tidy CSV: one row per accuracy."""
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ima_dist.report.tables import Measured, Table, setting_differences
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.run import Run
 
-BINS = 50
+_BINS = 50
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
 _PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples")
 
@@ -27,7 +26,6 @@ def table_csv(table: Table) -> str:
     for line in table.lines:
         for split, noise in table.keys:
             ours, theirs = line.ours.get((split, noise), Measured(float("nan"))), line.theirs.get((split, noise))
-            known = ours.accuracy == ours.accuracy
             low, high = ours.interval or (None, None)
             rows.append(
                 {
@@ -39,7 +37,7 @@ def table_csv(table: Table) -> str:
                     "epoch": line.epoch,
                     "split": split,
                     "noise": noise,
-                    "ours": ours.accuracy if known else None,
+                    "ours": ours.accuracy,
                     "low95": low,
                     "high95": high,
                     "samples": ours.samples,
@@ -47,7 +45,7 @@ def table_csv(table: Table) -> str:
                     "seeds": " ".join(str(r.config.seed) for r in line.results),
                     "paper": theirs.accuracy if theirs else None,
                     "legible": theirs.legible if theirs else None,
-                    "difference": round(ours.accuracy - theirs.accuracy, 6) if known and theirs else None,
+                    "difference": round(ours.accuracy - theirs.accuracy, 6) if theirs else None,
                     "reduced": ("yes" if line.differs else "no") if line.results else None,
                     "differs": "; ".join(line.differs),
                     "runs": " ".join(r.name for r in line.results),
@@ -61,63 +59,35 @@ def curves_csv(results: list[Run]) -> str:
     rows = []
     for result in results:
         config = result.config
+        names = ("preset", "method", "eps_max", "beta", "seed")
+        run = {"run": result.name, **{name: getattr(config, name) for name in names}}
         differs = "; ".join(setting_differences(config, {"seed"}))
         for point in result.points:
             low, high = (None, None)
             if point.accuracy is not None:
                 low, high = wilson_interval(point.accuracy, point.samples)
-            rows.append(
-                {
-                    "run": result.name,
-                    "preset": config.preset,
-                    "method": config.method,
-                    "eps_max": config.eps_max,
-                    "beta": config.beta,
-                    "seed": config.seed,
-                    **{name: getattr(point, name) for name in _MEASURED},
-                    "low95": low,
-                    "high95": high,
-                    **{name: getattr(point, name) for name in _PROTOCOL},
-                    "differs": differs,
-                }
-            )
+            measured = {name: getattr(point, name) for name in _MEASURED}
+            protocol = {name: getattr(point, name) for name in _PROTOCOL}
+            rows.append({**run, **measured, "low95": low, "high95": high, **protocol, "differs": differs})
     return _text(rows)
 
 
 def margins_csv(results: list[Run]) -> str | None:
     """Histogram of each run's margins over the training samples, from 0 to ε_max; None without margins."""
-    rows = []
+    parts = []
     for result in results:
         if result.margins is None:
             continue
-        epoch, margins = result.margins[0], result.margins[1]["margin"].to_numpy()
-        counts, edges = margin_histogram(margins, result.config.eps_max)
-        for i, count in enumerate(counts):
-            rows.append(
-                {
-                    "run": result.name,
-                    "preset": result.config.preset,
-                    "method": result.config.method,
-                    "norm": result.config.norm,
-                    "epoch": epoch,
-                    "low": edges[i],
-                    "high": edges[i + 1],
-                    "samples": count,
-                }
-            )
-    return _text(rows) if rows else None
-
-
-def margin_histogram(margins: np.ndarray, eps_max: float) -> tuple[list[int], list[float]]:
-    """Counts in ``BINS`` equal bins from 0 to ε_max and the bins' edges; margins (N,)."""
-    # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-    counts, edges = np.histogram(np.clip(margins, 0, eps_max), bins=BINS, range=(0, eps_max))
-    return counts.tolist(), edges.tolist()
+        epoch, margins = result.margins
+        config = result.config
+        # float32 margins may exceed eps_max by rounding: they belong in the last bin.
+        values = np.clip(margins["margin"].to_numpy(), 0, config.eps_max)
+        counts, edges = np.histogram(values, bins=_BINS, range=(0, config.eps_max))
+        run = {"run": result.name, "preset": config.preset, "method": config.method, "norm": config.norm}
+        parts.append(pd.DataFrame({**run, "epoch": epoch, "low": edges[:-1], "high": edges[1:], "samples": counts}))
+    return pd.concat(parts).to_csv(index=False, lineterminator="\n") if parts else None
 
 
 def _text(rows: list[dict[str, Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    # As objects, so that whole numbers stay whole in a column where some are missing.
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -38,7 +38,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """A row of a table under one attack: our runs that differ in the seed alone, and the paper's row.
+    """A row of a table under one attack: our runs that differ only in their seed, and the paper's row.
 
     row: as paper.csv spells it. results: empty for a row of the paper that we have no run for. differs: how the
     runs differ from the paper's, in words; a line with any is reduced. point: one of the runs', for the protocol.
@@ -88,7 +88,7 @@ def make_tables(results: Iterable[Run]) -> list[Table]:
     tables = []
     for number in sorted({p.table for p in pieces if p.table is not None}):
         own = [p for p in pieces if p.table == number]
-        # A run of the main table is also the row β = 0.5, which alone makes no table.
+        # A run of the main table is also the row β = 0.5. A table with only that row is left out.
         if number not in paper.BETA_TABLES or {p.row for p in own} != {"beta=0.5"}:
             config = own[0].result.config
             tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(own)))
@@ -104,6 +104,15 @@ def make_tables(results: Iterable[Run]) -> list[Table]:
 def paper_attack(table: Table) -> str:
     """The attack whose rows are drawn: the paper's, or pgd100."""
     return "pgd100" if table.number is None else paper.attack_of(table.number)
+
+
+def label(result: Run) -> str:
+    """A run's name in a figure: its method, with what tells it from others of the same method."""
+    config = result.config
+    level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
+    weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
+    reduced = ", reduced" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
+    return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 
 def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
@@ -171,7 +180,7 @@ def _attack_differences(config: Config, table: int | None, points: Row) -> tuple
 def _lines(pieces: list[_Piece]) -> list[Line]:
     """Lines for the pieces of one table, and for the rows of the paper that none of them belongs to.
 
-    Pieces that differ in their seed alone become one line; a second run with the same seed starts another.
+    Pieces that differ only in their seed become one line; a second run with the same seed starts another.
     """
     groups: dict[tuple[Any, ...], list[_Piece]] = {}
     for piece in pieces:

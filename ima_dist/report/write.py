@@ -1,4 +1,4 @@
-"""Making the files of a report."""
+"""Writes the files of a report."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import PRESETS
 from ima_dist.config.schema import METHODS, NORMS
-from ima_dist.figures import interactive as plots
-from ima_dist.report import interactive
 from ima_dist.report.csvfiles import curves_csv, margins_csv, table_csv
 from ima_dist.report.figures import draw
 from ima_dist.report.page import page, table_file
@@ -40,8 +38,7 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     margins = margins_csv(results)
     if margins:
         files["margins.csv"] = margins
-    pictures = interactive.plots(results, tables) if plots.available() else draw(results, tables)
-    files["report.html"] = page(results, tables, pictures, problems)
+    files["report.html"] = page(results, tables, draw(results, tables), problems)
     for name, text in files.items():
         write_text_atomic(out / name, text)
     return [out / name for name in files], problems

@@ -1,4 +1,4 @@
-"""What a two-class test is asked for: sensitivity, specificity, and where to put the threshold."""
+"""Two-class tasks: sensitivity, specificity, and the choice of a threshold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TARGETS = (0.90, 0.95, 0.99)
 
 
 def sensitivity_by_noise(outcomes: pa.Table, epoch: int) -> list[dict[str, Any]]:
-    """A row for each attack and noise level: "attack", "noise", "sensitivity", "specificity", "positives", "negatives".
+    """One row per attack and noise level: "attack", "noise", "sensitivity", "specificity", "positives", "negatives".
 
-    ``outcomes``: as in outcomes.parquet, two classes of which 1 is the positive one. The shares are None where
-    there is no sample of the class. Shown is the loss "both" of the network after ``epoch`` epochs.
+    ``outcomes``: as in outcomes.parquet, for two classes of which 1 is the positive one. A share is None if the class
+    has no sample. The rows are for the loss "both" and the network after ``epoch`` epochs.
     """
     data = outcomes.to_pydict()
     label, right = np.array(data["label"]), np.array(data["label"]) == np.array(data["prediction"])
@@ -45,7 +45,7 @@ def sensitivity_by_noise(outcomes: pa.Table, epoch: int) -> list[dict[str, Any]]
 
 
 def rates(probability: np.ndarray, label: np.ndarray, threshold: float) -> tuple[float, float]:
-    """Sensitivity and specificity if samples with a probability of at least ``threshold`` are called positive.
+    """Sensitivity and specificity if a probability of at least ``threshold`` counts as positive.
 
     ``probability``: (N,) of class 1; ``label``: (N,) of 0 or 1, both present.
     """
@@ -54,10 +54,10 @@ def rates(probability: np.ndarray, label: np.ndarray, threshold: float) -> tuple
 
 
 def choose_threshold(probability: np.ndarray, label: np.ndarray, sensitivity: float) -> float:
-    """The highest threshold at which at least the share ``sensitivity`` of the positive samples is found.
+    """The highest threshold at which at least the share ``sensitivity`` of the positive samples is detected.
 
-    Section 3.3: "one can tweak the classification threshold to increase the sensitivity to infection". Choose
-    it on validation samples, not on those that the result is reported for.
+    Section 3.3: "one can tweak the classification threshold to increase the sensitivity to infection". Choose it on
+    validation samples, and report the result on others.
     """
     positive = np.sort(probability[label == 1])
     missed = int(np.floor(len(positive) * (1 - sensitivity) + 1e-9))
@@ -73,7 +73,8 @@ def binary_report(run: Run) -> str | None:
     for row in sensitivity_by_noise(run.outcomes, run.config.epochs):
         shares = [_share(row["sensitivity"], row["positives"]), _share(row["specificity"], row["negatives"])]
         lines.append([row["attack"], format_noise(row["noise"]), *shares])
-    parts = [f"Test samples of {positive} and of {negative} that are recognised under attack", *aligned(lines)]
+    title = f"Shares of the test samples of {positive} and of {negative} that are classified correctly under attack"
+    parts = [title, *aligned(lines)]
     val, test = (_scores(run.scores, split) for split in ("validation", "test"))
     if all(set(label) == {0, 1} for _, label in (val, test)):
         lines = [["wanted sensitivity", "threshold", "sensitivity", "specificity"]]
@@ -85,8 +86,8 @@ def binary_report(run: Run) -> str | None:
             lines.append(["(none)" if target is None else f"{target:.2f}", f"{threshold:.4f}", *shares])
         parts += [
             "",
-            f"Threshold on the probability of {positive}, chosen on {len(val[1])} validation samples, and what it "
-            "gives on clean test samples",
+            f"Threshold on the probability of {positive}, chosen on {len(val[1])} validation samples, and its result "
+            "on clean test samples",
             *aligned(lines),
         ]
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""The runs of a sweep, or of any directory, as rows: what tells them from one another, and what they reach."""
+"""The runs of a sweep, or of any directory, as rows: the options that differ, and the accuracies reached."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
 from ima_dist.plans.sweepfile import READ_BY, Point, canonical
-from ima_dist.results.choice import Candidate, Share, Spread, choose, make_candidate
-from ima_dist.results.text import aligned
+from ima_dist.results.choice import Candidate, Choice, Share, Spread, choose, make_candidate
+from ima_dist.results.text import accuracy, aligned
 from ima_dist.rundir.curves import Point as Measurement
 from ima_dist.rundir.curves import Row as Curve
 from ima_dist.rundir.curves import attack_rows, epochs_of, fewest_samples, format_noise, levels_of
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.finding import finished_runs
 
-# Where these differ a run is still the same experiment.
-_BESIDE = (
+# Runs of one experiment may differ in these options.
+INCIDENTAL = (
     "seed",
     "workers",
     "device",
@@ -36,8 +36,10 @@ _BESIDE = (
 
 @dataclass
 class Row:
-    """One combination. values: option -> value. curves: attack -> a curve for each seed that has one.
-    planned: its seeds, finished or not.
+    """One combination of options.
+
+    values: option -> value. planned: the number of its seeds, finished or not. curves: attack -> one curve per seed
+    that was evaluated.
     """
 
     values: dict[str, Any]
@@ -55,7 +57,7 @@ class Row:
 
 
 def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
-    """A row for each combination of a sweep, with the seeds whose runs below ``root`` are evaluated."""
+    """One row per combination of a sweep, with the seeds whose runs below ``root`` have been evaluated."""
     from ima_dist.plans.jobfile import run_path
 
     rows: dict[str, Row] = {}
@@ -69,10 +71,10 @@ def rows_of_points(points: Sequence[Point], root: Path) -> list[Row]:
 
 
 def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
-    """The finished runs at ``path`` and below, equal ones but for the seed in one row, with each evaluated epoch in a
-    row of its own; and a sentence for each run that is left out.
+    """The finished runs at ``path`` and below, and a sentence for each run that is left out.
 
-    Raises ConfigError if they are runs of several data sets or norms, which cannot be compared.
+    Runs that differ only in the seed share a row; each evaluated epoch has a row of its own. Raises ConfigError if
+    the runs have several data sets or norms, which cannot be compared.
     """
     runs, problems = finished_runs([path])
     found = [(canonical(run.config), run.points) for run in runs]
@@ -96,14 +98,14 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
 
 def _differing(configs: list[Config]) -> list[str]:
     options = [option_values(config) for config in configs]
-    names = [n for n in (options[0] if options else {}) if n not in _BESIDE and not n.startswith("eval.")]
+    names = [n for n in (options[0] if options else {}) if n not in INCIDENTAL and not n.startswith("eval.")]
     return [n for n in names if len({str(o[n]) for o in options}) > 1]
 
 
 def sweep_table(rows: Sequence[Row]) -> str:
     """Mean accuracy over the seeds, ± their standard deviation, by combination, attack and noise level.
 
-    A combination of which no seed is finished has dashes. "seeds" is how many are, of how many.
+    A combination with no finished seed has dashes; the column "seeds" shows how many are finished.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     levels = levels_of(curve for row in rows for curves in row.curves.values() for curve in curves)
@@ -118,65 +120,65 @@ def sweep_table(rows: Sequence[Row]) -> str:
 
 
 def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (), attack: str | None = None) -> str:
-    """The candidates with their uncertainty, the Pareto set, the choice, and what does not differ from it.
+    """The candidates with their uncertainty, the Pareto set, the choice, and the candidates that equal it within noise.
 
-    ``attack``: default the strictest that all candidates were attacked with. Raises ConfigError if there is none,
-    or a named noise level is missing.
+    ``attack``: by default the strictest that all candidates share. Raises ConfigError if they share none, or a named
+    noise level is missing.
     """
     measured = [row for row in rows if row.curves]
     common = [a for a in STRICTEST_FIRST if measured and all(a in row.curves for row in measured)]
     if attack is not None and attack not in common:
         raise ConfigError(
-            f"Not all candidates were attacked with {attack}: {', '.join(common) or 'no attack'} they were."
+            f"Not every candidate was evaluated with {attack}. Attacks they all share: {', '.join(common) or 'none'}."
         )
     if not common:
-        raise ConfigError(
-            "There is no attack that all candidates were evaluated with: run python -m ima_dist.evaluate."
-        )
+        raise ConfigError("The candidates share no attack: evaluate them alike with python -m ima_dist.evaluate.")
     attack = attack or common[0]
     candidates = _candidates(measured, attack, levels)
     choice = choose(candidates, min_clean, levels)
-    score = "mean of them" if levels else "area"
-    shown = list(levels) or sorted(candidates[0].robust)
-    head = ["", "candidate", "seeds", "clean", "± samples", "± seeds", *map(format_noise, shown)]
-    lines = [[*head, score, "± samples", "± seeds"]]
-    for i, c in enumerate(candidates):
-        mark = ("P" if i in choice.pareto else "") + ("*" if i == choice.best else "~" if i in choice.alike else "")
-        robust = [f"{c.robust[x].mean:.4f}" for x in shown]
-        lines.append(
-            [
-                mark,
-                c.name,
-                str(len(c.clean.values)),
-                *_share(c.clean, choice.clean_spread),
-                *robust,
-                *_share(c.score, choice.score_spread),
-            ]
-        )
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
-    text = [f"Attack: {attack}. Score: {measure}.", *_left_aligned(lines), _LEGEND]
-    if choice.best is None:
-        best = max(c.clean.mean for c in candidates)
-        return "\n".join([*text, f"No candidate has a clean accuracy of {min_clean:g}: the best has {best:.4f}."])
-    chosen = candidates[choice.best]
-    text.append(f"Choice: {chosen.name}, the highest score with a clean accuracy of at least {min_clean:g}.")
-    if choice.alike:
-        text.append("Not different from it beyond noise: " + "; ".join(candidates[i].name for i in choice.alike) + ".")
-    else:
-        text.append("All others with that accuracy differ from it beyond noise.")
-    if choice.uncertain:
-        names = "; ".join(candidates[i].name for i in choice.uncertain)
-        text.append(f"Clean accuracy above {min_clean:g} on average, but not within its uncertainty: {names}.")
-    if choice.score_spread is None:
-        text.append("There is one seed of each, so what another would change is unknown: add seeds.")
-    return "\n".join(text)
+    head = f"Attack: {attack}. Score: {measure}."
+    return "\n".join(
+        [head, *_candidate_lines(candidates, choice, levels), _LEGEND, *_verdict(candidates, choice, min_clean)]
+    )
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"
 _LEGEND = (
-    "P: Pareto set. *: choice. ~: not different from it beyond noise. ±: half the 95 % interval, for the test samples "
-    "and for the spread over seeds (pooled over the candidates)."
+    "P: Pareto set. *: choice. ~: equal to it within noise. ±: half the 95 % interval, for the test samples and for "
+    "the spread over seeds (pooled over the candidates)."
 )
+
+
+def _candidate_lines(candidates: Sequence[Candidate], choice: Choice, levels: Sequence[float]) -> list[str]:
+    shown = list(levels) or sorted(candidates[0].robust)
+    score = "mean of them" if levels else "area"
+    head = ["", "candidate", "seeds", "clean", "± samples", "± seeds", *map(format_noise, shown)]
+    lines = [[*head, score, "± samples", "± seeds"]]
+    for i, c in enumerate(candidates):
+        mark = ("P" if i in choice.pareto else "") + ("*" if i == choice.best else "~" if i in choice.alike else "")
+        clean, scored = _share(c.clean, choice.clean_spread), _share(c.score, choice.score_spread)
+        robust = [accuracy(c.robust[x].mean) for x in shown]
+        lines.append([mark, c.name, str(len(c.clean.values)), *clean, *robust, *scored])
+    return aligned(lines, left=2)
+
+
+def _verdict(candidates: Sequence[Candidate], choice: Choice, min_clean: float) -> list[str]:
+    if choice.best is None:
+        best = max(c.clean.mean for c in candidates)
+        return [f"No candidate has a clean accuracy of {min_clean:g} or more: the best has {best:.4f}."]
+    name = candidates[choice.best].name
+    text = [f"Choice: {name}, the highest score with a clean accuracy of at least {min_clean:g}."]
+    if choice.alike:
+        text.append("Equal to it within noise: " + "; ".join(candidates[i].name for i in choice.alike) + ".")
+    else:
+        text.append("All other candidates with that accuracy differ from it by more than noise.")
+    if choice.uncertain:
+        names = "; ".join(candidates[i].name for i in choice.uncertain)
+        text.append(f"Mean clean accuracy above {min_clean:g}, but with an interval that reaches below it: {names}.")
+    if choice.score_spread is None:
+        text.append("Each candidate has one seed, so the spread over seeds is unknown: add seeds.")
+    return text
 
 
 def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> list[Candidate]:
@@ -193,7 +195,7 @@ def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> li
 def _share(share: Share, spread: Spread | None) -> list[str]:
     low, high = share.sample_interval
     seeds = "-" if spread is None else f"{spread.half_width(share):.4f}"
-    return [f"{share.mean:.4f}", f"{(high - low) / 2:.4f}", seeds]
+    return [accuracy(share.mean), accuracy((high - low) / 2), seeds]
 
 
 def _mean(values: list[float]) -> str:
@@ -205,9 +207,3 @@ def _mean(values: list[float]) -> str:
 
 def _shown(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _left_aligned(lines: list[list[str]]) -> list[str]:
-    """As ``aligned``, with the second column, a name, to the left as well."""
-    width = max(len(line[1]) for line in lines)
-    return aligned([[line[0].ljust(2) + " " + line[1].ljust(width), *line[2:]] for line in lines])

@@ -1,8 +1,8 @@
-"""Which model to ship: shares with their uncertainty, the Pareto set, and whether two candidates differ at all.
+"""Choosing a model: shares with their uncertainty, the Pareto set, and tests of whether two candidates differ.
 
-A share (clean or robust accuracy, or the area under accuracy against noise) is uncertain for two reasons. The
-test set is a sample: that is binomial, the same for all seeds, and known from one run. Training is random: that
-shows in the spread over seeds alone. Two candidates count as different only if neither explains the difference.
+A share (clean or robust accuracy, or the area under accuracy against noise) is uncertain for two reasons. The test
+set is a sample: this part is binomial, the same for all seeds, and known from one run. Training is random: this part
+shows only in the spread over seeds. Two candidates differ only if neither part explains the difference.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ class Share:
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation over seeds (n - 1); None for a single one, which says nothing about it."""
+        """Standard deviation over seeds (n - 1); None for a single seed."""
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def sample_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval for the test set being a sample.
+        """95 % Wilson interval for the sampling of the test set.
 
-        Seeds may share one test set, so that more of them do not make it larger. A mean over noise levels varies
-        from sample to sample at most as much as a share of the same size does, so the interval holds for areas too.
+        Seeds may share a test set, so more seeds do not make it larger. A mean over noise levels varies from sample
+        to sample at most as much as a single share of the same size, so the interval also holds for areas.
         """
         return wilson_interval(self.mean, self.samples)
 
     @property
     def seed_interval(self) -> tuple[float, float] | None:
-        """95 % t interval of the mean over this share's own seeds; None for a single one."""
+        """95 % t interval of the mean over this share's own seeds; None for a single seed."""
         spread = pooled_spread([self])
         return None if spread is None else (self.mean - spread.half_width(self), self.mean + spread.half_width(self))
 
 
 def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:
-    """Indices of the points that no other one dominates: nowhere smaller, and larger somewhere.
+    """Indices of the points that no other point dominates; larger is better, and equal points are all kept.
 
-    ``points``: one sequence each, such as (clean, robust), larger is better. Equal points are all kept.
+    ``points``: such as (clean, robust). A point dominates another if it is nowhere smaller and somewhere larger.
     """
 
     def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -62,7 +62,7 @@ def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Standard deviation over seeds, and the degrees of freedom that it rests on."""
+    """Standard deviation over seeds, and its degrees of freedom."""
 
     deviation: float
     freedom: int
@@ -73,10 +73,10 @@ class Spread:
 
 
 def pooled_spread(shares: Sequence[Share]) -> Spread | None:
-    """The spread over seeds that all ``shares`` have in common; None if none of them has two seeds.
+    """The spread over seeds pooled over all ``shares``; None if none of them has two seeds.
 
-    With two or three seeds each, a share's own deviation says next to nothing. This assumes that seeds matter
-    equally to all: one that is less stable than the others gets an interval that is too narrow.
+    With two or three seeds each, a share's own deviation is nearly worthless. Pooling assumes that seeds matter
+    equally to all shares: one that is less stable than the others gets too narrow an interval.
     """
     freedom = sum(len(share.values) - 1 for share in shares)
     if not freedom:
@@ -86,11 +86,11 @@ def pooled_spread(shares: Sequence[Share]) -> Spread | None:
 
 
 def differ(a: Share, b: Share, spread: Spread | None = None) -> bool:
-    """Whether two shares differ by more than test sampling, and the spread over seeds, explain (95 % each).
+    """True if two shares differ by more than the test sampling and the spread over seeds explain (95 % each).
 
-    Test sampling: ``difference_interval``, as if the two had test sets of their own; on a shared one it is on the
-    safe side. Seeds: a t interval of the difference with the ``spread``, by default that of the two. Where no seed is
-    repeated the spread stays unknown, and the answer is about these networks alone.
+    Test sampling: ``difference_interval``, as if each had its own test set, which is conservative if they share one.
+    Seeds: a t interval of the difference with ``spread``, by default that of the two. If no seed is repeated the
+    spread is unknown, and the answer holds only for these networks.
     """
     low, high = difference_interval(a, b)
     spread = spread or pooled_spread([a, b])
@@ -101,7 +101,7 @@ def differ(a: Share, b: Share, spread: Spread | None = None) -> bool:
 
 
 def difference_interval(a: Share, b: Share) -> tuple[float, float]:
-    """95 % interval of a - b for the test samples (Newcombe 1998, method 10)."""
+    """95 % interval of a - b for the sampling of the test set (Newcombe 1998, method 10)."""
     (low_a, high_a), (low_b, high_b) = a.sample_interval, b.sample_interval
     difference = a.mean - b.mean
     low = difference - math.hypot(a.mean - low_a, high_b - b.mean)
@@ -111,11 +111,10 @@ def difference_interval(a: Share, b: Share) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that could be shipped, measured with one attack.
+    """A model to choose from, measured with one attack.
 
-    name: what tells it from the others. clean: accuracy without noise. robust: accuracy at each noise level
-    above 0. area: under accuracy against noise, all levels. named: mean accuracy over the levels that the user
-    has named, or None.
+    clean: accuracy without noise. robust: accuracy at each noise level above 0. area: under accuracy against noise,
+    over all levels. named: mean accuracy over the levels that the user named, or None.
     """
 
     name: str
@@ -126,21 +125,21 @@ class Candidate:
 
     @property
     def score(self) -> Share:
-        """What the choice maximises: accuracy at the named noise levels, or the area under the curve."""
+        """The share that the choice maximises: accuracy at the named noise levels, or the area under the curve."""
         return self.named or self.area
 
 
 def make_candidate(
     name: str, curves: Sequence[dict[float, float]], samples: int, levels: Sequence[float] = ()
 ) -> Candidate:
-    """A candidate from the curve of each seed, noise level -> accuracy, all with the same levels, 0 among them.
+    """A candidate from one curve per seed, noise level -> accuracy.
 
-    ``samples``: test samples behind each accuracy. ``levels``: the noise levels that are named.
-    Raises ConfigError if the curves differ in their levels, or lack a named one or 0.
+    ``samples``: test samples behind each accuracy. ``levels``: the noise levels that the user named. Raises
+    ConfigError if the curves differ in their levels, or lack 0 or a named level.
     """
     have = sorted(curves[0])
     if any(sorted(curve) != have for curve in curves):
-        raise ConfigError(f"The runs of {name} were attacked at different noise levels: evaluate them alike.")
+        raise ConfigError(f"The runs of {name} were attacked at different noise levels: evaluate all at the same.")
     missing = [level for level in (0.0, *levels) if level not in curves[0]]
     if missing:
         raise ConfigError(
@@ -161,9 +160,11 @@ def make_candidate(
 
 @dataclass(frozen=True)
 class Choice:
-    """Indices of candidates. pareto: not dominated. best: the choice, None if none is accurate enough.
-    alike: accurate enough and not different from it beyond noise. uncertain: accurate enough on average, but with
-    an interval that reaches below what was asked for. clean_spread, score_spread: over seeds, pooled.
+    """Indices of candidates.
+
+    pareto: not dominated. best: the choice; None if no candidate is accurate enough. alike: accurate enough, and equal
+    to the choice within noise. uncertain: accurate enough on average, but with an interval that reaches below what
+    was asked for. clean_spread, score_spread: over seeds, pooled.
     """
 
     pareto: list[int]
@@ -175,10 +176,10 @@ class Choice:
 
 
 def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[float] = ()) -> Choice:
-    """The candidate of the highest score among those with a mean clean accuracy of at least ``min_clean``.
+    """Choose the highest score among the candidates with a mean clean accuracy of at least ``min_clean``.
 
-    Equal scores: the higher clean accuracy. The Pareto set is taken in clean accuracy and the accuracy at every
-    one of ``levels``, or the area under the curve if there is none.
+    Of equal scores, the one with the higher clean accuracy. The Pareto set is over clean accuracy and the accuracy at
+    each of ``levels``, or the area under the curve if none is given.
     """
     points = [(c.clean.mean, *(c.robust[x].mean for x in levels)) if levels else (c.clean.mean, c.area.mean)
               for c in candidates]  # fmt: skip

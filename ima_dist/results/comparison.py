@@ -1,4 +1,4 @@
-"""The rows of one of the paper's tables: ours, and the paper's below."""
+"""One of the paper's tables: our rows, each with the paper's below it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ima_dist.rundir.run import Run
 def comparison_table(runs: dict[str, Run], table: int | None, epochs: tuple[int, ...] = ()) -> str:
     """One line per run and attack, with the paper's below it where it has one, and then the verdicts on SPSA.
 
-    ``runs``: name of the row, as the paper's tables spell it -> finished run. ``table``: the paper's number.
-    ``epochs``: show the networks after these epochs instead of the last (Tables 16 to 21).
+    ``runs``: name of the row, as in the paper's tables -> finished run. ``table``: its number in the paper.
+    ``epochs``: show the networks after these epochs instead of the last one (Tables 16 to 21).
     """
     if epochs:
         blocks = []

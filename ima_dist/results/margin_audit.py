@@ -1,4 +1,4 @@
-"""The audit of a run's margins in words (paper, Fig. 9 right: how MMA over-estimates them)."""
+"""Summary of the audit of a run's margins (paper, Fig. 9 right: MMA over-estimates them)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-# A margin counts as over-estimated if it is larger than the audited distance by more than this share of it.
+# A margin is over-estimated if it exceeds the audited distance by more than this share of the distance.
 TOLERANCE = 0.05
 
 
@@ -51,7 +51,7 @@ def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
 
 
 def audit_text(summary: AuditSummary, epoch: int) -> str:
-    """For the terminal."""
+    """The summary as text for the terminal."""
     return "\n".join(
         [
             f"Margins of {summary.correct} correctly classified training samples (of {summary.samples} drawn) after "
@@ -60,6 +60,6 @@ def audit_text(summary: AuditSummary, epoch: int) -> str:
             "on average",
             f"  mean margin {summary.mean_margin:.4g}, mean distance {summary.mean_distance:.4g} (capped like margins)",
             f"  median of margin / distance: {summary.median_ratio:.3f}",
-            "The distance is itself an upper bound: the true boundary may be nearer still.",
+            "The distance is an upper bound: the true boundary may be closer.",
         ]
     )

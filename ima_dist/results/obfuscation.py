@@ -1,7 +1,7 @@
-"""Does a network only hide its gradient? The paper's answer (sections D.1 and D.2, Tables 9 and 12).
+"""The paper's check for gradient obfuscation (sections D.1 and D.2, Tables 9 and 12).
 
-SPSA sees no gradient. If it breaks more samples than PGD, which follows the gradient, then PGD was misled, and
-what it says of the network's robustness is worth little.
+SPSA uses no gradient. If it breaks more samples than PGD, which follows the gradient, then PGD was misled, and the
+accuracies measured with it are too high.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _CHANCE = 0.05
 class Level:
     """Both attacks on the same ``samples`` at one noise level.
 
-    spsa, pgd100: shares of samples that they leave correctly classified. spsa_alone, pgd_alone: how many
-    samples one of them breaks and the other does not.
+    spsa, pgd100: accuracies under these attacks. spsa_alone, pgd_alone: the number of samples that only SPSA, or only
+    PGD, breaks.
     """
 
     noise: float
@@ -37,9 +37,9 @@ class Level:
 
 
 def compare(outcomes: pa.Table, epoch: int) -> list[Level]:
-    """SPSA and pgd100 (the worse of its two losses) after ``epoch`` epochs, by noise level above 0, ascending.
+    """SPSA and pgd100 (the worse of its two losses) after ``epoch`` epochs, by ascending noise level above 0.
 
-    ``outcomes``: as in outcomes.parquet. Samples that only one of the two has attacked do not count.
+    ``outcomes``: as in outcomes.parquet. Only samples attacked by both count.
     """
     chosen = outcomes.filter((pc.field("epoch") == epoch) & (pc.field("loss") == "both") & (pc.field("noise") > 0))
     right: dict[tuple[str, float], dict[int, bool]] = {}
@@ -58,10 +58,10 @@ def compare(outcomes: pa.Table, epoch: int) -> list[Level]:
 
 
 def verdict(levels: list[Level]) -> str:
-    """One sentence. ``levels``: at least one.
+    """The result in one sentence. ``levels``: at least one.
 
-    SPSA counts as stronger where it leaves fewer samples right; whether by chance says the sign test over
-    the samples that only one of the two breaks.
+    SPSA is stronger where it leaves fewer samples correctly classified; a sign test over the samples that only one of
+    the two breaks decides whether chance explains it.
     """
     stronger = [level for level in levels if level.spsa < level.pgd100]
     counts = sorted({level.samples for level in levels})
@@ -73,7 +73,7 @@ def verdict(levels: list[Level]) -> str:
     )
     sentence = f"SPSA is stronger than PGD on the same {samples} samples at noise {where}: "
     if all(_chance(level) > _CHANCE for level in stronger):
-        return sentence + "a difference that chance explains, so no clear sign of gradient obfuscation."
+        return sentence + "chance explains the difference, so there is no clear sign of gradient obfuscation."
     return sentence + "gradient obfuscation, so do not trust the accuracies under PGD."
 
 

@@ -1,7 +1,7 @@
-"""The paper's tables (paper.csv), to set beside a run's own figures.
+"""The paper's tables (paper.csv), to compare runs with.
 
-The text of the paper is a scan. ``legible`` says "yes", or "guess" where a digit was inferred; cells that
-cannot be read have no accuracy and are left out.
+The text of the paper is a scan. ``legible`` is "yes", or "guess" where a digit was inferred; cells that cannot be read
+have no accuracy and are left out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAIN_TABLE = {
     ("cifar10", "l2"): 10,
     ("cifar10", "linf"): 11,
 }
-# Tables about one question each, by (preset, norm).
+# Tables about a single question each, by (preset, norm).
 _BETA_TABLE = {("fashion_mnist", "l2"): 13, ("fashion_mnist", "linf"): 14}
 _BLACK_BOX_TABLE = {("mnist", "linf"): 9, ("cifar10", "linf"): 12}
 _EPOCHS_TABLE = {
@@ -78,33 +78,17 @@ class Cell:
     legible: str
 
 
-def cells(
-    table: int | None = None,
-    dataset: str | None = None,
-    norm: str | None = None,
-    method: str | None = None,
-    attack: str | None = None,
-    split: str | None = None,
-) -> list[Cell]:
-    """Cells that match everything given, in the order of the paper; ``method`` as paper.csv spells it."""
-    wanted = {
-        "table": table,
-        "dataset": dataset,
-        "norm": norm,
-        "method": method,
-        "attack": attack,
-        "split": split,
-    }
+def cells(**wanted: str | int | None) -> list[Cell]:
+    """The cells that match every field given, in the order of the paper; ``method`` as paper.csv spells it."""
     given = {name: value for name, value in wanted.items() if value is not None}
     return [cell for cell in _all_cells() if all(getattr(cell, k) == v for k, v in given.items())]
 
 
 def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tuple[int, dict[float, float]] | None:
-    """Number of the paper's main table for this experiment, and its row: noise level -> test accuracy.
+    """The number of the paper's main table for this experiment, and its row: noise level -> test accuracy.
 
-    ``method`` is our name. Of the paper's two seeds on MNIST and CIFAR-10 the first is taken. ``eps`` picks
-    the row of adv and rand (adv0.1, adv0.2, …) and is ignored for the others. None if the paper has no such
-    row.
+    ``method`` is our name. On MNIST and CIFAR-10, where the paper has two seeds, it is the first. ``eps`` selects the
+    row of adv and rand (adv0.1, adv0.2, …) and is ignored for other methods. None if the paper has no such row.
     """
     table = _MAIN_TABLE.get((dataset, norm))
     if table is None:
@@ -115,7 +99,7 @@ def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tup
 
 
 def row_of(config: Config) -> tuple[int, dict[float, float]] | None:
-    """``curve`` for a run's configuration; None also if it has other data or another network than the paper."""
+    """``curve`` for a run's configuration; also None if its data or network are not the paper's."""
     return curve(config.preset, config.norm, config.method, config.eps_max) if is_the_papers(config) else None
 
 
@@ -140,7 +124,7 @@ def attack_of(table: int) -> str:
 
 
 def title(table: int) -> str:
-    """What a table of the paper shows, such as ``Table 2: Fashion-MNIST, L∞ noise``."""
+    """The title of a table of the paper, such as ``Table 2: Fashion-MNIST, L∞ noise``."""
     cell = cells(table=14 if table == 15 else table)[0]
     sign = {"linf": "L∞", "l2": "L2"}[cell.norm]
     subject = ""
@@ -156,15 +140,15 @@ def title(table: int) -> str:
 
 
 def size_of_test_set(preset: str, table: int | None = None) -> int:
-    """How many test samples the paper attacked: all of the data set, or 100 in Tables 9 and 12."""
+    """The number of test samples that the paper attacked: all of the test set, or 100 in Tables 9 and 12."""
     return 100 if table in BLACK_BOX_TABLES else _TEST_SAMPLES[preset]
 
 
 def rows_of(config: Config) -> dict[int, str]:
-    """Tables of the paper that a run belongs to -> its row there, as paper.csv spells it.
+    """The paper's tables that a run belongs in -> its row there, as paper.csv spells it.
 
-    Tables 16 to 21, whose rows are epochs, are in ``epoch_row_name``. On MNIST and CIFAR-10 a row has a seed; one
-    that the paper lacks gets a name of the same form. {} for a run with other data or another network.
+    For Tables 16 to 21, whose rows are epochs, see ``epoch_row_name``. On MNIST and CIFAR-10 a row has a seed; one that
+    the paper lacks gets a name of the same form. {} for a run with other data or another network.
     """
     where = (config.preset, config.norm)
     if where not in _MAIN_TABLE or not is_the_papers(config):
@@ -184,10 +168,10 @@ def rows_of(config: Config) -> dict[int, str]:
 
 
 def epoch_row_name(config: Config, epoch: int) -> tuple[int, str] | None:
-    """Table 16 to 21 and the row for the network of an ima run after ``epoch`` epochs; None for other runs.
+    """The table (16 to 21) and row for the network of an ima run after ``epoch`` epochs; None for other runs.
 
-    In a shorter run a row stands for the same share of its epochs. An epoch that the paper lacks gets a name
-    of the same form.
+    In a shorter run a row stands for the same share of the epochs. An epoch that the paper lacks gets a name of the
+    same form.
     """
     where = (config.preset, config.norm)
     if config.method != "ima" or where not in _EPOCHS_TABLE or _MAIN_TABLE[where] not in rows_of(config):
@@ -218,17 +202,8 @@ def _row_name(table: int, method: str, eps: float | None, seed: int) -> str | No
 def _all_cells() -> tuple[Cell, ...]:
     text = (resources.files("ima_dist.results") / "paper.csv").read_text(encoding="utf-8")
     return tuple(
-        Cell(
-            table=int(row["table"]),
-            dataset=row["dataset"],
-            norm=row["norm"],
-            attack=row["attack"],
-            split=row["split"],
-            method=row["method"],
-            noise=float(Fraction(row["noise"])),  # "4/255" as well as "0.05"
-            accuracy=float(row["accuracy"]),
-            legible=row["legible"],
-        )
+        # Noise is written as "4/255" as well as "0.05".
+        Cell(int(row.pop("table")), noise=float(Fraction(row.pop("noise"))), accuracy=float(row.pop("accuracy")), **row)
         for row in csv.DictReader(text.splitlines())
         if row["accuracy"]
     )

@@ -21,7 +21,7 @@ def robustness_table(points: Iterable[Point], paper: dict[float, float] | None, 
     """
     attacks = attack_rows(points)
     if not attacks:
-        return "There is no accuracy under attack on the test split yet: run python -m ima_dist.evaluate."
+        return "No accuracy under attack on the test set yet: run python -m ima_dist.evaluate."
     levels = levels_of(attacks.values())
     published = {noise_key(level): value for level, value in (paper or {}).items()}
     published = {level: value for level, value in published.items() if level in levels}

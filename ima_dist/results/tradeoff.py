@@ -1,4 +1,4 @@
-"""One run, many models: the weights after M epochs are the model for the largest margin M·Δε (appendix F)."""
+"""The epochs of a run as models: the weights after M epochs are the model with the largest margin M·Δε (appendix F)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _FORM = "val_accuracy>=0.90"
 
 
 def select_epoch(rule: str, history: list[dict[str, Any]]) -> int:
-    """The last epoch that satisfies ``rule``, such as ``val_accuracy>=0.90``; it allows the largest margins.
+    """The last epoch that satisfies ``rule``, such as ``val_accuracy>=0.90``; it has the largest margins.
 
-    ``history``: rows of history.parquet. Raises ConfigError for another form, or if no epoch satisfies it.
+    ``history``: rows of history.parquet. Raises ConfigError if the rule has another form or no epoch satisfies it.
     """
     match = re.fullmatch(r"\s*val_accuracy\s*>=\s*(\d*\.?\d+)\s*", rule)
     if not match or not 0 <= float(match[1]) <= 1:
         raise ConfigError(f"--select must have the form {_FORM!r}, a share between 0 and 1, not {rule!r}.")
     known = [row for row in history if row["val_accuracy"] is not None]
     if not known:
-        raise ConfigError("--select needs a validation set, which this run's data lack: name the --epochs yourself.")
+        raise ConfigError("--select needs a validation set, and this run has none: give --epochs instead.")
     good = [row["epoch"] for row in known if row["val_accuracy"] >= float(match[1])]
     if not good:
         best = max(known, key=lambda row: row["val_accuracy"])

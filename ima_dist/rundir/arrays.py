@@ -1,4 +1,7 @@
-"""The small arrays that a run leaves in examples/, checked for their shapes. None is unpickled."""
+"""The small arrays that a run leaves in examples/, read without unpickling and checked for their shapes.
+
+Each function raises FileNotFoundError if there is no such file, and ConfigError if it is damaged.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +12,37 @@ import numpy as np
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.files import read_arrays
 
-# The arrays of boundary.npz, as ``figures.decision_boundary`` takes them.
+# The arrays of boundary.npz, as ``figures.png.decision_boundary`` takes them.
 BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 NOISY = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
 EXTREMES = ("index", "label", "margin", "largest", "sample", "class_names")
+Arrays = dict[str, np.ndarray]
 
 
-def read_boundary(path: Path) -> dict[str, np.ndarray] | None:
-    """As ``evaluation.boundary.boundary_grid`` made them; None if there are none. Raises ConfigError if damaged."""
+def read_boundary(path: Path) -> Arrays:
+    """The arrays that ``evaluation.boundary.boundary_grid`` makes."""
     found = read_arrays(path, BOUNDARY)
-    if found is None:
-        return None
-    points = len(found["labels"])
-    shapes = found["probability"].shape, found["points"].shape
-    return _fitting(path, found, shapes == ((len(found["grid_y"]), len(found["grid_x"])), (points, 2)))
+    grid, points = (found["grid_y"].size, found["grid_x"].size), (found["labels"].size, 2)
+    return _fitting(path, found, (found["probability"].shape, found["points"].shape) == (grid, points))
 
 
-def read_noisy(path: Path) -> dict[str, np.ndarray] | None:
-    """As ``evaluation.noisy_images`` made them; None if there are none. Raises ConfigError if damaged."""
+def read_noisy(path: Path) -> Arrays:
+    """The arrays that ``evaluation.noisy_images`` makes."""
     found = read_arrays(path, NOISY)
-    if found is None:
-        return None
-    image, grid = found["clean"].shape[1:], (len(found["label"]), len(found["noise"]))
+    image, grid = found["clean"].shape[1:], (found["label"].size, found["noise"].size)
     fits = len(image) == 3 and found["noisy"].shape == (*grid, *image) and found["prediction"].shape == grid
-    return _fitting(path, found, fits and len(found["clean_prediction"]) == len(found["index"]) == grid[0])
+    return _fitting(path, found, fits and found["clean_prediction"].size == found["index"].size == grid[0])
 
 
-def read_extremes(path: Path) -> dict[str, np.ndarray] | None:
-    """As ``evaluation.extremes.extremes`` made them; None if there are none. Raises ConfigError if damaged."""
+def read_extremes(path: Path) -> Arrays:
+    """The arrays that ``evaluation.extremes.extremes`` makes."""
     found = read_arrays(path, EXTREMES)
-    if found is None:
-        return None
-    count = len(found["label"])
+    count = found["label"].size
     fits = all(found[name].shape == (count,) for name in ("index", "margin", "largest"))
-    return _fitting(path, found, fits and found["sample"].ndim > 1 and len(found["sample"]) == count)
+    return _fitting(path, found, fits and found["sample"].ndim > 1 and found["sample"].shape[0] == count)
 
 
-def _fitting(path: Path, found: dict[str, np.ndarray], fits: bool) -> dict[str, np.ndarray]:
+def _fitting(path: Path, found: Arrays, fits: bool) -> Arrays:
     if not fits:
-        raise ConfigError(f"{path} is damaged (shapes that do not fit): delete it or restore it from a copy.")
+        raise ConfigError(f"{path} is damaged (shapes do not match): delete it or restore it from a copy.")
     return found

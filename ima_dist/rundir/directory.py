@@ -1,6 +1,6 @@
-"""A run directory: where its files lie, and how they are written and read.
+"""A run directory: the paths of its files, and how they are written and read.
 
-Every file is written aside and then renamed, so a reader sees the old file or the new one, never half.
+Every file is written under another name and then renamed, so a reader sees the old file or the new one, never half.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
-# Types of the columns that inference would get wrong: a first epoch may hold None, or a whole number.
+# Types that inference would get wrong, because the first epoch may hold None or a whole number.
 _HISTORY_TYPES = {
     "epoch": pa.int64(),
     "train_loss": pa.float64(),
@@ -122,9 +122,9 @@ class RunDir:
         return run
 
     def record(self, config: Config) -> None:
-        """Rewrite config.yaml for a run that is continued with other settings (how it is evaluated, say).
+        """Rewrite config.yaml for a run that continues with other settings, for example of the evaluation.
 
-        The versions stay those that it began with. Raises OSError.
+        The versions stay those that the run began with. Raises OSError.
         """
         if config != self.config():
             tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
@@ -136,28 +136,25 @@ class RunDir:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the run for this process, the only one that may write into it.
-
-        Raises ConfigError as ``lease.held``.
-        """
+        """Hold the run: only one process may write into it. Raises ConfigError like ``lease.held``."""
         with lease.held(self.lock_path) as self._held:
             self.mark = self._held.mark
             yield
 
     def shake_off(self) -> None:
-        """Take the run away from workers of ours that may live on out of reach. Raises LeaseLost if it is not ours."""
+        """Take the run away from workers of ours that may still run, out of reach. Raises LeaseLost if it is lost."""
         self.check_lease()
         if self._held is not None:
             self._held.renew()
             self.mark = self._held.mark
 
     def check_lease(self) -> None:
-        """Raise LeaseLost if another process has become the run's writer; cheap enough for every second."""
+        """Raise LeaseLost if another process has become the run's writer; cheap enough to call every second."""
         if self.mark is not None:
             lease.check(self.lock_path, self.mark)
 
     def config(self) -> Config:
-        """Configuration in config.yaml. Raises ConfigError if it is missing, damaged or not valid."""
+        """The configuration in config.yaml. Raises ConfigError if it is missing, damaged or invalid."""
         try:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
@@ -182,7 +179,7 @@ class RunDir:
         return config
 
     def summary(self) -> dict[str, Any]:
-        """summary.json, or an empty dictionary before it is written. Raises ConfigError if damaged."""
+        """summary.json; {} before it is written. Raises ConfigError if damaged."""
         return read_json(self.summary_path) or {}
 
     def points(self) -> list[Point]:
@@ -198,13 +195,13 @@ class RunDir:
 
     @property
     def status(self) -> str:
-        """``status`` of summary.json; "unfinished" as long as there is none."""
+        """``status`` of summary.json, or "unfinished" if there is none yet."""
         return str(self.summary().get("status") or "unfinished")
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Rewrite history.parquet with all rows so far, one an epoch. Raises OSError.
+        """Rewrite history.parquet with all rows so far, one per epoch. Raises OSError.
 
-        Values are numbers, text, lists or None; keys that are missing in a row read back as None.
+        Values are numbers, text, lists or None; a key that a row lacks reads back as None.
         """
         names = list(dict.fromkeys(name for row in rows for name in row)) or list(_HISTORY_TYPES)
         columns = {name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names}
@@ -212,30 +209,24 @@ class RunDir:
 
     def read_history(self) -> list[dict[str, Any]]:
         """Rows of history.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
-        if not self.history_path.exists():
-            return []
-        rows: list[dict[str, Any]] = read_parquet(self.history_path).to_pylist()
-        return rows
+        return _rows(self.history_path)
 
     def write_equilibrium(self, rows: list[dict[str, Any]]) -> None:
-        """Rewrite equilibrium.parquet with all rows so far, one an epoch and pair of classes. Raises OSError.
+        """Rewrite equilibrium.parquet with all rows so far, one per epoch and pair of classes. Raises OSError.
 
-        The columns are those of ``engine.equilibrium.Equilibrium.rows``.
+        The columns are those of ``training.equilibrium.Equilibrium.rows``.
         """
         write_parquet(self.equilibrium_path, pa.Table.from_pylist(rows, schema=_EQUILIBRIUM))
 
     def read_equilibrium(self) -> list[dict[str, Any]]:
         """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
-        if not self.equilibrium_path.exists():
-            return []
-        rows: list[dict[str, Any]] = read_parquet(self.equilibrium_path).to_pylist()
-        return rows
+        return _rows(self.equilibrium_path)
 
     def newest_margins(self, complain: Callable[[str], object] | None = None) -> tuple[int, pa.Table] | None:
-        """Newest epoch with a whole snapshot of the margins, and its table (columns index, margin, label,
-        correct, crossed; a row a sample, unordered); None if there is none.
+        """The newest epoch with a complete snapshot of the margins, and its table; None if there is none.
 
-        A damaged shard is named to ``complain``, by default in a warning, and the epoch before it is used.
+        The table has the columns index, margin, label, correct and crossed, and one row per sample, in no order. If a
+        shard is damaged, ``complain`` (by default a warning) names it and the epoch before is used.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch in sorted(epochs, reverse=True):
@@ -254,13 +245,21 @@ class RunDir:
         return None
 
 
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = read_parquet(path).to_pylist()
+    except FileNotFoundError:
+        return []
+    return rows
+
+
 def default_name(config: Config, now: datetime) -> str:
     """Name of a run directory, such as ``moons-ima-linf-seed0-20261122-220700``."""
     return f"{config.preset}-{config.method}-{config.norm}-seed{config.seed}-{now:%Y%m%d-%H%M%S}"
 
 
 def versions() -> dict[str, str | None]:
-    """Installed version of every package that shapes a result; None for one that is not installed."""
+    """The installed version of every package that affects results; None for one that is not installed."""
     out: dict[str, str | None] = {"ima_dist": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Reading and writing single files: whole or absent, never half."""
+"""Reading and writing single files; a file is complete or absent, never half written."""
 
 from __future__ import annotations
 
@@ -87,16 +87,16 @@ def read_parquet(path: Path) -> pa.Table:
         ) from None
 
 
-def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
-    """The arrays of these names in an .npz file, without unpickling; None if there is no such file.
+def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of these names in an .npz file, without unpickling.
 
-    Raises ConfigError if it is damaged or lacks one of them.
+    Raises FileNotFoundError if it is missing, ConfigError if it is damaged or lacks one of them.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except FileNotFoundError:
-        return None
+        raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
 

@@ -1,8 +1,11 @@
 """One writer for a run: a lock, and a lease by which a process finds out that it has lost it.
 
-The lock keeps a second process out. It is not enough on a cluster: a node that has been given up for dead may
-go on writing beside the job that was started in its place, or the file system may have no locks. So the lock
-file also says who holds the run, and a writer looks there before it writes.
+The lock keeps a second process out. On a cluster that is not enough: a node that was given up for dead may go on
+writing beside the job that replaced it, and some file systems have no locks. So the lock file also says who holds the
+run, and a writer looks there before it writes.
+
+fcntl and not filelock: the lock is on the open file that also holds the text, and without locks the run goes on with a
+warning, where filelock changes to a file that outlives a killed process.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from typing import TextIO
 
 from ima_dist.config.errors import ConfigError
 
-# Seconds that the successor of a job waits for the lock of its predecessor, which looks every second or so.
+# Seconds that a job's next start waits for the lock of the start before, which looks about once a second.
 _GRACE = 30.0
 
 
 class LeaseLost(RuntimeError):
-    """Another process has become the writer of this run. One sentence; nothing more may be written."""
+    """Another process has become the writer of this run, so this one must write nothing more. One sentence."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +63,12 @@ class Lease:
         return f"process {self.process} on {self.host}{job} ({self.mark})"
 
     def succeeds(self, other: Lease | None) -> bool:
-        """Whether this is a later start of the same job, so that the other one must be a leftover."""
+        """True if this is a later start of the same job, so that the other one must be a leftover."""
         return other is not None and bool(self.job) and self.job == other.job and self.start > other.start
 
 
 def check(path: Path, mark: str) -> None:
-    """Raise LeaseLost if the lock file names another holder than ``mark``. A file that cannot be read names none."""
+    """Raise LeaseLost if the lock file names a holder other than ``mark``. An unreadable file names none."""
     holder = Lease.read(path)
     if holder is not None and holder.mark != mark:
         raise LeaseLost(f"{path.parent} has been taken over by {holder}; this process writes nothing more")
@@ -73,7 +76,7 @@ def check(path: Path, mark: str) -> None:
 
 @dataclass
 class Held:
-    """A run that is held: its lock file, and what stands there."""
+    """A run that is held: its lock file, and the lease in it."""
 
     file: TextIO
     lease: Lease
@@ -83,7 +86,7 @@ class Held:
         return self.lease.mark
 
     def renew(self) -> None:
-        """Take a new mark, so that whoever still writes under the old one finds that it has lost the run."""
+        """Take a new mark, so that a process that still writes under the old one finds that it has lost the run."""
         self.lease = replace(self.lease, mark=uuid.uuid4().hex[:8])
         _write(self.file, self.lease)
 
@@ -92,8 +95,8 @@ class Held:
 def held(path: Path) -> Iterator[Held]:
     """Hold the run whose lock file is ``path``.
 
-    Raises ConfigError if another process holds it, unless that is an earlier start of the same SLURM job, or
-    if the file cannot be written.
+    Raises ConfigError if the file cannot be written, or another process holds it that is not an earlier start of the
+    same SLURM job.
     """
     lease = Lease.mine()
     try:
@@ -114,7 +117,7 @@ def held(path: Path) -> Iterator[Held]:
             _write(file, lease)
             _wait_for(file)
         except OSError as error:
-            # A file system without locks: better unguarded than not at all, but the user should know.
+            # The file system has no locks: go on unguarded, but tell the user.
             warnings.warn(f"{path.parent} cannot be locked ({error.strerror}).", stacklevel=4)
         _write(file, lease)
         yield Held(file, lease)
@@ -132,7 +135,7 @@ def _write(file: TextIO, lease: Lease) -> None:
 
 
 def _wait_for(file: TextIO) -> None:
-    """The lock, or the end of our patience: a process that cannot look at its lease cannot write either."""
+    """Wait for the lock, but not for ever: a process that cannot look at its lease cannot write either."""
     until = time.monotonic() + _GRACE
     while time.monotonic() < until:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""One run as a value: what its directory holds, each part read once, when it is first asked for."""
+"""One run as a value: the parts of its directory, each read once, when it is first used."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values
 from ima_dist.rundir import arrays
+from ima_dist.rundir.arrays import Arrays
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import inside, read_json, read_parquet, sentence
 
 _T = TypeVar("_T")
-Arrays = dict[str, np.ndarray]
 
 
 class Run:
-    """One run. A part that does not exist is None or empty; a damaged one too, and ``problems`` has a sentence on it.
+    """One run. A part that is missing is None or empty; so is a damaged part, and ``problems`` says what is wrong.
 
-    name: of the run among those it is shown with. dir: its directory. problems: name of a part that has been asked
-    for -> what is wrong with it.
+    name: to tell the run from others. dir: its directory. problems: part that was used -> a sentence for the user.
     """
 
     def __init__(self, dir: RunDir, name: str | None = None) -> None:
@@ -37,7 +35,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path | str, name: str | None = None) -> Run:
-        """The run in a directory. Raises ConfigError if it has no configuration that can be read."""
+        """The run in a directory. Raises ConfigError unless its configuration can be read."""
         run = cls(RunDir.open(path), name)
         _ = run.config
         return run
@@ -96,9 +94,9 @@ class Run:
 
     @cached_property
     def margins(self) -> tuple[int, pa.Table] | None:
-        """Newest epoch with a whole snapshot of the margins, and its table by index (see ``RunDir.newest_margins``).
+        """The newest epoch with a complete snapshot of the margins, and its table, sorted by index.
 
-        If only an older snapshot is whole, that is the one, and ``problems`` names what is damaged.
+        The columns are those of ``RunDir.newest_margins``. Damaged snapshots are skipped, and named in ``problems``.
         """
         complaints: list[str] = []
 
@@ -158,13 +156,13 @@ class Run:
             return {}
 
     def damaged(self, *parts: str) -> list[str]:
-        """A sentence for each of these parts that is damaged; reads those that have not been asked for yet."""
+        """A sentence for each of these parts that is damaged; parts not used yet are read."""
         for part in parts:
             getattr(self, part)  # reads it
         return [self.problems[part] for part in parts if part in self.problems]
 
     def _part(self, name: str, path: Path, read: Callable[[Path], _T], otherwise: _T) -> _T:
-        """The file as ``read`` returns it; ``otherwise`` if there is none, or it is damaged or outside of the run."""
+        """The file as ``read`` returns it, or ``otherwise`` if it is missing, damaged or outside the run."""
         try:
             return read(inside(self.dir.path, path))
         except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""All runs below a results directory, read once and then only where something has changed. Writes nothing.
+"""All runs below a results directory, read once and then again only where something has changed. Writes nothing.
 
-What the data set of the directory (dataset.py) has is taken from there, which is much faster than from every run
-directory; a run that has changed since, or is not in it, is read from its own files and kept in memory.
+Rows are taken from the directory's data set (tables.py), which is much faster than reading every run directory. A run
+that is not in it, or has changed since, is read from its own files and kept in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from ima_dist.rundir.run import Run
 from ima_dist.tracking import tables
 from ima_dist.tracking.tables import SCHEMAS, name_in, name_of, points_of, read_run, stamp_of
 
-# Histograms and quantiles are most of the bytes, and looked at run by run: a view reads those from the run itself.
+# Without histograms and quantiles, which are most of the bytes; a view reads them from the run itself.
 _COLUMNS = {**SCHEMAS, "history": pa.schema([f for f in SCHEMAS["history"] if not pa.types.is_list(f.type)])}
 
 
 class Recorded(Run):
-    """A run with what the data set of its results directory says, or would say.
+    """A run with its rows of the data set.
 
     info: its row of "runs". curves_table, epochs_table: its rows of "curves" and "history", without columns of lists.
     """
@@ -60,7 +60,7 @@ class Recorded(Run):
 
 @dataclass
 class Collection:
-    """The runs below ``root``, by name. problems: a sentence for each file that is damaged or not ours."""
+    """The runs below ``root`` by name. problems: a sentence for each file that is damaged or not ours."""
 
     root: Path
     runs: dict[str, Recorded] = field(default_factory=dict)
@@ -90,7 +90,7 @@ class Collection:
             except ConfigError as error:
                 problems.append(str(error))
         every = {**kept, **found}
-        # A name that has been looked up may be used while the next look is under way: both are replaced whole.
+        # Requests read these while they are replaced, so each is replaced as a whole.
         self.runs = {name: every[name] for name in sorted(every)}
         self.problems = problems + [text for run in self.runs.values() for text in run.problems.values()]
 
@@ -115,7 +115,7 @@ def _read_itself(run: Run) -> Recorded:
 def _from_dataset(
     root: Path, places: dict[str, RunDir], stamps: dict[str, str]
 ) -> tuple[dict[str, Recorded], list[str]]:
-    """The runs that the data set has with these stamps, and a sentence for each of its files that is damaged."""
+    """The runs that the data set has with these stamps, and a sentence for each damaged file of the data set."""
     problems: list[str] = []
     names: list[str] = []
     try:
@@ -159,7 +159,7 @@ def _read(kind: str, root: Path, names: list[str], problems: list[str]) -> dict[
         table = pa.dataset.dataset([str(f) for f in files.values()], schema=_COLUMNS[kind], format="parquet").to_table()
         return _by_run(table, names)
     except (pa.ArrowException, OSError, ValueError):
-        pass  # one of them is damaged: which?
+        pass  # one file is damaged; read them one by one to find out which
     found = {}
     for name, file in files.items():
         try:
@@ -174,7 +174,7 @@ def _read(kind: str, root: Path, names: list[str], problems: list[str]) -> dict[
 
 
 def _by_run(table: pa.Table, names: list[str]) -> dict[str, pa.Table]:
-    """Slices of a table whose rows stand run by run. Raises ValueError if it has rows of other runs."""
+    """Slices of a table that is sorted by run. Raises ValueError if it has rows of other runs."""
     table = table.combine_chunks()
     slices = {name: table.slice(0, 0) for name in names}
     if not table.num_rows:

@@ -1,7 +1,7 @@
-"""While a run goes on: its rows in the data set, TensorBoard's event files, and MLflow if it is asked for.
+"""Records a run while it goes on: rows in the data set, TensorBoard's event files, and MLflow if it is set up.
 
-All of it follows what the workers write into the run directory, from the process that started them, and none of it
-may disturb the run: what cannot be written is said once, as a warning.
+The process that started the workers follows the files that they write. Recording must not disturb the run: an error
+becomes one warning.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from ima_dist.rundir.lease import LeaseLost
 from ima_dist.tracking import tables
 
 _POLL_SECONDS = 2.0
+_END_SECONDS = 10.0
+# Unless the user says otherwise: MLflow's own are 120 s and seven retries, per number.
+_MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _LISTS = ("epoch", "margin_quantiles", "margin_histogram")
 
 
@@ -32,61 +35,80 @@ class Recorder:
     """Context manager that follows a run; on leaving, the last state is recorded.
 
     ``usual``: the results directory of runs that are given no other (see ``tables.root_of``). A run in no results
-    directory leaves no data set and no event files.
+    directory leaves no data set and no event files. Leaving waits for the data set, and for a server only
+    ``_END_SECONDS``.
     """
 
     def __init__(self, run: RunDir, usual: Path) -> None:
-        self._run = run
-        self._root = tables.root_of(run, usual)
-        self._stamp = ""
-        self._warned: set[str] = set()
-        self._sinks: list[_Sink] = []
-        if self._root is not None:
-            self._sinks.append(_TensorBoard(self._root, run))
-        if os.environ.get("MLFLOW_TRACKING_URI"):
-            self._sinks.append(_MLflow(run))
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="recorder", daemon=True)
+        root = tables.root_of(run, usual)
+        sinks: list[_Sink] = [] if root is None else [_DataSet(root, run), _TensorBoard(root, run)]
+        self._followers = [_Follower(run, sink) for sink in sinks]
+        # A thread of its own: a server that does not answer must not keep the files from being written.
+        self._server = _Follower(run, _MLflow(run)) if os.environ.get("MLFLOW_TRACKING_URI") else None
 
     def __enter__(self) -> Recorder:
-        self._thread.start()
+        for follower in self._all():
+            follower.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
-        if kind is not None and issubclass(kind, LeaseLost):
-            return  # another process records it
-        self._record()
-        for sink in self._sinks:
-            self._guarded(sink.end)
+        for follower in self._all():
+            # If the lease is lost, another process records the run.
+            follower.stop(abandon=kind is not None and issubclass(kind, LeaseLost))
+        for follower in self._followers:
+            follower.join()
+        if self._server is not None:
+            self._server.join(_END_SECONDS)
+            if self._server.is_alive():
+                _warn(f"the MLflow server has not answered for {_END_SECONDS:g} s")
 
-    def _follow(self) -> None:
-        while not self._stop.wait(_POLL_SECONDS):
-            self._record()
+    def _all(self) -> list[_Follower]:
+        return [*self._followers, *([self._server] if self._server else [])]
 
-    def _record(self) -> None:
-        stamp = tables.stamp_of(self._run)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        for sink in self._sinks:
-            self._guarded(lambda sink=sink: sink.epochs(self._run.read_history()))  # type: ignore[misc]
-        root = self._root
-        if root is not None:
-            self._guarded(lambda: tables.write_run(root, self._run))
 
-    def _guarded(self, act: Callable[[], object]) -> None:
+class _Follower(threading.Thread):
+    """Brings a sink up to date whenever the run has changed, until it is stopped. An error becomes a warning, once."""
+
+    def __init__(self, run: RunDir, sink: _Sink) -> None:
+        super().__init__(name="recorder", daemon=True)
+        self._dir, self._sink, self._stamp = run, sink, ""
+        self._stopped, self._abandoned = threading.Event(), False
+        self._warned: set[str] = set()
+
+    def stop(self, abandon: bool) -> None:
+        """Record the last state and end; with ``abandon`` end at once."""
+        self._abandoned = abandon
+        self._stopped.set()
+
+    def run(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            self._try(self._update)
+        if not self._abandoned and self._try(self._update):
+            self._try(self._sink.end)
+
+    def _update(self) -> None:
+        stamp = tables.stamp_of(self._dir)
+        if stamp != self._stamp:
+            self._sink.update()
+            self._stamp = stamp
+
+    def _try(self, act: Callable[[], None]) -> bool:
         try:
             act()
-        # MLflow alone raises dozens of kinds, and none is worth a training.
+        # MLflow has dozens of kinds of errors, and none is worth a training.
         except Exception as error:
             text = sentence(error) if isinstance(error, OSError | ConfigError) else first_line(error)
             if text not in self._warned:
                 self._warned.add(text)
-                print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
+                _warn(text)
+            return False
+        return True
+
+
+def _warn(text: str) -> None:
+    print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_values(row: dict[str, Any]) -> dict[str, float]:
@@ -95,18 +117,31 @@ def epoch_values(row: dict[str, Any]) -> dict[str, float]:
 
 
 class _Sink(Protocol):
-    def epochs(self, history: list[dict[str, Any]]) -> None:
-        """Record the epochs that are new."""
+    def update(self) -> None:
+        """Record what is new in the run."""
 
     def end(self) -> None:
         """The run has ended."""
 
 
-class _TensorBoard:
-    """RESULTS/tensorboard/RUN/: a scalar for each number of an epoch.
+class _DataSet:
+    """RESULTS/dataset/."""
 
-    A resumed run goes on after the epochs that the data set had when it began; a new run of the same name starts
-    afresh.
+    def __init__(self, root: Path, run: RunDir) -> None:
+        self._root, self._run = root, run
+
+    def update(self) -> None:
+        tables.write_run(self._root, self._run)
+
+    def end(self) -> None:
+        pass
+
+
+class _TensorBoard:
+    """RESULTS/tensorboard/RUN/: one scalar for each number of an epoch.
+
+    A resumed run continues after the epochs that the data set had when it began; a new run of the same name starts
+    over.
     """
 
     def __init__(self, root: Path, run: RunDir) -> None:
@@ -120,8 +155,8 @@ class _TensorBoard:
             if info["fingerprint"] == run.config().fingerprint() and self._place.is_dir():
                 self._done = min(info["epochs_done"], len(run.read_history()))
 
-    def epochs(self, history: list[dict[str, Any]]) -> None:
-        new = [row for row in history if row["epoch"] > self._done]
+    def update(self) -> None:
+        new = [row for row in self._run.read_history() if row["epoch"] > self._done]
         if not new:
             return
         if self._writer is None:
@@ -129,7 +164,7 @@ class _TensorBoard:
 
             if not self._done:
                 shutil.rmtree(self._place, ignore_errors=True)
-            # The names of event files have seconds, so that a second start might overwrite the first one's.
+            # The names of event files have only seconds, so a second start might overwrite the first one's.
             self._writer = SummaryWriter(str(self._place), filename_suffix=f".epoch{self._done + 1:04d}")
         for row in new:
             for name, value in epoch_values(row).items():
@@ -143,7 +178,7 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """One MLflow run for a run of ours, continued when that is resumed; its id is in mlflow.json."""
+    """One MLflow run per run, continued when the run is resumed; its id is in mlflow.json."""
 
     def __init__(self, run: RunDir) -> None:
         self._run = run
@@ -152,9 +187,9 @@ class _MLflow:
         self._id = ""
         self._done = 0
 
-    def epochs(self, history: list[dict[str, Any]]) -> None:
+    def update(self) -> None:
         self._begin()
-        for row in history:
+        for row in self._run.read_history():
             if row["epoch"] > self._done:
                 for name, value in epoch_values(row).items():
                     self._client.log_metric(self._id, name, value, step=row["epoch"])
@@ -167,7 +202,7 @@ class _MLflow:
         summary = self._run.summary()
         for attack, row in attack_rows(self._run.points_of(summary)).items():
             for level, point in row.items():
-                # MLflow allows no other signs in a name.
+                # MLflow allows no slash in a name.
                 name = f"accuracy_{attack}_{format_noise(level)}".replace("/", "_")
                 self._client.log_metric(self._id, name, point.accuracy, step=point.epoch)
         status = {"finished": "FINISHED", "interrupted": "KILLED"}.get(str(summary.get("status")), "FAILED")
@@ -180,6 +215,8 @@ class _MLflow:
             from mlflow import MlflowClient
         except ImportError:
             raise ConfigError("MLFLOW_TRACKING_URI is set, but mlflow is missing: pip install mlflow-skinny.") from None
+        for name, value in _MLFLOW_LIMITS.items():
+            os.environ.setdefault(name, value)
         config = self._run.config()
         client = MlflowClient()
         known = read_json(self._file)

@@ -1,8 +1,8 @@
-"""Runs as one data set: RESULTS/dataset/{runs,curves,history,margins}/, in each a Parquet file a run.
+"""Runs as one data set: RESULTS/dataset/{runs,curves,history,margins}/, each with one Parquet file per run.
 
-Column "run" comes first everywhere: the run's directory below RESULTS, with slashes. The columns are the same in
-every file of a folder, so that pandas, DuckDB and Polars read a folder as one table. A file is rewritten whole and
-renamed into place. The data set repeats what the run directories say; it may be deleted and made again.
+The first column of every file is "run": the run's directory below RESULTS, with slashes. All files of a folder have the
+same columns, so pandas, DuckDB and Polars read a folder as one table. A file is rewritten as a whole and renamed into
+place. The data set is a copy of what is in the run directories; it can be deleted and made again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ima_dist.rundir.run import Run
 
 KINDS = ("runs", "curves", "history", "margins")
 FOLDER = DATASET
-# Where the columns of an option come from: those by which runs are usually told apart. All are in "options".
+# The options with a column of their own: those in which runs usually differ. "options" has all.
 _OPTIONS = {
     "preset": pa.string(),
     "method": pa.string(),
@@ -84,7 +84,7 @@ SCHEMAS = {
             ("margin_histogram", pa.list_(pa.int64())),
         ]
     ),
-    # The newest snapshot: a row a training sample.
+    # The newest snapshot: one row per training sample.
     "margins": pa.schema(
         [
             ("run", pa.string()),
@@ -129,7 +129,7 @@ def name_in(file: Path) -> str:
 
 
 def stamp_of(run: RunDir) -> str:
-    """Changes whenever the files that the data set repeats do: their times and sizes."""
+    """The times and sizes of the files that the data set copies: changes when they do."""
     parts = []
     for path in (run.config_path, run.summary_path, run.history_path, run.margins_dir):
         try:
@@ -141,11 +141,11 @@ def stamp_of(run: RunDir) -> str:
 
 
 def read_run(run: Run, with_margins: bool = True) -> dict[str, pa.Table]:
-    """The tables of a run by kind; a damaged part is left empty and named in the run's ``problems``.
+    """The tables of a run by kind; a damaged part is empty, and named in the run's ``problems``.
 
-    Raises ConfigError if the configuration cannot be read: then it is not a run of ours.
+    Raises ConfigError if the configuration cannot be read, which means that it is not a run of ours.
     """
-    stamp = stamp_of(run.dir)  # before the files: what changes meanwhile is read again the next time
+    stamp = stamp_of(run.dir)  # before the files are read, so that a change in between is read the next time
     history = _fitted("history", run, run.history_table)
     tables = {"curves": curves_table(run), "history": history, "runs": _runs_table(run, history.num_rows, stamp)}
     if with_margins:
@@ -154,9 +154,9 @@ def read_run(run: Run, with_margins: bool = True) -> dict[str, pa.Table]:
 
 
 def write_run(root: Path, dir: RunDir) -> list[str]:
-    """Bring a run's files in the data set of ``root`` up to date; a sentence for each damaged part.
+    """Bring a run's files in the data set of ``root`` up to date; returns a sentence for each damaged part.
 
-    "runs" comes last: with its stamp it says that the others are there. Raises ConfigError, OSError.
+    "runs" is written last: its stamp says that the others are there. Raises ConfigError, OSError.
     """
     run = Run(dir, name_of(root, dir))
     tables = read_run(run)
@@ -172,9 +172,8 @@ def curves_table(run: Run) -> pa.Table:
 
 
 def points_of(curves: pa.Table) -> list[Point]:
-    """The points of one run's rows; inverse of ``curves_table``. Raises ValueError if they are not ours."""
-    apart = ("run", "low95", "high95")
-    return [Point.from_json(row) for row in curves.drop_columns(apart).to_pylist()]
+    """The points of one run's rows: the inverse of ``curves_table``, which has checked them."""
+    return [Point(**row) for row in curves.drop_columns(["run", "low95", "high95"]).to_pylist()]
 
 
 def margins_table(run: Run) -> pa.Table:
@@ -212,9 +211,9 @@ def _point_row(point: Point) -> dict[str, Any]:
 
 
 def _fitted(kind: str, run: Run, table: pa.Table) -> pa.Table:
-    """The table with the columns of the schema: others left out, missing ones null, "run" put before them.
+    """The table with the columns of the schema: others are left out, missing ones are null, "run" is added.
 
-    Empty if a column is damaged, which is named in the run's ``problems``.
+    If a column is damaged the table is empty, and the run's ``problems`` name the column.
     """
     columns = []
     for field in SCHEMAS[kind]:

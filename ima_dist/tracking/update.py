@@ -12,7 +12,7 @@ from ima_dist.tracking.collection import runs_by_name
 
 
 class Updated(NamedTuple):
-    """runs: in the directory. written: of these, new or changed ones. removed: no longer there. problems: sentences."""
+    """Numbers of runs found, written because they are new or changed, and removed; a sentence for each problem."""
 
     runs: int
     written: int

@@ -1,1 +1,1 @@
-"""One worker's training loop and its checkpoints. Knows nothing of Ray."""
+"""One worker's training loop and its checkpoints. Does not depend on Ray."""

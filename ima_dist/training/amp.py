@@ -11,8 +11,8 @@ HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class Autocast(nn.Module):
     """A network whose passes run under ``torch.autocast``, from float32 samples (B, ...) to float32 logits (B, C).
 
-    An attack's gradient needs no scale here: ``logits_and_gradient`` starts from one of size 1 at the logits, however
-    confident the network is. Gradients of the parameters are sums over samples; ``scaler`` is for them.
+    An attack's gradient needs no scaling: ``logits_and_gradient`` starts it at the logits with size 1, however
+    confident the network is. Gradients of the parameters are sums over samples and need ``scaler``.
     """
 
     def __init__(self, network: nn.Module, kind: str) -> None:
@@ -30,5 +30,5 @@ def autocast(network: nn.Module, kind: str) -> nn.Module:
 
 
 def scaler(kind: str, device: torch.device) -> torch.amp.GradScaler:
-    """Dynamic loss scaling for the parameters' gradients; does nothing but for float16."""
+    """Dynamic loss scaling for the parameters' gradients; disabled except for float16."""
     return torch.amp.GradScaler(device.type, enabled=kind == "float16")

@@ -49,7 +49,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a checkpoint belongs to: a configuration's fingerprint and the digest of its data."""
+    """The run that a checkpoint belongs to: fingerprint of its configuration and digest of its data."""
 
     fingerprint: str
     data: str
@@ -114,9 +114,9 @@ _SHARED = ("model.safetensors", "optimizer.safetensors", "gathered.safetensors")
 
 
 def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, margins_aside: Path) -> dict[str, str]:
-    """Write this worker's margins after an epoch, within one its proposals; returns the digests of files to be checked.
+    """Write this worker's margins, or within an epoch its proposals. Collective.
 
-    Collective.
+    Returns the digests of these files, and of the margins that a checkpoint within an epoch continues from.
     """
     store, position = state.store, state.position
     if store is None:
@@ -128,7 +128,7 @@ def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, m
     safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, file)
     digests = {_relative(run, run.checkpoints_dir / position.name / file.name): _digest(file)}
     if store.rank == 0 and position.epoch:
-        # The margins that this checkpoint continues from are part of it: damage to them must show.
+        # They are part of this checkpoint: damage to them must be noticed.
         before = _read_state(run.checkpoints_dir / Position(position.epoch).name)
         digests |= {name: digest for name, digest in before["files"].items() if name.startswith("margins/")}
     return digests
@@ -179,9 +179,9 @@ def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
     """The checkpoint in ``path``, every file checked. Raises Damaged."""
     state = _read_state(path)
     if state["fingerprint"] != identity.fingerprint:
-        raise Damaged(f"{path} belongs to another configuration than {run.path / 'config.yaml'}")
+        raise Damaged(f"{path} does not belong to the configuration in {run.path / 'config.yaml'}")
     if state["data"] != identity.data:
-        raise Damaged(f"{path} was trained on other data than those that are there now")
+        raise Damaged(f"{path} was trained on data that differ from the present ones")
     for name, digest in state["files"].items():
         file = run.path / name
         if not file.exists():
@@ -236,7 +236,7 @@ def weights_file(run: RunDir, epoch: int, data: str) -> Path:
     if state["files"].get(_relative(run, file)) != _digest(file):
         raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
     if state["data"] != data:
-        raise Damaged(f"{file.parent} was trained on other data than those that are there now")
+        raise Damaged(f"{file.parent} was trained on data that differ from the present ones")
     return file
 
 
@@ -270,14 +270,14 @@ def _place_in_run(path: Path) -> tuple[int, int]:
 
 
 def clear_unfinished(run: RunDir) -> None:
-    """Remove what a save that was cut off has left behind; for the run's only writer."""
+    """Remove what an interrupted save has left behind; for the run's only writer."""
     for directory in (run.checkpoints_dir, run.margins_dir):
         for path in directory.glob(".writing-*"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_partial(run: RunDir) -> None:
-    """Remove the mid-epoch checkpoints of a training that is complete; for the run's only writer."""
+    """Remove the checkpoints within an epoch once training is complete; for the run's only writer."""
     for path in run.checkpoints_dir.glob("epoch=*-step=*"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -1,13 +1,13 @@
-"""Whether training approaches the equilibrium state (paper, section 2.3 and appendix G.2).
+"""How close training is to the equilibrium state (paper, section 2.3 and appendix G.2).
 
-There the noisy samples of two classes i and j have the same density on the boundary B_ij between them:
-q_i(x) = q_j(x). A density is a number of samples times a distribution, and the two are looked at one by
-one: ``count_i`` against ``count_j``, and ``mixing`` for the distributions.
+In that state the noisy samples of two classes i and j have the same density on the boundary B_ij between them:
+q_i(x) = q_j(x). A density is a number of samples times a distribution, and the two are compared separately:
+``count_i`` with ``count_j``, and the distributions by ``mixing``.
 
-What is gathered is what decides the margins: the boundary points from which they are proposed. With
-``margin_update=epoch`` these are found by the pass after the epoch, all with the same weights; with
-``online`` in the training steps, each with the weights before its step. Either way one more forward pass
-in evaluation mode, the mode in which a point was found, gives the probabilities there.
+The points gathered are those that decide the margins: the boundary points from which margins are proposed. With
+``margin_update=epoch`` the pass after the epoch finds them, all with the same weights; with ``online`` the training
+steps do, each with the weights before its step. In both cases one more forward pass in evaluation mode, the mode in
+which a point was found, gives the probabilities there.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ima_dist.core import distributed
 from ima_dist.data.choosing import choose_balanced
 from ima_dist.methods import Attacked, Batch
 
-# Neighbours of a point: few, so that they are near it, but enough to make the share of one class a number.
+# Neighbours of a point: few, so that they are close to it, but enough to estimate the share of one class.
 NEIGHBOURS = 5
-# Fewer points on either side tell nothing about a distribution.
+# Fewer points on either side say nothing about a distribution.
 _FEWEST = 2 * NEIGHBOURS
-# Points kept of a class, and numbers kept in all: 64 MiB of float32.
+# Points kept per class, and numbers kept in total: 64 MiB of float32.
 _PER_CLASS = 1000
 _NUMBERS = 1 << 24
-# The hash that chooses the panel; other streams choose subsets and the validation set.
+# Stream of the hash that chooses the panel; other streams choose subsets and the validation set.
 _STREAM = 4
 
 
 class Equilibrium:
     """Sums over the noisy samples of an unfinished epoch by pair of classes, and some of their points.
 
-    A noisy sample of true class i lies on B_ij, where j is the most probable other class there. Points are
-    kept of a panel: up to 1000 training samples of each class, chosen once by a hash of their index, so that
-    neither the number of workers nor an interruption changes them. Every panel sample has a slot of its own;
-    so workers' points are joined by a sum, and nothing waits for the device before the epoch ends.
+    A noisy sample of true class i lies on B_ij, where j is the most probable other class there. Points are kept for
+    a panel: up to 1000 training samples per class, chosen once by a hash of their index, so that neither the number
+    of workers nor an interruption changes them. Every panel sample has its own slot, so a sum joins the points of
+    all workers, and nothing forces a sync before the epoch ends.
 
     Args:
         labels: (N,) of the training set. classes: their number C. shape: of one sample.
@@ -61,7 +61,7 @@ class Equilibrium:
         panel = choose_balanced(labels.cpu(), [quota] * classes, seed, _STREAM)
         self.classes = classes
         self.labels = labels.cpu()[panel]
-        # The last row takes what is not of the panel.
+        # The last row takes samples that are not in the panel.
         self._slots = torch.full((len(labels),), len(panel), device=device)
         self._slots[panel.to(device)] = torch.arange(len(panel), device=device)
         self._others = torch.zeros(len(panel) + 1, dtype=torch.int64, device=device)
@@ -70,7 +70,7 @@ class Equilibrium:
         self._sums = torch.zeros(4, classes, classes, dtype=torch.float64, device=device)
 
     def add(self, network: nn.Module, batch: Batch, attacked: Attacked) -> None:
-        """Take in the noisy samples of a batch; no sample comes twice in an epoch."""
+        """Add the noisy samples of a batch; no sample may be added twice in an epoch."""
         x, rows = attacked.noisy, attacked.noisy_of
         if not len(rows):
             return
@@ -93,28 +93,28 @@ class Equilibrium:
             tensor.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What all workers have gathered; all of them call it together.
+        """What all workers have gathered. Collective.
 
-        sums: (4, C, C); others: (P,) for each panel sample 1 + the other class, or 0 if it has no point;
+        sums: (4, C, C); others: (P,), 1 + the other class of each panel sample, or 0 if it has no point;
         points: (P, D).
         """
         mine = {"sums": self._sums, "others": self._others[:-1], "points": self._points[:-1]}
         return {name: distributed.all_reduce(tensor.clone()) for name, tensor in mine.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a ``state_dict``, by however many workers. Worker 0 takes it; the others hold nothing yet."""
+        """Continue from a ``state_dict`` on any number of workers: worker 0 takes it, the others start empty."""
         if distributed.rank() == 0:
             self._sums.copy_(state["sums"])
             self._others[:-1] = state["others"].to(self._others)
             self._points[:-1] = state["points"].to(self._points)
 
     def rows(self, epoch: int) -> list[dict[str, Any]]:
-        """Rows of equilibrium.parquet for the epoch, on worker 0 ([] elsewhere); all workers call it together.
+        """Rows of equilibrium.parquet for the epoch on worker 0, [] on the others. Collective.
 
-        A row for each pair i < j on whose boundary a noisy sample lies. ``_i`` and ``_j`` tell the true class:
-        count: noisy samples; difference: their mean P_i − P_j; loss: their mean cross-entropy (L₂ by pair and
-        side, eqs. 4 to 6); points: how many of them ``mixing`` has seen. abs_difference: mean |P_i − P_j| of
-        both sides. mixing, mixing_sd: see ``mixing``. None where there is nothing to take a mean of.
+        One row per pair i < j on whose boundary a noisy sample lies. Columns ending in ``_i`` and ``_j`` are for
+        samples of that true class: count, of noisy samples; difference, their mean P_i − P_j; loss, their mean
+        cross-entropy (L₂ by pair and side, eqs. 4 to 6); points, how many of them ``mixing`` has used.
+        abs_difference: mean |P_i − P_j| of both sides. mixing, mixing_sd: see ``mixing``. None for a mean of nothing.
         """
         state = self.state_dict()
         if distributed.rank() != 0:
@@ -157,28 +157,28 @@ def _mean(total: Tensor, count: Tensor) -> float | None:
 def mixing(points: Tensor, side: Tensor, k: int = NEIGHBOURS) -> tuple[float, float] | None:
     """How well two samples of points are mixed: the nearest-neighbour two-sample statistic, scaled.
 
-    The number of pairs (a point, one of its k nearest neighbours) whose ends lie on different sides, divided
-    by what is expected if both sides have one distribution: 1 then, whatever the numbers of points, and 0 for
-    sides that lie apart. Above 1 the sides repel their own kind. Schilling, "Multivariate two-sample tests
-    based on nearest neighbors", JASA 81 (1986); Henze, Annals of Statistics 16 (1988). It needs no estimate of
-    a density, which has no meaning for a few hundred points in some hundred dimensions.
+    The number of pairs (a point, one of its k nearest neighbours) whose ends lie on different sides, divided by the
+    number expected if both sides have the same distribution: 1 in that case, whatever the numbers of points, 0 for
+    sides that lie apart, and above 1 if points avoid their own side. Schilling, "Multivariate two-sample tests based
+    on nearest neighbors", JASA 81 (1986); Henze, Annals of Statistics 16 (1988). It needs no density estimate, which
+    would be meaningless for a few hundred points in several hundred dimensions.
 
     Args:
         points: (N, D). side: (N,) bool.
 
     Returns:
-        The value and its standard deviation under the null hypothesis, both for the given points and any
-        permutation of the sides (exact); None if either side has fewer than 10 points.
+        The value, and its exact standard deviation under permutations of the sides of the given points; None if
+        either side has fewer than 10 points.
     """
     n, total = int(side.sum()), len(side)
     m = total - n
     if min(n, m) < _FEWEST:
         return None
-    # In float64, because cdist squares: points on a boundary may lie closer than float32 resolves then.
+    # In float64, because cdist squares: points on a boundary may lie closer than float32 would resolve.
     distance = torch.cdist(points.double(), points.double()).fill_diagonal_(math.inf)
     neighbours = distance.topk(k, largest=False).indices
     across = int((side[neighbours] != side[:, None]).sum())
-    # Moments over permutations: two edges cross with a probability that depends on how many ends they share.
+    # Moments over permutations: the probability that two edges cross depends on how many ends they share.
     edges = total * k
     start = torch.arange(total, device=neighbours.device)[:, None]
     mutual = int(torch.isin(start * total + neighbours, neighbours * total + start).sum())

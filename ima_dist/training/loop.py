@@ -50,9 +50,9 @@ class Training:
         self.method = make_method(config, data.box)
         self.state = new_state(config, data, self.method, device)
         self.network = self.state.network
-        #: The network as attacks meet it in training.
+        #: The network as attacks in training see it.
         self.view = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
-        #: The network as its parameters are trained; on several workers ``begin`` joins theirs.
+        #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         self.running = running_statistics(self.network)
         steps = -(-len(self.train) // config.batch_size)
@@ -233,7 +233,8 @@ class Training:
         distributed.together(self.run.check_lease)
         position, totals = self.state.position, self.state.counters.totals()
         if distributed.rank() == 0:
-            self.reporter.write(stage, position, totals, self.history[-1] if self.history else {})
+            last = self.history[-1] if self.history else {}
+            self.reporter.write(stage, position, totals, last, self.warnings)
         if self.reporter.stop_agreed(self.device):
             if position.step:
                 checkpoint.save(self.run, self.identity, self.state)

@@ -1,4 +1,4 @@
-"""What a configuration names, made: data, network, optimiser. Used by the driver's checks and the workers."""
+"""Network and optimiser as configured. Used by the driver's checks and the workers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def limit_threads(data: DataSet) -> None:
-    """One CPU thread where samples are tiny: handing work to another costs more than it brings."""
+    """Use one CPU thread if samples are tiny: handing work to another thread costs more than it saves."""
     if data.train.stored[0].numel() < 256:
         torch.set_num_threads(1)
 
@@ -59,7 +59,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
         network.train(mode)
     if got != (2, data.num_classes):
         raise ConfigError(
-            f"The network of {config.model.factory} gives an output of shape {got} for 2 samples, where "
+            f"The network of {config.model.factory} returns an output of shape {got} for 2 samples; "
             f"(2, {data.num_classes}) is needed."
         )
     return network.train()
@@ -78,7 +78,7 @@ def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """Learning rate after ``epoch`` complete epochs; halved every ``halve_every`` of them, if set."""
+    """Learning rate after ``epoch`` complete epochs, halved every ``halve_every`` epochs if that is set."""
     every = config.optimizer.halve_every
     return config.optimizer.lr * (0.5 ** (epoch // every) if every else 1.0)
 

@@ -1,4 +1,4 @@
-"""Worker 0's progress.json, and the moments at which all workers look up from their work together."""
+"""Worker 0's progress.json, and when all workers pause together to report and to check for a stop."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.training.state import Position
 
-# Seconds between two looks. A look costs two small all-reduces and a wait for the device.
+# Seconds between two reports. Each costs two small all-reduces and a sync.
 LOOK_EVERY = 1.0
 
 
 class Reporter:
-    """Decides when to report, by a count of steps that all workers share, and whether to stop.
+    """Decides when to report, by a count of steps that all workers share, and when to stop.
 
-    A worker that acted on a signal of its own would leave the others waiting in a collective; so worker 0
-    asks ``should_stop`` and all learn the answer in the same step.
+    A worker that stopped on its own would leave the others waiting in a collective, so worker 0 asks
+    ``should_stop`` and all workers learn the answer in the same step.
     """
 
     def __init__(self, run: RunDir, config: Config, steps: int, samples: int, should_stop: Callable[[], bool]) -> None:
@@ -35,12 +35,12 @@ class Reporter:
         self.start_samples: float | None = None
 
     def due(self) -> bool:
-        """Count one step; True when it is time to report."""
+        """Count one step; True if it is time to report."""
         self.count += 1
         return self.count >= self.interval
 
     def stop_agreed(self, device: torch.device) -> bool:
-        """Whether worker 0 was asked to stop; also agrees on the number of steps until the next report."""
+        """True if worker 0 was asked to stop. Also agrees on the number of steps until the next report. Collective."""
         elapsed = max(time.monotonic() - self.since, 1e-6)
         wanted = int(self.count * LOOK_EVERY / elapsed) if self.count else self.interval
         message = torch.zeros(2, dtype=torch.int64, device=device)
@@ -51,7 +51,14 @@ class Reporter:
         self.count, self.since = 0, time.monotonic()
         return bool(stop)
 
-    def write(self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any]) -> None:
+    def write(
+        self,
+        stage: str,
+        position: Position,
+        totals: dict[str, float],
+        last_epoch: dict[str, Any],
+        warnings: list[str],
+    ) -> None:
         """Rewrite progress.json (worker 0)."""
         total = self.config.epochs * self.samples
         done = position.epoch * self.samples + min(position.step * self.config.batch_size, self.samples)
@@ -79,6 +86,7 @@ class Reporter:
                 "margin_mean": last_epoch.get("margin_mean"),
                 "share_at_max": last_epoch.get("share_at_max"),
                 "seconds_left": (total - done) / rate if rate > 0 else None,
+                "warnings": warnings,
                 "updated": time.time(),
             },
         )

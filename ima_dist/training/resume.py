@@ -11,7 +11,7 @@ from ima_dist.training.state import State
 
 
 class Resumed(NamedTuple):
-    """Rows of history.parquet and equilibrium.parquet up to the checkpoint, and a sentence per damaged checkpoint."""
+    """Rows of history.parquet and equilibrium.parquet up to the checkpoint, and a sentence per newer damaged one."""
 
     history: list[dict[str, Any]]
     equilibrium: list[dict[str, Any]]
@@ -19,12 +19,12 @@ class Resumed(NamedTuple):
 
 
 def check_same_data(identity: checkpoint.Identity) -> None:
-    """Raise Damaged on all workers if one of them has loaded other data than worker 0. Collective."""
+    """Raise Damaged on all workers if any has loaded different data from worker 0. Collective."""
     digests = distributed.gather_objects(identity.data)
     other = [str(rank) for rank, digest in enumerate(digests) if digest != digests[0]]
     if other:
         raise checkpoint.Damaged(
-            f"Worker {', '.join(other)} has loaded other data than worker 0: give all nodes the same files"
+            f"Worker {', '.join(other)} has loaded different data from worker 0: give all nodes the same files"
         )
 
 
@@ -36,7 +36,7 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> Resumed:
     """
     if distributed.rank() == 0:
         checkpoint.clear_unfinished(run)
-    # One worker looks: another might see a file that worker 0 does not see yet.
+    # Only one worker checks: on shared storage another may not see the newest files yet.
     found, warnings, error = distributed.share_object(_newest(run, identity) if distributed.rank() == 0 else None)
     if error is not None:
         raise checkpoint.Damaged(error)
@@ -48,7 +48,7 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> Resumed:
     return Resumed(
         [row for row in history if row["epoch"] <= done],
         [row for row in equilibrium if row["epoch"] <= done],
-        warnings,
+        [f"{damaged}; continuing from {found.path.name}." for damaged in warnings],
     )
 
 

@@ -1,15 +1,15 @@
-"""The process that leads a Ray cluster, and whether it is still there."""
+"""Checking that the head of a Ray cluster still answers."""
 
 from __future__ import annotations
 
 import socket
 import time
 
-LOOK_EVERY = 2.0  # seconds between two looks
+LOOK_EVERY = 2.0  # seconds between two checks
 
 
 class Head:
-    """Ray's GCS, looked at from the driver or a worker."""
+    """The address of Ray's GCS, which the driver or a worker checks."""
 
     def __init__(self) -> None:
         import ray
@@ -22,7 +22,7 @@ class Head:
         return f"{self._address[0]}:{self._address[1]}"
 
     def silent_for(self) -> float:
-        """Seconds since it was last seen to accept connections, 0 if it does."""
+        """Seconds since it last accepted a connection; 0 if it does now."""
         try:
             socket.create_connection(self._address, timeout=5).close()
         except OSError:

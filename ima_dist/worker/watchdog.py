@@ -1,4 +1,4 @@
-"""A worker that stands still leaves its stack behind."""
+"""A worker that makes no progress leaves its stack trace behind."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from torch import nn
 from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
 
-# Seconds between two signs of life; each costs some microseconds.
+# The timer is set again at most this often, in seconds; each time costs some microseconds.
 _BEAT_EVERY = 1.0
 
 
 @contextlib.contextmanager
 def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
-    """Write all stacks of this process to ``stacks/worker-RRRR.txt`` when ``network`` has not been run for
-    ``seconds``, be it stuck in Python, in a collective or in the driver of a card.
+    """Write all stacks of this process to ``stacks/worker-RRRR.txt`` if ``network`` does not run for ``seconds``.
 
-    Every pass through the network, whichever part of the program wants it, is a sign of life. One process
-    watches one network at a time.
+    Every forward pass, whichever part of the program asks for it, counts as progress, so the process may hang in
+    Python, in a collective or in a GPU's driver. One process watches one network at a time.
     """
     path = run.stacks_dir / f"worker-{distributed.rank():04d}.txt"
     last = 0.0
@@ -34,7 +33,7 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
             nonlocal last
             if time.monotonic() - last >= _BEAT_EVERY:
                 last = time.monotonic()
-                # Its timer is a thread without Python's lock, so code that never gives it back is seen too.
+                # Its timer is a thread that needs no GIL, so code that never releases the GIL is caught too.
                 faulthandler.dump_traceback_later(seconds, file=file)
 
         handle = network.register_forward_pre_hook(beat)
@@ -46,14 +45,14 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
             handle.remove()
     if not path.stat().st_size:
         path.unlink()
-    with contextlib.suppress(OSError):  # another worker's is there
+    with contextlib.suppress(OSError):  # another worker's file is there
         path.parent.rmdir()
 
 
 def _opened(path: Path) -> TextIO:
-    """The file, in a directory that a worker which has just ended may be removing."""
+    """The file, opened for writing, in a directory that another worker may be removing as it ends."""
     while True:
-        # Not exist_ok: that looks again after it has failed, when the directory may be gone.
+        # Not exist_ok: it checks after it has failed, when the directory may be gone.
         with contextlib.suppress(FileExistsError):
             path.parent.mkdir()
         with contextlib.suppress(FileNotFoundError):

@@ -32,7 +32,7 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     test = Resident(data.test, "cpu", torch.float64, data.box)
     where = {"epoch": config.epochs, "digest": data.digest()}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ima_dist.evaluation.runner._LOOK_EVERY", 0.0)
+        patch.setattr("ima_dist.evaluation.stopping._LOOK_EVERY", 0.0)
         try:
             outcomes = evaluate(network, test, config, run, batch_size=batch_size, should_stop=should_stop, **where)
         except distributed.Interrupted:

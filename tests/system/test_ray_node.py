@@ -20,7 +20,7 @@ def test_what_becomes_a_daemon_is_ended_too():
         "print(len(processes.descendants(os.getpid())))"
     )
     done = subprocess.run(
-        ["python3", "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     ids, left = done.stdout.splitlines()
     assert (len(ids.split()), left) == (2, "0"), done.stderr

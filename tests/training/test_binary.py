@@ -71,7 +71,7 @@ def test_covid_ct_reports_them_and_records_the_split_by_file_name(tmp_path, monk
     command += ["--eval.steps", "1", "--eval.noise", "0,0.1", "--device", "cpu", "--out", str(tmp_path / "run")]
     assert train.main(command) == 0
     out = capsys.readouterr().out
-    assert "recognised under attack" in out
+    assert "classified correctly under attack" in out
     assert "Threshold on the probability of COVID" in out
     run = RunDir(tmp_path / "run")
     assert binary_report(Run(run)) in out

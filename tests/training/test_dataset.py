@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +222,18 @@ def test_without_mlflow_the_run_goes_on_with_a_warning(going, monkeypatch, capsy
         going.write_history([epoch_row(1)])
     err = capsys.readouterr().err
     assert err.count("pip install mlflow-skinny") == 1
+    assert len(recorded(going.path.parent, "history")) == 1
+
+
+def test_a_server_that_does_not_answer_does_not_hold_up_the_end(going, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://192.0.2.1")
+    monkeypatch.setattr(recorder, "_END_SECONDS", 0.5)
+    answered = threading.Event()
+    monkeypatch.setattr(recorder._MLflow, "update", lambda sink: answered.wait())
+    with Recorder(going, going.path.parent):
+        going.write_history([epoch_row(1)])
+    answered.set()
+    assert "the MLflow server has not answered for 0.5 s" in capsys.readouterr().err
     assert len(recorded(going.path.parent, "history")) == 1
 
 

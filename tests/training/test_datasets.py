@@ -344,7 +344,7 @@ def test_wrong_covid_ct_folders_are_refused(tmp_path: Path) -> None:
     write_covid(tmp_path, 3, 3)
     deep = tmp_path / "COVID" / "COVID (2).png"
     Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep)
-    with pytest.raises(ConfigError, match=r"COVID \(2\).png has more than 8 bits a pixel .mode I.*: turn it into"):
+    with pytest.raises(ConfigError, match=r"COVID \(2\).png has more than 8 bits per channel .mode I.*: convert it to"):
         read("covid_ct", tmp_path)
     deep.unlink()
     with pytest.raises(ConfigError, match=f"{tmp_path}/COVID holds 2 PNG files, where at least 3 are needed"):

@@ -39,7 +39,7 @@ def test_verdict_of_the_paper_and_its_opposites():
     )
     # One-sided sign test: 4 of 4 has probability 1/16, 5 of 5 has 1/32.
     four, five = Level(0.3, 100, 0.90, 0.94, 4, 0), Level(0.3, 90, 0.90, 0.95, 5, 0)
-    assert "at noise 0.3 (0.9000 against 0.9400): a difference that chance explains" in verdict([weaker, four])
+    assert "at noise 0.3 (0.9000 against 0.9400): chance explains the difference" in verdict([weaker, four])
     assert "do not trust" in verdict([weaker, five])
     assert "same 90 to 100 samples" in verdict([weaker, five])
 

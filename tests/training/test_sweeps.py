@@ -348,15 +348,15 @@ def test_best_of_any_directory(tmp_path, capsys):
     marks = {line[:3].strip(): line[3:].split()[0:2] for line in out.splitlines() if "method=" in line[:15]}
     assert marks["P*"] == ["method=ima", "beta=0.3"]
     assert "Choice: method=ima beta=0.3, the highest score" in out
-    assert "Not different from it beyond noise: method=ima beta=0.7." in out
+    assert "Equal to it within noise: method=ima beta=0.7." in out
 
     text = best_text(rows, 0.8, (0.2,), "pgd100")
     assert "Choice: method=trades" in text
-    assert "All others with that accuracy differ from it beyond noise." in text
-    assert "No candidate has a clean accuracy of 0.999: the best has 0.9900." in best_text(rows, 0.999)
+    assert "All other candidates with that accuracy differ from it by more than noise." in text
+    assert "No candidate has a clean accuracy of 0.999 or more: the best has 0.9900." in best_text(rows, 0.999)
     with pytest.raises(ConfigError, match=r"no accuracy at noise 0.5"):
         best_text(rows, 0.9, (0.5,))
-    with pytest.raises(ConfigError, match="Not all candidates were attacked with spsa"):
+    with pytest.raises(ConfigError, match=r"Not every candidate was evaluated with spsa\. Attacks they all share: "):
         best_text(rows, 0.9, attack="spsa")
     fake_run(tmp_path / "c/l2", {"norm": "l2"}, 0.9, 0.9)
     assert command.main(["best", str(tmp_path), "--min-clean", "0.90"]) == 2
@@ -372,7 +372,7 @@ def test_best_opens_without_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
     assert "Choice: all" in done.stdout
-    assert "There is one seed of each" in done.stdout
+    assert "Each candidate has one seed" in done.stdout
 
 
 def test_options_of_the_file_reach_the_runs(tmp_path):

@@ -9,8 +9,10 @@ import torch
 
 from ima_dist.config.values import with_options
 from ima_dist.core import distributed
+from ima_dist.core.noise import Phase
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json
 from ima_dist.training import checkpoint
 from ima_dist.training.loop import Training
 from ima_dist.training.numerics import NumericalError
@@ -184,14 +186,20 @@ def test_interrupted_within_the_margin_pass(tmp_path, monkeypatch):
     assert torch.equal(margins, margins_2)
 
 
-def test_every_sample_is_visited_once_an_epoch(tmp_path, monkeypatch):
+def test_steps_and_margin_pass_visit_every_sample_once_per_epoch(tmp_path, monkeypatch):
     config, run = workers.start_run(tmp_path / "run", "moons", **{**SMALL_MOONS, "epochs": 2})
-    seen: list[torch.Tensor] = []
+    seen: dict[Phase, list[torch.Tensor]] = {Phase.TRAIN: [], Phase.MARGIN: []}
     training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
     inner = training._batch
-    monkeypatch.setattr(training, "_batch", lambda i, *rest: seen.append(i) or inner(i, *rest))
+
+    def watched(indices, margins, phase):
+        seen[phase].append(indices)
+        return inner(indices, margins, phase)
+
+    monkeypatch.setattr(training, "_batch", watched)
     training.fit()
-    assert torch.equal(torch.cat(seen).sort().values, torch.arange(500).repeat_interleave(2))
+    for visited in seen.values():
+        assert torch.equal(torch.cat(visited).sort().values, torch.arange(500).repeat_interleave(2))
 
 
 def test_nan_stops_at_once_and_keeps_the_last_checkpoint(tmp_path):
@@ -229,7 +237,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, vict
     assert training.state.position.epoch == 2
     assert len(training.warnings) == 1
     assert str(file) in training.warnings[0]
+    assert training.warnings[0].endswith("; continuing from epoch=0002.")
     Training(config, run, data, torch.device("cpu")).fit()
+    assert read_json(run.progress_path)["warnings"] == training.warnings
     weights_2, margins_2 = workers.final_state(config, run.path)
     assert workers.largest_difference(weights, weights_2) == 0
     assert torch.equal(margins, margins_2)

@@ -1,4 +1,4 @@
-"""A worker that stands still is seen, and its stack kept."""
+"""A worker that hangs is noticed, and its stack trace kept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ima_dist.worker.watchdog import watched
 from tests.support import workers
 
 
-def stand_still(seconds):
+def hang_here(seconds):
     time.sleep(seconds)
 
 
-def test_a_stack_is_written_after_the_time_and_told(tmp_path):
+def test_a_stack_trace_is_written_after_the_time_and_announced(tmp_path):
     _, run = workers.start_run(tmp_path, "moons")
     network = nn.Linear(2, 2)
     out = io.StringIO()
@@ -27,13 +27,13 @@ def test_a_stack_is_written_after_the_time_and_told(tmp_path):
     with ProgressView(run, out):
         with watched(run, network, 0.4):
             network(torch.zeros(1, 2))
-            stand_still(1.0)
+            hang_here(1.0)
         time.sleep(0.7)
     (file,) = run.stacks_dir.iterdir()
     assert file.name == "worker-0000.txt"
-    assert "stand_still" in file.read_text()
+    assert "hang_here" in file.read_text()
     assert f"Worker 0 has made no progress; its stack trace is in {file}." in out.getvalue()
-    assert out.getvalue().count("no progress") == 1
+    assert out.getvalue().count("has made no progress") == 1
 
 
 def test_nothing_is_left_where_the_network_keeps_running(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def _hang_on_one(path):
     run, network = RunDir(path), nn.Linear(2, 2)
     with watched(run, network, 1.0):
         if distributed.rank() == 1:
-            stand_still(3.0)
+            hang_here(3.0)
         distributed.gather_objects(None)
 
 
@@ -64,8 +64,8 @@ def test_the_stacks_tell_who_waits_and_who_is_waited_for(tmp_path):
     workers.run_on(2, _hang_on_one, tmp_path)
     texts = [(tmp_path / "stacks" / f"worker-{rank:04d}.txt").read_text() for rank in (0, 1)]
     assert "gather_objects" in texts[0]
-    assert "stand_still" in texts[1]
-    assert "stand_still" not in texts[0]
+    assert "hang_here" in texts[1]
+    assert "hang_here" not in texts[0]
 
 
 def _comes_and_goes(path):

@@ -2,21 +2,18 @@ from __future__ import annotations
 
 import copy
 import functools
-import gzip
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import make_moons
+from sklearn.datasets import load_digits, make_moons
 from torch import nn
 
 from ima_dist.attacks import bpgd, pgd, worst
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient, resolve_loss
 from ima_dist.core import norms
-from ima_dist.models import fashion_mnist_cnn, moons_mlp
+from ima_dist.models import moons_mlp
 from tests.support import reference
-from tests.support.fashion_mnist import FASHION_MNIST
 
 NORMS = ("linf", "l2")
 SIDES = ("midpoint", "inside", "outside")
@@ -44,18 +41,11 @@ def fit(model, x, y, steps):
     return model
 
 
-def images(n):
-    """Real Fashion-MNIST if it is installed, else ten noisy templates."""
-    if FASHION_MNIST.is_dir():
-        with gzip.open(FASHION_MNIST / "t10k-images-idx3-ubyte.gz") as f:
-            pixels = np.frombuffer(f.read(16 + 784 * n), np.uint8, offset=16)
-        with gzip.open(FASHION_MNIST / "t10k-labels-idx1-ubyte.gz") as f:
-            labels = np.frombuffer(f.read(8 + n), np.uint8, offset=8)
-        return torch.tensor(pixels.reshape(n, 1, 28, 28) / 255.0), torch.tensor(labels.astype(np.int64))
-    generator = torch.Generator().manual_seed(0)
-    y = torch.arange(n) % 10
-    templates = torch.rand(10, 1, 28, 28, generator=generator, dtype=torch.float64)
-    return 0.5 * templates[y] + 0.5 * torch.rand(n, 1, 28, 28, generator=generator, dtype=torch.float64), y
+def small_cnn():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.InstanceNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 10),
+    )  # fmt: skip
 
 
 @functools.cache
@@ -68,15 +58,16 @@ def problem(name):
         x, y, model, box = torch.tensor(points), torch.tensor(labels), moons_mlp().double(), None
         few, radii = 96, {"linf": 0.25, "l2": 0.3}
     else:
-        x, y = images(384)
-        model, box = fashion_mnist_cnn().double(), (0.0, 1.0)
-        few, radii = 10, {"linf": 0.03, "l2": 0.8}
+        pixels, labels = load_digits(return_X_y=True)
+        x, y = torch.tensor(pixels).view(-1, 1, 8, 8) / 16, torch.tensor(labels)
+        model, box = small_cnn().double(), (0.0, 1.0)
+        few, radii = 24, {"linf": 0.1, "l2": 0.8}
     if weights == "trained":
-        model = fit(model, x, y, 60 if kind == "moons" else 9)
+        model = fit(model, x, y, 60)
     return model, x[:few], y[:few], box, radii
 
 
-PROBLEMS = ("moons-random", "moons-trained", "fashion-random", "fashion-trained")
+PROBLEMS = ("moons-random", "moons-trained", "digits-random", "digits-trained")
 
 
 def starts(x, eps, norm, seed=0):
@@ -142,7 +133,7 @@ def test_float32_differs_in_few_samples_at_most(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["moons-trained", "fashion-trained"])
+@pytest.mark.parametrize("name", ["moons-trained", "digits-trained"])
 def test_results_lie_in_the_ball_and_in_the_box(name, norm):
     model, x, y, box, radii = problem(name)
     eps = radius_of("per sample", radii[norm], x)
@@ -251,7 +242,7 @@ def test_nobody_and_everybody_crosses(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["moons-trained", "fashion-trained"])
+@pytest.mark.parametrize("name", ["moons-trained", "digits-trained"])
 def test_empty_and_single_batches(name, norm):
     model, x, y, box, radii = problem(name)
     options = {"norm": norm, "steps": 3, "box": box}
@@ -451,7 +442,7 @@ class Times(nn.Module):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["moons-trained", "fashion-trained"])
+@pytest.mark.parametrize("name", ["moons-trained", "digits-trained"])
 def test_worst_equals_brute_force_and_is_at_least_as_strong_as_pgd(name, norm):
     model, x, y, box, radii = problem(name)
     levels = [0.0, radii[norm] / 2, radii[norm]]
@@ -513,7 +504,7 @@ def test_worst_aims_at_a_rival_that_the_strongest_one_hides():
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_worst_reports_a_wrong_label_that_was_seen(norm):
-    model, x, y, box, radii = problem("fashion-trained")
+    model, x, y, box, radii = problem("digits-trained")
     predictions, _ = worst(model, x, y, [0.0, radii[norm]], norm=norm, steps=4, box=box)
     model.eval()
     assert torch.equal(predictions[0], model(x).argmax(1))

@@ -284,7 +284,7 @@ def test_impossible_subset_is_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match=r"--data.subset must be at least the number of classes, 10, not 9"):
         source(ten_classes(), subset=9)
     x, y = np.zeros((100, 2)), (np.arange(100) < 5).astype(np.int64)
-    with pytest.raises(ConfigError, match=r"needs 10 training samples of class 1, which has 5: .* is 10"):
+    with pytest.raises(ConfigError, match=r"needs 10 training samples of class 1, which has only 5: .* has 10"):
         source({"train": (x, y), "test": (x, y)}, subset=20)
 
 

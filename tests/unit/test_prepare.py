@@ -242,8 +242,8 @@ def test_a_second_call_says_that_it_is_there(
 ) -> None:
     before = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in copy.iterdir()}
     assert run("prepare", "mnist", "--source", files, "--to", copy) == 0
-    assert "is prepared in" in (said := capsys.readouterr().out)
-    assert said.endswith("already, from the same files.\n")
+    assert "mnist has already been prepared in" in (said := capsys.readouterr().out)
+    assert said.endswith("from the same files.\n")
     assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in copy.iterdir()} == before
     assert "copy of mnist: delete it" in refused("prepare", "fashion_mnist", "--source", files, "--to", copy)
     labels = files / "t10k-labels-idx1-ubyte.gz"
@@ -301,7 +301,7 @@ def test_other_files_are_used_with_a_warning_and_damaged_ones_refused(
     published = dataclasses.replace(svhn.SVHN.files, published={**sums, "train_32x32.mat": (999, "0" * 32)})
     monkeypatch.setitem(prepare.PUBLISHED, "svhn", dataclasses.replace(svhn.SVHN, files=published))
     assert run(*words) == 0
-    warning = "warning: train_32x32.mat: not the published files, by their checksums; used as they are.\n"
+    warning = "warning: train_32x32.mat: not the published files, by checksum; used anyway.\n"
     assert capsys.readouterr().err == warning
     published.published["test_32x32.mat"] = (sums["test_32x32.mat"][0], "0" * 32)
     sentence = refused(*words[:-1], tmp_path / "new")
@@ -377,7 +377,7 @@ def newer(path: Path) -> None:
         ("prepared.json", overwrite, "cannot be read (JSONDecodeError"),
         ("prepared.json", a_list, "is damaged"),
         ("prepared.json", edited, "its checksum is wrong"),
-        ("prepared.json", newer, "is of version 2 of the format, not 1"),
+        ("prepared.json", newer, "has version 2 of the format, not 1"),
     ],
 )
 def test_damaged_copy_is_named_with_what_to_do(
@@ -414,9 +414,9 @@ def test_verify_finds_what_a_start_does_not(
 
 def test_mistakes_get_one_sentence(tmp_path: Path, files: Path, refused: Callable[..., str]) -> None:
     to = ("--to", tmp_path / "copy")
-    assert "there is nothing to prepare" in refused("prepare", "moons")
+    assert "moons needs no preparation" in refused("prepare", "moons")
     assert "did you mean mnist?" in refused("prepare", "mnits", "--source", files, *to)
-    assert "files are with --source DIR" in refused("prepare", "mnist", *to)
+    assert "published files with --source DIR" in refused("prepare", "mnist", *to)
     assert "Unknown option '--form'" in refused("prepare", "mnist", "--source", files, "--form", "x")
     assert "COMMAND" in refused()
     assert "--source nowhere: there is no such directory" in refused("prepare", "mnist", "--source", "nowhere", *to)

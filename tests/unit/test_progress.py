@@ -126,6 +126,13 @@ def test_log_tells_when_the_number_of_workers_changes(run: RunDir) -> None:
     assert text.count("Continuing") == 2
 
 
+def test_a_warning_is_shown_once(run: RunDir) -> None:
+    warning = "model.safetensors is damaged; continuing from epoch=0002."
+    steps = [({**TRAINING, "warnings": [warning], "step": step}, f"warning: {warning}") for step in (1, 2)]
+    text = show(run, io.StringIO(), [*steps, ({**TRAINING, "stage": "evaluation", "warnings": []}, "evaluation")])
+    assert text.count("damaged") == 1
+
+
 def test_log_has_a_line_for_each_stage_and_each_finished_epoch(run: RunDir) -> None:
     first = {**TRAINING, "epoch": 1, "epochs": 2, "step": 150, "margin_mean": None, "share_at_max": None}
     margins = {**first, "stage": "margins", "step": 157, "loss": 0.5}

@@ -1,9 +1,9 @@
-// Saving figures, and the whole selection in the address. Everything happens in the browser.
+// Saves figures, and keeps the whole selection in the address. Everything happens in the browser.
 function here() {
   return window.location.pathname + window.location.search;
 }
 
-// Dash looks at the address again on this event, as after one of its own links.
+// Dash reads the address again on this event, as after one of its own links.
 function told() {
   window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
 }
@@ -26,7 +26,7 @@ window.imaDistComplete = function ([from, address, title]) {
   }
 };
 
-// Every control by its label: some of Dash's own have no name for a screen reader.
+// Names every control by its label: some of Dash's own have no name for a screen reader.
 new MutationObserver(function () {
   for (const control of document.querySelectorAll(".control")) {
     const name = control.querySelector(".label").textContent;

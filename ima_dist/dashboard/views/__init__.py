@@ -1,4 +1,4 @@
-"""The views, one a module: which controls it has, and what it shows for their values."""
+"""The views, one per module: its controls, and the parts that it shows for their values."""
 
 from __future__ import annotations
 

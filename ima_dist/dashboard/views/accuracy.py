@@ -1,4 +1,4 @@
-"""Accuracy against noise level, beside the paper's."""
+"""Accuracy against noise level, beside the paper's rows."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
 INTRODUCTION = (
-    "Share of the test samples that are classified correctly, by noise level. Bands: 95 % Wilson intervals; "
-    "differences within them mean nothing. Dotted with crosses: the paper's."
+    "Share of the test samples that are classified correctly, by noise level. Bands are 95 % Wilson intervals; "
+    "differences within them mean nothing. Dotted lines with crosses are the paper's rows."
 )
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.curves_table.num_rows]
-    chosen = choose_runs(runs, state, able)
+    chosen = choose_runs(state, able)
     found = {point.attack for name in chosen.value for point in runs.runs[name].points}
     return [chosen, one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})]
 
@@ -50,12 +50,12 @@ def show(runs: Collection, values: Values) -> list[Part]:
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
     if len(norms) > 1:
-        parts.append(Note("Runs of different norms share the figure: their noise levels cannot be compared."))
+        parts.append(Note("The figure has runs of different norms, whose noise levels cannot be compared."))
     return parts
 
 
 def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | None:
-    """The paper's table and row for a run under this attack."""
+    """Number of the paper's table for a run under this attack, and its row: noise level -> accuracy."""
     for table, row in paper.rows_of(run.config).items():
         if table not in paper.BETA_TABLES:
             cells = paper.cells(table=table, method=row, attack=attack, split="test")

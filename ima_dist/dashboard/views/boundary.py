@@ -1,29 +1,29 @@
-"""The decision boundary of runs on points in the plane."""
+"""The decision boundary of runs on two-dimensional data."""
 
 from __future__ import annotations
 
 from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_runs
-from ima_dist.dashboard.parts import Note, Part, Plot, Values
+from ima_dist.dashboard.parts import Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State
 from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Boundary"
-INTRODUCTION = "Where the network changes its mind, for data in the plane (paper, Fig. 6)."
+INTRODUCTION = "Decision boundary of the network on two-dimensional data (paper, Fig. 6)."
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.dir.boundary_path.exists()]
-    return [choose_runs(runs, state, able)]
+    return [choose_runs(state, able)]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
     parts: list[Part] = []
     for i, name in enumerate(values["runs"]):
         run = opened(runs.runs[name])
-        parts += [Note(text) for text in run.damaged("boundary")]
+        parts += notes(run.damaged("boundary"))
         if run.boundary is not None:
             caption = "Tinted: the regions of the two classes. Circles and crosses: training samples."
             parts.append(Plot(f"boundary{i}", name, caption, boundary_figure(run.boundary)))
-    return parts or [Note("No finished run has data in the plane: train one with python -m ima_dist.train moons.")]
+    return parts or [Note("No finished run has two-dimensional data. To train one: python -m ima_dist.train moons")]

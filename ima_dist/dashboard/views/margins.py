@@ -1,17 +1,17 @@
-"""Margins of the training samples: how they grow, whose are small, and whether they are true."""
+"""Margins of the training samples: growth, extremes, classes, and audit."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_run
-from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider
 from ima_dist.figures.interactive.margins import (
+    Names,
     audit_figure,
     class_figure,
     class_name,
@@ -30,7 +30,7 @@ INTRODUCTION = "Estimated distance of each training sample to the decision bound
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if _with_margins(r)]
-    found: list[Control] = [choose_run(runs, state, able)]
+    found: list[Control] = [choose_run(state, able)]
     name = found[0].value
     if isinstance(name, str):
         run = opened(runs.runs[name])
@@ -39,36 +39,39 @@ def controls(runs: Collection, state: State) -> list[Control]:
             found.append(slider(state, "epoch", "Epoch", min(epochs), max(epochs), max(epochs)))
         arrays = run.extremes
         if arrays is not None and len(arrays["label"]):
-            names = [str(n) for n in arrays["class_names"]]
-            options = {str(n): class_name(names, n) for n in sorted(set(arrays["label"].tolist()))}
-            found.append(one_of(state, "class", "Class", options))
+            labels = sorted(set(arrays["label"].tolist()))
+            found.append(
+                one_of(state, "class", "Class", {str(n): class_name(arrays["class_names"], n) for n in labels})
+            )
     return found
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
     if values["run"] is None:
-        return [Note("No run has margins: those of ima and mma do.")]
+        return [Note("No run has margins. The methods that estimate margins are ima and mma.")]
     run = opened(runs.runs[values["run"]])
-    eps_max, norm = run.config.eps_max, run.config.norm
-    parts: list[Part] = []
     history = _history(run)
-    if history:
-        # An epoch that was skipped, if there is such a thing, shows the one before.
-        epoch = max(row["epoch"] for row in history if row["epoch"] <= values["epoch"])
-        at = next(row for row in history if row["epoch"] == epoch)
-        caption = (
-            f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max, mean {at['margin_mean']:.4g}."
-        )
-        parts.append(Plot("histogram", "Histogram", caption, histogram_figure(history, eps_max, norm, epoch)))
-        parts.append(
-            Plot("share", "Share at ε_max by epoch", "Dotted: the epoch above.", share_figure(history, eps_max, epoch))
-        )
-    parts += _extremes(run, values.get("class"))
-    parts += _by_class(run)
-    parts += _audit(run)
     columns = ["epoch", "margin_mean", "share_at_max"]
-    parts.append(Grid("margins", "Margins by epoch", columns, [{c: row[c] for c in columns} for row in history]))
-    return parts
+    return [
+        *(_at_epoch(run, history, values["epoch"]) if history else []),
+        *_extremes(run, values.get("class")),
+        *_by_class(run),
+        *_audit(run),
+        Grid("margins", "Margins by epoch", columns, [{c: row[c] for c in columns} for row in history]),
+    ]
+
+
+def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part]:
+    # An epoch without a histogram shows the one before.
+    at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
+    epoch, eps_max = at["epoch"], run.config.eps_max
+    caption = f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max, mean {at['margin_mean']:.4g}."
+    histogram = histogram_figure(history, eps_max, run.config.norm, epoch)
+    share = share_figure(history, eps_max, epoch)
+    return [
+        Plot("histogram", "Histogram", caption, histogram),
+        Plot("share", "Share at ε_max by epoch", "The dotted line is the epoch above.", share),
+    ]
 
 
 def _with_margins(run: Recorded) -> bool:
@@ -81,44 +84,36 @@ def _history(run: Run) -> list[dict[str, Any]]:
 
 
 def _extremes(run: Run, chosen: str | None) -> list[Part]:
-    damaged = run.damaged("extremes")
-    if damaged:
-        return [Note(text) for text in damaged]
     arrays = run.extremes
     if arrays is None or chosen is None:
-        again = f"python -m ima_dist.evaluate {run.name}"
-        return [Note(f"The samples with the smallest and largest margins were not kept; {again} makes up for it.")]
+        again = f"To store them: python -m ima_dist.evaluate {run.name}"
+        missing = [Note(f"The samples with the smallest and largest margins are not stored. {again}")]
+        return notes(run.damaged("extremes")) or [*missing]
     number = int(chosen)
-    names = [str(n) for n in arrays["class_names"]]
+    name = class_name(arrays["class_names"], number)
     own = arrays["label"] == number
     rows = [
-        {
-            "index": int(i),
-            "class": class_name(names, number),
-            "margin": float(m),
-            "end": "largest" if large else "smallest",
-        }
+        {"index": int(i), "class": name, "margin": float(m), "end": "largest" if large else "smallest"}
         for i, m, large in zip(arrays["index"][own], arrays["margin"][own], arrays["largest"][own], strict=True)
     ]
     parts: list[Part] = []
-    heading = f"Smallest and largest margins: {class_name(names, number)}"
+    heading = f"Smallest and largest margins of class {name}"
     if arrays["sample"].ndim == 4 or arrays["sample"].shape[1:] == (2,):
-        caption = "Correctly classified training samples of one class; of equal margins, those that come first."
+        caption = "Correctly classified training samples of one class; among equal margins, the lowest indices."
         parts.append(Plot("extremes", heading, caption, extremes_figure(arrays, number)))
     return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]
 
 
 def _by_class(run: Run) -> list[Part]:
-    damaged: list[Part] = [Note(text) for text in run.damaged("margins")]
+    damaged = notes(run.damaged("margins"))
     if run.margins is None or not run.margins[1].num_rows:
-        return damaged or [Note("There is no whole snapshot of the margins of single samples.")]
+        return damaged or [Note("The run has no complete snapshot of the margins of single samples.")]
     epoch, table = run.margins
-    names = [] if run.extremes is None else [str(n) for n in run.extremes["class_names"]]
+    names: Names = () if run.extremes is None else run.extremes["class_names"]
     label, margin = table["label"].to_numpy(), table["margin"].to_numpy()
     rows = []
     for number in np.unique(label).tolist():
         own = margin[label == number]
-        at_max = own >= run.config.eps_max * (1 - 1e-6)
         low, middle, high = np.quantile(own, [0.1, 0.5, 0.9]).tolist()
         rows.append(
             {
@@ -128,10 +123,10 @@ def _by_class(run: Run) -> list[Part]:
                 "10 %": low,
                 "median": middle,
                 "90 %": high,
-                "at ε_max": float(at_max.mean()),
+                "at ε_max": float((own >= run.config.eps_max * (1 - 1e-6)).mean()),
             }
         )
-    caption = f"After epoch {epoch}. Boxes: quartiles; whiskers: 5 % to 95 %."
+    caption = f"After epoch {epoch}. Boxes are quartiles; whiskers go from 5 % to 95 %."
     return [
         *damaged,
         Plot("classes", "Margins by class", caption, class_figure(label, margin, names, run.config.norm)),
@@ -140,18 +135,12 @@ def _by_class(run: Run) -> list[Part]:
 
 
 def _audit(run: Run) -> list[Part]:
-    damaged = run.damaged("audit")
-    if damaged:
-        return [Note(text) for text in damaged]
     table = run.audit
     if table is None:
-        return [Note(f"The margins were not audited; python -m ima_dist.audit {run.name} does it.")]
+        missing = [Note(f"The margins have not been audited. To audit them: python -m ima_dist.audit {run.name}")]
+        return notes(run.damaged("audit")) or [*missing]
     if not {"margin", "distance", "correct", "epoch"} <= set(table.column_names):
         return [Note(f"{run.dir.audit_path} lacks columns.")]
-    return _audited(table, run)
-
-
-def _audited(table: pa.Table, run: Run) -> list[Part]:
     try:
         found = summarise(table, run.config.eps_max)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""All runs and trials: how far they are, how fast, and why they failed."""
+"""All runs and trials: progress, speed, and why they failed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Runs"
 INTRODUCTION = "Every run and trial below the results directory. Choose a name to see its curves."
-_SILENT = 120.0  # seconds without news after which a running run is said to be silent
+_SILENT = 120.0  # seconds without news after which the status of a running run says so
 _ALL = "all"
 _COLUMNS = ["run", "status", "done", "stage", "epoch", "samples/s", "time left", "clean", "validation", "message"]
 
@@ -28,7 +28,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     chosen = [r for r in runs.runs.values() if values["status"] in (_ALL, r.info["status"])]
     if not chosen:
         return [Note(f"There is no run in {runs.root}.")]
-    # What goes on comes first, then what failed.
+    # Running runs come first, then those that failed.
     order = {"running": 0, "failed": 1, "interrupted": 2}
     rows = sorted(
         (_row(run) for run in chosen), key=lambda row: (order.get(row["status"].split(",")[0], 3), row["run"])
@@ -40,9 +40,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
 
 def _row(run: Recorded) -> dict[str, Any]:
     info, status = run.info, str(run.info["status"])
-    row: dict[str, Any] = dict.fromkeys(_COLUMNS)
     last = run.epochs_table.slice(run.epochs_table.num_rows - 1).to_pylist() if run.epochs_table.num_rows else []
-    row |= {
+    row = {
+        **dict.fromkeys(_COLUMNS),
         "run": run.name,
         "status": status,
         "epoch": f"{info['epochs_done']}/{info['epochs']}",
@@ -50,28 +50,34 @@ def _row(run: Recorded) -> dict[str, Any]:
         "clean": info["clean_accuracy"],
         "validation": last[0]["val_accuracy"] if last else None,
         "message": info["message"],
-        "done": f"{100 * min(1.0, info['epochs_done'] / info['epochs']):.0f} %",
+        "done": _percent(info["epochs_done"], info["epochs"]),
     }
-    if status == "running":
-        state = run.progress()
-        stage = str(state.get("stage") or "starting")
-        kind = "evaluation" if stage == "evaluation" else "samples"
-        done, total = state.get(f"{kind}_done"), state.get(f"{kind}_total")
-        row["stage"] = stage
-        if state.get("workers"):
-            row["stage"] += f", {state['workers']} worker{'s' * (state['workers'] != 1)}"
-        if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
-            row["done"] = f"{100 * min(1.0, done / total):.0f} %" + (
-                " of the evaluation" if kind == "evaluation" else ""
-            )
-        if state.get("epoch"):
-            row["epoch"] = f"{state['epoch']}/{info['epochs']}"
-        row["samples/s"] = _rate(state.get("samples_per_second")) if stage != "evaluation" else None
-        left = state.get("seconds_left")
-        row["time left"] = format_seconds(left) if isinstance(left, int | float) else None
-        if state.get("age", 0.0) > _SILENT:
-            row["status"] = f"running, no news for {format_seconds(state['age'])}"
+    return {**row, **_progress(run.progress(), info["epochs"])} if status == "running" else row
+
+
+def _progress(state: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """The columns that progress.json of a running run fills."""
+    stage = str(state.get("stage") or "starting")
+    evaluating = stage == "evaluation"
+    kind = "evaluation" if evaluating else "samples"
+    done, total = state.get(f"{kind}_done"), state.get(f"{kind}_total")
+    workers, left = state.get("workers"), state.get("seconds_left")
+    row: dict[str, Any] = {
+        "stage": stage + (f", {workers} worker{'s' * (workers != 1)}" if workers else ""),
+        "samples/s": None if evaluating else _rate(state.get("samples_per_second")),
+        "time left": format_seconds(left) if isinstance(left, int | float) else None,
+    }
+    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
+        row["done"] = _percent(done, total) + (" of the evaluation" if evaluating else "")
+    if state.get("epoch"):
+        row["epoch"] = f"{state['epoch']}/{epochs}"
+    if state.get("age", 0.0) > _SILENT:
+        row["status"] = f"running, no news for {format_seconds(state['age'])}"
     return row
+
+
+def _percent(done: float, total: float) -> str:
+    return f"{100 * min(1.0, done / total):.0f} %"
 
 
 def _rate(value: object) -> int | None:

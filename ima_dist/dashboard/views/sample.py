@@ -4,43 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_run
-from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, number, one_of
-from ima_dist.figures.interactive.margins import class_name
+from ima_dist.figures.interactive.margins import Names, class_name
 from ima_dist.figures.interactive.sample import predictions_figure, sample_figure
-from ima_dist.rundir.run import Run
+from ima_dist.rundir.run import Arrays, Run
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Sample"
 INTRODUCTION = (
-    "A test sample, what the attack makes of it, and what the network takes it for (paper, Fig. 10). A run keeps the "
-    "images of a few samples, and the predictions for all that were attacked."
+    "A test sample under growing noise, and the class that the network predicts (paper, Fig. 10). A run stores the "
+    "images of a few samples, and the predictions for every sample that was attacked."
 )
 _OTHER = "other"
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.dir.outcomes_path.exists()]
-    chosen = choose_run(runs, state, able)
+    chosen = choose_run(state, able)
     if chosen.value is None:
         return [chosen]
     arrays = opened(runs.runs[chosen.value]).noisy
     options = {}
     if arrays is not None:
-        names = [str(n) for n in arrays["class_names"]]
         for index, label in zip(arrays["index"].tolist(), arrays["label"].tolist(), strict=True):
-            options[str(index)] = f"{index}: {class_name(names, label)}"
-    options[_OTHER] = "by number"
+            options[str(index)] = f"{index}: {class_name(arrays['class_names'], label)}"
+    options[_OTHER] = "by index"
     which = one_of(state, "sample", "Test sample", options)
     return [
         chosen,
         which,
-        *([number(state, "index", "Number of the sample", 0, 1e9, 1, 0)] if which.value == _OTHER else []),
+        *([number(state, "index", "Index of the sample", 0, 1e9, 1, 0)] if which.value == _OTHER else []),
     ]
 
 
@@ -49,28 +49,27 @@ def show(runs: Collection, values: Values) -> list[Part]:
         return [Note("No run has been evaluated yet.")]
     run = opened(runs.runs[values["run"]])
     index = int(values["index"] or 0) if values["sample"] == _OTHER else int(values["sample"])
-    parts: list[Part] = [Note(text) for text in run.damaged("noisy")]
-    arrays = run.noisy
-    names: list[str] = []
-    if arrays is not None:
-        names = [str(n) for n in arrays["class_names"]]
-        place = arrays["index"].tolist().index(index) if index in arrays["index"].tolist() else None
-        if place is None:
-            parts.append(Note(f"The run has kept no image of sample {index}."))
-        else:
-            label = class_name(names, int(arrays["label"][place]))
-            caption = (
-                f"True class: {label}. Above each image the predicted class; a cross and a thick frame mark a wrong "
-                "one. Below, the difference to the clean image, which is grey where nothing changed."
-            )
-            parts.append(
-                Plot("sample", f"Sample {index} under PGD with cross-entropy", caption, sample_figure(arrays, place))
-            )
-    damaged = [Note(text) for text in run.damaged("outcomes")]
-    return [*parts, *(damaged or _predictions(run, run.outcomes, index, names))]
+    names = () if run.noisy is None else run.noisy["class_names"]
+    predictions = notes(run.damaged("outcomes")) or _predictions(run, run.outcomes, index, names)
+    return [*notes(run.damaged("noisy")), *_images(run.noisy, index), *predictions]
 
 
-def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: list[str]) -> list[Part]:
+def _images(arrays: Arrays | None, index: int) -> list[Part]:
+    if arrays is None:
+        return []
+    places = np.flatnonzero(arrays["index"] == index).tolist()
+    if not places:
+        return [Note(f"The run has no stored image of sample {index}.")]
+    label = class_name(arrays["class_names"], int(arrays["label"][places[0]]))
+    caption = (
+        f"True class: {label}. Above each image is the predicted class; a cross and a thick frame mark a wrong one. "
+        "Below is the difference to the clean image, grey where nothing changed."
+    )
+    heading = f"Sample {index} under PGD with cross-entropy"
+    return [Plot("sample", heading, caption, sample_figure(arrays, places[0]))]
+
+
+def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: Names) -> list[Part]:
     wanted = {"index", "attack", "loss", "noise", "epoch", "label", "prediction"}
     if outcomes is None or not wanted <= set(outcomes.column_names):
         return [Note(f"{run.dir.outcomes_path} lacks columns.")]
@@ -78,9 +77,8 @@ def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: list[st
     own = outcomes.filter((pc.field("index") == index) & (pc.field("epoch") == newest))
     if not own.num_rows:
         return [Note(f"Sample {index} was not attacked.")]
-    rows: list[dict[str, Any]] = own.sort_by(
-        [("attack", "ascending"), ("loss", "ascending"), ("noise", "ascending")]
-    ).to_pylist()
+    order = [(name, "ascending") for name in ("attack", "loss", "noise")]
+    rows: list[dict[str, Any]] = own.sort_by(order).to_pylist()
     label = rows[0]["label"]
     for row in rows:
         row["true class"] = class_name(names, label)
@@ -88,7 +86,9 @@ def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: list[st
         row["right"] = row["prediction"] == label
     columns = ["index", "attack", "loss", "noise", "true class", "predicted class", "right"]
     both = [r for r in rows if r["loss"] == "both"] or rows
-    caption = f"Dashed: the true class, {class_name(names, label)}. Of the two losses of an attack, the worse."
+    caption = (
+        f"Dashed: the true class, {class_name(names, label)}. Shown is the worse of the two losses of each attack."
+    )
     return [
         Plot("predictions", "Predicted class by noise level", caption, predictions_figure(both, label, names)),
         Grid("outcomes", "Every attack and loss", columns, rows),

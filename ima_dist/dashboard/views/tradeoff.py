@@ -7,23 +7,22 @@ from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
-from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
-from ima_dist.results.choice import Candidate, Share, choose, make_candidate
+from ima_dist.results.candidates import INCIDENTAL
+from ima_dist.results.choice import Candidate, Choice, Share, choose, make_candidate
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Row, attack_rows, epochs_of, fewest_samples, format_noise
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Trade-off"
 INTRODUCTION = (
-    "A point is a model: runs that differ in their seed alone together, and each epoch that was evaluated by itself: "
-    "the network after M epochs of ima is the one for the largest margin M·Δε. Bars: 95 % intervals, the wider of "
-    "that for the test samples and that over seeds."
+    "Each point is a model. Runs that differ only in their seed are one model. Each epoch that was evaluated by itself "
+    "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals, the wider "
+    "of the one from the test samples and the one over the seeds."
 )
 _AREA = "area"
-# What does not tell one model from another.
-_APART = ("seed", "data.dir", "data.download", "workers", "device", "hang_after", "checkpoint_every")
 _ROBUST = "robust"
 
 
@@ -35,16 +34,15 @@ def controls(runs: Collection, state: State) -> list[Control]:
             experiments[f"{preset}-{norm}"] = f"{preset}, {NORM_SIGN.get(norm, norm)}"
     which = one_of(state, "experiment", "Experiment", experiments, long=len(experiments) > 4)
     own = _of(runs, which.value)
-    attack = one_of(
-        state, "attack", "Attack", {a: a for a in ATTACKS if any(p.attack == a for r in own for p in r.points)}
-    )
+    found = {p.attack for r in own for p in r.points}
+    attack = one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})
     levels = {p.level for r in own for p in r.points if p.attack == attack.value} - {0.0}
     by_level = {repr(x): f"noise {format_noise(x)}" for x in sorted(levels)}
     return [
         which,
         attack,
         one_of(state, "level", "Robust accuracy", {_AREA: "area under the curve", **by_level}, long=True),
-        number(state, "least", "Least clean accuracy", 0, 1, 0.005, 0.0),
+        number(state, "least", "Minimum clean accuracy", 0, 1, 0.005, 0.0),
     ]
 
 
@@ -54,48 +52,46 @@ def show(runs: Collection, values: Values) -> list[Part]:
         return [Note("No run has been evaluated yet.")]
     attack, levels = values["attack"], [] if values["level"] == _AREA else [float(values["level"])]
     candidates, groups, problems = _candidates(own, attack, levels)
-    notes: list[Part] = [Note(text) for text in problems]
     if not candidates:
-        return notes
+        return notes(problems)
     choice = choose(candidates, values["least"] or 0.0, levels)
     points = [
         Point(c.name, g[0].info["method"], c.clean.mean, _interval(c.clean), c.score.mean, _interval(c.score))
         for c, g in zip(candidates, groups, strict=True)
     ]
-    what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
-    rows = []
-    for i, (candidate, point) in enumerate(zip(candidates, points, strict=True)):
-        verdict = "best" if i == choice.best else "not different from the best" if i in choice.alike else ""
-        if i in choice.uncertain:
-            verdict += ", clean accuracy uncertain" if verdict else "clean accuracy uncertain"
-        rows.append(
-            {
-                "model": candidate.name,
-                "seeds": len(candidate.clean.values),
-                "samples": candidate.clean.samples,
-                "clean": point.clean,
-                "clean from": point.clean_interval[0],
-                "clean to": point.clean_interval[1],
-                _ROBUST: point.robust,
-                "robust from": point.robust_interval[0],
-                "robust to": point.robust_interval[1],
-                "Pareto": i in choice.pareto,
-                "verdict": verdict,
-            }
-        )
-    parts: list[Part] = [
-        Plot(
-            "tradeoff",
-            "Clean against robust accuracy",
-            "Circled and joined: the Pareto front, the models that no other one beats in both.",
-            tradeoff_figure(points, choice.pareto, what),
-        ),
-        Grid("models", "Models", list(rows[0]), rows),
-    ]
-    parts.append(_parallel(candidates, groups))
     if choice.best is None:
-        notes.append(Note(f"No model has a clean accuracy of {values['least']:g}."))
-    return parts + notes
+        problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
+    what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
+    caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
+    rows = [
+        _row(i, candidate, point, choice) for i, (candidate, point) in enumerate(zip(candidates, points, strict=True))
+    ]
+    plane = tradeoff_figure(points, choice.pareto, what)
+    return [
+        Plot("tradeoff", "Clean against robust accuracy", caption, plane),
+        Grid("models", "Models", list(rows[0]), rows),
+        _parallel(candidates, groups),
+        *notes(problems),
+    ]
+
+
+def _row(i: int, candidate: Candidate, point: Point, choice: Choice) -> dict[str, Any]:
+    verdict = ["best"] if i == choice.best else ["not different from the best"] if i in choice.alike else []
+    if i in choice.uncertain:
+        verdict.append("clean accuracy uncertain")
+    return {
+        "model": candidate.name,
+        "seeds": len(candidate.clean.values),
+        "samples": candidate.clean.samples,
+        "clean": point.clean,
+        "clean from": point.clean_interval[0],
+        "clean to": point.clean_interval[1],
+        _ROBUST: point.robust,
+        "robust from": point.robust_interval[0],
+        "robust to": point.robust_interval[1],
+        "Pareto": i in choice.pareto,
+        "verdict": ", ".join(verdict),
+    }
 
 
 def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
@@ -112,14 +108,13 @@ def _candidates(
     """Models, the runs of each, and a sentence for each that cannot be compared."""
     grouped: dict[tuple[str, int], list[tuple[Recorded, Row]]] = {}
     for run in own:
-        told = json.dumps(
-            {k: v for k, v in run.options.items() if k not in _APART and not k.startswith("eval.")}, sort_keys=True
-        )
+        kept = {k: v for k, v in run.options.items() if k not in INCIDENTAL and not k.startswith("eval.")}
+        model = json.dumps(kept, sort_keys=True)
         for epoch in epochs_of(run.points):
             row = attack_rows(run.points, epoch).get(attack)
             if row:
-                grouped.setdefault((told, epoch), []).append((run, row))
-    different = differing([run.options for run in own], _APART)
+                grouped.setdefault((model, epoch), []).append((run, row))
+    different = differing([run.options for run in own], INCIDENTAL)
     several = len({epoch for _, epoch in grouped}) > 1
     candidates, groups, problems = [], [], []
     for (_, epoch), members in grouped.items():
@@ -144,10 +139,10 @@ def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
 
 def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part:
     options = [g[0].options for g in groups]
-    names = [n for n in differing(options, _APART) if not n.startswith("eval.")]
+    names = [n for n in differing(options, INCIDENTAL) if not n.startswith("eval.")]
     columns: dict[str, list[Any]] = {n: [o.get(n) for o in options] for n in names}
     columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
-    caption = "A line a model, coloured by its robust accuracy: the values that differ, and where they lead."
+    caption = "One line per model, coloured by its robust accuracy, with the options that differ between models."
     return Plot("parallel", "Values that differ", caption, parallel_figure(columns, _ROBUST))
 
 

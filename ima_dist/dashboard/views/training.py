@@ -1,4 +1,4 @@
-"""Training and validation by epoch, and the epoch that the user's threshold selects."""
+"""Training and validation accuracy by epoch, and the epoch that a threshold selects."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ima_dist.tracking.collection import Collection
 
 TITLE = "Training"
 INTRODUCTION = (
-    "Accuracy on clean data after each epoch. The threshold is what the accuracy on the validation set must not fall "
-    "below; selected is the last epoch that keeps to it, as it has the largest margins (paper, appendix H)."
+    "Accuracy on clean data after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
+    "threshold, because it has the largest margins (paper, appendix H)."
 )
 _USUAL = 0.9
 
@@ -23,8 +23,8 @@ _USUAL = 0.9
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.epochs_table.num_rows]
     return [
-        choose_runs(runs, state, able),
-        number(state, "threshold", "Least validation accuracy", 0, 1, 0.005, _USUAL),
+        choose_runs(state, able),
+        number(state, "threshold", "Minimum validation accuracy", 0, 1, 0.005, _USUAL),
     ]
 
 
@@ -44,7 +44,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
             row["mean margin"] = at["margin_mean"]
         except ConfigError as error:
             row["remark"] = (
-                str(error).replace("--select needs", "A threshold needs").replace(": name the --epochs yourself", "")
+                str(error).replace("--select needs", "A threshold needs").replace(": give --epochs instead", "")
             )
         rows.append(row)
         trained.append(Trained(run.name, run.history, epoch))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ima_dist.figures.interactive.style import AXIS, colour, dash, faint, figure, symbol, text
+from ima_dist.figures.interactive.style import axis, colour, dash, faint, figure, symbol, text
 from ima_dist.results.text import NORM_SIGN
 
 
@@ -25,50 +25,46 @@ class Series:
 def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
     """A line and its band for each series; the paper's row dotted with crosses."""
     traces = []
+    first_paper = next((i for i, s in enumerate(series) if s.paper), None)
     for i, s in enumerate(series):
-        traces.append(
-            go.Scatter(
-                x=[*s.noise, *reversed(s.noise)],
-                y=[*s.high, *reversed(s.low)],
-                mode="lines",
-                fill="toself",
-                fillcolor=faint(colour(i), 0.15),
-                line={"width": 0},
-                hoverinfo="skip",
-                showlegend=False,
-                legendgroup=str(i),
-                name=f"{text(s.name)}, 95 % interval",
-            )
-        )
-        traces.append(
-            go.Scatter(
-                x=s.noise,
-                y=s.accuracy,
-                mode="lines+markers",
-                name=text(s.name),
-                legendgroup=str(i),
-                line={"color": colour(i), "dash": dash(i)},
-                marker={"symbol": symbol(i), "size": 8},
-            )
-        )
+        traces += [_band(s, i), _line(s, i)]
         if s.paper:
-            levels = sorted(s.paper)
-            traces.append(
-                go.Scatter(
-                    x=levels,
-                    y=[s.paper[x] for x in levels],
-                    mode="lines+markers",
-                    name="the paper's, in the same colour",
-                    showlegend=not any(earlier.paper for earlier in series[:i]),
-                    legendgroup=str(i),
-                    line={"color": colour(i), "dash": "dot", "width": 1.5},
-                    marker={"symbol": "x-thin-open", "size": 7},
-                )
-            )
+            traces.append(_paper(s.paper, i, in_legend=i == first_paper))
     unit = ", ".join(NORM_SIGN.get(n, n) for n in norms)
     return figure(
         traces,
         height=420 + 20 * len(series),
-        xaxis={**AXIS, "title": {"text": f"noise level ({unit})"}},
-        yaxis={**AXIS, "title": {"text": "accuracy on the test set"}, "range": [-0.02, 1.02]},
+        xaxis=axis(f"noise level ({unit})"),
+        yaxis=axis("accuracy on the test set", range=[-0.02, 1.02]),
+    )
+
+
+def _band(s: Series, i: int) -> go.Scatter:
+    edge = {
+        "x": [*s.noise, *reversed(s.noise)],
+        "y": [*s.high, *reversed(s.low)],
+        "mode": "lines",
+        "line": {"width": 0},
+    }
+    name = f"{text(s.name)}, 95 % interval"
+    filled = {"fill": "toself", "fillcolor": faint(colour(i), 0.15)}
+    return go.Scatter(**edge, **filled, name=name, hoverinfo="skip", showlegend=False, legendgroup=str(i))
+
+
+def _line(s: Series, i: int) -> go.Scatter:
+    look = {"line": {"color": colour(i), "dash": dash(i)}, "marker": {"symbol": symbol(i), "size": 8}}
+    return go.Scatter(x=s.noise, y=s.accuracy, mode="lines+markers", name=text(s.name), legendgroup=str(i), **look)
+
+
+def _paper(row: dict[float, float], i: int, in_legend: bool) -> go.Scatter:
+    levels = sorted(row)
+    return go.Scatter(
+        x=levels,
+        y=[row[x] for x in levels],
+        mode="lines+markers",
+        name="the paper's, in the same colour",
+        showlegend=in_legend,
+        legendgroup=str(i),
+        line={"color": colour(i), "dash": "dot", "width": 1.5},
+        marker={"symbol": "x-thin-open", "size": 7},
     )

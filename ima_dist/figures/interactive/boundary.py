@@ -5,37 +5,26 @@ from __future__ import annotations
 import numpy as np
 import plotly.graph_objects as go
 
-from ima_dist.figures.interactive.style import AXIS, COLOURS, faint, figure
+from ima_dist.figures.interactive.style import COLOURS, axis, faint, figure
 
 _POINTS = 1500
 
 
 def boundary_figure(arrays: dict[str, np.ndarray]) -> go.Figure:
-    """``arrays``: as in examples/boundary.npz. Shown are up to 1500 samples, a symbol a class."""
+    """``arrays``: as in examples/boundary.npz. Shows up to 1500 samples, with one symbol per class."""
     x, y, probability = arrays["grid_x"][::2], arrays["grid_y"][::2], arrays["probability"][::2, ::2]
     tints = [[0, faint(COLOURS[0], 0.2)], [0.5, faint(COLOURS[0], 0.2)]]
     tints += [[0.5, faint(COLOURS[4], 0.2)], [1, faint(COLOURS[4], 0.2)]]
+    shared = {"x": x, "y": y, "showscale": False, "hoverinfo": "skip"}
     traces = [
-        go.Heatmap(
-            x=x,
-            y=y,
-            z=(probability > 0.5).astype(np.uint8),
-            zmin=0,
-            zmax=1,
-            colorscale=tints,
-            showscale=False,
-            hoverinfo="skip",
-        ),
+        go.Heatmap(z=(probability > 0.5).astype(np.uint8), zmin=0, zmax=1, colorscale=tints, **shared),
         go.Contour(
-            x=x,
-            y=y,
             z=probability.astype(np.float32),
             contours={"start": 0.5, "end": 0.5, "size": 1, "coloring": "none"},
             line={"color": "#111", "width": 3},
             name="decision boundary",
             showlegend=True,
-            showscale=False,
-            hoverinfo="skip",
+            **shared,
         ),
     ]
     points, labels = arrays["points"][:_POINTS], arrays["labels"][:_POINTS]
@@ -46,6 +35,6 @@ def boundary_figure(arrays: dict[str, np.ndarray]) -> go.Figure:
     return figure(
         traces,
         height=560,
-        xaxis={**AXIS, "title": {"text": "first coordinate"}, "constrain": "domain"},
-        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x", "constrain": "domain"},
+        xaxis=axis("first coordinate", constrain="domain"),
+        yaxis=axis("second coordinate", scaleanchor="x", constrain="domain"),
     )

@@ -1,4 +1,4 @@
-"""Rows of small images with a line of text above each."""
+"""Rows of small images with text above each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from plotly.subplots import make_subplots
 
 from ima_dist.figures.interactive.style import COLOURS, png_source, style, text
 
-Cell = tuple[np.ndarray, str, bool]  # image (C, H, W) in [0, 1], what stands above it, whether it is marked
+Cell = tuple[np.ndarray, str, bool]  # image (C, H, W) in [0, 1], text above it, True if it is marked
 
 
 def image_grid(rows: list[list[Cell]], names: list[str]) -> go.Figure:
-    """An image a cell. A marked one has a thick frame, and its text should say why."""
+    """One image per cell. A marked one has a thick frame, and its text should say why."""
     columns = max((len(row) for row in rows), default=0) or 1
     titles = [row[j][1] if j < len(row) else "" for row in rows for j in range(columns)]
     fig = make_subplots(

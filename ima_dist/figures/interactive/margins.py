@@ -2,98 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.text import NORM_SIGN
+
+Names = Sequence[str] | np.ndarray  # of the classes
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
     """Counts between 0 and ε_max after ``epoch``; the mean as a line.
 
-    ``history``: rows with margin_histogram. ``slider``: the figure has one of its own, for all epochs.
+    ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
     Raises KeyError if the epoch is not there.
     """
     rows = {row["epoch"]: row for row in history}
     counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
     width = eps_max / len(counts)
     centres = [(i + 0.5) * width for i in range(len(counts))]
-    top = max(counts)
+    dashed = {"color": COLOURS[1], "width": 2, "dash": "dash"}
     fig = figure(
         [
             go.Bar(x=centres, y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
-            go.Scatter(
-                x=[mean, mean],
-                y=[0, top],
-                mode="lines",
-                line={"color": COLOURS[1], "width": 2, "dash": "dash"},
-                name="mean margin",
-            ),
+            go.Scatter(x=[mean, mean], y=[0, max(counts)], mode="lines", line=dashed, name="mean margin"),
         ],
         height=460 if slider else 400,
-        xaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "range": [0, eps_max]},
-        yaxis={**AXIS, "title": {"text": "training samples"}, "rangemode": "tozero"},
+        xaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", range=[0, eps_max]),
+        yaxis=axis("training samples", rangemode="tozero"),
         bargap=0,
     )
     if slider:
-        steps = [
-            {
-                "method": "restyle",
-                "label": str(number),
-                "args": [
-                    {
-                        "y": [row["margin_histogram"], [0, max(row["margin_histogram"])]],
-                        "x": [centres, [row["margin_mean"]] * 2],
-                    }
-                ],
-            }
-            for number, row in rows.items()
-        ]
-        active = list(rows).index(epoch)
-        fig.update_layout(
-            sliders=[{"steps": steps, "active": active, "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}]
-        )
+        steps = []
+        for number, row in rows.items():
+            heights = row["margin_histogram"]
+            data = {"x": [centres, [row["margin_mean"]] * 2], "y": [heights, [0, max(heights)]]}
+            steps.append({"method": "restyle", "label": str(number), "args": [data]})
+        shown = {"active": list(rows).index(epoch), "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}
+        fig.update_layout(sliders=[{"steps": steps, **shown}])
     return fig
 
 
 def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
     """Share of the samples at ε_max, and the mean margin as a share of ε_max, by epoch."""
     epochs = [row["epoch"] for row in history]
+    shares, means = [row["share_at_max"] for row in history], [row["margin_mean"] / eps_max for row in history]
     traces = [
-        go.Scatter(
-            x=epochs,
-            y=[row["share_at_max"] for row in history],
-            name="share of samples at ε_max",
-            mode="lines+markers",
-            line={"color": COLOURS[0]},
-            marker={"symbol": "circle"},
-        ),
-        go.Scatter(
-            x=epochs,
-            y=[row["margin_mean"] / eps_max for row in history],
-            name="mean margin / ε_max",
-            mode="lines+markers",
-            line={"color": COLOURS[1], "dash": "dash"},
-            marker={"symbol": "square"},
-        ),
+        go.Scatter(x=epochs, y=y, name=name, mode="lines+markers", line=line, marker={"symbol": symbol})
+        for y, name, line, symbol in (
+            (shares, "share of samples at ε_max", {"color": COLOURS[0]}, "circle"),
+            (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
+        )
     ]
     fig = figure(
         traces,
         height=320,
-        xaxis={**AXIS, "title": {"text": "epoch"}},
-        yaxis={**AXIS, "title": {"text": "share"}, "range": [-0.02, 1.02]},
+        xaxis=epoch_axis(max(epochs)),
+        yaxis=axis("share", range=[-0.02, 1.02]),
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
 
 
-def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: str) -> go.Figure:
-    """A box a class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
+def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str) -> go.Figure:
+    """One box per class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
     boxes: dict[str, list[Any]] = {key: [] for key in ("x", "lowerfence", "q1", "median", "q3", "upperfence")}
     for number in np.unique(label):
         quantiles = np.quantile(margin[label == number], [0.05, 0.25, 0.5, 0.75, 0.95])
@@ -103,15 +80,15 @@ def class_figure(label: np.ndarray, margin: np.ndarray, names: list[str], norm: 
     return figure(
         [go.Box(**boxes, marker={"color": COLOURS[0]}, name="margins", showlegend=False)],
         height=380,
-        xaxis={**AXIS, "type": "category", "title": {"text": "class"}},
-        yaxis={**AXIS, "title": {"text": f"margin ({NORM_SIGN.get(norm, norm)})"}, "rangemode": "tozero"},
+        xaxis=axis("class", type="category"),
+        yaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", rangemode="tozero"),
     )
 
 
 def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     """The training samples of class ``number`` with the smallest margins (above) and the largest (below).
 
-    ``arrays``: as in examples/extremes.npz. Images are shown; points in the plane stand among those of all classes.
+    ``arrays``: as in examples/extremes.npz. Images are shown as such, two-dimensional samples as points.
     """
     if arrays["sample"].ndim == 2:
         return _points(arrays, number)
@@ -127,6 +104,7 @@ def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
 
 
 def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
+    index, margin = arrays["index"], arrays["margin"]
     traces = []
     for large, sign, name in ((False, "x-thin-open", "smallest margins"), (True, "circle", "largest margins")):
         chosen = (arrays["label"] == number) & (arrays["largest"] == large)
@@ -137,23 +115,20 @@ def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
                 mode="markers",
                 name=name,
                 marker={"symbol": sign, "size": 11, "color": COLOURS[int(large)]},
-                text=[
-                    f"sample {i}, margin {m:.4g}"
-                    for i, m in zip(arrays["index"][chosen], arrays["margin"][chosen], strict=True)
-                ],
+                text=[f"sample {i}, margin {m:.4g}" for i, m in zip(index[chosen], margin[chosen], strict=True)],
                 hovertemplate="%{text}<extra></extra>",
             )
         )
     return figure(
         traces,
         height=420,
-        xaxis={**AXIS, "title": {"text": "first coordinate"}},
-        yaxis={**AXIS, "title": {"text": "second coordinate"}, "scaleanchor": "x"},
+        xaxis=axis("first coordinate"),
+        yaxis=axis("second coordinate", scaleanchor="x"),
     )
 
 
 def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figure:
-    """Stored margin against the audited distance of the same samples (N,); above the line it is over-estimated."""
+    """Stored margin against the audited distance of the same samples (N,); above the line it is an over-estimate."""
     top = float(max(margin.max(), np.quantile(distance, 0.99)))
     over = margin > (1 + TOLERANCE) * distance
     traces = [
@@ -168,20 +143,17 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
             ((~over, "circle-open", "within"), (over, "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"))
         )
     ]
-    traces.append(
-        go.Scatter(
-            x=[0, top], y=[0, top], mode="lines", name="margin = distance", line={"color": "#111", "dash": "dash"}
-        )
-    )
+    dashed = {"color": "#111", "dash": "dash"}
+    traces.append(go.Scatter(x=[0, top], y=[0, top], mode="lines", name="margin = distance", line=dashed))
     sign = NORM_SIGN.get(norm, norm)
     return figure(
         traces,
         height=460,
-        xaxis={**AXIS, "title": {"text": f"audited distance ({sign})"}, "range": [0, 1.05 * top]},
-        yaxis={**AXIS, "title": {"text": f"stored margin ({sign})"}, "range": [0, 1.05 * top]},
+        xaxis=axis(f"audited distance ({sign})", range=[0, 1.05 * top]),
+        yaxis=axis(f"stored margin ({sign})", range=[0, 1.05 * top]),
     )
 
 
-def class_name(names: list[str], number: int) -> str:
-    """Name of a class, or its number where the names do not reach."""
-    return names[number] if 0 <= number < len(names) else str(number)
+def class_name(names: Names, number: int) -> str:
+    """Name of a class, or its number if there are fewer names."""
+    return str(names[number]) if 0 <= number < len(names) else str(number)

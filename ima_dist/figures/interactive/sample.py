@@ -6,22 +6,22 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.margins import class_name
-from ima_dist.figures.interactive.style import AXIS, COLOURS, figure, text
+from ima_dist.figures.interactive.margins import Names, class_name
+from ima_dist.figures.interactive.style import AXIS, COLOURS, axis, figure, text
 from ima_dist.rundir.curves import format_noise
 
 
 def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     """The attacked image at each noise level, and below it the difference to the clean one, which is the first.
 
-    ``arrays``: as in examples/noisy.npz; ``number``: of the sample there. A wrong prediction has a frame and a cross.
-    Differences of the image with the largest noise span the range from black to white; grey is none.
+    ``arrays``: as in examples/noisy.npz; ``number``: of the sample there. A cross and a thick frame mark a wrong
+    prediction. Grey is no difference; black and white are the largest one in any image.
     """
-    names = [str(n) for n in arrays["class_names"]]
+    names = arrays["class_names"]
     label, clean = int(arrays["label"][number]), arrays["clean"][number].astype(np.float32)
 
     def said(predicted: int) -> str:
-        return f"{'✗ ' if predicted != label else ''}{text(class_name(names, predicted))[:14]}"
+        return f"{'✗ ' if predicted != label else ''}{text(class_name(names, predicted)[:14])}"
 
     first = int(arrays["clean_prediction"][number])
     attacked = [(clean, f"{said(first)}<br>clean", first != label)]
@@ -36,8 +36,8 @@ def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     return image_grid([attacked, below], ["image", f"difference, ±{scale:.2g}"])
 
 
-def predictions_figure(rows: list[dict[str, object]], label: int, names: list[str]) -> go.Figure:
-    """Predicted class by noise level, a line an attack and loss; the true class is dashed.
+def predictions_figure(rows: list[dict[str, object]], label: int, names: Names) -> go.Figure:
+    """Predicted class by noise level, one line per attack and loss; the true class is dashed.
 
     ``rows``: "attack", "loss", "noise", "prediction", sorted by noise.
     """
@@ -59,7 +59,7 @@ def predictions_figure(rows: list[dict[str, object]], label: int, names: list[st
     fig = figure(
         traces,
         height=200 + 30 * len(order),
-        xaxis={**AXIS, "title": {"text": "noise level"}},
+        xaxis=axis("noise level"),
         yaxis={**AXIS, "type": "category", "categoryorder": "array", "categoryarray": order, "automargin": True},
     )
     fig.update_yaxes(range=[-0.5, len(order) - 0.5])

@@ -1,4 +1,4 @@
-"""What the figures have in common. Colours: Okabe and Ito (2008); a symbol or a dash always says the same."""
+"""The style that all figures share. Colours: Okabe and Ito (2008); a symbol or a dash repeats what a colour says."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ima_dist.figures.colours import COLOURS
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 _DASHES = ("solid", "dash", "dashdot")
+_FEW_EPOCHS = 20
 AXIS = {"showgrid": True, "gridcolor": "#ddd", "zeroline": False, "linecolor": "#444", "ticks": "outside"}
 
 
@@ -23,7 +24,7 @@ def colour(i: int) -> str:
 
 
 def symbol(i: int) -> str:
-    """Past the last colour the same ones return, with hollow symbols."""
+    """Past the last colour the colours repeat, with hollow symbols."""
     return SYMBOLS[i % len(SYMBOLS)] + ("-open" if i >= len(COLOURS) else "")
 
 
@@ -32,12 +33,12 @@ def dash(i: int) -> str:
 
 
 def text(value: object) -> str:
-    """Plotly reads a subset of HTML in its texts; a run's name must not become one."""
+    """Text for Plotly, which reads a subset of HTML in its texts: a run's name must not become markup."""
     return html.escape(str(value), quote=False)
 
 
 def figure(traces: list[Any], height: int = 440, **layout: Any) -> go.Figure:
-    """A figure in our style, as wide as its place."""
+    """A figure in our style, as wide as the element that holds it."""
     fig = go.Figure(traces)
     style(fig, height, **layout)
     return fig
@@ -56,6 +57,15 @@ def style(fig: go.Figure, height: int, **layout: Any) -> None:
     )
 
 
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    return {**AXIS, "title": {"text": title}, **more}
+
+
+def epoch_axis(last: int) -> dict[str, Any]:
+    """An axis of epochs, which have no fractions."""
+    return axis("epoch", dtick=1 if last <= _FEW_EPOCHS else None)
+
+
 def faint(code: str, alpha: float) -> str:
     """A colour such as #0072B2 with this opacity."""
     red, green, blue = (int(code[i : i + 2], 16) for i in (1, 3, 5))
@@ -63,7 +73,7 @@ def faint(code: str, alpha: float) -> str:
 
 
 def png_source(pixels: np.ndarray) -> str:
-    """An image (C, H, W) in [0, 1] as a data address; three channels are colours, else the first counts."""
+    """An image (C, H, W) in [0, 1] as a data URL; three channels are colours, otherwise only the first is shown."""
     levels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
     picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Clean against robust accuracy, and the values that lead there."""
+"""Clean against robust accuracy, and the options behind them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ima_dist.figures.interactive.style import AXIS, COLOURS, SYMBOLS, figure, text
+from ima_dist.figures.interactive.style import COLOURS, SYMBOLS, axis, figure, text
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A model: shares with their 95 % intervals. group: what colour and symbol stand for (a method, say)."""
+    """A model: two accuracies with their 95 % intervals. group: models of one colour and symbol, say of one method."""
 
     name: str
     group: str
@@ -26,7 +26,7 @@ class Point:
 
 
 def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Figure:
-    """The plane; ``pareto``: indices of the points on the front, which a line joins. ``what``: the upright axis."""
+    """One point per model. pareto: indices of the points that a line joins, the front. what: title of the y axis."""
     front = sorted(pareto, key=lambda i: (points[i].clean, -points[i].robust))
     traces = [
         go.Scatter(
@@ -57,13 +57,13 @@ def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Fig
     return figure(
         traces,
         height=520,
-        xaxis={**AXIS, "title": {"text": "clean accuracy"}},
-        yaxis={**AXIS, "title": {"text": text(what)}},
+        xaxis=axis("clean accuracy"),
+        yaxis=axis(text(what)),
     )
 
 
 def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str) -> go.Figure:
-    """Parallel coordinates: an axis a column, a line a row. Numbers are placed by size, texts one above the other."""
+    """Parallel coordinates: one axis per column, one line per row. Numbers are placed by size, texts in their order."""
     dimensions: list[dict[str, object]] = []
     for name, values in columns.items():
         if all(isinstance(v, int | float) for v in values):
@@ -71,7 +71,7 @@ def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str
         else:
             names = sorted({"not set" if v is None else str(v) for v in values})
             places = [names.index("not set" if v is None else str(v)) for v in values]
-            ticks = {"tickvals": list(range(len(names))), "ticktext": [text(n)[:24] for n in names]}
+            ticks = {"tickvals": list(range(len(names))), "ticktext": [text(n[:24]) for n in names]}
             dimensions.append({"label": text(name), "values": places, **ticks})
     shade = {"color": columns[colour_by], "colorscale": "Viridis", "showscale": True, "colorbar": {"title": colour_by}}
     line = shade if all(isinstance(v, int | float) for v in columns[colour_by]) else {"color": COLOURS[0]}
@@ -81,7 +81,7 @@ def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str
 
 
 def differing(rows: list[dict[str, Any]], apart: tuple[str, ...]) -> list[str]:
-    """Names whose values differ between any two rows, but for those in ``apart``."""
+    """The names whose values differ between any two rows, without those in ``apart``."""
     names = dict.fromkeys(itertools.chain.from_iterable(rows))
     return [n for n in names if n not in apart and len({repr(row.get(n)) for row in rows}) > 1]
 

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ima_dist.figures.interactive.style import AXIS, colour, style, symbol, text
+from ima_dist.figures.interactive.style import AXIS, colour, epoch_axis, style, symbol, text
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
                     y=[at[0]["val_accuracy"]],
                     mode="markers+text",
                     text=[f"epoch {run.selected}"],
-                    textposition="top center",
+                    textposition="bottom center",
                     name=f"{text(run.name)}: selected",
                     marker={"symbol": "star", "size": 16, "color": colour(i), "line": {"color": "#111", "width": 1}},
                 ),
@@ -63,9 +63,10 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
     style(fig, 560 + 20 * len(runs))
     if threshold is not None:
         fig.add_hline(y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, row=1, col=1)
-    fig.update_xaxes(**AXIS)
+    epochs = epoch_axis(max((row["epoch"] for run in runs for row in run.history), default=0))
+    fig.update_xaxes(**{**epochs, "title": None})
     fig.update_yaxes(**AXIS)
-    fig.update_xaxes(title={"text": "epoch"}, row=2, col=1)
+    fig.update_xaxes(title=epochs["title"], row=2, col=1)
     fig.update_yaxes(title={"text": "clean accuracy"}, range=[0, 1.05], row=1, col=1)
     fig.update_yaxes(title={"text": "loss"}, row=2, col=1)
     return fig
