@@ -156,8 +156,8 @@ def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
     config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
     run = RunDir.create(config, tmp_path / "run")
     curves = [
-        {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": samples,
-         "steps": 5, "step_scale": 4.0, "epoch": 30}
+        {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5,
+         "samples": samples, "steps": 5, "step_scale": 4.0, "epoch": 30}
         for attack, samples in (("pgd100", 10), ("worst", 100))
     ]  # fmt: skip
     write_json(run.summary_path, {"status": "finished", "curves": curves, "test_samples": 100})
