@@ -234,7 +234,7 @@ def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seed
     asked = {**tree, **{key: reduced.pop(key) for key in _SCALED if key in reduced}}
     asked = {key: value for key, value in asked.items() if key != "scales" and value is not None}
     asked["options"] = {k: _plain(v) for k, v in {**asked.get("options", {}), **reduced, **options}.items()}
-    asked["seeds"] = list(seeds or asked.get("seeds") or [0])
+    asked["seeds"] = list(seeds or ()) or asked.get("seeds") or [0]
     asked["title"] += f", scale {scale}" if scale else ""
     file = validated(WrittenSweep, asked, "the file")
     space = {}

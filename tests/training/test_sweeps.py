@@ -199,7 +199,7 @@ def test_mistakes_get_one_sentence(entries, says, tmp_path, capsys):
     ("words", "says"),
     [
         ([], "Give a sweep file"),
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["nowhere.yaml"], "There is no file nowhere.yaml here"),
         (["--resume", "nowhere"], "is not the directory of a sweep"),
         (["--resume", "a", "--scale", "tiny"], "reads the sweep from DIR"),
         ([str(FILES[0]), "--scale", "huge"], "there is no scale 'huge'"),
