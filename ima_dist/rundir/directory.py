@@ -27,30 +27,25 @@ from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
+_FLOAT = pa.float64()
 # Types that inference would get wrong, because the first epoch may hold None or a whole number.
 _HISTORY_TYPES = {
     "epoch": pa.int64(),
-    "train_loss": pa.float64(),
-    "train_accuracy": pa.float64(),
-    "val_accuracy": pa.float64(),
-    "val_robust_accuracy": pa.float64(),
-    "margin_mean": pa.float64(),
-    "margin_quantiles": pa.list_(pa.float64()),
+    **dict.fromkeys(("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy", "margin_mean"), _FLOAT),
+    "margin_quantiles": pa.list_(_FLOAT),
     "margin_histogram": pa.list_(pa.int64()),
-    "share_at_max": pa.float64(),
+    "share_at_max": _FLOAT,
     "evaluations": pa.int64(),
-    "train_seconds": pa.float64(),
-    "margin_seconds": pa.float64(),
-    "samples_per_second": pa.float64(),
+    **dict.fromkeys(("train_seconds", "margin_seconds", "samples_per_second"), _FLOAT),
 }
 _LARGEST = 1 << 20  # bytes of a config.yaml; ours have about a thousand
 _EQUILIBRIUM = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("epoch", "class_i", "class_j", "count_i", "count_j")),
-        *((name, pa.float64()) for name in ("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j")),
-        *((name, pa.int64()) for name in ("points_i", "points_j")),
-        *((name, pa.float64()) for name in ("mixing", "mixing_sd")),
-    ]
+    {
+        **dict.fromkeys(("epoch", "class_i", "class_j", "count_i", "count_j"), pa.int64()),
+        **dict.fromkeys(("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j"), _FLOAT),
+        **dict.fromkeys(("points_i", "points_j"), pa.int64()),
+        **dict.fromkeys(("mixing", "mixing_sd"), _FLOAT),
+    }
 )
 
 
