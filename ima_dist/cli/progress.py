@@ -12,7 +12,6 @@ import contextlib
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -35,11 +34,10 @@ class ProgressView:
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
-        self._path = run.progress_path
-        self._stacks = run.stacks_dir
+        self._path, self._stacks = run.progress_path, run.stacks_dir
         self._told: set[str] = set()
         self._workers: int | None = None
-        stream = sys.stderr if stream is None else stream
+        stream = stream or sys.stderr
         self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -48,9 +46,7 @@ class ProgressView:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -173,9 +169,7 @@ class _Bar:
         if self._bar is None:
             # tqdm's own rate and time left would include the start-up time, and the old samples of a resumed run.
             layout = "{percentage:3.0f}%|{bar:12}| {desc}"
-            self._bar = tqdm(
-                desc=text, total=1, unit="samples", file=self._stream, dynamic_ncols=True, bar_format=layout
-            )
+            self._bar = tqdm(desc=text, total=1, file=self._stream, dynamic_ncols=True, bar_format=layout)
         what = "evaluation" if state.get("stage") == "evaluation" else "samples"
         self._bar.total = state.get(f"{what}_total") or 1
         done = self._bar.total if state.get("stage") == "done" else state.get(f"{what}_done") or 0

@@ -100,8 +100,7 @@ def _run_once(
     """One group of workers, or several in a row if Ray changes their number; returns worker 0's answer."""
     import ray.train
 
-    from ima_dist.launch.elastic import CheckpointFirst, Trainer
-    from ima_dist.launch.torch_backend import NodeInterface
+    from ima_dist.launch.elastic import CheckpointFirst, NodeInterface, Trainer
 
     resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
     # The type checker sees the classes of Ray Train V1; RAY_TRAIN_V2_ENABLED selects V2.

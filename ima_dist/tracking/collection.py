@@ -1,7 +1,7 @@
-"""All runs below a results directory, read once and then again only where something has changed. Writes nothing.
+"""All runs below a results directory, read once and then again only where something has changed.
 
 Rows are taken from the directory's data set (tables.py), which is much faster than reading every run directory. A run
-that is not in it, or has changed since, is read from its own files and kept in memory.
+that is not in it, or has changed since, is read from its own files and kept in memory. Only ``update`` writes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -189,3 +189,39 @@ def _by_run(table: pa.Table, names: list[str]) -> dict[str, pa.Table]:
     for start, stop in itertools.pairwise(bounds):
         slices[labels[int(codes[start])]] = table.slice(start, stop - start)
     return slices
+
+
+class Updated(NamedTuple):
+    """Numbers of runs found, written because they are new or changed, and removed; a sentence for each problem."""
+
+    runs: int
+    written: int
+    removed: int
+    problems: list[str]
+
+
+def update(root: Path) -> Updated:
+    """Write the rows of runs that are new or have changed, and remove those of runs that are gone. Raises OSError."""
+    runs, problems = runs_by_name(root)
+    written = removed = 0
+    for name, run in runs.items():
+        try:
+            if _stamp(root, name) != stamp_of(run):
+                problems += tables.write_run(root, run)
+                written += 1
+        except ConfigError as error:
+            problems.append(str(error))
+    for kind in tables.KINDS:
+        for file in (root / tables.FOLDER / kind).glob("*.parquet"):
+            if name_in(file) not in runs:
+                file.unlink()
+                removed += kind == "runs"
+    return Updated(len(runs), written, removed, problems)
+
+
+def _stamp(root: Path, name: str) -> str | None:
+    try:
+        stamp: str = read_parquet(tables.file_of(root, "runs", name))["stamp"].to_pylist()[0]
+    except (ConfigError, FileNotFoundError, KeyError, IndexError):
+        return None
+    return stamp

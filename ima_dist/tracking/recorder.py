@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from ima_dist.config.errors import ConfigError, first_line
@@ -51,9 +50,7 @@ class Recorder:
             follower.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for follower in self._all():
             # If the lease is lost, another process records the run.
             follower.stop(abandon=kind is not None and issubclass(kind, LeaseLost))
