@@ -62,6 +62,13 @@ class Work:
     directory: str
 
 
+def combination(sweep: Sweep, config: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The swept options of a trial, and its seed. config: Tune's, in which a trial of a plan has one entry, "trial"."""
+    if planned := config.get("trial"):
+        return planned["values"], planned["seed"]
+    return {name: config[name] for name in sweep.space}, sweep.seeds[config.get(TRIAL_INDEX, 0)]
+
+
 class Trial(tune.Trainable):
     """One run. Each result is an epoch; the last has "done" and a "status": "finished", "interrupted", "failed" with a
     "message", or "stopped" if ASHA stopped it in an earlier start.
@@ -72,12 +79,10 @@ class Trial(tune.Trainable):
         self.process: subprocess.Popen[bytes] | None = None
         self.asked_at: float | None = None
         self.commands: list[tuple[str, list[str]]] = []
-        if "planned" in config:
-            values, seed = config["values"], config["seed"]
-            run_config, self.epochs = work.sweep.runs[config["planned"]]
+        values, seed = combination(work.sweep, config)
+        if "trial" in config:
+            run_config, self.epochs = work.sweep.runs[config["trial"]["planned"]]
         else:
-            seed = work.sweep.seeds[config.get(TRIAL_INDEX, 0)]
-            values = {name: config[name] for name in work.sweep.space}
             point = work.sweep.point(values, seed)
             run_config, self.epochs = point.config, (point.epoch,)
         self.run = RunDir(run_path(work.root, run_config))
