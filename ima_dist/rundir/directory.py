@@ -99,13 +99,12 @@ class RunDir:
             run.lock_path.touch()
             run._write_config(config, versions())
         except OSError as error:
-            if new:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            raise ConfigError(
-                f"{run.path} cannot be written ({error.strerror or error}): give another --out."
-            ) from None
+            reason = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
         return run
 
     @classmethod
@@ -154,9 +153,8 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(
-                f"{self.config_path} cannot be read ({error.strerror or error}): check the path."
-            ) from None
+            reason = error.strerror or str(error)
+            raise ConfigError(f"{self.config_path} cannot be read ({reason}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
@@ -164,14 +162,10 @@ class RunDir:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
-        tree.pop("versions", None)
-        tree.pop("fingerprint", None)
         try:
-            config = from_dict(tree)
+            return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:
             raise ConfigError(f"In {self.config_path}: {error}") from None
-        assert isinstance(config, Config)
-        return config
 
     def summary(self) -> dict[str, Any]:
         """summary.json; {} before it is written. Raises ConfigError if damaged."""
@@ -217,35 +211,29 @@ class RunDir:
         """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
         return _rows(self.equilibrium_path)
 
-    def newest_margins(self, complain: Callable[[str], object] | None = None) -> tuple[int, pa.Table] | None:
+    def newest_margins(self, complain: Callable[[str], object] = warnings.warn) -> tuple[int, pa.Table] | None:
         """The newest epoch with a complete snapshot of the margins, and its table; None if there is none.
 
         The table has the columns index, margin, label, correct and crossed, and one row per sample, in no order. If a
         shard is damaged, ``complain`` (by default a warning) names it and the epoch before is used.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
-        for epoch in sorted(epochs, reverse=True):
-            directory = epochs[epoch]
+        for epoch, directory in sorted(epochs.items(), reverse=True):
             try:
                 shards = snapshots.read_manifest(directory).shards
                 return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
             except FileNotFoundError:
                 continue
             except (ConfigError, ValueError) as error:
-                text = f"{str(error).rstrip('.')}. The margins of the epoch before are used."
-                if complain is None:
-                    warnings.warn(text, stacklevel=2)
-                else:
-                    complain(text)
+                complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
         return None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = read_parquet(path).to_pylist()
+        return read_parquet(path).to_pylist()
     except FileNotFoundError:
         return []
-    return rows
 
 
 def default_name(config: Config, now: datetime) -> str:
@@ -255,10 +243,8 @@ def default_name(config: Config, now: datetime) -> str:
 
 def versions() -> dict[str, str | None]:
     """The installed version of every package that affects results; None for one that is not installed."""
-    out: dict[str, str | None] = {"ima_dist": __version__, "python": platform.python_version()}
+    out = {"ima_dist": __version__, "python": platform.python_version(), **dict.fromkeys(_PACKAGES)}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            out[name] = None
     return out

@@ -36,6 +36,7 @@ _OPTIONS = {
     **dict.fromkeys(("attack.steps", "attack.bisections"), _INT),
     "trades.inverse_lambda": _FLOAT,
 }
+_NUMBERS = ("parameters", "clean_accuracy", "train_samples_per_second", "wall_seconds")
 SCHEMAS = {
     "runs": pa.schema(
         {
@@ -183,10 +184,7 @@ def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
         "fingerprint": run.config.fingerprint(),
         "epochs_done": epochs,
         "stamp": stamp,
-        **{
-            key: _number(run.summary.get(key))
-            for key in ("parameters", "clean_accuracy", "train_samples_per_second", "wall_seconds")
-        },
+        **{key: _number(run.summary.get(key)) for key in _NUMBERS},
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
 
