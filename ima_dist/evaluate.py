@@ -31,12 +31,10 @@ def _main(argv: list[str]) -> int:
     for part in _ALLOWED:
         add_options(parser, only=part)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--epochs", dest="after", metavar="A,B,…", help="the weights after these epochs (default: the last)"
-    )
-    which.add_argument(
-        "--select", metavar="RULE", help='the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
-    )
+    last = "the weights after these epochs (default: the last)"
+    which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
+    rule = 'the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     if arguments.attack:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,8 +59,7 @@ def _main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
-@dataclass(frozen=True)
-class Recommendation:
+class Recommendation(NamedTuple):
     """Noise levels to try, ascending, in the run's norm and the units of the data, and the margins they come from.
 
     samples: number of margins. share_zero, share_at_max: shares of them that are 0, or eps_max.

@@ -87,7 +87,8 @@ def describe(state: dict[str, Any], compact: bool = False) -> str:
     ``compact`` drops the step and moves the time left to the front, where a narrow terminal does not cut it off.
     """
     stage = state.get("stage")
-    left = _filled("{} left", _seconds(state.get("seconds_left")))
+    seconds = state.get("seconds_left")
+    left = "" if seconds is None else f"{format_seconds(seconds)} left"
     if stage == "evaluation":
         counts = _filled("{:,}/{:,}", state.get("evaluation_done"), state.get("evaluation_total"))
         return "  ".join(part for part in (f"evaluation {counts}".strip(), left) if part)
@@ -112,12 +113,10 @@ def describe(state: dict[str, Any], compact: bool = False) -> str:
 def format_seconds(seconds: float) -> str:
     """A duration for people: ``45 s``, ``1 min 40 s``, ``2 h 05 min``."""
     whole = max(0, round(seconds))
+    minutes = round(whole / 60)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(whole / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Lines:
@@ -132,26 +131,22 @@ class _Lines:
     def show(self, state: dict[str, Any]) -> None:
         before, self._last = self._last, state
         now = time.monotonic()
-        if state != before:
-            self._changed_at = now
+        self._changed_at = self._changed_at if state == before else now
         if _epoch_finished(before, state):
-            self._print(_finished_line(before, state))
+            self.note(_finished_line(before, state))
         if state.get("stage") and state["stage"] != before.get("stage"):
-            self._print(_stage_line(state))
+            self.note(_stage_line(state))
         elif now - self._line_at >= _LINE_SECONDS:
             silence = now - self._changed_at
             note = f"  (no news for {format_seconds(silence)})" if silence >= _LINE_SECONDS else ""
-            self._print(describe(state) + note)
-
-    def note(self, text: str) -> None:
-        self._print(text)
+            self.note(describe(state) + note)
 
     def close(self) -> None:
         line = describe(self._last)
         if line and line != self._last_line:
-            self._print(line)
+            self.note(line)
 
-    def _print(self, line: str) -> None:
+    def note(self, line: str) -> None:
         self._line_at, self._last_line = time.monotonic(), line
         self._stream.write(line + "\n")
         self._stream.flush()
@@ -208,7 +203,3 @@ def _stage_line(state: dict[str, Any]) -> str:
 
 def _filled(template: str, *values: Any) -> str:
     return "" if any(value is None for value in values) else template.format(*values)
-
-
-def _seconds(seconds: float | None) -> str | None:
-    return None if seconds is None else format_seconds(seconds)
