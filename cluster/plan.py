@@ -14,7 +14,7 @@ from cluster.records import RECORDS, Row
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags
-from ima_dist.plans.jobfile import read_job, run_path
+from ima_dist.plans.jobfile import find_file, read_job, run_path
 from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
 
 
@@ -64,7 +64,7 @@ def plan(
     options = dict(options or {})
     # Without a device a run that sees no card would use the CPU, for weeks.
     options.setdefault("device", "cuda" if chosen.gres else "cpu")
-    job_file = Path(job_file)
+    job_file = find_file(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
     # The copy, not the file: that may be edited before the job starts.
     words = [str(folder / "job.yaml")]

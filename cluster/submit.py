@@ -51,7 +51,7 @@ def sbatch_options(plan: Plan) -> dict[str, Any]:
         "signal_delay_s": p.notice,
         **({"gres": f"{p.gres}:{p.cards}"} if p.gres else {}),
         **{key: value for key, value in optional.items() if value is not None},
-        **({"setup": p.setup} if p.setup else {}),
+        **({"setup": list(p.setup)} if p.setup else {}),
         "array_parallelism": plan.at_once,
         "additional_parameters": further,
         # srun does not take the CPUs of a task from sbatch since SLURM 22.05.

@@ -23,7 +23,7 @@ from ima_dist.rundir.files import read_parquet
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
 
 
 def _main(argv: list[str]) -> int:

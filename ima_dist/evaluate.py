@@ -21,7 +21,7 @@ _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "data.dir", "data.d
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
 
 
 def _main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ from ima_dist.rundir.run import Run
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``; if rows failed, 1 after the others are done, or 2 if all are invalid."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
 
 
 def _main(argv: list[str]) -> int:

@@ -37,7 +37,7 @@ _OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download",
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``; if trials failed, 1 after the others are done, or 2 if all are invalid."""
     words = sys.argv[1:] if argv is None else argv
-    return guarded(_best, words[1:]) if words[:1] == ["best"] else guarded(_main, words)
+    return guarded(_best, words[1:]) if words[:1] == ["best"] else guarded(_main, words, resumable=True)
 
 
 def _main(argv: list[str]) -> int:

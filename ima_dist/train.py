@@ -25,7 +25,7 @@ from ima_dist.tracking.recorder import Recorder
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 invalid configuration or input, 75 interrupted and can be resumed, 1 any other failure."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
 
 
 def _main(argv: list[str]) -> int:

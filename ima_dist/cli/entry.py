@@ -1,4 +1,4 @@
-"""What every command shares: exit statuses, and errors as one sentence."""
+"""Shared by all commands: exit statuses, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from collections.abc import Callable
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.exit_status import EXIT_DONE as EXIT_DONE
-from ima_dist.config.exit_status import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.config.exit_status import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED
 from ima_dist.launch.signals import Stopped, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
 
 
-def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Run an entry point: a user's mistake, a full disk and a signal become one sentence and an exit status."""
+def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: bool = False) -> int:
+    """Run an entry point: a user's mistake, a full disk and a signal become one sentence and an exit status.
+
+    resumable: the same command, or its --resume, continues what a signal has stopped.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A log in ASCII shows a question mark for a letter that it lacks.
+            # An ASCII log shows a question mark for a letter it lacks.
             stream.reconfigure(errors="replace")
     try:
         with stopping_at_once():
@@ -27,8 +30,11 @@ def guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_INPUT
     except Stopped:
-        print("Stopped; what had been saved is kept.", file=sys.stderr)
-        return EXIT_REQUEUE
+        if resumable:
+            print("Stopped. Everything saved so far is kept; run the same command again to continue.", file=sys.stderr)
+            return EXIT_REQUEUE
+        print("Stopped.", file=sys.stderr)
+        return EXIT_STOPPED
     except OSError as error:
         print(f"error: {describe_os_error(error)}", file=sys.stderr)
         return EXIT_FAILED

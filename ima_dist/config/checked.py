@@ -93,6 +93,8 @@ _LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
 def _words(takes: Accepts, error: str, listed: bool) -> str:
+    if error == "too_short":
+        return "have at least one entry"
     if takes.many and not listed:
         return "be a list"
     if takes.choices:

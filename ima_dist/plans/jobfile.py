@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from annotated_types import Len
+from pydantic import Field, Strict
 
+from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import Config
+
+PACKAGED = Path(__file__).parents[1] / "jobs"
+Options = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,44 @@ class Job:
     scale: str | None = None
 
 
-_KEYS = ("title", "table", "preset", "options", "rows", "epochs", "then", "scales")
+class Written(Checked):
+    """The entries that job and sweep files share."""
+
+    title: str
+    preset: str
+    options: Options = Field({})
+    scales: dict[Any, Options | None] = Field({})
+
+    def scaled(self, scale: str | None) -> Options:
+        """The entries of a scale. Raises ConfigError if there is none of that name."""
+        if scale is not None and scale not in self.scales:
+            names = ", ".join(map(str, self.scales))
+            raise ConfigError(f"there is no scale {scale!r}{did_you_mean(scale, self.scales)}: {names or 'none'}.")
+        return dict(self.scales.get(scale) or {})
+
+
+class WrittenJob(Written):
+    rows: Annotated[dict[Any, Options | None], Len(1)]
+    table: int | None = None
+    epochs: Annotated[tuple[int, ...], Strict(False)] = ()
+    then: list[Options] = Field([])
+
+
+def find_file(name: Path | str) -> Path:
+    """The job or sweep file ``name``; for a bare name such as table02 that is no file here, the packaged one.
+
+    Raises ConfigError if there is neither.
+    """
+    path = Path(name)
+    if path.is_file() or path.name != str(name):
+        return path
+    for place in (Path(), PACKAGED):
+        for file in (place / path.name, place / f"{path.name}.yaml"):
+            if file.is_file():
+                return file
+    known = sorted(file.stem for file in PACKAGED.glob("*.yaml"))
+    hint = did_you_mean(path.stem, known) or f", which are {', '.join(known)}"
+    raise ConfigError(f"There is no file {name} here, nor among the job files of ima_dist{hint}.")
 
 
 def read_yaml(path: Path | str, content: str) -> dict[str, Any]:
@@ -43,7 +86,7 @@ def read_yaml(path: Path | str, content: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it.") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with {content}.")
-    return tree
+    return {str(key): value for key, value in tree.items() if value is not None}
 
 
 def read_job(path: Path | str, scale: str | None = None, options: dict[str, Any] | None = None) -> Job:
@@ -53,32 +96,31 @@ def read_job(path: Path | str, scale: str | None = None, options: dict[str, Any]
     same share of the run; its ``then`` replaces entries of every further evaluation.
     Raises ConfigError naming the file and the entry.
     """
+    path = find_file(path)
     tree = read_yaml(path, "title, preset and rows")
     if "sweep" in tree:
         raise ConfigError(f"{path} is a sweep file: give it to python -m ima_dist.sweep.")
-    for key in tree:
-        if key not in _KEYS:
-            raise ConfigError(f"{path} has an unknown entry {key!r}{did_you_mean(key, _KEYS)}.")
-    for key in ("title", "preset", "rows"):
-        if not tree.get(key):
-            raise ConfigError(f"{path} lacks the entry {key!r}.")
-    scales = tree.get("scales") or {}
-    if scale is not None and scale not in scales:
-        raise ConfigError(f"{path} has no scale {scale!r}: it has {', '.join(scales) or 'none'}.")
-    reduced = {**(scales[scale] if scale else {}), **(options or {})}
+    try:
+        return _job(validated(WrittenJob, tree, "the file"), scale, options or {})
+    except ConfigError as error:
+        raise ConfigError(f"In {path}: {error}") from None
+
+
+def _job(file: WrittenJob, scale: str | None, options: dict[str, Any]) -> Job:
+    reduced = {**file.scaled(scale), **options}
     again = reduced.pop("then", {})
     rows, full = {}, {}
-    for name, own in tree["rows"].items():
+    for name, own in file.rows.items():
         try:
-            given = {**(tree.get("options") or {}), **(own or {})}
-            full[name] = make_config(tree["preset"], given)
-            rows[str(name)] = make_config(tree["preset"], {**given, **reduced})
+            given = {**file.options, **(own or {})}
+            full[name] = make_config(file.preset, given)
+            rows[str(name)] = make_config(file.preset, {**given, **reduced})
         except ConfigError as error:
-            raise ConfigError(f"In {path}, row {name}: {error}") from None
+            raise ConfigError(f"row {name}: {error}") from None
     share = max(c.epochs for c in rows.values()) / max(c.epochs for c in full.values())
-    epochs = tuple(sorted({max(1, round(e * share)) for e in tree.get("epochs") or ()}))
-    then = tuple({f"eval.{k}": v for k, v in {**entry, **again}.items()} for entry in tree.get("then") or ())
-    return Job(str(tree["title"]), tree.get("table"), rows, epochs, then, scale)
+    epochs = tuple(sorted({max(1, round(e * share)) for e in file.epochs}))
+    then = tuple({f"eval.{k}": v for k, v in {**entry, **again}.items()} for entry in file.then)
+    return Job(file.title, file.table, rows, epochs, then, scale)
 
 
 def run_path(root: Path, config: Config) -> Path:

@@ -13,23 +13,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from annotated_types import Len
+from pydantic import Field, Strict, model_validator
 
+from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.presets import make_config, preset_config
 from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
-from ima_dist.plans.jobfile import read_yaml, run_path
+from ima_dist.plans.jobfile import Written, find_file, read_yaml, run_path
 
-SEARCHES = ("grid", "random", "optuna")
 DISTRIBUTIONS = ("choice", "uniform", "loguniform", "randint")
-
-_KEYS = ("title", "preset", "options", "sweep", "seeds", "search", "samples", "asha", "all_epochs", "scales")
-# What a scale may replace beside options.
+# Entries that a scale may replace; all others of a scale are options.
 _SCALED = ("sweep", "seeds", "samples", "asha", "all_epochs")
-_ASHA_KEYS = ("grace", "reduction")
 
 _WITH_STEPS = frozenset(METHODS) - {"ce", "rand"}
 # Option -> the methods whose training it enters; all other options enter every method's. A test trains them.
@@ -46,13 +45,12 @@ READ_BY = {
 }
 
 
-@dataclass(frozen=True)
-class Asha:
+class Asha(Checked):
     """Asynchronous successive halving (Li et al. 2020): after ``grace`` epochs, and after every ``reduction``-th
     power of it, a trial goes on only if it is among the best share 1 / reduction that have come so far."""
 
-    grace: int = 1
-    reduction: float = 3.0
+    grace: int = Field(1, ge=1)
+    reduction: float = Field(3.0, gt=1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,28 @@ class Distribution:
     kind: str
     bounds: tuple[Any, ...]
 
+    @classmethod
+    def read(cls, given: Any) -> Distribution:
+        """From a list of values, or {distribution: [smallest, largest]}. Raises ConfigError."""
+        kind, bounds = "choice", given
+        if isinstance(given, dict) and len(given) == 1:
+            ((kind, bounds),) = given.items()
+        if kind not in DISTRIBUTIONS:
+            known = f"{', '.join(DISTRIBUTIONS)}, not {kind!r}{did_you_mean(kind, DISTRIBUTIONS)}"
+            raise ConfigError(f"a distribution is one of {known}.")
+        if not isinstance(bounds, list) or not bounds:
+            raise ConfigError("give a list of values, or a distribution such as {uniform: [0.1, 0.3]}.")
+        if kind == "choice":
+            return cls(kind, tuple(bounds))
+        try:
+            # YAML takes 1e-4 for text.
+            low, high = (int(b) if kind == "randint" else float(b) for b in bounds)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{kind} needs two numbers, the smallest and the largest.") from None
+        if not low < high or (kind == "loguniform" and low <= 0):
+            raise ConfigError(f"{kind} needs a smaller number first, for loguniform above 0.")
+        return cls(kind, (low, high))
+
     def draw(self, generator: random.Random) -> Any:
         if self.kind == "choice":
             return generator.choice(self.bounds)
@@ -72,6 +92,35 @@ class Distribution:
         if self.kind == "uniform":
             return generator.uniform(low, high)
         return math.exp(generator.uniform(math.log(low), math.log(high)))
+
+
+class WrittenSweep(Written):
+    sweep: Annotated[dict[Any, Any], Len(1)]
+    seeds: Annotated[tuple[int, ...], Strict(False), Len(1)] = (0,)
+    search: Literal["grid", "random", "optuna"] = "grid"
+    samples: int | None = Field(None, ge=1)
+    asha: Asha | None = None
+    all_epochs: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> WrittenSweep:
+        if "seed" in self.options:
+            raise ConfigError("give seeds: [0, 1, …] in place of the option seed.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("seeds must be a list of different whole numbers, such as [0, 1].")
+        if (self.samples is None) != (self.search == "grid"):
+            raise ConfigError(
+                "samples must be a whole number of at least 1 for random and optuna, and left out for a grid."
+            )
+        needs = "asha" if self.asha else "search: optuna" if self.search == "optuna" else None
+        if needs and "eval.val_noise" not in self.options:
+            raise ConfigError(
+                f"{needs} compares validation samples that withstand an attack: give the option eval.val_noise, the "
+                "noise level."
+            )
+        if self.asha and self.search == "optuna" and len(self.seeds) > 1:
+            raise ConfigError("search: optuna takes the mean over the seeds, so with asha there can be only one seed.")
+        return self
 
 
 @dataclass(frozen=True)
@@ -159,7 +208,7 @@ def canonical(config: Config) -> Config:
 
 def is_sweep(path: Path | str) -> bool:
     """Whether the file is a sweep file and no job file. Raises ConfigError if it cannot be read."""
-    return "sweep" in read_yaml(path, "sweep or rows")
+    return "sweep" in read_yaml(find_file(path), "sweep or rows")
 
 
 def read_sweep(
@@ -172,6 +221,7 @@ def read_sweep(
 
     Raises ConfigError naming the file and the entry.
     """
+    path = find_file(path)
     tree = read_yaml(path, "title, preset and sweep")
     try:
         return _read(tree, scale, dict(options or {}), seeds)
@@ -180,59 +230,35 @@ def read_sweep(
 
 
 def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seeds: tuple[int, ...] | None) -> Sweep:
-    _check_keys(tree, _KEYS, "")
-    for key in ("title", "preset", "sweep"):
-        if not tree.get(key):
-            raise ConfigError(f"the entry {key!r} is missing.")
-    scales = _mapping(tree, "scales")
-    if scale is not None and scale not in scales:
-        raise ConfigError(f"there is no scale {scale!r}{did_you_mean(scale, scales)}: {', '.join(scales) or 'none'}.")
-    reduced = dict(scales[scale] or {}) if scale else {}
-    tree = {**tree, **{key: reduced.pop(key) for key in _SCALED if key in reduced}}
-    shared = {**_mapping(tree, "options"), **reduced, **options}
-    if "seed" in shared:
-        raise ConfigError("give seeds: [0, 1, …] in place of the option seed.")
-    search = tree.get("search", "grid")
-    if search not in SEARCHES:
-        raise ConfigError(
-            f"search must be one of {', '.join(SEARCHES)}, not {search!r}{did_you_mean(search, SEARCHES)}."
-        )
-    space = {str(name): _distribution(str(name), given) for name, given in _mapping(tree, "sweep").items()}
-    if search == "grid" and any(d.kind != "choice" for d in space.values()):
+    reduced = validated(Written, {k: v for k, v in tree.items() if k in Written.model_fields}, "the file").scaled(scale)
+    asked = {**tree, **{key: reduced.pop(key) for key in _SCALED if key in reduced}}
+    asked = {key: value for key, value in asked.items() if key != "scales" and value is not None}
+    asked["options"] = {k: _plain(v) for k, v in {**asked.get("options", {}), **reduced, **options}.items()}
+    asked["seeds"] = list(seeds or asked.get("seeds") or [0])
+    asked["title"] += f", scale {scale}" if scale else ""
+    file = validated(WrittenSweep, asked, "the file")
+    space = {}
+    for name, given in file.sweep.items():
+        try:
+            space[str(name)] = Distribution.read(given)
+        except ConfigError as error:
+            raise ConfigError(f"sweep, {name}: {error}") from None
+    if file.search == "grid" and any(d.kind != "choice" for d in space.values()):
         raise ConfigError("a grid needs a list of values for every option: give search: random or search: optuna.")
-    samples = tree.get("samples")
-    whole = isinstance(samples, int) and not isinstance(samples, bool) and samples >= 1
-    if whole == (search == "grid") or not (whole or samples is None):
-        raise ConfigError(
-            "samples must be a whole number of at least 1 for random and optuna, and left out for a grid."
+    return _planned(
+        Sweep(
+            title=file.title,
+            preset=file.preset,
+            options=file.options,
+            space=space,
+            seeds=file.seeds,
+            search=file.search,
+            samples=file.samples or 0,
+            asha=file.asha,
+            all_epochs=file.all_epochs,
+            asked=asked,
         )
-    chosen = tuple(seeds or tree.get("seeds") or (0,))
-    if not all(isinstance(s, int) and not isinstance(s, bool) for s in chosen) or len(set(chosen)) < len(chosen):
-        raise ConfigError("seeds must be a list of different whole numbers, such as [0, 1].")
-    asha = None if tree.get("asha") is None else _asha(_mapping(tree, "asha"))
-    needs = "asha" if asha else "search: optuna" if search == "optuna" else None
-    if needs and "eval.val_noise" not in shared:
-        raise ConfigError(
-            f"{needs} goes by the validation samples that withstand an attack: give the option eval.val_noise, "
-            "the noise level."
-        )
-    if asha and search == "optuna" and len(chosen) > 1:
-        raise ConfigError("search: optuna takes the mean over the seeds, so with asha there can be but one.")
-    asked = {key: value for key, value in tree.items() if key not in ("scales", "options", "seeds")}
-    sweep = Sweep(
-        title=str(tree["title"]) + (f", scale {scale}" if scale else ""),
-        preset=tree["preset"],
-        options=shared,
-        space=space,
-        seeds=chosen,
-        search=search,
-        samples=samples or 0,
-        asha=asha,
-        all_epochs=bool(tree.get("all_epochs", False)),
-        asked=asked,
     )
-    asked |= {"title": sweep.title, "options": {k: _plain(v) for k, v in shared.items()}, "seeds": list(chosen)}
-    return _planned(sweep)
 
 
 def _planned(sweep: Sweep) -> Sweep:
@@ -306,50 +332,6 @@ def _longest(points: list[Point]) -> list[Point]:
 def asked_text(sweep: Sweep) -> str:
     """The content of sweep.yaml: what was asked for."""
     return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)
-
-
-def _distribution(name: str, given: Any) -> Distribution:
-    kind, bounds = "choice", given
-    if isinstance(given, dict) and len(given) == 1:
-        ((kind, bounds),) = given.items()
-    if kind not in DISTRIBUTIONS:
-        raise ConfigError(
-            f"sweep, {name}: a distribution is one of {', '.join(DISTRIBUTIONS)}, not {kind!r}"
-            f"{did_you_mean(kind, DISTRIBUTIONS)}."
-        )
-    if not isinstance(bounds, list) or not bounds:
-        raise ConfigError(f"sweep, {name}: give a list of values, or a distribution such as {{uniform: [0.1, 0.3]}}.")
-    if kind == "choice":
-        return Distribution(kind, tuple(bounds))
-    try:
-        # YAML takes 1e-4 for text.
-        low, high = (int(b) if kind == "randint" else float(b) for b in bounds)
-    except (TypeError, ValueError):
-        raise ConfigError(f"sweep, {name}: {kind} needs two numbers, the smallest and the largest.") from None
-    if not low < high or (kind == "loguniform" and low <= 0):
-        raise ConfigError(f"sweep, {name}: {kind} needs a smaller number first, for loguniform above 0.")
-    return Distribution(kind, (low, high))
-
-
-def _asha(given: dict[str, Any]) -> Asha:
-    _check_keys(given, _ASHA_KEYS, "asha, ")
-    grace, reduction = given.get("grace", 1), given.get("reduction", 3)
-    if not isinstance(grace, int) or grace < 1 or not isinstance(reduction, int | float) or reduction <= 1:
-        raise ConfigError("asha needs a grace of at least 1 epoch, and a reduction above 1.")
-    return Asha(grace, float(reduction))
-
-
-def _check_keys(tree: dict[str, Any], keys: tuple[str, ...], where: str) -> None:
-    for key in tree:
-        if key not in keys:
-            raise ConfigError(f"{where}unknown entry {key!r}{did_you_mean(key, keys)}.")
-
-
-def _mapping(tree: dict[str, Any], key: str) -> dict[str, Any]:
-    value = tree.get(key) or {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{key} must be a mapping.")
-    return dict(value)
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from ima_dist.report.tables import Line, Table, label, paper_attack
 from ima_dist.results import paper
 from ima_dist.results.choice import pareto_set
 from ima_dist.results.text import NORM_SIGN
-from ima_dist.results.tradeoff import select_epoch
+from ima_dist.results.tradeoff import last_epoch_above
 from ima_dist.rundir.run import Arrays, Run
 
 # The paper's example of a threshold below which the accuracy on clean data must not fall (appendix H).
@@ -140,7 +140,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
 
 def _selected(result: Run) -> int | None:
     try:
-        return select_epoch(f"val_accuracy>={_THRESHOLD:g}", result.history)
+        return last_epoch_above(_THRESHOLD, result.history)
     except ConfigError:
         return None
 

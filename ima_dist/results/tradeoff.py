@@ -16,21 +16,29 @@ _FORM = "val_accuracy>=0.90"
 
 
 def select_epoch(rule: str, history: list[dict[str, Any]]) -> int:
-    """The last epoch that satisfies ``rule``, such as ``val_accuracy>=0.90``; it has the largest margins.
+    """The epoch that ``rule`` selects, such as ``val_accuracy>=0.90``: see ``last_epoch_above``.
 
-    ``history``: rows of history.parquet. Raises ConfigError if the rule has another form or no epoch satisfies it.
+    Raises ConfigError also if the rule has another form.
     """
     match = re.fullmatch(r"\s*val_accuracy\s*>=\s*(\d*\.?\d+)\s*", rule)
     if not match or not 0 <= float(match[1]) <= 1:
         raise ConfigError(f"--select must have the form {_FORM!r}, a share between 0 and 1, not {rule!r}.")
+    return last_epoch_above(float(match[1]), history)
+
+
+def last_epoch_above(threshold: float, history: list[dict[str, Any]]) -> int:
+    """The last epoch with a validation accuracy of at least ``threshold``; it has the largest margins.
+
+    ``history``: rows of history.parquet. Raises ConfigError if there is no such epoch.
+    """
     known = [row for row in history if row["val_accuracy"] is not None]
     if not known:
-        raise ConfigError("--select needs a validation set, and this run has none: give --epochs instead.")
-    good = [row["epoch"] for row in known if row["val_accuracy"] >= float(match[1])]
+        raise ConfigError("This run has no validation set, so no threshold can select an epoch: choose one yourself.")
+    good = [row["epoch"] for row in known if row["val_accuracy"] >= threshold]
     if not good:
         best = max(known, key=lambda row: row["val_accuracy"])
         raise ConfigError(
-            f"No epoch has a validation accuracy of {match[1]} or more: the best is {best['val_accuracy']:.4f}, "
+            f"No epoch has a validation accuracy of {threshold:g} or more: the best is {best['val_accuracy']:.4f}, "
             f"in epoch {best['epoch']}."
         )
     return int(max(good))

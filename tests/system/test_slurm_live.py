@@ -257,7 +257,7 @@ def test_others_are_refused_and_scancel_leaves_no_process_and_no_directory(place
     assert "CANCELLED" in commands.run("cluster.status", "short").stdout
     assert any((Path(row["run"]) / "checkpoints").glob("epoch=*"))
     followed = commands.run("cluster.status", "short/ce", "--follow")
-    assert "Cancelled; another submission continues" in followed.stdout
+    assert "Cancelled; submit the job again to continue" in followed.stdout
 
 
 def test_doctor_on_nodes(place):

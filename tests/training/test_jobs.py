@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +11,9 @@ import yaml
 from ima_dist import evaluate, job
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
+from ima_dist.plans.jobfile import PACKAGED, find_file
 from ima_dist.plans.pending import next_command
+from ima_dist.plans.sweepfile import is_sweep
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
@@ -153,8 +156,8 @@ def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
     config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
     run = RunDir.create(config, tmp_path / "run")
     curves = [
-        {"attack": attack, "loss": "both", "noise": 0.1, "split": "test", "accuracy": 0.5, "samples": samples,
-         "steps": 5, "step_scale": 4.0, "epoch": 30}
+        {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5,
+         "samples": samples, "steps": 5, "step_scale": 4.0, "epoch": 30}
         for attack, samples in (("pgd100", 10), ("worst", 100))
     ]  # fmt: skip
     write_json(run.summary_path, {"status": "finished", "curves": curves, "test_samples": 100})
@@ -190,10 +193,10 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         ("title: [", "is not valid YAML"),
         ("- 1", "must hold a mapping"),
         ("title: a\npreset: moons\nrow: {}", "did you mean rows?"),
-        ("title: a\npreset: moons", "lacks the entry 'rows'"),
+        ("title: a\npreset: moons", "the file lacks the entry 'rows'"),
         ("title: a\npreset: moons\nrows: {a: {betta: 1}}", "row a: The configuration has an unknown entry 'betta'"),
         ("title: a\npreset: moons\nrows: {a: {beta: 2}}", "row a: --beta must lie between"),
-        ("title: a\npreset: moons\nrows: {a: {}}\nscales: {half: {}}", "has no scale 'tiny': it has half"),
+        ("title: a\npreset: moons\nrows: {a: {}}\nscales: {half: {}}", "there is no scale 'tiny': half"),
     ],
 )
 def test_a_wrong_file_gets_one_sentence(tmp_path, text, says):
@@ -210,3 +213,18 @@ def test_a_missing_file_and_an_unknown_row(tmp_path, capsys):
     assert "none.yaml cannot be read" in capsys.readouterr().err
     assert job.main([str(table_file(2)), "--rows", "adv0.4"]) == 2
     assert "has no row 'adv0.4' (did you mean adv0.3?)" in capsys.readouterr().err
+
+
+def test_a_bare_name_is_a_file_here_or_one_that_comes_with_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sorted(f.name for f in PACKAGED.glob("*.yaml")) == sorted(f.name for f in (ROOT / "jobs").glob("*.yaml"))
+    assert find_file("table02") == find_file("table02.yaml") == PACKAGED / "table02.yaml"
+    assert job.read_job("table02").table == 2
+    assert is_sweep("sweep_moons")
+    (tmp_path / "table02.yaml").write_text(_TINY + "rows:\n  ce: {method: ce}\n")
+    assert job.read_job("table02").title == "own"
+    assert find_file("jobs/table02.yaml") == Path("jobs/table02.yaml")
+    assert job.main(["tabel03"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "tabel03 here, nor among the job files of ima_dist (did you mean table03?).\n"
+    )

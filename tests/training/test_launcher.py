@@ -170,7 +170,7 @@ def _look(path):
     elsewhere = RunDir(path / "elsewhere") if distributed.rank() else RunDir(path)
     sentence = main._unseen(elsewhere)
     assert sentence is not None
-    assert sentence.endswith(f"is not there on {platform.node()}: give an --out on storage that all nodes share")
+    assert sentence.endswith(f"does not exist on {platform.node()}: give an --out on storage that all nodes share")
 
 
 def test_a_run_directory_that_one_worker_does_not_see(tmp_path):

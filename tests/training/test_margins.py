@@ -13,6 +13,7 @@ from torch import nn
 from ima_dist.attacks import bpgd
 from ima_dist.core import distributed, norms
 from ima_dist.margins import snapshots
+from ima_dist.margins import store as store_module
 from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import update_margins
 from tests.support import workers
@@ -197,7 +198,7 @@ def test_a_flipped_bit_is_noticed_by_whoever_reads_the_shard(tmp_path):
 
 def in_many_pieces(directory):
     """A store whose pieces are far smaller than its shards, saved by three workers."""
-    snapshots.ROWS, _CHUNK, _DELIVER_EVERY = 4, 3, 2
+    snapshots.ROWS, store_module._CHUNK, store_module._DELIVER_EVERY = 4, 3, 2
     store = MarginStore(101, 0.5, replicate=False, dtype=torch.float64)
     rank = distributed.rank()
     for part in torch.arange(101)[rank::3].split(5):
@@ -232,7 +233,7 @@ def test_statistics_by_hand():
 
 def random_proposals(directory, replicate):
     """Each of 101 samples proposed by a worker drawn at random, in many small rounds, twice over."""
-    _CHUNK = 3
+    store_module._CHUNK = 3
     rank = distributed.rank()
     generator = torch.Generator().manual_seed(5)
     store = MarginStore(101, 0.5, replicate=replicate)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import socket
@@ -121,7 +120,7 @@ def test_really_full_disk():
 def test_socket_path_too_long(tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
-    partition = dataclasses.replace(V100, temp=str(long))
+    partition = V100.model_copy(update={"temp": str(long)})
     found = run_check("socket path", lambda: checks.socket_path(partition))
     assert found.level == FAILURE
     assert "name a short directory as temp in partitions.toml" in found.text

@@ -27,7 +27,8 @@ def test_files_and_functions_are_small(file):
 def test_the_map_names_every_part_and_nothing_else():
     named = set(re.findall(r"`((?:ima_dist|cluster|tests|jobs|benchmarks|docs)/[\w./]*)`", MAP))
     assert not [path for path in named if not (ROOT / path).exists()]
-    parts = {f"ima_dist/{p.name}/" for p in (ROOT / "ima_dist").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    folders = [p for p in (ROOT / "ima_dist").iterdir() if (p / "__init__.py").exists()]
+    parts = {f"ima_dist/{p.name}/" for p in folders}
     assert not parts - named
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from cluster import slurm
 from cluster.policy import MAX_FAILURES, Action, Situation, Wants, decide, failures_before, what_slurm_wants
-from cluster.records import Row
-from cluster.task import Task
 
 USR2, TERM = signal.SIGUSR2, signal.SIGTERM
 # As scontrol showed them on SLURM 22.05.
@@ -160,19 +156,3 @@ def test_the_record_of_one_element_of_an_array(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "2")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
     assert slurm.own_job() == "2_0"
-
-
-# As pickled when Task was in cluster.node and kept its state in itself.
-QUEUED = (
-    b"ccopy_reg\n_reconstructor\np0\n(ccluster.node\nTask\np1\nc__builtin__\nobject\np2\nNtp3\nRp4\n(dp5\nVfolder\np6\n"
-    b"cpathlib\nPosixPath\np7\n(Vruns\np8\nVcluster\np9\nVtable11\np10\ntp11\nRp12\nsVrow\np13\ng0\n(ccluster.records\n"
-    b"Row\np14\ng2\nNtp15\nRp16\n(dp17\nVname\np18\nVima\np19\nsVcommand\np20\n(lp21\nV-m\np22\naVima_dist.job\np23\n"
-    b"asVrun\np26\nVruns/jobs/x\np27\nsbsVsubmitted\np28\nF1.5\nsVnotice\np29\nI180\nsVjoin_timeout\np30\nI300\n"
-    b"sVinterface\np31\nVib0\np32\nsVtemp\np33\nNsVsignals\np34\n(lp35\nsVtries\np36\n(dp37\nsb."
-)
-
-
-def test_jobs_that_were_queued_by_an_earlier_version_are_read():
-    row = Row("ima", ["-m", "ima_dist.job"], "runs/jobs/x")
-    assert pickle.loads(QUEUED) == Task(Path("runs/cluster/table11"), row, 1.5, 180, 300, "ib0")
-    assert pickle.loads(pickle.dumps(pickle.loads(QUEUED))) == pickle.loads(QUEUED)

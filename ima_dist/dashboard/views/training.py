@@ -9,7 +9,7 @@ from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number
 from ima_dist.figures.interactive.training import Trained, training_figure
-from ima_dist.results.tradeoff import select_epoch
+from ima_dist.results.tradeoff import last_epoch_above
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Training"
@@ -18,6 +18,8 @@ INTRODUCTION = (
     "threshold, because it has the largest margins (paper, appendix H)."
 )
 _USUAL = 0.9
+_COLUMNS = ["run", "epoch", "train_loss", "train_accuracy", "val_accuracy", "margin_mean", "share_at_max"]
+_COLUMNS += ["samples_per_second"]
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -32,41 +34,24 @@ def show(runs: Collection, values: Values) -> list[Part]:
     chosen = [runs.runs[name] for name in values["runs"]]
     if not chosen:
         return [Note("No run has finished an epoch yet.")]
-    threshold, trained, rows = values["threshold"], [], []
-    rule = "val_accuracy>=" + (f"{threshold:.6f}".rstrip("0").rstrip("."))
+    threshold, trained, rows = round(values["threshold"], 6), [], []  # as precise as the address
     for run in chosen:
         row: dict[str, Any] = {"run": run.name, "epochs done": run.info["epochs_done"]}
         epoch = None
         try:
-            epoch = select_epoch(rule, run.history)
+            epoch = last_epoch_above(threshold, run.history)
             at = next(r for r in run.history if r["epoch"] == epoch)
             row |= {"selected epoch": epoch, "validation": at["val_accuracy"], "training": at["train_accuracy"]}
             row["mean margin"] = at["margin_mean"]
         except ConfigError as error:
-            row["remark"] = (
-                str(error).replace("--select needs", "A threshold needs").replace(": give --epochs instead", "")
-            )
+            row["remark"] = str(error)
         rows.append(row)
         trained.append(Trained(run.name, run.history, epoch))
     columns = ["run", "epochs done", "selected epoch", "validation", "training", "mean margin", "remark"]
-    kept = (
-        "run",
-        "epoch",
-        "train_loss",
-        "train_accuracy",
-        "val_accuracy",
-        "margin_mean",
-        "share_at_max",
-        "samples_per_second",
-    )
     every = [{"run": run.name, **row} for run in chosen for row in run.history]
+    caption = "A star marks the selected epoch of a run."
     return [
-        Plot(
-            "training",
-            "Accuracy and loss by epoch",
-            "A star marks the selected epoch of a run.",
-            training_figure(trained, threshold),
-        ),
+        Plot("training", "Accuracy and loss by epoch", caption, training_figure(trained, threshold)),
         Grid("selected", "Selected epochs", columns, rows),
-        Grid("epochs", "All epochs", list(kept), every),
+        Grid("epochs", "All epochs", _COLUMNS, every),
     ]
