@@ -65,10 +65,8 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
         return epochs
     if not arguments.after:
         if config.epochs not in done:
-            raise ConfigError(
-                f"{run.path} has not finished training: continue it with "
-                f"python -m ima_dist.train --resume {run.path} first."
-            )
+            resume = f"python -m ima_dist.train --resume {run.path}"
+            raise ConfigError(f"{run.path} has not finished training: continue it with {resume} first.")
         return [config.epochs]
     try:
         epochs = [int(part) for part in arguments.after.split(",")]

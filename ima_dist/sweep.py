@@ -121,9 +121,8 @@ def _prepare(sweep: Sweep, root: Path) -> None:
 
 def _pending(sweep: Sweep, root: Path) -> bool:
     """Whether anything is left to do, so that a cluster is needed."""
-    return sweep.search == "optuna" or any(
-        next_command(config, root / name, epochs) is not None for name, (config, epochs) in sweep.runs.items()
-    )
+    commands = (next_command(config, root / name, epochs) for name, (config, epochs) in sweep.runs.items())
+    return sweep.search == "optuna" or any(commands)
 
 
 def _run(sweep: Sweep, root: Path) -> int:
@@ -185,25 +184,20 @@ def _conclude(points: Sequence[Point], root: Path) -> int:
 
 def _best(argv: list[str]) -> int:
     """Choose among the finished runs in a directory."""
-    parser = OneLineParser(
-        prog="python -m ima_dist.sweep best",
-        description="Choose among the finished runs in a directory.",
-        allow_abbrev=False,
-    )
+    about = "Choose among the finished runs in a directory."
+    parser = OneLineParser(prog="python -m ima_dist.sweep best", description=about, allow_abbrev=False)
     parser.add_argument("directory", metavar="DIR", help="a directory that contains runs, of a sweep or others")
     parser.add_argument("--min-clean", type=float, required=True, metavar="A", help="lowest clean accuracy, 0 to 1")
     parser.add_argument("--noise", metavar="A,B,…", help="noise levels to average (default: area under the curve)")
-    parser.add_argument(
-        "--attack", metavar="|".join(ATTACKS), help="default: the strictest attack that all runs were evaluated with"
-    )
+    strictest = "default: the strictest attack that all runs were evaluated with"
+    parser.add_argument("--attack", metavar="|".join(ATTACKS), help=strictest)
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.min_clean <= 1:
         raise ConfigError(f"--min-clean must lie between 0 and 1, not {arguments.min_clean}.")
     attack = arguments.attack
     if attack is not None and attack not in ATTACKS:
-        raise ConfigError(
-            f"--attack must be one of {', '.join(ATTACKS)}, not {attack!r}{did_you_mean(attack, ATTACKS)}."
-        )
+        close = did_you_mean(attack, ATTACKS)
+        raise ConfigError(f"--attack must be one of {', '.join(ATTACKS)}, not {attack!r}{close}.")
     levels = _noise(arguments.noise)
     directory = existing(arguments.directory)
     rows, problems = rows_of_directory(directory)

@@ -110,14 +110,13 @@ def _check_admission(address: str) -> None:
 def _stderr_discarded() -> Iterator[None]:
     """Discard what is written to file descriptor 2: Ray's core bypasses Python, and ignores log levels this early."""
     ours = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(ours, 2)
         os.close(ours)
-        os.close(nowhere)
 
 
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
@@ -140,10 +139,9 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
     if not room(1):
         raise ConfigError(f"The Ray cluster has no usable {unit}: start a node that has one.")
     if workers > room(1):
-        raise ConfigError(
-            f"--workers {config.workers or workers} is too many: the cluster has {room(1)} "
-            f"{unit}{'s' * (room(1) != 1)}, so use at most {room(1)}."
-        )
+        there = f"{room(1)} {unit}{'s' * (room(1) != 1)}"
+        given = config.workers or workers
+        raise ConfigError(f"--workers {given} is too many: the cluster has {there}, so use at most {room(1)}.")
     if config.batch_size < largest:
         raise ConfigError(
             f"--batch-size {config.batch_size} is smaller than the number of workers ({largest}): "

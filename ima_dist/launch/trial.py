@@ -94,9 +94,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            found = self._next_epoch()
-            if found is None:
-                found = self._start_next() if self.process is None else self._watch(self.process)
+            found = self._next_epoch() or (self._watch(self.process) if self.process else self._start_next())
             if found is not None:
                 return found
             time.sleep(LOOK_EVERY)
@@ -129,11 +127,9 @@ class Trial(tune.Trainable):
             self._pass_on_stop(process)
             return None
         self.process = None
-        if status == EXIT_DONE:
-            return None
         if status == EXIT_REQUEUE:
             return self._end("interrupted")
-        return self._end("failed", self._sentence(status), status)
+        return None if status == EXIT_DONE else self._end("failed", self._sentence(status), status)
 
     def cleanup(self) -> None:
         """Called by Tune when the trial has ended, or the scheduler or a signal stops it."""
@@ -147,12 +143,11 @@ class Trial(tune.Trainable):
 
     def _next_epoch(self) -> dict[str, Any] | None:
         """The next epoch to report; the last is reported with the outcome."""
-        rows = []
+        row = None
         with contextlib.suppress(ConfigError, OSError):
-            rows = [row for row in self.run.read_history() if row["epoch"] > self.told]
-        if not rows:
+            row = next((row for row in self.run.read_history() if row["epoch"] > self.told), None)
+        if row is None:
             return None
-        row = min(rows, key=lambda row: row["epoch"])
         metric = row.get(METRIC)
         self.newest = {METRIC: math.nan if metric is None else metric, "val_accuracy": row.get("val_accuracy")}
         if row["epoch"] >= self.settled.epochs:

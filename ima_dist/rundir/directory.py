@@ -88,9 +88,8 @@ class RunDir:
         new = not run.path.exists()
         try:
             if run.config_path.exists():
-                raise ConfigError(
-                    f"{run.path} already holds a run: continue it with --resume {run.path}, or give another --out."
-                )
+                resume = f"continue it with --resume {run.path}"
+                raise ConfigError(f"{run.path} already holds a run: {resume}, or give another --out.")
             if run.path.exists() and not run.path.is_dir():
                 raise ConfigError(f"{run.path} is a file: give another --out.")
             run.path.mkdir(parents=True, exist_ok=True)
