@@ -7,7 +7,6 @@ that is not in it, or has changed since, is read from its own files and kept in 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import threading
 import time
@@ -16,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 
 from ima_dist.config.errors import ConfigError
@@ -171,15 +170,12 @@ def _by_run(table: pa.Table, names: list[str]) -> dict[str, pa.Table]:
     slices = {name: table.slice(0, 0) for name in names}
     if not table.num_rows:
         return slices
-    column = table["run"].combine_chunks()
-    coded = (column if isinstance(column, pa.Array) else column.chunk(0)).dictionary_encode()
-    codes = coded.indices.to_numpy(zero_copy_only=False)
-    bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-    labels = coded.dictionary.to_pylist()
-    if len(bounds) - 1 != len(labels) or not set(labels) <= set(names):
+    stretches = pc.run_end_encode(table["run"].chunk(0))
+    labels, ends = stretches.values.to_pylist(), stretches.run_ends.to_pylist()
+    if len(set(labels)) != len(labels) or not set(labels) <= set(names):
         raise ValueError("rows of another run")
-    for start, stop in itertools.pairwise(bounds):
-        slices[labels[int(codes[start])]] = table.slice(start, stop - start)
+    for label, start, stop in zip(labels, [0, *ends], ends, strict=False):
+        slices[label] = table.slice(start, stop - start)
     return slices
 
 
