@@ -47,8 +47,8 @@ class Written(Checked):
     def scaled(self, scale: str | None) -> Options:
         """The entries of a scale. Raises ConfigError if there is none of that name."""
         if scale is not None and scale not in self.scales:
-            names = ", ".join(map(str, self.scales))
-            raise ConfigError(f"there is no scale {scale!r}{did_you_mean(scale, self.scales)}: {names or 'none'}.")
+            names = ", ".join(map(str, self.scales)) or "none"
+            raise ConfigError(f"there is no scale {scale!r}{did_you_mean(scale, self.scales)}: the file has {names}.")
         return dict(self.scales.get(scale) or {})
 
 

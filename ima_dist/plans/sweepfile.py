@@ -1,7 +1,7 @@
-"""Sweep files: what is to be varied, and the runs that answer it.
+"""Sweep files: which options vary, and which runs give the results.
 
-A combination of values is answered by a run, or by an epoch of one: several combinations may share a run. Runs
-are told apart by the fingerprint of their configuration, so that equal ones are trained once.
+The result of a combination of values is a run, or an epoch of one: several combinations may share a run. Runs are
+identified by the fingerprint of their configuration, so that equal ones are trained once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DISTRIBUTIONS = ("choice", "uniform", "loguniform", "randint")
 _SCALED = ("sweep", "seeds", "samples", "asha", "all_epochs")
 
 _WITH_STEPS = frozenset(METHODS) - {"ce", "rand"}
-# Option -> the methods whose training it enters; all other options enter every method's. A test trains them.
+# Option -> the methods whose training reads it; every method reads all other options. A test trains them.
 READ_BY = {
     "eps_max": frozenset(METHODS) - {"ce"},
     "delta_eps": frozenset({"ima", "mma"}),
@@ -47,7 +47,7 @@ READ_BY = {
 
 class Asha(Checked):
     """Asynchronous successive halving (Li et al. 2020): after ``grace`` epochs, and after every ``reduction``-th
-    power of it, a trial goes on only if it is among the best share 1 / reduction that have come so far."""
+    power of it, a trial continues only if it is among the best 1 / reduction of those that got there before."""
 
     grace: int = Field(1, ge=1)
     reduction: float = Field(3.0, gt=1)
@@ -55,7 +55,7 @@ class Asha(Checked):
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values of one option: "choice" among ``bounds``, or "uniform", "loguniform" or "randint" (both ends count)
+    """Values of one option: "choice" among ``bounds``, or "uniform", "loguniform" or "randint" (both ends included)
     between the two."""
 
     kind: str
@@ -127,8 +127,8 @@ class WrittenSweep(Written):
 class Point:
     """One combination with one seed.
 
-    values: swept option -> value, without those that its method does not read. config: of the run that answers
-    it; epoch: the epoch of that run which does.
+    values: swept option -> value, without those that its method does not read. config, epoch: the run, and the
+    epoch of it, that give the result.
     """
 
     values: dict[str, Any]
@@ -139,10 +139,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, checked. points: all combinations in order, () where the search makes them as it goes.
+    """A sweep file, checked. points: all combinations in order, () if the search chooses them as it goes.
 
-    space: swept option -> Distribution. notes: a sentence for everything that is saved. asked: the file's content
-    with its scale applied, itself a sweep file.
+    space: swept option -> Distribution. notes: one sentence for each way in which runs are saved. asked: the file's
+    content with its scale applied, itself a sweep file.
     """
 
     title: str
@@ -159,21 +159,21 @@ class Sweep:
     notes: tuple[str, ...] = ()
 
     def point(self, values: dict[str, Any], seed: int) -> Point:
-        """The combination with a run of its own. Raises ConfigError."""
+        """The combination, as a run of its own. Raises ConfigError."""
         config = canonical(make_config(self.preset, {**self.options, **values, "seed": seed}))
         config = self._with_its_epochs(config)
         read = {name: value for name, value in values.items() if config.method in READ_BY.get(name, METHODS)}
         return Point(read, seed, config, config.epochs)
 
     def any_point(self) -> Point:
-        """One of the combinations, for what must be known before there are any. Raises ConfigError."""
+        """An example of the combinations, for checks before any is chosen. Raises ConfigError."""
         if self.points:
             return self.points[0]
         return self.point({name: d.bounds[0] for name, d in self.space.items()}, self.seeds[0])
 
     @property
     def by_epochs(self) -> bool:
-        """Whether every ε_max = M·Δε is the state after M epochs, so that one run answers all of them."""
+        """True if every ε_max = M·Δε is the state after M epochs, so that one run gives the results of all of them."""
         given = self.options.get("delta_eps") is not None or "delta_eps" in self.space
         return "eps_max" in self.space and given and not self.all_epochs
 
@@ -200,14 +200,14 @@ class Sweep:
 
 
 def canonical(config: Config) -> Config:
-    """``config`` with every option that its method does not read as in its preset."""
+    """``config`` with its preset's value for every option that its method does not read."""
     unread = [name for name, methods in READ_BY.items() if config.method not in methods]
     usual, own = option_values(preset_config(config)), option_values(config)
     return with_options(config, {name: usual[name] for name in unread if own[name] != usual[name]})
 
 
 def is_sweep(path: Path | str) -> bool:
-    """Whether the file is a sweep file and no job file. Raises ConfigError if it cannot be read."""
+    """True for a sweep file, False for a job file. Raises ConfigError if it cannot be read."""
     return "sweep" in read_yaml(find_file(path), "sweep or rows")
 
 
@@ -234,7 +234,7 @@ def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seed
     asked = {**tree, **{key: reduced.pop(key) for key in _SCALED if key in reduced}}
     asked = {key: value for key, value in asked.items() if key != "scales" and value is not None}
     asked["options"] = {k: _plain(v) for k, v in {**asked.get("options", {}), **reduced, **options}.items()}
-    asked["seeds"] = list(seeds or asked.get("seeds") or [0])
+    asked["seeds"] = list(seeds or ()) or asked.get("seeds") or [0]
     asked["title"] += f", scale {scale}" if scale else ""
     file = validated(WrittenSweep, asked, "the file")
     space = {}
@@ -262,7 +262,7 @@ def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seed
 
 
 def _planned(sweep: Sweep) -> Sweep:
-    """The sweep with its points; of an open search, the ends of the space are tried, so that mistakes show now."""
+    """The sweep with its points; for Optuna, checks the corners of the space, so that mistakes show now."""
     if sweep.search == "optuna":
         ends = [(d.bounds if d.kind == "choice" else d.bounds[:2]) for d in sweep.space.values()]
         for corner in itertools.product(*ends):
@@ -272,7 +272,7 @@ def _planned(sweep: Sweep) -> Sweep:
         lists = [d.bounds for d in sweep.space.values()]
         combinations = [dict(zip(sweep.space, values, strict=True)) for values in itertools.product(*lists)]
     else:
-        # Always the same, so that a sweep that is continued asks for the same again.
+        # The same draws each time, so that a sweep can be continued.
         generator = random.Random(0)
         combinations = [{n: d.draw(generator) for n, d in sweep.space.items()} for _ in range(sweep.samples)]
     points = []
@@ -287,8 +287,8 @@ def _planned(sweep: Sweep) -> Sweep:
     points = list({(p.config.fingerprint(), p.epoch): p for p in reversed(points)}.values())[::-1]
     if len(points) < asked:
         notes.append(
-            f"{asked - len(points)} of {asked} combinations differ from another in nothing that their method reads: "
-            f"{len(points)} are left."
+            f"{asked - len(points)} of {asked} combinations differ from another one only in options that their method "
+            f"does not read: {len(points)} are left."
         )
     runs = len({p.config.fingerprint() for p in points})
     if sweep.by_epochs:
@@ -296,8 +296,8 @@ def _planned(sweep: Sweep) -> Sweep:
         fewer = len({p.config.fingerprint() for p in points})
         if fewer < runs:
             notes.append(
-                f"At equal delta_eps, eps_max = M · delta_eps is the state after M epochs: {runs} runs are answered by "
-                f"the epochs of {fewer}. (all_epochs: true trains each with all epochs, which is another experiment.)"
+                f"At equal delta_eps, eps_max = M · delta_eps is the state after M epochs, so {fewer} runs give the "
+                f"results of {runs}. (all_epochs: true trains each with all epochs, which is another experiment.)"
             )
         explicit = sweep.options.get("epochs")
         longest = max((p.config.epochs for p in points if p.config.method == "ima"), default=explicit)
@@ -310,7 +310,7 @@ def _planned(sweep: Sweep) -> Sweep:
 
 
 def _longest(points: list[Point]) -> list[Point]:
-    """Every run of ima that is the beginning of a longer one gives way to it."""
+    """Replaces every run of ima that is the beginning of a longer one by that."""
 
     def kind(config: Config) -> str:
         return with_options(
@@ -330,7 +330,7 @@ def _longest(points: list[Point]) -> list[Point]:
 
 
 def asked_text(sweep: Sweep) -> str:
-    """The content of sweep.yaml: what was asked for."""
+    """The content of sweep.yaml: the sweep as requested."""
     return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)
 
 

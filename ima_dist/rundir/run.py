@@ -22,6 +22,11 @@ from ima_dist.rundir.files import inside, read_json, read_parquet, sentence
 _T = TypeVar("_T")
 
 
+def _file(part: str, read: Callable[[Path], _T]) -> cached_property[_T | None]:
+    """The part of a ``Run`` that is one file."""
+    return cached_property(lambda run: run._part(part, getattr(run.dir, f"{part}_path"), read, None))
+
+
 class Run:
     """One run. A part that is missing is None or empty; so is a damaged part, and ``problems`` says what is wrong.
 
@@ -111,35 +116,18 @@ class Run:
             self.problems["margins"] = " ".join(complaints)
         return found
 
-    @cached_property
-    def outcomes(self) -> pa.Table | None:
-        """outcomes.parquet: a row for each test sample, attack, loss and noise level."""
-        return self._part("outcomes", self.dir.outcomes_path, read_parquet, None)
-
-    @cached_property
-    def scores(self) -> pa.Table | None:
-        """scores.parquet of a two-class task: the probability of the second class for each sample."""
-        return self._part("scores", self.dir.scores_path, read_parquet, None)
-
-    @cached_property
-    def audit(self) -> pa.Table | None:
-        """audit.parquet: stored margins beside distances found by another attack."""
-        return self._part("audit", self.dir.audit_path, read_parquet, None)
-
-    @cached_property
-    def boundary(self) -> Arrays | None:
-        """examples/boundary.npz: the network's answers in the plane."""
-        return self._part("boundary", self.dir.boundary_path, arrays.read_boundary, None)
-
-    @cached_property
-    def noisy(self) -> Arrays | None:
-        """examples/noisy.npz: a few test images under growing noise."""
-        return self._part("noisy", self.dir.noisy_path, arrays.read_noisy, None)
-
-    @cached_property
-    def extremes(self) -> Arrays | None:
-        """examples/extremes.npz: training samples with the smallest and the largest margins."""
-        return self._part("extremes", self.dir.extremes_path, arrays.read_extremes, None)
+    # A row for each test sample, attack, loss and noise level.
+    outcomes = _file("outcomes", read_parquet)
+    # Of a two-class task: the probability of the second class for each sample.
+    scores = _file("scores", read_parquet)
+    # Stored margins beside distances found by another attack.
+    audit = _file("audit", read_parquet)
+    # The network's answers in the plane.
+    boundary: cached_property[Arrays | None] = _file("boundary", arrays.read_boundary)
+    # A few test images under growing noise.
+    noisy = _file("noisy", arrays.read_noisy)
+    # Training samples with the smallest and the largest margins.
+    extremes = _file("extremes", arrays.read_extremes)
 
     @cached_property
     def equilibrium_picture(self) -> bytes | None:

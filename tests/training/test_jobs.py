@@ -196,7 +196,7 @@ def test_a_row_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, capsys
         ("title: a\npreset: moons", "the file lacks the entry 'rows'"),
         ("title: a\npreset: moons\nrows: {a: {betta: 1}}", "row a: The configuration has an unknown entry 'betta'"),
         ("title: a\npreset: moons\nrows: {a: {beta: 2}}", "row a: --beta must lie between"),
-        ("title: a\npreset: moons\nrows: {a: {}}\nscales: {half: {}}", "there is no scale 'tiny': half"),
+        ("title: a\npreset: moons\nrows: {a: {}}\nscales: {half: {}}", "there is no scale 'tiny': the file has half"),
     ],
 )
 def test_a_wrong_file_gets_one_sentence(tmp_path, text, says):

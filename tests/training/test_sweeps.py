@@ -45,7 +45,10 @@ def test_combinations_that_a_method_cannot_tell_apart_are_one_run(tmp_path):
         *(("trades", None, seed) for seed in (0, 1)),
     ]
     assert len(found.runs) == 10
-    assert found.notes == ("8 of 18 combinations differ from another in nothing that their method reads: 10 are left.",)
+    (note,) = found.notes
+    assert note == (
+        "8 of 18 combinations differ from another one only in options that their method does not read: 10 are left."
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -97,7 +100,7 @@ def test_every_margin_is_an_epoch_of_one_run(tmp_path):
     ]  # fmt: skip
     assert [epochs for config, epochs in found.runs.values() if config.method == "ima"] == [(1, 2, 4)]
     assert sorted(p.config.eps_max for p in found.points if p.config.method == "adv") == [0.1, 0.2, 0.4]
-    assert "6 runs are answered by the epochs of 4" in found.notes[0]
+    assert "so 4 runs give the results of 6" in found.notes[0]
 
     path.write_text(yaml.safe_dump({**tree, "all_epochs": True, "options": {**tree["options"], "epochs": 3}}))
     other = read_sweep(path)
@@ -199,7 +202,7 @@ def test_mistakes_get_one_sentence(entries, says, tmp_path, capsys):
     ("words", "says"),
     [
         ([], "Give a sweep file"),
-        (["nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["nowhere.yaml"], "There is no file nowhere.yaml here"),
         (["--resume", "nowhere"], "is not the directory of a sweep"),
         (["--resume", "a", "--scale", "tiny"], "reads the sweep from DIR"),
         ([str(FILES[0]), "--scale", "huge"], "there is no scale 'huge'"),

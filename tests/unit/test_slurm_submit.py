@@ -134,7 +134,7 @@ def test_a_sweep_gets_on_if_one_of_its_trials_does(tmp_path):
         (["--partition", "v100", "--nodes", "0"], "--nodes and --at-once must be at least 1."),
         (["--partition", "v100", "--rows", "trade"], "has no row 'trade' (did you mean trades?)"),
         (["--partition", "v100", "--seeds", "a"], "--seeds must be whole numbers, not 'a'."),
-        (["--partition", "v100", "--scale", "huge"], "has no scale 'huge': it has small, tiny."),
+        (["--partition", "v100", "--scale", "huge"], "there is no scale 'huge': the file has small, tiny."),
         (["--partition", "v100", "--autocast", "bfloat16"], "The cards of partition v100 have no bfloat16: use"),
         (["--partition", "v100", "--time", "5"], "a time of 5 min is too short for a notice of 180 s"),
         (["--partition", "v100", "--cards", "0"], "Partition v100: cards must be at least 1, not 0."),
