@@ -27,14 +27,14 @@ Arrays = dict[str, np.ndarray]
 
 
 def _boundary(path: Path) -> Arrays:
-    """The arrays that ``evaluation.boundary.boundary_grid`` makes."""
+    """The arrays that ``evaluation.artefacts.boundary_grid`` makes."""
     found = read_arrays(path, BOUNDARY)
     grid, points = (found["grid_y"].size, found["grid_x"].size), (found["labels"].size, 2)
     return _fitting(path, found, (found["probability"].shape, found["points"].shape) == (grid, points))
 
 
 def _noisy(path: Path) -> Arrays:
-    """The arrays that ``evaluation.noisy_images`` makes."""
+    """The arrays that ``evaluation.artefacts.noisy_images`` makes."""
     found = read_arrays(path, NOISY)
     image, grid = found["clean"].shape[1:], (found["label"].size, found["noise"].size)
     fits = len(image) == 3 and found["noisy"].shape == (*grid, *image) and found["prediction"].shape == grid
@@ -42,7 +42,7 @@ def _noisy(path: Path) -> Arrays:
 
 
 def _extremes(path: Path) -> Arrays:
-    """The arrays that ``evaluation.extremes.extremes`` makes."""
+    """The arrays that ``evaluation.artefacts.extremes`` makes."""
     found = read_arrays(path, EXTREMES)
     count = found["label"].size
     fits = all(found[name].shape == (count,) for name in ("index", "margin", "largest"))
