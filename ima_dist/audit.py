@@ -43,10 +43,9 @@ def _main(argv: list[str]) -> int:
     with run.writing():
         check_weights(run, newest[0], check_inputs(config))
         status = run_task("audit", config, run, {"samples": arguments.samples})
-    if status != EXIT_DONE:
-        return status
-    _show(run, config, newest[0])
-    return EXIT_DONE
+    if status == EXIT_DONE:
+        _show(run, config, newest[0])
+    return status
 
 
 def _show(run: RunDir, config: Config, epoch: int) -> None:

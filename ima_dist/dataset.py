@@ -13,7 +13,7 @@ from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.paths import existing, shown
 from ima_dist.config.errors import ConfigError
 from ima_dist.tracking import tables
-from ima_dist.tracking.update import update
+from ima_dist.tracking.collection import update
 
 
 def main(argv: list[str] | None = None) -> int:

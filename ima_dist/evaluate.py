@@ -31,12 +31,10 @@ def _main(argv: list[str]) -> int:
     for part in _ALLOWED:
         add_options(parser, only=part)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--epochs", dest="after", metavar="A,B,…", help="the weights after these epochs (default: the last)"
-    )
-    which.add_argument(
-        "--select", metavar="RULE", help='the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
-    )
+    last = "the weights after these epochs (default: the last)"
+    which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
+    rule = 'the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     if arguments.attack:
@@ -67,10 +65,8 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
         return epochs
     if not arguments.after:
         if config.epochs not in done:
-            raise ConfigError(
-                f"{run.path} has not finished training: continue it with "
-                f"python -m ima_dist.train --resume {run.path} first."
-            )
+            resume = f"python -m ima_dist.train --resume {run.path}"
+            raise ConfigError(f"{run.path} has not finished training: continue it with {resume} first.")
         return [config.epochs]
     try:
         epochs = [int(part) for part in arguments.after.split(",")]

@@ -55,9 +55,8 @@ def _chosen(job: Job, arguments: argparse.Namespace) -> dict[str, Config]:
     names = [part.strip() for part in arguments.rows.split(",")]
     for name in names:
         if name not in job.rows:
-            raise ConfigError(
-                f"{arguments.job} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
-            )
+            close, known = did_you_mean(name, job.rows), ", ".join(job.rows)
+            raise ConfigError(f"{arguments.job} has no row {name!r}{close}: it has {known}.")
     return {name: job.rows[name] for name in names}
 
 

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ima_dist.cli import sweep_best
 from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_inputs, run_commands
+from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.presets import train_command
 from ima_dist.launch.cluster import set_environment
@@ -23,7 +23,8 @@ from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import Point, Sweep, asked_text, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
-from ima_dist.results.candidates import rows_of_points, sweep_table
+from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
+from ima_dist.rundir.curves import noise_key
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_text_atomic
 from ima_dist.rundir.lease import held
@@ -36,7 +37,7 @@ _OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download",
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``; if trials failed, 1 after the others are done, or 2 if all are invalid."""
     words = sys.argv[1:] if argv is None else argv
-    return guarded(sweep_best.main, words[1:]) if words[:1] == ["best"] else guarded(_main, words, resumable=True)
+    return guarded(_best, words[1:]) if words[:1] == ["best"] else guarded(_main, words, resumable=True)
 
 
 def _main(argv: list[str]) -> int:
@@ -120,9 +121,8 @@ def _prepare(sweep: Sweep, root: Path) -> None:
 
 def _pending(sweep: Sweep, root: Path) -> bool:
     """Whether anything is left to do, so that a cluster is needed."""
-    return sweep.search == "optuna" or any(
-        next_command(config, root / name, epochs) is not None for name, (config, epochs) in sweep.runs.items()
-    )
+    commands = (next_command(config, root / name, epochs) for name, (config, epochs) in sweep.runs.items())
+    return sweep.search == "optuna" or any(commands)
 
 
 def _run(sweep: Sweep, root: Path) -> int:
@@ -180,6 +180,40 @@ def _conclude(points: Sequence[Point], root: Path) -> int:
         return EXIT_DONE
     invalid = all(record.get("code") == EXIT_INPUT for record in failed.values())
     return EXIT_INPUT if invalid and len(failed) == len({p.config.fingerprint() for p in points}) else EXIT_FAILED
+
+
+def _best(argv: list[str]) -> int:
+    """Choose among the finished runs in a directory."""
+    about = "Choose among the finished runs in a directory."
+    parser = OneLineParser(prog="python -m ima_dist.sweep best", description=about, allow_abbrev=False)
+    parser.add_argument("directory", metavar="DIR", help="a directory that contains runs, of a sweep or others")
+    parser.add_argument("--min-clean", type=float, required=True, metavar="A", help="lowest clean accuracy, 0 to 1")
+    parser.add_argument("--noise", metavar="A,B,…", help="noise levels to average (default: area under the curve)")
+    strictest = "default: the strictest attack that all runs were evaluated with"
+    parser.add_argument("--attack", metavar="|".join(ATTACKS), help=strictest)
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.min_clean <= 1:
+        raise ConfigError(f"--min-clean must lie between 0 and 1, not {arguments.min_clean}.")
+    attack = arguments.attack
+    if attack is not None and attack not in ATTACKS:
+        close = did_you_mean(attack, ATTACKS)
+        raise ConfigError(f"--attack must be one of {', '.join(ATTACKS)}, not {attack!r}{close}.")
+    levels = _noise(arguments.noise)
+    directory = existing(arguments.directory)
+    rows, problems = rows_of_directory(directory)
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    if not rows:
+        raise ConfigError(f"{directory} contains no finished run: check the path.")
+    say(best_text(rows, arguments.min_clean, levels, attack))
+    return EXIT_DONE
+
+
+def _noise(text: str | None) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({noise_key(float(part)) for part in (text or "").split(",") if part.strip()}))
+    except ValueError:
+        raise ConfigError(f"--noise must be numbers such as 0.1,0.2, not {text!r}.") from None
 
 
 if __name__ == "__main__":

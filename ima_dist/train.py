@@ -98,20 +98,18 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
 def _record_start(run: RunDir, config: Config) -> float:
     """Mark the run as running; returns the seconds that earlier starts took."""
     summary = run.summary()
-    identity = {"preset": config.preset, "method": config.method, "norm": config.norm, "seed": config.seed}
+    identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     write_json(run.progress_path, {"stage": "starting"})
     write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
-    seconds: float = summary.get("wall_seconds", 0.0)
-    return seconds
+    return summary.get("wall_seconds", 0.0)
 
 
 def _record_end(run: RunDir, status: int, message: str | None, start_seconds: float, wall_seconds: float) -> None:
     summary = run.summary()
-    summary["status"] = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
-    summary["message"] = message
-    summary["seconds"] = {"start": start_seconds, **summary.get("seconds", {})}
-    summary["wall_seconds"] = wall_seconds
-    write_json(run.summary_path, summary)
+    how = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
+    seconds = {"start": start_seconds, **summary.get("seconds", {})}
+    end = {"status": how, "message": message, "seconds": seconds, "wall_seconds": wall_seconds}
+    write_json(run.summary_path, {**summary, **end})
 
 
 def _report(run: RunDir, status: int, message: str | None) -> None:

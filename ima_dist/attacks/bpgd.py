@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import (
-    Box,
-    Loss,
-    Network,
-    attack_mode,
-    check_batch,
-    logits_and_gradient,
-    misclassified,
-    resolve_loss,
-)
+from ima_dist.attacks.common import Box, Loss, Network, attack_mode, check_batch, misclassified, resolve_loss
+from ima_dist.attacks.pgd import pgd_until_wrong
 from ima_dist.core import norms
 
 
@@ -82,62 +73,25 @@ def bpgd(
         correct = ~misclassified(model(x), y) if len(x) else torch.zeros_like(y, dtype=torch.bool)
         evaluations = len(x)
         xi = norms.random_start(x, eps, norm) if start is None else start
-
-        balls = norms.Balls(x, eps, norm, box)
-        brackets, spent = _brackets(model, x, y, correct.nonzero()[:, 0], xi, balls, steps, step_scale, objective)
-        evaluations += spent
+        balls, sizes, brackets = norms.Balls(x, eps, norm, box), [step_scale / max(steps, 1)] * steps, []
+        passes = pgd_until_wrong(model, x, y, correct.nonzero()[:, 0], xi, balls, sizes, lambda rows: objective)
+        for rows, gone, before, now, _ in passes:
+            evaluations += len(rows)
+            if len(gone):
+                brackets.append((rows[gone], before[gone], now[gone]))
         result, crossed = x.clone(), torch.zeros_like(correct)
         if brackets:
             rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
-            w_y = y[rows]
-            for _ in range(bisections):
-                middle = (inside + outside) / 2
-                wrong = norms.per_sample(misclassified(model(middle), w_y), middle)
-                inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
+            ends = _narrowed(model, y[rows], inside, outside, bisections)
             evaluations += bisections * len(rows)
-            ends = {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}
             result[rows], crossed[rows] = ends[boundary_side], True
     return BoundaryResult(x=result, crossed=crossed, correct=correct, evaluations=evaluations)
 
 
-def _brackets(
-    model: Network,
-    x: Tensor,
-    y: Tensor,
-    rows: Tensor,
-    xi: Tensor,
-    balls: norms.Balls,
-    steps: int,
-    step_scale: float,
-    objective: Callable[[Tensor, Tensor], Tensor],
-) -> tuple[list[tuple[Tensor, Tensor, Tensor]], int]:
-    """Run PGD for the samples ``rows``, each until it crosses; returns the brackets and the evaluations spent.
-
-    A bracket: rows (K,), the last correctly classified elements (K, ...), the first misclassified ones (K, ...).
-    """
-    # The working batch: the samples that are still classified correctly.
-    w_y, before = y[rows], x[rows]
-    balls = balls.select(rows)
-    now = balls.clip(before + xi[rows])
-    brackets, evaluations = [], 0
-    for i in range(steps + 1):
-        if not len(rows):
-            break
-        if i < steps:
-            logits, gradient = logits_and_gradient(model, now, w_y, objective)
-        else:
-            logits, gradient = model(now), now
-        evaluations += len(rows)
-        wrong = misclassified(logits, w_y)
-        # One sync per step, which costs a launch gap and saves whole passes.
-        gone = wrong.nonzero()[:, 0]
-        if len(gone):
-            brackets.append((rows[gone], before[gone], now[gone]))
-        if i == steps:
-            break
-        if len(gone):
-            left = (~wrong).nonzero()[:, 0]
-            rows, w_y, balls = rows[left], w_y[left], balls.select(left)
-            now, gradient = now[left], gradient[left]
-        before, now = now, balls.step(now, gradient, step_scale / steps)
-    return brackets, evaluations
+def _narrowed(model: Network, y: Tensor, inside: Tensor, outside: Tensor, bisections: int) -> dict[str, Tensor]:
+    """Each side of the brackets from ``inside`` to ``outside`` (K, ...) after ``bisections`` halvings."""
+    for _ in range(bisections):
+        middle = (inside + outside) / 2
+        wrong = norms.per_sample(misclassified(model(middle), y), middle)
+        inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
+    return {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from ima_dist.attacks.common import (
     attack_mode,
     check_batch,
     logits_and_gradient,
+    misclassified,
     resolve_loss,
 )
 from ima_dist.core import norms
@@ -59,3 +62,45 @@ def pgd(
             _, gradient = logits_and_gradient(model, adv, y, objective)
             adv = balls.step(adv, gradient, step_scale / steps)
     return adv
+
+
+def pgd_until_wrong(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    rows: Tensor,
+    xi: Tensor,
+    balls: norms.Balls,
+    sizes: Sequence[float],
+    objective: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]],
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """PGD from x + ξ for the samples ``rows`` (K,) int64, which leave the batch as soon as they are misclassified.
+
+    Yields, for each forward pass, the samples ``rows`` still in the batch, those of them that it has found
+    misclassified (positions in ``rows``), the element of the sequence before this pass, its own element, and its
+    logits. The sequence is x, x₀ …
+
+    Args:
+        x, y, xi, balls: of all samples. sizes: of the steps, in units of the radius.
+        objective: gives the loss for the samples ``rows``.
+    """
+    before, w_y, balls = x[rows], y[rows], balls.select(rows)
+    now = balls.clip(before + xi[rows])
+    for size in (*sizes, None):
+        if not len(rows):
+            return
+        if size is None:
+            logits, gradient = model(now), now
+        else:
+            logits, gradient = logits_and_gradient(model, now, w_y, objective(rows))
+        wrong = misclassified(logits, w_y)
+        # One sync per step, which costs a launch gap and saves whole passes.
+        gone = wrong.nonzero()[:, 0]
+        yield rows, gone, before, now, logits
+        if size is None:
+            return
+        if len(gone):
+            left = (~wrong).nonzero()[:, 0]
+            rows, w_y, balls = rows[left], w_y[left], balls.select(left)
+            now, gradient = now[left], gradient[left]
+        before, now = now, balls.step(now, gradient, size)

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import (
-    Box,
-    Network,
-    attack_mode,
-    check_batch,
-    logits_and_gradient,
-    misclassified,
-    resolve_loss,
-)
+from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, logits_and_gradient, resolve_loss
+from ima_dist.attacks.pgd import pgd_until_wrong
 from ima_dist.core import norms
 
 
-# More than 60 lines because of its description; the work is done in ``_break`` and ``_nearest``.
 def worst(
     model: Network,
     x: Tensor,
@@ -37,20 +28,15 @@ def worst(
 ) -> tuple[Tensor, Tensor]:
     """Predictions under the worst of all iterates, losses and smaller radii.
 
-    PGD (eq. 1) runs for each radius in ascending order and each loss. The clean sample and every iterate count;
-    a sample that is broken leaves the batch and stays broken at larger radii. With two classes "ce" takes the same
-    steps as "margin" and is left out.
-
-    The samples left are then attacked towards their nearest rival classes one by one, with a share of the steps
-    each, from two opposite starts, because the margin loss pursues whichever class is strongest at the moment and
-    can lead away from a nearer one. These steps shrink from half the radius towards zero, because steps of one size
-    circle around a narrow region. docs/log.md compares ``worst`` with AutoAttack.
+    PGD (eq. 1) runs for each radius in ascending order and each loss, then towards each sample's nearest rival
+    classes (``_Search``). The clean sample and every iterate count; a sample that is broken leaves the batch and
+    stays broken at larger radii. docs/log.md compares ``worst`` with AutoAttack.
 
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
         levels: radii in ascending order.
-        rivals: classes to aim at, nearest first by the linearised distance at x (Moosavi-Dezfooli et al. 2016,
-            DeepFool); with two classes there is none.
+        losses: with two classes "ce" takes the same steps as "margin" and is left out.
+        rivals: classes to aim at; with two classes there is none.
         start: gives ξ (B, ...) for a radius; by default drawn uniformly from the ball.
 
     Returns:
@@ -65,58 +51,89 @@ def worst(
         raise ValueError(f"levels must ascend, got {list(levels)}")
     predictions = torch.empty(len(levels), len(x), dtype=torch.int64, device=x.device)
     with torch.no_grad(), attack_mode(model):
-        logits = model(x)
-        predicted, classes, spent = logits.argmax(1), logits.shape[1], len(x)
-        if classes == 2 and {"ce", "margin"} <= set(losses):
-            # The gradient of ce is that of margin times a positive number, which can underflow to zero.
-            losses = [name for name in losses if name != "ce"]
-        rivals = min(rivals, classes - 1) if classes > 2 else 0
-        aims: Tensor | None = None
+        search = _Search(model, x, y, norm, losses, rivals)
         for number, eps in enumerate(levels):
             if eps > 0:
                 xi = norms.random_start(x, eps, norm) if start is None else start(eps)
-                balls = norms.Balls(x, eps, norm, box)
-                for name in losses:
-                    rows = (predicted == y).nonzero()[:, 0]
-                    even = [step_scale / steps] * steps
-                    spent += _break(model, y, None, rows, x + xi, balls, predicted, even, name)
-                if rivals and aims is None:
-                    rows = (predicted == y).nonzero()[:, 0]
-                    aims = torch.zeros(len(x), rivals, dtype=torch.int64, device=x.device)
-                    if len(rows):  # some networks cannot take an empty batch
-                        aims[rows] = _nearest(model, x[rows], y[rows], rivals, norm)
-                    spent += _candidates(classes) * len(rows)
-                for begin, k in itertools.product((x + xi, x - xi), range(rivals)):
-                    assert aims is not None
-                    rows = (predicted == y).nonzero()[:, 0]
-                    sizes = _shrinking(round(steps / rivals))
-                    spent += _break(model, y, aims[:, k], rows, begin, balls, predicted, sizes, "margin")
-            predictions[number] = predicted
-    return predictions, torch.tensor(spent)
+                search.attack(xi, norms.Balls(x, eps, norm, box), steps, step_scale)
+            predictions[number] = search.predicted
+    return predictions, torch.tensor(search.spent)
 
 
-def _shrinking(steps: int) -> list[float]:
-    """Step sizes that fall evenly from half the radius towards zero, in units of the radius."""
-    steps = max(1, steps)
-    return [0.5 * (1 - i / steps) for i in range(steps)]
+class _Search:
+    """The labels found so far, ``predicted`` (B,), and the forward passes spent on them, ``spent``."""
 
+    def __init__(self, model: Network, x: Tensor, y: Tensor, norm: str, losses: Sequence[str], rivals: int) -> None:
+        logits = model(x)
+        self.model, self.x, self.y, self.norm = model, x, y, norm
+        self.predicted, self.spent, self.classes = logits.argmax(1), len(x), logits.shape[1]
+        if self.classes == 2 and {"ce", "margin"} <= set(losses):
+            # The gradient of ce is that of margin times a positive number, which can underflow to zero.
+            losses = [name for name in losses if name != "ce"]
+        self.losses = losses
+        self.rivals = min(rivals, self.classes - 1) if self.classes > 2 else 0
+        self.aims: Tensor | None = None
 
-def _candidates(classes: int) -> int:
-    """Rival classes whose distance is estimated."""
-    return min(9, classes - 1)
+    def attack(self, xi: Tensor, balls: norms.Balls, steps: int, step_scale: float) -> None:
+        """Attack the samples left from x + ξ with each loss, then towards their nearest rivals one by one.
 
+        The rivals have a share of the steps each, from two opposite starts, because the margin loss pursues whichever
+        class is strongest at the moment and can lead away from a nearer one. These steps shrink from half the radius
+        towards zero, because steps of one size circle around a narrow region.
+        """
+        for name in self.losses:
+            self._break(xi, balls, [step_scale / steps] * steps, name)
+        if not self.rivals:
+            return
+        if self.aims is None:
+            self.aims = self._nearest()
+        share = max(1, round(steps / self.rivals))
+        shrinking = [0.5 * (1 - i / share) for i in range(share)]
+        for begin in (xi, -xi):
+            for aim in self.aims.unbind(1):
+                self._break(begin, balls, shrinking, "margin", aim)
 
-def _nearest(model: Network, x: Tensor, y: Tensor, rivals: int, norm: str) -> Tensor:
-    """(B, rivals): of the nine rival classes with the largest logits, those with the smallest linearised distance."""
-    logits = model(x)
-    candidates = logits.scatter(1, y[:, None], float("-inf")).topk(_candidates(logits.shape[1]), dim=1).indices
-    distances = []
-    for rival in candidates.unbind(1):
-        logits, gradient = logits_and_gradient(model, x, y, _towards(rival))
-        size = gradient.flatten(1).norm(1 if norm == "linf" else 2, dim=1)  # the dual norm
-        distances.append(-_towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
-    order = torch.stack(distances, 1).argsort(1)[:, :rivals]
-    return candidates.gather(1, order)
+    def _left(self) -> Tensor:
+        """The samples (K,) int64 that are not broken."""
+        return (self.predicted == self.y).nonzero()[:, 0]
+
+    def _break(
+        self, xi: Tensor, balls: norms.Balls, sizes: Sequence[float], loss: str, rival: Tensor | None = None
+    ) -> None:
+        """Attack the samples left from x + ξ, with ``loss`` or towards ``rival`` (B,).
+
+        sizes: of the steps, in units of the radius.
+        """
+
+        def objective(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+            return resolve_loss(loss if rival is None else _towards(rival[rows]))
+
+        passes = pgd_until_wrong(self.model, self.x, self.y, self._left(), xi, balls, sizes, objective)
+        for rows, gone, _, _, logits in passes:
+            self.spent += len(rows)
+            if len(gone):
+                self.predicted[rows[gone]] = logits[gone].argmax(1)
+
+    def _nearest(self) -> Tensor:
+        """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples left.
+
+        By the linearised distance at x (Moosavi-Dezfooli et al. 2016, DeepFool).
+        """
+        rows, most = self._left(), min(9, self.classes - 1)
+        aims = torch.zeros(len(self.x), self.rivals, dtype=torch.int64, device=self.x.device)
+        if not len(rows):  # some networks cannot take an empty batch
+            return aims
+        x, y = self.x[rows], self.y[rows]
+        candidates = self.model(x).scatter(1, y[:, None], float("-inf")).topk(most, dim=1).indices
+        distances = []
+        for rival in candidates.unbind(1):
+            logits, gradient = logits_and_gradient(self.model, x, y, _towards(rival))
+            size = gradient.flatten(1).norm(1 if self.norm == "linf" else 2, dim=1)  # the dual norm
+            distances.append(-_towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
+        order = torch.stack(distances, 1).argsort(1)[:, : self.rivals]
+        aims[rows] = candidates.gather(1, order)
+        self.spent += most * len(rows)
+        return aims
 
 
 def _towards(rival: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -126,44 +143,3 @@ def _towards(rival: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         return logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
 
     return loss
-
-
-def _break(
-    model: Network,
-    y: Tensor,
-    rival: Tensor | None,
-    rows: Tensor,
-    begin: Tensor,
-    balls: norms.Balls,
-    predicted: Tensor,
-    sizes: Sequence[float],
-    loss: str,
-) -> int:
-    """Attack the samples ``rows`` from ``begin``, with ``loss`` or towards ``rival`` (B,).
-
-    sizes: of the steps, in units of the radius. Writes wrong labels to ``predicted``; returns the evaluations spent.
-    """
-    balls = balls.select(rows)
-    now, w_y = balls.clip(begin[rows]), y[rows]
-    spent = 0
-    for i in range(len(sizes) + 1):
-        if not len(rows):
-            break
-        if i < len(sizes):
-            objective = resolve_loss(loss if rival is None else _towards(rival[rows]))
-            logits, gradient = logits_and_gradient(model, now, w_y, objective)
-        else:
-            logits, gradient = model(now), now
-        spent += len(rows)
-        wrong = misclassified(logits, w_y)
-        gone = wrong.nonzero()[:, 0]
-        if len(gone):
-            predicted[rows[gone]] = logits[gone].argmax(1)
-        if i == len(sizes):
-            break
-        if len(gone):
-            left = (~wrong).nonzero()[:, 0]
-            rows, w_y, balls = rows[left], w_y[left], balls.select(left)
-            now, gradient = now[left], gradient[left]
-        now = balls.step(now, gradient, sizes[i])
-    return spent

@@ -12,7 +12,6 @@ import contextlib
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -35,11 +34,10 @@ class ProgressView:
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
-        self._path = run.progress_path
-        self._stacks = run.stacks_dir
+        self._path, self._stacks = run.progress_path, run.stacks_dir
         self._told: set[str] = set()
         self._workers: int | None = None
-        stream = sys.stderr if stream is None else stream
+        stream = stream or sys.stderr
         self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -48,9 +46,7 @@ class ProgressView:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError):
@@ -91,7 +87,8 @@ def describe(state: dict[str, Any], compact: bool = False) -> str:
     ``compact`` drops the step and moves the time left to the front, where a narrow terminal does not cut it off.
     """
     stage = state.get("stage")
-    left = _filled("{} left", _seconds(state.get("seconds_left")))
+    seconds = state.get("seconds_left")
+    left = "" if seconds is None else f"{format_seconds(seconds)} left"
     if stage == "evaluation":
         counts = _filled("{:,}/{:,}", state.get("evaluation_done"), state.get("evaluation_total"))
         return "  ".join(part for part in (f"evaluation {counts}".strip(), left) if part)
@@ -116,12 +113,10 @@ def describe(state: dict[str, Any], compact: bool = False) -> str:
 def format_seconds(seconds: float) -> str:
     """A duration for people: ``45 s``, ``1 min 40 s``, ``2 h 05 min``."""
     whole = max(0, round(seconds))
+    minutes = round(whole / 60)
     if whole < 60:
         return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(whole / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class _Lines:
@@ -136,26 +131,22 @@ class _Lines:
     def show(self, state: dict[str, Any]) -> None:
         before, self._last = self._last, state
         now = time.monotonic()
-        if state != before:
-            self._changed_at = now
+        self._changed_at = self._changed_at if state == before else now
         if _epoch_finished(before, state):
-            self._print(_finished_line(before, state))
+            self.note(_finished_line(before, state))
         if state.get("stage") and state["stage"] != before.get("stage"):
-            self._print(_stage_line(state))
+            self.note(_stage_line(state))
         elif now - self._line_at >= _LINE_SECONDS:
             silence = now - self._changed_at
             note = f"  (no news for {format_seconds(silence)})" if silence >= _LINE_SECONDS else ""
-            self._print(describe(state) + note)
-
-    def note(self, text: str) -> None:
-        self._print(text)
+            self.note(describe(state) + note)
 
     def close(self) -> None:
         line = describe(self._last)
         if line and line != self._last_line:
-            self._print(line)
+            self.note(line)
 
-    def _print(self, line: str) -> None:
+    def note(self, line: str) -> None:
         self._line_at, self._last_line = time.monotonic(), line
         self._stream.write(line + "\n")
         self._stream.flush()
@@ -173,9 +164,7 @@ class _Bar:
         if self._bar is None:
             # tqdm's own rate and time left would include the start-up time, and the old samples of a resumed run.
             layout = "{percentage:3.0f}%|{bar:12}| {desc}"
-            self._bar = tqdm(
-                desc=text, total=1, unit="samples", file=self._stream, dynamic_ncols=True, bar_format=layout
-            )
+            self._bar = tqdm(desc=text, total=1, file=self._stream, dynamic_ncols=True, bar_format=layout)
         what = "evaluation" if state.get("stage") == "evaluation" else "samples"
         self._bar.total = state.get(f"{what}_total") or 1
         done = self._bar.total if state.get("stage") == "done" else state.get(f"{what}_done") or 0
@@ -214,7 +203,3 @@ def _stage_line(state: dict[str, Any]) -> str:
 
 def _filled(template: str, *values: Any) -> str:
     return "" if any(value is None for value in values) else template.format(*values)
-
-
-def _seconds(seconds: float | None) -> str | None:
-    return None if seconds is None else format_seconds(seconds)

@@ -111,7 +111,7 @@ def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterab
             if done and _too_late():
                 return EXIT_REQUEUE
             module, words = command
-            status: int = importlib.import_module(module).main(words)
+            status = importlib.import_module(module).main(words)
             if status != EXIT_DONE:
                 return status
             done.append(command)

@@ -15,7 +15,6 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.choosing import hold_out
 from ima_dist.data.files import Files, fetch_file
 from ima_dist.data.published import Published
 from ima_dist.data.types import DataSet, Split
@@ -53,17 +52,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
     ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    parts = CIFAR10.load(config)
-    train, val = hold_out(parts["train"], len(parts["train"]) // _VAL_SHARE, len(_CLASS_NAMES), seed)
-    return DataSet(
-        train=train,
-        val=val,
-        test=parts["test"],
-        box=(0.0, 1.0),
-        num_classes=len(_CLASS_NAMES),
-        class_names=_CLASS_NAMES,
-        augment=True,
-    )
+    return CIFAR10.data_set(config, seed, lambda images: images // _VAL_SHARE, augment=True)
 
 
 def _read_all(paths: list[Path]) -> dict[str, Split]:

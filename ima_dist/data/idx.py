@@ -13,35 +13,16 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.choosing import hold_out
 from ima_dist.data.files import Files, fetch_file
 from ima_dist.data.published import Published
 from ima_dist.data.types import DataSet, Split
 
-_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _UNSIGNED_BYTE = 0x08
 # 5000 of the 60000 training images become the validation set, whose size the paper does not give.
 _VAL_SHARE = 12
 _CLASSES = 10
-
-
-_FASHION_MNIST_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
@@ -53,12 +34,16 @@ def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
     them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return _load(FASHION_MNIST, config, seed)
+    return FASHION_MNIST.data_set(config, seed, _held_out)
 
 
 def load_mnist(config: DataConfig, seed: int) -> DataSet:
     """MNIST, as ``load_fashion_mnist`` but without a Debian package."""
-    return _load(MNIST, config, seed)
+    return MNIST.data_set(config, seed, _held_out)
+
+
+def _held_out(images: int) -> int:
+    return images // _VAL_SHARE
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -80,12 +65,6 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
 
 
 # ---- helpers -------------------------------------------------------------------------------------------
-
-
-def _load(source: Published, config: DataConfig, seed: int) -> DataSet:
-    parts, names = source.load(config), source.class_names
-    train, val = hold_out(parts["train"], len(parts["train"]) // _VAL_SHARE, len(names), seed)
-    return DataSet(train=train, val=val, test=parts["test"], box=(0.0, 1.0), num_classes=len(names), class_names=names)
 
 
 def _read_all(paths: list[Path]) -> dict[str, Split]:
@@ -138,7 +117,7 @@ FASHION_MNIST = _published(
     "fashion_mnist",
     "Fashion-MNIST",
     "FashionMNIST",
-    _FASHION_MNIST_NAMES,
+    _CLOTHES,
     compressed=(
         (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
         (29515, "25c81989df183df01b3e8a0aad5dffbe"),

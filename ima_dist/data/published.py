@@ -9,8 +9,9 @@ from pathlib import Path
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import prepared
+from ima_dist.data.choosing import hold_out
 from ima_dist.data.files import Files, find
-from ima_dist.data.types import Split
+from ima_dist.data.types import UINT8_BOX, DataSet, Split
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ class Published:
         if directory is not None:
             return prepared.read(directory, self.name, len(self.class_names))
         return self.read_files(self.find(config))
+
+    def data_set(self, config: DataConfig, seed: int, val: Callable[[int], int], augment: bool = False) -> DataSet:
+        """``load`` with ``val(N)`` of the N training images held out, class-balanced, by ``seed``."""
+        parts, classes = self.load(config), len(self.class_names)
+        train, held_out = hold_out(parts["train"], val(len(parts["train"])), classes, seed)
+        return DataSet(train, held_out, parts["test"], UINT8_BOX, classes, self.class_names, augment)
 
     def find(self, config: DataConfig) -> list[Path]:
         """Paths of ``files.names``. Raises ConfigError if they are missing and cannot be fetched."""

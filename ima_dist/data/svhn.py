@@ -10,7 +10,6 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.choosing import hold_out
 from ima_dist.data.files import Files, fetch_file
 from ima_dist.data.published import Published
 from ima_dist.data.types import DataSet, Split
@@ -40,10 +39,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
     from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    parts = SVHN.load(config)
-    train, val = hold_out(parts["train"], round(len(parts["train"]) * _VAL_SHARE), _CLASSES, seed)
-    names = SVHN.class_names
-    return DataSet(train=train, val=val, test=parts["test"], box=(0.0, 1.0), num_classes=_CLASSES, class_names=names)
+    return SVHN.data_set(config, seed, lambda images: round(images * _VAL_SHARE))
 
 
 def _read_all(paths: list[Path]) -> dict[str, Split]:

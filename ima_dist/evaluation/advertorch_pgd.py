@@ -7,26 +7,14 @@ before the import.
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-def _zero_gradients(x: Any) -> None:
-    if isinstance(x, Tensor):
-        if x.grad is not None:
-            x.grad.detach_().zero_()
-    else:
-        for part in x:
-            _zero_gradients(part)
-
-
-# Not "import torch.autograd.gradcheck": that name is also a function, which would win.
-_gradcheck = importlib.import_module("torch.autograd.gradcheck")
-if not hasattr(_gradcheck, "zero_gradients"):
-    _gradcheck.zero_gradients = _zero_gradients  # type: ignore[attr-defined]
+# Not "import torch.autograd.gradcheck": that name is also a function, which would win. Only attacks that are not used
+# here would call the helper.
+vars(importlib.import_module("torch.autograd.gradcheck")).setdefault("zero_gradients", None)
 
 from advertorch.attacks.iterative_projected_gradient import perturb_iterative  # noqa: E402
 from advertorch.loss import LogitMarginLoss  # noqa: E402

@@ -36,21 +36,26 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
                 if eps == 0:
                     out[loss, eps] = clean
                     continue
-                adv = advertorch_pgd(
-                    network,
-                    x,
-                    y,
-                    eps,
-                    norm=config.norm,
-                    steps=config.eval.steps,
-                    step_scale=config.eval.step_scale,
-                    loss=loss,
-                    start=noise.start(keys, x, eps, config.norm),
-                    box=box,
-                )
+                adv = _pgd(network, x, y, eps, keys, config, box, loss, config.eval.step_scale)
                 out[loss, eps] = network(adv).argmax(1)
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
     return out
+
+
+def _pgd(
+    network: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    keys: Tensor,
+    config: Config,
+    box: Box,
+    loss: str,
+    scale: float,
+) -> Tensor:
+    """advertorch's PGD from the start that belongs to ``keys``, with steps of scale·ε/steps."""
+    xi, norm, steps = noise.start(keys, x, eps, config.norm), config.norm, config.eval.steps
+    return advertorch_pgd(network, x, y, eps, norm=norm, steps=steps, step_scale=scale, loss=loss, start=xi, box=box)
 
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
@@ -85,18 +90,8 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
                 rows = (predicted == y).nonzero()[:, 0]
                 if not len(rows):
                     break
-                adv = advertorch_pgd(
-                    network,
-                    x[rows],
-                    y[rows],
-                    eps,
-                    norm=config.norm,
-                    steps=config.eval.steps,
-                    step_scale=mma_step_scale(config),
-                    loss="ce" if restart < _MMA_RESTARTS else "margin",
-                    start=noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm),
-                    box=box,
-                )
+                loss, fresh = "ce" if restart < _MMA_RESTARTS else "margin", noise.derived(keys[rows], restart)
+                adv = _pgd(network, x[rows], y[rows], eps, fresh, config, box, loss, mma_step_scale(config))
                 predicted[rows] = network(adv).argmax(1)
             out["both", eps] = predicted
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -10,7 +11,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
@@ -59,13 +59,13 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
 
     if complaint := ray_internals.warning(ray.__version__):
         print(f"warning: {complaint}", file=sys.stderr, flush=True)
-    # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
-    local: dict[str, Any] = {} if address else {"include_dashboard": True}
     if address:
         _check_admission(address)
     try:
         with starting_ray():
-            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+            # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
+            dashboard = None if address else True
+            ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"Could not {what}: {one_line(error)}.") from error
@@ -110,14 +110,13 @@ def _check_admission(address: str) -> None:
 def _stderr_discarded() -> Iterator[None]:
     """Discard what is written to file descriptor 2: Ray's core bypasses Python, and ignores log levels this early."""
     ours = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
         os.dup2(ours, 2)
         os.close(ours)
-        os.close(nowhere)
 
 
 def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
@@ -132,37 +131,34 @@ def fit_to(config: Config, nodes: list[dict[str, float]]) -> Cluster:
     if config.model.sync_batch_norm and not use_gpu:
         raise ConfigError("--model.sync-batch-norm works only on GPUs: leave it out, or use --device cuda.")
 
-    def room(cpus: int) -> int:
-        return _room(nodes, cpus, use_gpu)
-
-    least, most_workers = config.worker_range or (None, None)
+    room = functools.partial(_room, nodes, use_gpu)
+    least, most = config.worker_range or (None, None)
     workers = least or int(config.workers or (room(1) if use_gpu else 1))
+    largest = most or workers
     unit = "GPU" if use_gpu else "CPU"
     if not room(1):
         raise ConfigError(f"The Ray cluster has no usable {unit}: start a node that has one.")
     if workers > room(1):
+        there = f"{room(1)} {unit}{'s' * (room(1) != 1)}"
+        given = config.workers or workers
+        raise ConfigError(f"--workers {given} is too many: the cluster has {there}, so use at most {room(1)}.")
+    if config.batch_size < largest:
         raise ConfigError(
-            f"--workers {config.workers or workers} is too many: the cluster has {room(1)} "
-            f"{unit}{'s' * (room(1) != 1)}, so use at most {room(1)}."
-        )
-    if config.batch_size < (most_workers or workers):
-        raise ConfigError(
-            f"--batch-size {config.batch_size} is smaller than the number of workers ({most_workers or workers}): "
+            f"--batch-size {config.batch_size} is smaller than the number of workers ({largest}): "
             "increase it, or use fewer workers."
         )
-    now = min(most_workers, room(1)) if most_workers else workers
     if config.cpus_per_worker:
         if room(config.cpus_per_worker) < workers:
             raise ConfigError(
                 f"--cpus-per-worker {config.cpus_per_worker} leaves no room for {workers} "
                 f"worker{'s' * (workers != 1)} on this cluster: use a smaller number."
             )
-        return Cluster(most_workers or workers, config.cpus_per_worker, use_gpu, least=least)
-    most = int(max(node.get("CPU", 0) for node in nodes))
-    return Cluster(most_workers or workers, next(c for c in range(most, 0, -1) if room(c) >= now), use_gpu, least=least)
+        return Cluster(largest, config.cpus_per_worker, use_gpu, least)
+    now, cpus = min(largest, room(1)), int(max(node.get("CPU", 0) for node in nodes))
+    return Cluster(largest, next(c for c in range(cpus, 0, -1) if room(c) >= now), use_gpu, least)
 
 
-def _room(nodes: list[dict[str, float]], cpus: int, use_gpu: bool) -> int:
+def _room(nodes: list[dict[str, float]], use_gpu: bool, cpus: int) -> int:
     """How many workers with this many CPUs, and a GPU each, fit on the nodes; a worker does not span nodes."""
     return sum(min(int(n.get("CPU", 0)) // cpus, int(n.get("GPU", 0)) if use_gpu else sys.maxsize) for n in nodes)
 
@@ -180,11 +176,8 @@ def share_of_cpus(config: Config, nodes: list[dict[str, float]]) -> int:
 
 def trials_at_once(configs: list[Config], nodes: list[dict[str, float]]) -> int:
     """How many trials of the largest kind fit on the nodes at once. Raises ConfigError if not even one does."""
-    counts = []
-    for config in configs:
-        needs = fit_to(config, nodes)
-        counts.append(max(1, _room(nodes, needs.cpus_per_worker, needs.use_gpu) // (needs.least or needs.workers)))
-    return min(counts)
+    needs = [fit_to(config, nodes) for config in configs]
+    return min(max(1, _room(nodes, n.use_gpu, n.cpus_per_worker) // (n.least or n.workers)) for n in needs)
 
 
 def one_line(error: BaseException) -> str:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from ima_dist.launch.network_interface import name_interface
 from ima_dist.worker.ray_internals import (
     ControllerCallback,
     ElasticScalingPolicy,
     ResizingState,
     ScalingDecision,
+    TorchBackend,
     cluster_state,
 )
 
@@ -80,6 +82,24 @@ class CheckpointFirst(ControllerCallback):
             while self.request.exists() and time.monotonic() < until:
                 time.sleep(0.1)
             self.request.unlink(missing_ok=True)
+
+
+def _name_interface_of_node() -> None:
+    name_interface(ray.util.get_node_ip_address())
+
+
+class _Backend(TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_name_interface_of_node)
+        super().on_start(worker_group, backend_config)
+
+
+class NodeInterface(TorchConfig):
+    """TorchConfig whose workers communicate over the interface that has their node's address in the Ray cluster."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
 
 
 class Trainer(TorchTrainer):

@@ -35,9 +35,12 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _handlers(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {s: signal.signal(s, handler) for s in STOP_SIGNALS}
+def _handlers(handler: Callable[[int, FrameType | None], None] | None = None) -> Iterator[None]:
+    """Restores the handlers of signals to stop at the end; until then they are ``handler``, if it is given."""
+    before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
     try:
+        for s in STOP_SIGNALS if handler else ():
+            signal.signal(s, handler)
         yield
     finally:
         for s, previous in before.items():
@@ -61,13 +64,8 @@ def blocked(*signals: signal.Signals) -> Iterator[None]:
 @contextlib.contextmanager
 def starting_ray() -> Iterator[None]:
     """As ``blocked``; also restores the driver's signal handlers, which Ray replaces. Main thread only."""
-    with blocked():
-        before = {s: signal.getsignal(s) for s in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
+    with blocked(), _handlers():
+        yield
 
 
 @contextlib.contextmanager

@@ -62,6 +62,13 @@ class Work:
     directory: str
 
 
+def combination(sweep: Sweep, config: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The swept options of a trial, and its seed. config: Tune's, in which a trial of a plan has one entry, "trial"."""
+    if planned := config.get("trial"):
+        return planned["values"], planned["seed"]
+    return {name: config[name] for name in sweep.space}, sweep.seeds[config.get(TRIAL_INDEX, 0)]
+
+
 class Trial(tune.Trainable):
     """One run. Each result is an epoch; the last has "done" and a "status": "finished", "interrupted", "failed" with a
     "message", or "stopped" if ASHA stopped it in an earlier start.
@@ -72,12 +79,10 @@ class Trial(tune.Trainable):
         self.process: subprocess.Popen[bytes] | None = None
         self.asked_at: float | None = None
         self.commands: list[tuple[str, list[str]]] = []
-        if "planned" in config:
-            values, seed = config["values"], config["seed"]
-            run_config, self.epochs = work.sweep.runs[config["planned"]]
+        values, seed = combination(work.sweep, config)
+        if "trial" in config:
+            run_config, self.epochs = work.sweep.runs[config["trial"]["planned"]]
         else:
-            seed = work.sweep.seeds[config.get(TRIAL_INDEX, 0)]
-            values = {name: config[name] for name in work.sweep.space}
             point = work.sweep.point(values, seed)
             run_config, self.epochs = point.config, (point.epoch,)
         self.run = RunDir(run_path(work.root, run_config))
@@ -89,9 +94,7 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         while True:
-            found = self._next_epoch()
-            if found is None:
-                found = self._start_next() if self.process is None else self._watch(self.process)
+            found = self._next_epoch() or (self._watch(self.process) if self.process else self._start_next())
             if found is not None:
                 return found
             time.sleep(LOOK_EVERY)
@@ -124,11 +127,9 @@ class Trial(tune.Trainable):
             self._pass_on_stop(process)
             return None
         self.process = None
-        if status == EXIT_DONE:
-            return None
         if status == EXIT_REQUEUE:
             return self._end("interrupted")
-        return self._end("failed", self._sentence(status), status)
+        return None if status == EXIT_DONE else self._end("failed", self._sentence(status), status)
 
     def cleanup(self) -> None:
         """Called by Tune when the trial has ended, or the scheduler or a signal stops it."""
@@ -142,12 +143,11 @@ class Trial(tune.Trainable):
 
     def _next_epoch(self) -> dict[str, Any] | None:
         """The next epoch to report; the last is reported with the outcome."""
-        rows = []
+        row = None
         with contextlib.suppress(ConfigError, OSError):
-            rows = [row for row in self.run.read_history() if row["epoch"] > self.told]
-        if not rows:
+            row = next((row for row in self.run.read_history() if row["epoch"] > self.told), None)
+        if row is None:
             return None
-        row = min(rows, key=lambda row: row["epoch"])
         metric = row.get(METRIC)
         self.newest = {METRIC: math.nan if metric is None else metric, "val_accuracy": row.get("val_accuracy")}
         if row["epoch"] >= self.settled.epochs:

@@ -16,12 +16,12 @@ import optuna
 import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
-from ray.tune.search.repeater import TRIAL_INDEX, Repeater
+from ray.tune.search.repeater import Repeater
 
 from ima_dist.launch.cluster import ray_cluster, settled, share_of_cpus, trials_at_once
 from ima_dist.launch.elastic import usable_nodes
 from ima_dist.launch.signals import forwarding_signals
-from ima_dist.launch.trial import LEAVE_WITHIN, LOOK_EVERY, METRIC, Trial, Work
+from ima_dist.launch.trial import LEAVE_WITHIN, LOOK_EVERY, METRIC, Trial, Work, combination
 from ima_dist.launch.workers import fit_while_connected
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
@@ -72,20 +72,15 @@ def _wait_for_trials(root: Path) -> None:
 
 def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) -> tune.Tuner:
     sweep = work.sweep
-    search: Any = None
-    space: dict[str, Any] = {}
-    count, over = 1, 0
     if sweep.search == "optuna":
-        search, count = _search(work), sweep.samples * len(sweep.seeds)
+        search, space, count, over = _search(work), {}, sweep.samples * len(sweep.seeds), 0
     else:
         left = _trials_left(work)
-        space = {"trial": tune.grid_search(left)}
-        over = len(sweep.runs) - len(left)
+        search, space, count, over = None, {"trial": tune.grid_search(left)}, 1, len(sweep.runs) - len(left)
     # The commands share the driver's directory and environment, so trials run on its node, which offers 1 of this.
     here = f"node:{ray.util.get_node_ip_address()}"
-    trainable = tune.with_parameters(Trial if sweep.search == "optuna" else _Planned, work=work)
     return tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 0, here: 0.0001}),
+        tune.with_resources(tune.with_parameters(Trial, work=work), {"cpu": 0, here: 0.0001}),
         param_space=space,
         tune_config=tune.TuneConfig(
             num_samples=count, max_concurrent_trials=at_once, search_alg=search, scheduler=_scheduler(sweep)
@@ -142,28 +137,17 @@ def _scheduler(sweep: Sweep) -> Any:
     )
 
 
-class _Planned(Trial):
-    """A trial of a grid or a random search: the configuration names its run."""
-
-    def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]
-        super().setup(config["trial"], work)
-
-
 class _Lines(tune.Callback):
     """Prints a line when a trial starts or ends."""
 
     def __init__(self, sweep: Sweep, over: int, say: Callable[[str], None]) -> None:
-        self._sweep, self._say = sweep, say
+        self._sweep, self._over, self._say = sweep, over, say
         self._total = len(sweep.runs) or sweep.samples * len(sweep.seeds)
-        self._over = over
 
     def _name(self, trial: Any) -> str:
-        given = trial.config.get("trial")
-        if given is None:
-            seed = self._sweep.seeds[trial.config.get(TRIAL_INDEX, 0)]
-            given = {"values": {n: trial.config[n] for n in self._sweep.space}, "seed": seed}
-        words = [f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in given["values"].items()]
-        return " ".join([*words, f"seed={given['seed']}"])
+        values, seed = combination(self._sweep, trial.config)
+        words = [f"{n}={v:.4g}" if isinstance(v, float) else f"{n}={v}" for n, v in values.items()]
+        return " ".join([*words, f"seed={seed}"])
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(f"{time.strftime('%H:%M:%S')}  started: {self._name(trial)}")
@@ -191,11 +175,8 @@ def _domain(d: Distribution) -> Any:
 
 def _earlier(work: Work) -> list[dict[str, Any]]:
     """The combinations of earlier starts, which the search is given first; their runs are not trained again."""
-    found: dict[str, dict[str, Any]] = {}
-    for record in earlier_records(work.root):
-        values = record.get("values", {})
-        if set(values) == set(work.sweep.space):
-            found.setdefault(json.dumps(values, sort_keys=True), values)
+    tried = [record.get("values", {}) for record in earlier_records(work.root)]
+    found = {json.dumps(values, sort_keys=True): values for values in tried if set(values) == set(work.sweep.space)}
     return list(found.values())
 
 

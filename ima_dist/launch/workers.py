@@ -8,6 +8,8 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ima_dist.config.schema import Config
@@ -54,7 +56,7 @@ def run_workers(
 
     with forwarding_signals(stop, before_exit):
         try:
-            return _until_answered(task, config, run, cluster, arguments)
+            return _until_answered(run, cluster, lambda: _run_once(task, config, run, cluster, arguments))
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
@@ -63,26 +65,26 @@ def run_workers(
             shutil.rmtree(run.path / ".ray", ignore_errors=True)
 
 
-def _until_answered(
-    task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None
-) -> dict[str, Any]:
+def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Start groups of workers until one has an answer, or it is of no use to start another."""
     import ray.train
+
+    from ima_dist.launch.elastic import TooFew
 
     failures = 0
     while True:
         before = _saved(run)
         (run.path / PAUSE_FILE).unlink(missing_ok=True)
         try:
-            answer = _run_once(task, config, run, cluster, arguments)
+            answer = run_once()
             if answer["status"] != "paused":
                 return answer
             reason, failures, give_up = "A node is being drained", 0, cluster.least is None
         except ray.train.TrainingFailedError as error:
             reason = _worker_error(error).rstrip(".")
             failures = 1 if _saved(run) != before else failures + 1
-            preempted = isinstance(error, ray.train.PreemptionError)
-            give_up = _too_few(error) or (preempted and cluster.least is None)
+            too_few = isinstance(getattr(error, "controller_failure", None), TooFew)
+            give_up = too_few or (isinstance(error, ray.train.PreemptionError) and cluster.least is None)
             hopeless = cluster.least is None or (run.path / STOP_FILE).exists() or failures >= _TRIES
             if hopeless and not give_up:
                 raise RuntimeError(reason) from error
@@ -100,10 +102,8 @@ def _run_once(
     """One group of workers, or several in a row if Ray changes their number; returns worker 0's answer."""
     import ray.train
 
-    from ima_dist.launch.elastic import CheckpointFirst, Trainer
-    from ima_dist.launch.torch_backend import NodeInterface
+    from ima_dist.launch.elastic import CheckpointFirst, NodeInterface, Trainer
 
-    resources = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})}
     # The type checker sees the classes of Ray Train V1; RAY_TRAIN_V2_ENABLED selects V2.
     v2: Any = ray.train
     trainer: Any = Trainer(
@@ -113,7 +113,7 @@ def _run_once(
         scaling_config=v2.ScalingConfig(
             num_workers=(cluster.least, cluster.workers) if cluster.least else cluster.workers,
             use_gpu=cluster.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cluster.use_gpu else {})},
         ),
         # Ray silently restores a run of the same name; ours resumes only from the run directory.
         run_config=v2.RunConfig(
@@ -125,20 +125,12 @@ def _run_once(
             callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
         ),
     )
-    answer: dict[str, Any] = fit_while_connected(trainer).return_value
-    return answer
+    return fit_while_connected(trainer).return_value
 
 
-def _saved(run: RunDir) -> set[str]:
+def _saved(run: RunDir) -> set[Path]:
     """The checkpoints and evaluated batches, which a new group of workers would not repeat."""
-    done = [*run.checkpoints_dir.glob("epoch=*"), *run.path.glob("evaluation/*/from-*.parquet")]
-    return {str(path) for path in done}
-
-
-def _too_few(error: Exception) -> bool:
-    from ima_dist.launch.elastic import TooFew
-
-    return isinstance(getattr(error, "controller_failure", None), TooFew)
+    return {*run.checkpoints_dir.glob("epoch=*"), *run.path.glob("evaluation/*/from-*.parquet")}
 
 
 def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.results.text import aligned
@@ -22,26 +22,22 @@ def sensitivity_by_noise(outcomes: pa.Table, epoch: int) -> list[dict[str, Any]]
     ``outcomes``: as in outcomes.parquet, for two classes of which 1 is the positive one. A share is None if the class
     has no sample. The rows are for the loss "both" and the network after ``epoch`` epochs.
     """
-    data = outcomes.to_pydict()
-    label, right = np.array(data["label"]), np.array(data["label"]) == np.array(data["prediction"])
-    wanted = (np.array(data["loss"]) == "both") & (np.array(data["epoch"]) == epoch)
-    attack, noise = np.array(data["attack"]), np.array([noise_key(level) for level in data["noise"]])
-    rows = []
-    for name in sorted(set(attack[wanted])):
-        for level in sorted(set(noise[wanted & (attack == name)])):
-            here = wanted & (attack == name) & (noise == level)
-            ill, well = here & (label == 1), here & (label == 0)
-            rows.append(
-                {
-                    "attack": str(name),
-                    "noise": float(level),
-                    "sensitivity": float(right[ill].mean()) if ill.any() else None,
-                    "specificity": float(right[well].mean()) if well.any() else None,
-                    "positives": int(ill.sum()),
-                    "negatives": int(well.sum()),
-                }
-            )
-    return rows
+    chosen = outcomes.filter((pc.field("epoch") == epoch) & (pc.field("loss") == "both"))
+    right: dict[tuple[str, float], tuple[list[bool], list[bool]]] = {}
+    for row in chosen.select(["attack", "noise", "label", "prediction"]).to_pylist():
+        by_label = right.setdefault((row["attack"], noise_key(row["noise"])), ([], []))
+        by_label[row["label"]].append(row["label"] == row["prediction"])
+    return [
+        {
+            "attack": attack,
+            "noise": noise,
+            "sensitivity": float(np.mean(ill)) if ill else None,
+            "specificity": float(np.mean(well)) if well else None,
+            "positives": len(ill),
+            "negatives": len(well),
+        }
+        for (attack, noise), (well, ill) in sorted(right.items())
+    ]
 
 
 def rates(probability: np.ndarray, label: np.ndarray, threshold: float) -> tuple[float, float]:
@@ -94,7 +90,7 @@ def binary_report(run: Run) -> str | None:
 
 
 def _scores(table: pa.Table, split: str) -> tuple[np.ndarray, np.ndarray]:
-    table = table.filter(pa.compute.equal(table["split"], split))
+    table = table.filter(pc.equal(table["split"], split))
     return table["probability"].to_numpy(), table["label"].to_numpy()
 
 

@@ -22,16 +22,8 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.finding import finished_runs
 
 # Runs of one experiment may differ in these options.
-INCIDENTAL = (
-    "seed",
-    "workers",
-    "device",
-    "cpus_per_worker",
-    "hang_after",
-    "checkpoint_every",
-    "data.dir",
-    "data.download",
-)
+_RESOURCES = ("workers", "device", "cpus_per_worker", "hang_after", "checkpoint_every")
+INCIDENTAL = ("seed", *_RESOURCES, "data.dir", "data.download")
 
 
 @dataclass
@@ -138,9 +130,8 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     choice = choose(candidates, min_clean, levels)
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
     head = f"Attack: {attack}. Score: {measure}."
-    return "\n".join(
-        [head, *_candidate_lines(candidates, choice, levels), _LEGEND, *_verdict(candidates, choice, min_clean)]
-    )
+    table = _candidate_lines(candidates, choice, levels)
+    return "\n".join([head, *table, _LEGEND, *_verdict(candidates, choice, min_clean)])
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"
@@ -183,13 +174,13 @@ def _verdict(candidates: Sequence[Candidate], choice: Choice, min_clean: float) 
 
 def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> list[Candidate]:
     everywhere = set.intersection(*({*curve} for row in rows for curve in row.curves[attack]))
-    found = []
-    for row in rows:
+
+    def candidate(row: Row) -> Candidate:
         curves = row.curves[attack]
         samples = fewest_samples(point for curve in curves for point in curve.values())
-        accuracies = [{x: curve[x].share for x in everywhere} for curve in curves]
-        found.append(make_candidate(row.name, accuracies, samples, levels))
-    return found
+        return make_candidate(row.name, [{x: c[x].share for x in everywhere} for c in curves], samples, levels)
+
+    return [candidate(row) for row in rows]
 
 
 def _share(share: Share, spread: Spread | None) -> list[str]:
@@ -199,10 +190,8 @@ def _share(share: Share, spread: Spread | None) -> list[str]:
 
 
 def _mean(values: list[float]) -> str:
-    if not values:
-        return "-"
     spread = f" ±{stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{fmean(values):.4f}{spread}"
+    return f"{fmean(values):.4f}{spread}" if values else "-"
 
 
 def _shown(value: Any) -> str:

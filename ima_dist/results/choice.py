@@ -104,9 +104,8 @@ def difference_interval(a: Share, b: Share) -> tuple[float, float]:
     """95 % interval of a - b for the sampling of the test set (Newcombe 1998, method 10)."""
     (low_a, high_a), (low_b, high_b) = a.sample_interval, b.sample_interval
     difference = a.mean - b.mean
-    low = difference - math.hypot(a.mean - low_a, high_b - b.mean)
-    high = difference + math.hypot(high_a - a.mean, b.mean - low_b)
-    return low, high
+    below, above = math.hypot(a.mean - low_a, high_b - b.mean), math.hypot(high_a - a.mean, b.mean - low_b)
+    return difference - below, difference + above
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,8 @@ def make_candidate(
         raise ConfigError(f"The runs of {name} were attacked at different noise levels: evaluate all at the same.")
     missing = [level for level in (0.0, *levels) if level not in curves[0]]
     if missing:
-        raise ConfigError(
-            f"{name} has no accuracy at noise {missing[0]:g}: it has {', '.join(f'{x:g}' for x in have)}."
-        )
+        there = ", ".join(f"{level:g}" for level in have)
+        raise ConfigError(f"{name} has no accuracy at noise {missing[0]:g}: it has {there}.")
 
     def share(of: list[float]) -> Share:
         return Share(tuple(of), samples)
@@ -181,8 +179,7 @@ def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[f
     Of equal scores, the one with the higher clean accuracy. The Pareto set is over clean accuracy and the accuracy at
     each of ``levels``, or the area under the curve if none is given.
     """
-    points = [(c.clean.mean, *(c.robust[x].mean for x in levels)) if levels else (c.clean.mean, c.area.mean)
-              for c in candidates]  # fmt: skip
+    points = [(c.clean.mean, *([c.robust[x].mean for x in levels] or [c.area.mean])) for c in candidates]
     clean, score = pooled_spread([c.clean for c in candidates]), pooled_spread([c.score for c in candidates])
     able = [i for i, c in enumerate(candidates) if c.clean.mean >= min_clean]
     if not able:

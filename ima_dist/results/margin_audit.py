@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,7 @@ import pyarrow as pa
 TOLERANCE = 0.05
 
 
-@dataclass(frozen=True)
-class AuditSummary:
+class AuditSummary(NamedTuple):
     """Over correctly classified samples; lengths in the run's norm and units of the data.
 
     over: share whose margin exceeds the audited distance by more than TOLERANCE. mean_excess: mean of

@@ -6,7 +6,7 @@ accuracies measured with it are too high.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,7 @@ from ima_dist.rundir.run import Run
 _CHANCE = 0.05
 
 
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """Both attacks on the same ``samples`` at one noise level.
 
     spsa, pgd100: accuracies under these attacks. spsa_alone, pgd_alone: the number of samples that only SPSA, or only
@@ -68,11 +67,11 @@ def verdict(levels: list[Level]) -> str:
     samples = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     if not stronger:
         return f"SPSA is not stronger than PGD on the same {samples} samples: no sign of gradient obfuscation."
-    where = ", ".join(
-        f"{format_noise(level.noise)} ({level.spsa:.4f} against {level.pgd100:.4f})" for level in stronger
-    )
+    where = ", ".join(f"{format_noise(at.noise)} ({at.spsa:.4f} against {at.pgd100:.4f})" for at in stronger)
     sentence = f"SPSA is stronger than PGD on the same {samples} samples at noise {where}: "
-    if all(_chance(level) > _CHANCE for level in stronger):
+    # How likely SPSA alone breaks at least as many of the samples that only one of the two breaks.
+    chances = [sign_test(level.spsa_alone, level.spsa_alone + level.pgd_alone) for level in stronger]
+    if min(chances) > _CHANCE:
         return sentence + "chance explains the difference, so there is no clear sign of gradient obfuscation."
     return sentence + "gradient obfuscation, so do not trust the accuracies under PGD."
 
@@ -82,12 +81,10 @@ def describe(run: Run, epoch: int) -> str | None:
     levels = compared(run, epoch)
     if not levels:
         return None
-    rows = [
-        ["noise", *(format_noise(level.noise) for level in levels)],
-        ["spsa", *(accuracy(level.spsa) for level in levels)],
-        ["pgd100", *(accuracy(level.pgd100) for level in levels)],
-    ]
-    return "\n".join(["Black-box and white-box attack on the same samples", *aligned(rows), verdict(levels)])
+    columns = [("noise", "spsa", "pgd100")]
+    columns += [(format_noise(level.noise), accuracy(level.spsa), accuracy(level.pgd100)) for level in levels]
+    rows = aligned([*zip(*columns, strict=True)])
+    return "\n".join(["Black-box and white-box attack on the same samples", *rows, verdict(levels)])
 
 
 def compared(run: Run, epoch: int) -> list[Level]:
@@ -96,8 +93,3 @@ def compared(run: Run, epoch: int) -> list[Level]:
     if not {"spsa", "pgd100"} <= attacks or run.outcomes is None:
         return []
     return compare(run.outcomes, epoch)
-
-
-def _chance(level: Level) -> float:
-    """Probability that SPSA alone breaks at least as many of the samples that only one of the two breaks."""
-    return sign_test(level.spsa_alone, level.spsa_alone + level.pgd_alone)

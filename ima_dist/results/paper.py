@@ -16,34 +16,12 @@ from importlib import resources
 
 from ima_dist.config.presets import is_the_papers, make_config, preset_config
 from ima_dist.config.schema import Config
+from ima_dist.results.text import NORM_SIGN
 
-# (preset, norm) -> the table that holds the experiment's main result on the test set (appendices B and D).
-_MAIN_TABLE = {
-    ("moons", "linf"): 1,
-    ("fashion_mnist", "linf"): 2,
-    ("fashion_mnist", "l2"): 3,
-    ("svhn", "linf"): 4,
-    ("svhn", "l2"): 5,
-    ("covid_ct", "linf"): 6,
-    ("mnist", "l2"): 7,
-    ("mnist", "linf"): 8,
-    ("cifar10", "l2"): 10,
-    ("cifar10", "linf"): 11,
-}
-# Tables about a single question each, by (preset, norm).
-_BETA_TABLE = {("fashion_mnist", "l2"): 13, ("fashion_mnist", "linf"): 14}
-_BLACK_BOX_TABLE = {("mnist", "linf"): 9, ("cifar10", "linf"): 12}
-_EPOCHS_TABLE = {
-    ("fashion_mnist", "l2"): 16,
-    ("fashion_mnist", "linf"): 17,
-    ("svhn", "l2"): 18,
-    ("svhn", "linf"): 19,
-    ("cifar10", "l2"): 20,
-    ("cifar10", "linf"): 21,
-}
-BETA_TABLES, BLACK_BOX_TABLES, EPOCHS_TABLES = (
-    tuple(tables.values()) for tables in (_BETA_TABLE, _BLACK_BOX_TABLE, _EPOCHS_TABLE)
-)
+# The tables with the main result of an experiment on the test set (appendices B and D).
+_MAIN_TABLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 11)
+# Tables about a single question each.
+BETA_TABLES, BLACK_BOX_TABLES, EPOCHS_TABLES = (13, 14), (9, 12), (16, 17, 18, 19, 20, 21)
 DATA_SETS = {
     "moons": "Moons",
     "fashion_mnist": "Fashion-MNIST",
@@ -53,14 +31,7 @@ DATA_SETS = {
     "cifar10": "CIFAR-10",
 }
 # Size of the test sets of section 3; Tables 9 and 12 use the first 100 samples of theirs.
-_TEST_SAMPLES = {
-    "moons": 2000,
-    "fashion_mnist": 10000,
-    "svhn": 26032,
-    "covid_ct": 400,
-    "mnist": 10000,
-    "cifar10": 10000,
-}
+_TEST_SAMPLES = dict(zip(DATA_SETS, (2000, 10000, 26032, 400, 10000, 10000), strict=True))
 
 
 @dataclass(frozen=True)
@@ -90,7 +61,7 @@ def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tup
     ``method`` is our name. On MNIST and CIFAR-10, where the paper has two seeds, it is the first. ``eps`` selects the
     row of adv and rand (adv0.1, adv0.2, …) and is ignored for other methods. None if the paper has no such row.
     """
-    table = _MAIN_TABLE.get((dataset, norm))
+    table = _table(_MAIN_TABLES, dataset, norm)
     if table is None:
         return None
     name = _row_name(table, method, eps, seed=0)
@@ -125,18 +96,14 @@ def attack_of(table: int) -> str:
 
 def title(table: int) -> str:
     """The title of a table of the paper, such as ``Table 2: Fashion-MNIST, L∞ noise``."""
+    subjects = {
+        **dict.fromkeys(BLACK_BOX_TABLES, "; black-box and white-box attack on the first 100 test samples"),
+        **dict.fromkeys(BETA_TABLES, "; the effect of β"),
+        15: "; accuracy differences caused by β",
+        **dict.fromkeys(EPOCHS_TABLES, "; the effect of ε_max, from one run"),
+    }
     cell = cells(table=14 if table == 15 else table)[0]
-    sign = {"linf": "L∞", "l2": "L2"}[cell.norm]
-    subject = ""
-    if table in BLACK_BOX_TABLES:
-        subject = "; black-box and white-box attack on the first 100 test samples"
-    elif table in BETA_TABLES:
-        subject = "; the effect of β"
-    elif table == 15:
-        subject = "; accuracy differences caused by β"
-    elif table in EPOCHS_TABLES:
-        subject = "; the effect of ε_max, from one run"
-    return f"Table {table}: {DATA_SETS[cell.dataset]}, {sign} noise{subject}"
+    return f"Table {table}: {DATA_SETS[cell.dataset]}, {NORM_SIGN[cell.norm]} noise{subjects.get(table, '')}"
 
 
 def size_of_test_set(preset: str, table: int | None = None) -> int:
@@ -150,20 +117,21 @@ def rows_of(config: Config) -> dict[int, str]:
     For Tables 16 to 21, whose rows are epochs, see ``epoch_row_name``. On MNIST and CIFAR-10 a row has a seed; one that
     the paper lacks gets a name of the same form. {} for a run with other data or another network.
     """
-    where = (config.preset, config.norm)
-    if where not in _MAIN_TABLE or not is_the_papers(config):
+    kinds = (_MAIN_TABLES, BLACK_BOX_TABLES, BETA_TABLES)
+    main, black_box, beta = (_table(tables, config.preset, config.norm) for tables in kinds)
+    if main is None or not is_the_papers(config):
         return {}
     usual = preset_config(config)
     if config.method not in ("adv", "rand", "ce") and not math.isclose(config.eps_max, usual.eps_max, rel_tol=1e-6):
         return {}
     found: dict[int, str | None] = {}
     if config.method != "ima" or config.beta == usual.beta:
-        for tables in (_MAIN_TABLE, _BLACK_BOX_TABLE):
-            if where in tables:
-                found[tables[where]] = _row_name(tables[where], config.method, config.eps_max, config.seed)
-    if config.method == "ima" and where in _BETA_TABLE:
+        for table in (main, black_box):
+            if table is not None:
+                found[table] = _row_name(table, config.method, config.eps_max, config.seed)
+    if config.method == "ima" and beta is not None:
         name = f"beta={config.beta:g}"
-        found[_BETA_TABLE[where]] = name if cells(table=_BETA_TABLE[where], method=name) else None
+        found[beta] = name if cells(table=beta, method=name) else None
     return {table: name for table, name in found.items() if name is not None}
 
 
@@ -173,14 +141,20 @@ def epoch_row_name(config: Config, epoch: int) -> tuple[int, str] | None:
     In a shorter run a row stands for the same share of the epochs. An epoch that the paper lacks gets a name of the
     same form.
     """
-    where = (config.preset, config.norm)
-    if config.method != "ima" or where not in _EPOCHS_TABLE or _MAIN_TABLE[where] not in rows_of(config):
+    table = _table(EPOCHS_TABLES, config.preset, config.norm)
+    if config.method != "ima" or table is None or not rows_of(config).keys() & {*_MAIN_TABLES}:
         return None
-    table, whole = _EPOCHS_TABLE[where], preset_config(config).epochs
+    whole = preset_config(config).epochs
     theirs = {int(cell.method[len("epsmax=") : -len("de")]) for cell in cells(table=table)}
     same = [e for e in sorted(theirs) if max(1, round(e * config.epochs / whole)) == epoch]
     best = min(same, key=lambda e: abs(e / whole - epoch / config.epochs), default=epoch)
     return table, f"epsmax={best}de"
+
+
+@functools.cache
+def _table(tables: tuple[int, ...], dataset: str, norm: str) -> int | None:
+    """The one of these tables that has results of an experiment; None if there is none."""
+    return next((table for table in tables if cells(table=table, dataset=dataset, norm=norm)), None)
 
 
 def _row_name(table: int, method: str, eps: float | None, seed: int) -> str | None:

@@ -23,8 +23,7 @@ def robustness_table(points: Iterable[Point], paper: dict[float, float] | None, 
     if not attacks:
         return "No accuracy under attack on the test set yet: run python -m ima_dist.evaluate."
     levels = levels_of(attacks.values())
-    published = {noise_key(level): value for level, value in (paper or {}).items()}
-    published = {level: value for level, value in published.items() if level in levels}
+    published = {noise_key(x): value for x, value in (paper or {}).items() if noise_key(x) in levels}
     paper_attack = paper_tables.attack_of(paper_table) if paper_table is not None else "pgd100"
     label = f"paper (Table {paper_table})" if paper_table is not None else "paper"
 
@@ -33,10 +32,8 @@ def robustness_table(points: Iterable[Point], paper: dict[float, float] | None, 
         lines.append([attack, *(accuracy(row[x].accuracy) if x in row else "-" for x in levels)])
         if published and attack == paper_attack:
             lines.append([label, *(accuracy(published.get(x)) for x in levels)])
-            differences = [
-                f"{row[x].share - published[x]:+.4f}" if x in row and x in published else "-" for x in levels
-            ]
-            lines.append(["difference", *differences])
+            both = row.keys() & published.keys()
+            lines.append(["difference", *(f"{row[x].share - published[x]:+.4f}" if x in both else "-" for x in levels)])
     if published and paper_attack not in attacks:
         lines.append([f"{label}, {paper_attack}", *(accuracy(published.get(x)) for x in levels)])
 
@@ -48,19 +45,15 @@ def robustness_table(points: Iterable[Point], paper: dict[float, float] | None, 
 def _footnotes(attacks: dict[str, Row]) -> list[str]:
     per_attack = {a: sorted({point.samples for point in row.values()}) for a, row in attacks.items()}
     counts = sorted({n for ns in per_attack.values() for n in ns})
-    if len(counts) == 1:
-        text = f"Samples: {counts[0]:,}"
-    else:
-        text = "Samples: " + "; ".join(f"{a} {' or '.join(f'{n:,}' for n in ns)}" for a, ns in per_attack.items())
+    by_attack = "; ".join(f"{a} {' or '.join(f'{n:,}' for n in ns)}" for a, ns in per_attack.items())
+    text = f"Samples: {by_attack if len(counts) > 1 else f'{counts[0]:,}'}"
     if counts[0] < _FEW_SAMPLES:
         text += f" (fewer than {_FEW_SAMPLES}: too few to compare methods)"
-    half, attack, level = max(
-        ((_half_width(point), a, x) for a, row in attacks.items() for x, point in row.items()), key=lambda t: t[0]
-    )
+    vaguest = max((point for row in attacks.values() for point in row.values()), key=_half_width)
+    where = f"{vaguest.attack} at noise {format_noise(vaguest.level)}"
     return [
         text,
-        f"Largest uncertainty: ±{half:.4f} ({attack} at noise {format_noise(level)}; "
-        "half the width of the 95 % Wilson interval)",
+        f"Largest uncertainty: ±{_half_width(vaguest):.4f} ({where}; half the width of the 95 % Wilson interval)",
     ]
 
 

@@ -81,9 +81,7 @@ def attack_rows(points: Iterable[Point], epoch: int | None = None) -> dict[str, 
     mixes two networks.
     """
     chosen = [p for p in points if (p.loss, p.split) == ("both", "test") and p.accuracy is not None]
-    newest: dict[str, int] = {}
-    for p in chosen:
-        newest[p.attack] = max(p.epoch, newest.get(p.attack, 0))
+    newest = {p.attack: p.epoch for p in sorted(chosen, key=lambda p: p.epoch)}
     rows: dict[str, Row] = {}
     for p in chosen:
         if p.epoch == (newest[p.attack] if epoch is None else epoch):

@@ -27,30 +27,25 @@ from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
 
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
+_FLOAT = pa.float64()
 # Types that inference would get wrong, because the first epoch may hold None or a whole number.
 _HISTORY_TYPES = {
     "epoch": pa.int64(),
-    "train_loss": pa.float64(),
-    "train_accuracy": pa.float64(),
-    "val_accuracy": pa.float64(),
-    "val_robust_accuracy": pa.float64(),
-    "margin_mean": pa.float64(),
-    "margin_quantiles": pa.list_(pa.float64()),
+    **dict.fromkeys(("train_loss", "train_accuracy", "val_accuracy", "val_robust_accuracy", "margin_mean"), _FLOAT),
+    "margin_quantiles": pa.list_(_FLOAT),
     "margin_histogram": pa.list_(pa.int64()),
-    "share_at_max": pa.float64(),
+    "share_at_max": _FLOAT,
     "evaluations": pa.int64(),
-    "train_seconds": pa.float64(),
-    "margin_seconds": pa.float64(),
-    "samples_per_second": pa.float64(),
+    **dict.fromkeys(("train_seconds", "margin_seconds", "samples_per_second"), _FLOAT),
 }
 _LARGEST = 1 << 20  # bytes of a config.yaml; ours have about a thousand
 _EQUILIBRIUM = pa.schema(
-    [
-        *((name, pa.int64()) for name in ("epoch", "class_i", "class_j", "count_i", "count_j")),
-        *((name, pa.float64()) for name in ("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j")),
-        *((name, pa.int64()) for name in ("points_i", "points_j")),
-        *((name, pa.float64()) for name in ("mixing", "mixing_sd")),
-    ]
+    {
+        **dict.fromkeys(("epoch", "class_i", "class_j", "count_i", "count_j"), pa.int64()),
+        **dict.fromkeys(("difference_i", "difference_j", "abs_difference", "loss_i", "loss_j"), _FLOAT),
+        **dict.fromkeys(("points_i", "points_j"), pa.int64()),
+        **dict.fromkeys(("mixing", "mixing_sd"), _FLOAT),
+    }
 )
 
 
@@ -93,9 +88,8 @@ class RunDir:
         new = not run.path.exists()
         try:
             if run.config_path.exists():
-                raise ConfigError(
-                    f"{run.path} already holds a run: continue it with --resume {run.path}, or give another --out."
-                )
+                resume = f"continue it with --resume {run.path}"
+                raise ConfigError(f"{run.path} already holds a run: {resume}, or give another --out.")
             if run.path.exists() and not run.path.is_dir():
                 raise ConfigError(f"{run.path} is a file: give another --out.")
             run.path.mkdir(parents=True, exist_ok=True)
@@ -104,13 +98,12 @@ class RunDir:
             run.lock_path.touch()
             run._write_config(config, versions())
         except OSError as error:
-            if new:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            raise ConfigError(
-                f"{run.path} cannot be written ({error.strerror or error}): give another --out."
-            ) from None
+            reason = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
         return run
 
     @classmethod
@@ -159,9 +152,8 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(
-                f"{self.config_path} cannot be read ({error.strerror or error}): check the path."
-            ) from None
+            reason = error.strerror or str(error)
+            raise ConfigError(f"{self.config_path} cannot be read ({reason}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
@@ -169,14 +161,10 @@ class RunDir:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
-        tree.pop("versions", None)
-        tree.pop("fingerprint", None)
         try:
-            config = from_dict(tree)
+            return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:
             raise ConfigError(f"In {self.config_path}: {error}") from None
-        assert isinstance(config, Config)
-        return config
 
     def summary(self) -> dict[str, Any]:
         """summary.json; {} before it is written. Raises ConfigError if damaged."""
@@ -222,35 +210,29 @@ class RunDir:
         """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
         return _rows(self.equilibrium_path)
 
-    def newest_margins(self, complain: Callable[[str], object] | None = None) -> tuple[int, pa.Table] | None:
+    def newest_margins(self, complain: Callable[[str], object] = warnings.warn) -> tuple[int, pa.Table] | None:
         """The newest epoch with a complete snapshot of the margins, and its table; None if there is none.
 
         The table has the columns index, margin, label, correct and crossed, and one row per sample, in no order. If a
         shard is damaged, ``complain`` (by default a warning) names it and the epoch before is used.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
-        for epoch in sorted(epochs, reverse=True):
-            directory = epochs[epoch]
+        for epoch, directory in sorted(epochs.items(), reverse=True):
             try:
                 shards = snapshots.read_manifest(directory).shards
                 return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
             except FileNotFoundError:
                 continue
             except (ConfigError, ValueError) as error:
-                text = f"{str(error).rstrip('.')}. The margins of the epoch before are used."
-                if complain is None:
-                    warnings.warn(text, stacklevel=2)
-                else:
-                    complain(text)
+                complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
         return None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = read_parquet(path).to_pylist()
+        return read_parquet(path).to_pylist()
     except FileNotFoundError:
         return []
-    return rows
 
 
 def default_name(config: Config, now: datetime) -> str:
@@ -260,10 +242,8 @@ def default_name(config: Config, now: datetime) -> str:
 
 def versions() -> dict[str, str | None]:
     """The installed version of every package that affects results; None for one that is not installed."""
-    out: dict[str, str | None] = {"ima_dist": __version__, "python": platform.python_version()}
+    out = {"ima_dist": __version__, "python": platform.python_version(), **dict.fromkeys(_PACKAGES)}
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             out[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            out[name] = None
     return out

@@ -57,12 +57,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Dictionary in the file, or None if there is no such file. Raises ConfigError if it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged (not a JSON object): delete it or restore it from a copy.")
     return value
 
 
@@ -82,9 +82,8 @@ def read_parquet(path: Path) -> pa.Table:
         raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-        raise ConfigError(
-            f"{path} cannot be read as Parquet ({reason}): delete it or restore it from a copy."
-        ) from None
+        what = f"cannot be read as Parquet ({reason})"
+        raise ConfigError(f"{path} {what}: delete it or restore it from a copy.") from None
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:

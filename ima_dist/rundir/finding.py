@@ -27,10 +27,8 @@ def find_runs(root: Path) -> tuple[list[RunDir], list[str]]:
     found: list[RunDir] = []
     problems: list[str] = []
 
-    def complain(error: OSError) -> None:
-        problems.append(sentence(error))
-
-    for here, directories, files in os.walk(root, onerror=complain):
+    unread: list[OSError] = []
+    for here, directories, files in os.walk(root, onerror=unread.append):
         path = Path(here)
         if "config.yaml" in files or "summary.json" in files:
             found.append(RunDir(path))
@@ -41,7 +39,7 @@ def find_runs(root: Path) -> tuple[list[RunDir], list[str]]:
         stray = sorted(name for name in files if name.endswith(".parquet"))
         problems += [f"{path / name} lies outside of any run, so it is not read." for name in stray]
         directories[:] = sorted(n for n in directories if n not in links and not _is_ours(path, n))
-    return found, problems
+    return found, [*map(sentence, unread), *problems]
 
 
 def finished_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:

@@ -102,18 +102,17 @@ def held(path: Path) -> Iterator[Held]:
     try:
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"{path.parent} cannot be written ({error.strerror or error}): give it back its permissions."
-        ) from None
+        reason = error.strerror or error
+        raise ConfigError(f"{path.parent} cannot be written ({reason}): give it back its permissions.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = Lease.read(path)
             if not lease.succeeds(holder):
-                raise ConfigError(
-                    f"{path.parent} is being written by {holder or 'another process'}: wait until it ends, or stop it."
-                ) from None
+                writer = holder or "another process"
+                what = f"{path.parent} is being written by {writer}"
+                raise ConfigError(f"{what}: wait until it ends, or stop it.") from None
             _write(file, lease)
             _wait_for(file)
         except OSError as error:

@@ -1,23 +1,22 @@
-"""All runs below a results directory, read once and then again only where something has changed. Writes nothing.
+"""All runs below a results directory, read once and then again only where something has changed.
 
 Rows are taken from the directory's data set (tables.py), which is much faster than reading every run directory. A run
-that is not in it, or has changed since, is read from its own files and kept in memory.
+that is not in it, or has changed since, is read from its own files and kept in memory. Only ``update`` writes.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
-import os
 import threading
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset
 
 from ima_dist.config.errors import ConfigError
@@ -50,8 +49,7 @@ class Recorded(Run):
     @cached_property
     def options(self) -> dict[str, Any]:
         pairs = (f"{json.dumps(name)}: {value}" for name, value in self.info["options"] or [])
-        options: dict[str, Any] = json.loads(f"{{{','.join(pairs)}}}")
-        return options
+        return json.loads(f"{{{','.join(pairs)}}}")
 
     @cached_property
     def points(self) -> list[Point]:
@@ -117,21 +115,14 @@ def _from_dataset(
 ) -> tuple[dict[str, Recorded], list[str]]:
     """The runs that the data set has with these stamps, and a sentence for each damaged file of the data set."""
     problems: list[str] = []
-    names: list[str] = []
-    try:
-        with os.scandir(root / tables.FOLDER / "runs") as entries:
-            files = sorted(entry.name for entry in entries)
-    except OSError:
-        files = []
-    for file in files:
-        if file.startswith("."):
-            continue  # being written
-        name = name_in(Path(file))
-        if file.endswith(".parquet") and name in stamps:
-            names.append(name)
-        elif not file.endswith(".parquet"):
-            problems.append(f"{root / tables.FOLDER / 'runs' / file} is not ours.")
-    infos = _read("runs", root, names, problems)
+    files: list[Path] = []
+    with contextlib.suppress(OSError):
+        files = sorted((root / tables.FOLDER / "runs").iterdir())
+    # A name that begins with a dot is that of a file being written.
+    foreign = [file for file in files if not file.name.startswith(".") and file.suffix != ".parquet"]
+    problems += [f"{file} is not ours." for file in foreign]
+    names = [name_in(file) for file in files if file.suffix == ".parquet" and not file.name.startswith(".")]
+    infos = _read("runs", root, [name for name in names if name in stamps], problems)
     good = {}
     for name, table in infos.items():
         info = table.to_pylist()[0] if table.num_rows == 1 else {}
@@ -168,8 +159,8 @@ def _read(kind: str, root: Path, names: list[str], problems: list[str]) -> dict[
         except FileNotFoundError:
             continue
         except (ConfigError, OSError, pa.ArrowException, ValueError) as error:
-            text = sentence(error) if isinstance(error, ConfigError | OSError) else f"{file} has other columns."
-            problems.append(text)
+            ours = isinstance(error, ConfigError | OSError)
+            problems.append(sentence(error) if ours else f"{file} has other columns.")
     return found
 
 
@@ -179,13 +170,45 @@ def _by_run(table: pa.Table, names: list[str]) -> dict[str, pa.Table]:
     slices = {name: table.slice(0, 0) for name in names}
     if not table.num_rows:
         return slices
-    column = table["run"].combine_chunks()
-    coded = (column if isinstance(column, pa.Array) else column.chunk(0)).dictionary_encode()
-    codes = coded.indices.to_numpy(zero_copy_only=False)
-    bounds = [0, *(np.flatnonzero(np.diff(codes)) + 1).tolist(), len(codes)]
-    labels = coded.dictionary.to_pylist()
-    if len(bounds) - 1 != len(labels) or not set(labels) <= set(names):
+    stretches = pc.run_end_encode(table["run"].chunk(0))
+    labels, ends = stretches.values.to_pylist(), stretches.run_ends.to_pylist()
+    if len(set(labels)) != len(labels) or not set(labels) <= set(names):
         raise ValueError("rows of another run")
-    for start, stop in itertools.pairwise(bounds):
-        slices[labels[int(codes[start])]] = table.slice(start, stop - start)
+    for label, start, stop in zip(labels, [0, *ends], ends, strict=False):
+        slices[label] = table.slice(start, stop - start)
     return slices
+
+
+class Updated(NamedTuple):
+    """Numbers of runs found, written because they are new or changed, and removed; a sentence for each problem."""
+
+    runs: int
+    written: int
+    removed: int
+    problems: list[str]
+
+
+def update(root: Path) -> Updated:
+    """Write the rows of runs that are new or have changed, and remove those of runs that are gone. Raises OSError."""
+    runs, problems = runs_by_name(root)
+    written = removed = 0
+    for name, run in runs.items():
+        try:
+            if _stamp(root, name) != stamp_of(run):
+                problems += tables.write_run(root, run)
+                written += 1
+        except ConfigError as error:
+            problems.append(str(error))
+    for kind in tables.KINDS:
+        for file in (root / tables.FOLDER / kind).glob("*.parquet"):
+            if name_in(file) not in runs:
+                file.unlink()
+                removed += kind == "runs"
+    return Updated(len(runs), written, removed, problems)
+
+
+def _stamp(root: Path, name: str) -> str | None:
+    try:
+        return read_parquet(tables.file_of(root, "runs", name))["stamp"].to_pylist()[0]
+    except (ConfigError, FileNotFoundError, KeyError, IndexError):
+        return None

@@ -13,8 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.values import option_values
@@ -45,16 +44,15 @@ class Recorder:
         self._followers = [_Follower(run, sink) for sink in sinks]
         # A thread of its own: a server that does not answer must not keep the files from being written.
         self._server = _Follower(run, _MLflow(run)) if os.environ.get("MLFLOW_TRACKING_URI") else None
+        self._all = [*self._followers, *([self._server] if self._server else [])]
 
     def __enter__(self) -> Recorder:
-        for follower in self._all():
+        for follower in self._all:
             follower.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for follower in self._all():
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for follower in self._all:
             # If the lease is lost, another process records the run.
             follower.stop(abandon=kind is not None and issubclass(kind, LeaseLost))
         for follower in self._followers:
@@ -63,9 +61,6 @@ class Recorder:
             self._server.join(_END_SECONDS)
             if self._server.is_alive():
                 _warn(f"the MLflow server has not answered for {_END_SECONDS:g} s")
-
-    def _all(self) -> list[_Follower]:
-        return [*self._followers, *([self._server] if self._server else [])]
 
 
 class _Follower(threading.Thread):
@@ -116,7 +111,9 @@ def epoch_values(row: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if value is not None and name not in _LISTS}
 
 
-class _Sink(Protocol):
+class _Sink:
+    """Where a run is recorded."""
+
     def update(self) -> None:
         """Record what is new in the run."""
 
@@ -124,7 +121,7 @@ class _Sink(Protocol):
         """The run has ended."""
 
 
-class _DataSet:
+class _DataSet(_Sink):
     """RESULTS/dataset/."""
 
     def __init__(self, root: Path, run: RunDir) -> None:
@@ -133,11 +130,8 @@ class _DataSet:
     def update(self) -> None:
         tables.write_run(self._root, self._run)
 
-    def end(self) -> None:
-        pass
 
-
-class _TensorBoard:
+class _TensorBoard(_Sink):
     """RESULTS/tensorboard/RUN/: one scalar for each number of an epoch.
 
     A resumed run continues after the epochs that the data set had when it began; a new run of the same name starts
@@ -177,7 +171,7 @@ class _TensorBoard:
             self._writer.close()
 
 
-class _MLflow:
+class _MLflow(_Sink):
     """One MLflow run per run, continued when the run is resumed; its id is in mlflow.json."""
 
     def __init__(self, run: RunDir) -> None:

@@ -24,77 +24,64 @@ from ima_dist.rundir.run import Run
 
 KINDS = ("runs", "curves", "history", "margins")
 FOLDER = DATASET
+_TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
 # The options with a column of their own: those in which runs usually differ. "options" has all.
 _OPTIONS = {
-    "preset": pa.string(),
-    "method": pa.string(),
-    "norm": pa.string(),
-    "eps_max": pa.float64(),
-    "delta_eps": pa.float64(),
-    "beta": pa.float64(),
-    "margin_update": pa.string(),
-    "epochs": pa.int64(),
-    "batch_size": pa.int64(),
-    "seed": pa.int64(),
-    "data.subset": pa.int64(),
-    "optimizer.name": pa.string(),
-    "optimizer.lr": pa.float64(),
-    "attack.steps": pa.int64(),
-    "attack.bisections": pa.int64(),
-    "trades.inverse_lambda": pa.float64(),
+    **dict.fromkeys(("preset", "method", "norm"), _TEXT),
+    **dict.fromkeys(("eps_max", "delta_eps", "beta"), _FLOAT),
+    "margin_update": _TEXT,
+    **dict.fromkeys(("epochs", "batch_size", "seed", "data.subset"), _INT),
+    "optimizer.name": _TEXT,
+    "optimizer.lr": _FLOAT,
+    **dict.fromkeys(("attack.steps", "attack.bisections"), _INT),
+    "trades.inverse_lambda": _FLOAT,
 }
+_NUMBERS = ("parameters", "clean_accuracy", "train_samples_per_second", "wall_seconds")
 SCHEMAS = {
     "runs": pa.schema(
-        [
-            ("run", pa.string()),
-            ("status", pa.string()),
-            ("message", pa.string()),
-            *((name.replace(".", "_"), kind) for name, kind in _OPTIONS.items()),
+        {
+            **dict.fromkeys(("run", "status", "message"), _TEXT),
+            **{name.replace(".", "_"): kind for name, kind in _OPTIONS.items()},
             # Every option by its dotted name, as JSON.
-            ("options", pa.map_(pa.string(), pa.string())),
-            ("fingerprint", pa.string()),
-            ("parameters", pa.int64()),
-            ("clean_accuracy", pa.float64()),
-            ("epochs_done", pa.int64()),
-            ("train_samples_per_second", pa.float64()),
-            ("wall_seconds", pa.float64()),
-            ("stamp", pa.string()),
-        ]
+            "options": pa.map_(_TEXT, _TEXT),
+            "fingerprint": _TEXT,
+            "parameters": _INT,
+            "clean_accuracy": _FLOAT,
+            "epochs_done": _INT,
+            **dict.fromkeys(("train_samples_per_second", "wall_seconds"), _FLOAT),
+            "stamp": _TEXT,
+        }
     ),
     "curves": pa.schema(
-        [
-            ("run", pa.string()),
-            *((name, pa.string()) for name in ("attack", "loss", "norm", "split")),
-            ("epoch", pa.int64()),
-            *((name, pa.float64()) for name in ("noise", "accuracy", "low95", "high95")),
-            *((name, pa.int64()) for name in ("samples", "steps")),
-            ("step_scale", pa.float64()),
-            ("spsa_samples", pa.int64()),
-        ]
+        {
+            **dict.fromkeys(("run", "attack", "loss", "norm", "split"), _TEXT),
+            "epoch": _INT,
+            **dict.fromkeys(("noise", "accuracy", "low95", "high95"), _FLOAT),
+            **dict.fromkeys(("samples", "steps"), _INT),
+            "step_scale": _FLOAT,
+            "spsa_samples": _INT,
+        }
     ),
     "history": pa.schema(
-        [
-            ("run", pa.string()),
-            ("epoch", pa.int64()),
-            *((name, pa.float64()) for name in ("train_loss", "train_accuracy", "val_accuracy")),
-            *((name, pa.int64()) for name in ("noisy_samples", "evaluations")),
-            *((name, pa.float64()) for name in ("train_seconds", "margin_seconds", "samples_per_second")),
-            *((name, pa.float64()) for name in ("margin_mean", "share_at_max")),
-            ("margin_quantiles", pa.list_(pa.float64())),
-            ("margin_histogram", pa.list_(pa.int64())),
-        ]
+        {
+            "run": _TEXT,
+            "epoch": _INT,
+            **dict.fromkeys(("train_loss", "train_accuracy", "val_accuracy"), _FLOAT),
+            **dict.fromkeys(("noisy_samples", "evaluations"), _INT),
+            **dict.fromkeys(("train_seconds", "margin_seconds", "samples_per_second"), _FLOAT),
+            **dict.fromkeys(("margin_mean", "share_at_max"), _FLOAT),
+            "margin_quantiles": pa.list_(_FLOAT),
+            "margin_histogram": pa.list_(_INT),
+        }
     ),
     # The newest snapshot: one row per training sample.
     "margins": pa.schema(
-        [
-            ("run", pa.string()),
-            ("epoch", pa.int64()),
-            ("index", pa.int64()),
-            ("label", pa.int64()),
-            ("margin", pa.float64()),
-            ("correct", pa.bool_()),
-            ("crossed", pa.bool_()),
-        ]
+        {
+            "run": _TEXT,
+            **dict.fromkeys(("epoch", "index", "label"), _INT),
+            "margin": _FLOAT,
+            **dict.fromkeys(("correct", "crossed"), pa.bool_()),
+        }
     ),
 }
 
@@ -197,10 +184,7 @@ def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
         "fingerprint": run.config.fingerprint(),
         "epochs_done": epochs,
         "stamp": stamp,
-        **{
-            key: _number(run.summary.get(key))
-            for key in ("parameters", "clean_accuracy", "train_samples_per_second", "wall_seconds")
-        },
+        **{key: _number(run.summary.get(key)) for key in _NUMBERS},
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
 

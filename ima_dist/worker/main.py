@@ -63,13 +63,16 @@ def _carry_out(
     from ima_dist.core import distributed
     from ima_dist.training.checkpoint import Damaged
     from ima_dist.training.numerics import NumericalError
-    from ima_dist.worker.leaving import node_is_leaving
+    from ima_dist.worker.ray_internals import get_train_context
     from ima_dist.worker.tasks import audit_task, evaluate_task, train_task
 
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
 
     def should_stop() -> bool:
-        return stop.exists() or pause.exists() or (ray.is_initialized() and node_is_leaving())
+        if stop.exists() or pause.exists():
+            return True
+        # Ray Train tells each worker when a node with workers of its group is being drained; asking costs nothing.
+        return ray.is_initialized() and get_train_context().preemption_context.preemption_info is not None
 
     # Ray may restart workers that had done everything just before it noticed.
     if task == "train" and distributed.share_object(run.status == "finished"):

@@ -3,28 +3,13 @@
 They may change with every version of Ray. (Those of submitit are used only in ``cluster``.)
 """
 
+# ruff: noqa: F401 (other files import these names from here)
+
 from __future__ import annotations
 
 import ray
 
 from ima_dist.config.errors import ConfigError
-
-__all__ = [
-    "TESTED",
-    "USED",
-    "ControllerCallback",
-    "ElasticScalingPolicy",
-    "GcsClient",
-    "ResizingState",
-    "ScalingDecision",
-    "TorchBackend",
-    "UserExceptionWithTraceback",
-    "WorkerHealthCheckFailedError",
-    "cluster_state",
-    "ensure_token_if_auth_enabled",
-    "get_train_context",
-    "warning",
-]
 
 TESTED = "2.60"
 

@@ -97,7 +97,7 @@ def test_one_more_wait_in_a_step_is_counted_at_its_line(monkeypatch):
     plant(monkeypatch, step, "assert gradient.isfinite().all(); " + step)
     more = waits_of_bpgd(8) - waits_of_bpgd(4)
     assert sum(more.values()) == sum(usual.values()) + 4
-    assert all(line.startswith("ima_dist/attacks/bpgd.py:") for line in more)
+    assert all(line.startswith("ima_dist/attacks/pgd.py:") for line in more)
 
 
 def test_what_cuda_accepts_is_not_refused():

@@ -152,14 +152,13 @@ def test_what_worst_does_is_what_its_protocol_says(monkeypatch):
     assert tuple(EVALUATION_ATTACKS) == ATTACKS
     spent: Counter[str] = Counter()
 
-    def unbroken(model, y, rival, rows, begin, balls, predicted, sizes, loss):
+    def unbroken(self, xi, balls, sizes, loss, rival=None):
         spent["losses" if rival is None else "rivals"] += len(sizes)
         if rival is not None:
             assert sizes[0] == 0.5
             assert sizes == sorted(sizes, reverse=True)
-        return 0
 
-    monkeypatch.setattr(sys.modules["ima_dist.attacks.worst"], "_break", unbroken)
+    monkeypatch.setattr(sys.modules["ima_dist.attacks.worst"]._Search, "_break", unbroken)
     network = torch.nn.Linear(4, 10)
     x = torch.rand(2, 4)
     worst(network, x, network(x).argmax(1), [0.1], norm="linf", steps=30)

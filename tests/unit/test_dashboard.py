@@ -152,6 +152,8 @@ def test_training_marks_the_epoch_that_the_threshold_selects(results):
     validation = plots(parts)["training"].data[0]
     assert list(validation.y) == [row["val_accuracy"] for row in history]
     assert len(grid(parts, "epochs")) == 3
+    (row,) = grid(show(results, "training", "?runs=sweep/ce-beta0.5-seed0&threshold=0"), "selected")
+    assert (row["selected epoch"], row["mean margin"]) == (3, None)
 
 
 def test_one_sample_with_its_images_and_predictions(results):

@@ -42,7 +42,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
             epoch = last_epoch_above(threshold, run.history)
             at = next(r for r in run.history if r["epoch"] == epoch)
             row |= {"selected epoch": epoch, "validation": at["val_accuracy"], "training": at["train_accuracy"]}
-            row["mean margin"] = at["margin_mean"]
+            row["mean margin"] = at.get("margin_mean")  # methods without margins have no such column
         except ConfigError as error:
             row["remark"] = str(error)
         rows.append(row)
