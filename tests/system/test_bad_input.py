@@ -40,7 +40,7 @@ def refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ((), "Name a preset"),
+        ((), "Give a preset (moons, "),
         (("mons",), "did you mean moons?"),
         (("moons", "--beta", "1.5"), "--beta must lie between 0 and 1"),
         (("moons", "--beta", "nan"), "--beta must lie between 0 and 1"),
@@ -79,7 +79,7 @@ def refused(tmp_path, monkeypatch, capsys):
         (("covid_ct", "--data.dir", "."), "kaggle.com/datasets"),
         (("fashion_mnist", "--data.dir", "nowhere"), "nowhere"),
         (("--resume", "nowhere"), "not a run directory"),
-        (("moons", "--resume", "nowhere", "--out", "x"), "exclude one another"),
+        (("moons", "--resume", "nowhere", "--out", "x"), "--out cannot be combined with --resume"),
     ],
 )
 def test_a_mistake_gets_one_sentence(refused, options, says):
@@ -135,7 +135,7 @@ def test_resume_with_another_configuration(refused, tmp_path):
     assert "is a run of moons" in refused("fashion_mnist", "--resume", run.path)
     text = run.config_path.read_text()
     run.config_path.write_text(text.replace("seed: 0", "seed: 1"))
-    assert "another configuration" in refused("--resume", run.path)
+    assert "does not belong to the configuration in" in refused("--resume", run.path)
     run.config_path.write_text(text.replace("beta: 0.5", "beta: [0.5"))
     assert "config.yaml" in refused("--resume", run.path)
     run.config_path.write_text(text.replace("beta:", "beeta:"))
@@ -147,8 +147,8 @@ def test_resume_with_other_data(refused, tmp_path):
     workers.train(config, run.path)
     state = next(run.checkpoints_dir.glob("*/state.json"))
     state.write_text(state.read_text().replace('"data": "', '"data": "0'))
-    assert "other data" in refused("--resume", run.path)
-    assert "other data" in refused(run.path, main=evaluate.main)
+    assert "was trained on data that differ" in refused("--resume", run.path)
+    assert "was trained on data that differ" in refused(run.path, main=evaluate.main)
 
 
 def test_a_run_has_one_writer(refused, tmp_path):
