@@ -8,11 +8,9 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import getpass
 import os
-import random
 import shutil
 import signal
 import socket
@@ -21,8 +19,9 @@ import sys
 from pathlib import Path
 
 from cluster import processes
+from cluster.ray_node import free_port
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.parser import cluster_parser
 from ima_dist.config.errors import ConfigError
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
@@ -82,10 +81,6 @@ notice = 30
 _CARD = {"v100": "v100", "titanv": "titanv", "urgent": "v100"}  # by partition
 
 
-def default_directory() -> Path:
-    return Path(f"/tmp/slurm-{getpass.getuser()}")
-
-
 def missing() -> list[str]:
     """Programs of SLURM and MUNGE that are missing on this machine."""
     return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
@@ -98,8 +93,8 @@ def environment(directory: Path) -> dict[str, str]:
 
 def up(directory: Path, kill_wait: int = 30) -> None:
     """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started."""
-    if missing():
-        raise ConfigError(f"{', '.join(missing())} missing: run apt-get install slurm-wlm munge.")
+    if absent := missing():
+        raise ConfigError(f"{', '.join(absent)} missing: run apt-get install slurm-wlm munge.")
     if directory.exists():
         raise ConfigError(f"{directory} exists: stop the local SLURM in it with down, or choose another --dir.")
     directory.mkdir(mode=0o755, parents=True)
@@ -140,46 +135,47 @@ def down(directory: Path) -> None:
     processes.end(ours, signal.SIGTERM)
     processes.wait_for(lambda: not any(map(processes.alive, ours)), 5)
     # Leftovers of jobs, too: what a killed slurmd had started has no one else to end it.
-    while left := _processes(directory):
-        processes.end(left)
-        processes.wait_for(lambda left=left: not any(map(processes.alive, left)), 5)  # type: ignore[misc]
+    processes.end_all(lambda: _processes(directory), 5)
     shutil.rmtree(directory)
 
 
 def _cancel_jobs(directory: Path) -> None:
     """Cancel all jobs, and give them time to clean up."""
+    if _ask(directory, "squeue", "--noheader"):
+        _ask(directory, "scancel", "--user", getpass.getuser())
+        processes.wait_for(lambda: not _ask(directory, "squeue", "--noheader"), _WAIT, every=0.3)
+
+
+def _ask(directory: Path, *words: str) -> str:
+    """Output of a SLURM command; "" without an answer: a controller that has died has no jobs left to end."""
     env = {**os.environ, **environment(directory)}
-
-    def ask(*words: str) -> str:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
-        return done.stdout if done.returncode == 0 else ""  # a controller that has died has no jobs left to end
-
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if ask("squeue", "--noheader"):
-            ask("scancel", "--user", getpass.getuser())
-            processes.wait_for(lambda: not ask("squeue", "--noheader"), _WAIT, every=0.3)
+    with contextlib.suppress(subprocess.SubprocessError):
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+    return ""
 
 
 def _processes(directory: Path) -> list[int]:
     """Daemons of the local SLURM and everything that its jobs started, but no shell that only uses it."""
-    ours = processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))
-    # Debian calls the programs slurmd-wlm and so on.
-    return [
-        pid
-        for pid in ours
-        if "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
-    ]
+
+    def ours(pid: int) -> bool:
+        # Debian calls the programs slurmd-wlm and so on.
+        return "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
+
+    return list(filter(ours, processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))))
 
 
 def _write_files(directory: Path, kill_wait: int) -> None:
     (directory / "state").mkdir()
-    names = node_names()
-    port, *node_ports = _free_ports(1 + len(names))
+    host, user, names = socket.gethostname(), getpass.getuser(), node_names()
+    ports: set[int] = set()
+    while len(ports) <= len(names):
+        ports.add(free_port(""))
+    port, *node_ports = ports
     nodes, gres = [], []
     for name, node_port in zip(names, node_ports, strict=True):
         kind = name.rsplit("-", 1)[0]
         nodes.append(
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={node_port} "
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} "
             f"CPUs={CPUS} RealMemory=4000 Gres=gpu:{kind}:{CARDS}"
         )
         for card in range(CARDS):
@@ -188,14 +184,7 @@ def _write_files(directory: Path, kill_wait: int) -> None:
             # A count without files is refused by slurmd.
             gres.append(f"NodeName={name} Name=gpu Type={kind} File={file}")
     (directory / "slurm.conf").write_text(
-        _SLURM_CONF.format(
-            host=socket.gethostname(),
-            port=port,
-            user=getpass.getuser(),
-            dir=directory,
-            kill_wait=kill_wait,
-            nodes="\n".join(nodes),
-        )
+        _SLURM_CONF.format(host=host, port=port, user=user, dir=directory, kill_wait=kill_wait, nodes="\n".join(nodes))
     )
     (directory / "gres.conf").write_text("\n".join(gres) + "\n")
     told = [_PARTITION.format(name=name, card=card, cards=CARDS) for name, card in _CARD.items()]
@@ -214,13 +203,8 @@ def _start_all(directory: Path) -> None:
         start_node(directory, name)
 
     def ready() -> bool:
-        done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--format=%t"],
-            env={**os.environ, **environment(directory)},
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.split().count("idle") >= len(node_names()) and "unk" not in done.stdout
+        states = _ask(directory, "sinfo", "--noheader", "--Node", "--format=%t")
+        return states.split().count("idle") >= len(node_names()) and "unk" not in states
 
     if not processes.wait_for(ready, _WAIT):
         log = (directory / "slurmctld.log").read_text().splitlines()
@@ -245,30 +229,15 @@ def _run(directory: Path, *command: str) -> None:
         raise ConfigError(f"{command[0]} did not start: {' '.join(done.stderr.split())}.")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports below the system's ephemeral range, from which a connection might take one before its daemon does."""
-    found: list[int] = []
-    for port in random.sample(range(20000, 32000), 12000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise ConfigError("No free ports between 20000 and 32000: stop something that listens there.")
-
-
 def main(argv: list[str] | None = None) -> int:
     return guarded(_main, sys.argv[1:] if argv is None else argv)
 
 
 def _main(argv: list[str]) -> int:
-    parser = OneLineParser(
-        prog="python -m cluster.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cluster_parser("local", __doc__)
     parser.add_argument("what", choices=("up", "down"))
-    parser.add_argument(
-        "--dir", type=Path, default=default_directory(), help="directory for its files (default: /tmp/slurm-USER)"
-    )
+    place = Path(f"/tmp/slurm-{getpass.getuser()}")
+    parser.add_argument("--dir", type=Path, default=place, help="directory for its files (default: /tmp/slurm-USER)")
     arguments = parser.parse_args(argv)
     directory = arguments.dir.absolute()
     if arguments.what == "down":

@@ -101,7 +101,9 @@ def free_port(address: str) -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((address, port))
             return port
-    raise ConfigError(f"No free port between 20000 and 32000 on {socket.gethostname()}.")
+    raise ConfigError(
+        f"No free port between 20000 and 32000 on {socket.gethostname()}: stop something that listens there."
+    )
 
 
 def own_address(towards: str | None, interface: str | None) -> str:
@@ -189,9 +191,7 @@ class RayNode:
 
 def end_descendants() -> None:
     """End every process that this task has started, daemons included. None of them holds anything to be saved."""
-    while below := processes.descendants(os.getpid()):
-        processes.end(below)
-        processes.wait_for(lambda below=below: not any(map(processes.alive, below)), 2, every=0.02)  # type: ignore[misc]
+    processes.end_all(lambda: processes.descendants(os.getpid()), 2, every=0.02)
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
