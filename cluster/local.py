@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 from cluster import processes
 from cluster.ray_node import free_port
@@ -32,42 +33,7 @@ CPUS = 2
 _WAIT = 60.0
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
-_SLURM_CONF = """\
-ClusterName=local
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-# A requeued job waits until the credentials of its last start have expired.
-AuthInfo=socket={dir}/munge.socket,cred_expire=5
-StateSaveLocation={dir}/state
-SlurmdSpoolDir={dir}/spool.%n
-SlurmctldPidFile={dir}/slurmctld.pid
-SlurmdPidFile={dir}/slurmd.%n.pid
-SlurmctldLogFile={dir}/slurmctld.log
-SlurmdLogFile={dir}/slurmd.%n.log
-SlurmdParameters=config_overrides
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-GresTypes=gpu
-ReturnToService=2
-SlurmdTimeout=20
-SlurmctldTimeout=10
-KillWait={kill_wait}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SchedulerParameters=bf_interval=2,sched_min_interval=100000,sched_interval=2,batch_sched_delay=0
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-{nodes}
-PartitionName=v100 Nodes=v100-[0-2] Default=YES MaxTime=1-0 PriorityTier=1
-PartitionName=titanv Nodes=titanv-0 MaxTime=1-0
-PartitionName=urgent Nodes=v100-[0-2] MaxTime=1-0 PriorityTier=10 PreemptMode=OFF
-"""
+_SLURM_CONF = Path(__file__).with_name("local_slurm.conf")
 
 _PARTITION = """\
 [{name}]
@@ -183,9 +149,8 @@ def _write_files(directory: Path, kill_wait: int) -> None:
             file.touch()
             # A count without files is refused by slurmd.
             gres.append(f"NodeName={name} Name=gpu Type={kind} File={file}")
-    (directory / "slurm.conf").write_text(
-        _SLURM_CONF.format(host=host, port=port, user=user, dir=directory, kill_wait=kill_wait, nodes="\n".join(nodes))
-    )
+    settings = {"host": host, "port": port, "user": user, "dir": directory, "kill_wait": kill_wait}
+    (directory / "slurm.conf").write_text(_SLURM_CONF.read_text().format(**settings, nodes="\n".join(nodes)))
     (directory / "gres.conf").write_text("\n".join(gres) + "\n")
     told = [_PARTITION.format(name=name, card=card, cards=CARDS) for name, card in _CARD.items()]
     use = f"# For: python -m cluster.submit … --partitions {directory}/partitions.toml"
@@ -215,15 +180,9 @@ def _start_all(directory: Path) -> None:
 def _run(directory: Path, *command: str) -> None:
     """Start a daemon, which puts itself into the background. Raises ConfigError with its error message."""
     # Not the caller's directory, which somebody may want to unmount or remove.
+    env = {**os.environ, **environment(directory)}
     done = subprocess.run(
-        command,
-        cwd=directory,
-        env={**os.environ, **environment(directory)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command, cwd=directory, env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True, start_new_session=True
     )
     if done.returncode:
         raise ConfigError(f"{command[0]} did not start: {' '.join(done.stderr.split())}.")

@@ -6,10 +6,14 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import psutil
+
+from ima_dist.launch.signals import blocked
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -52,6 +56,12 @@ def program(pid: int) -> str:
     with contextlib.suppress(psutil.Error):
         return os.path.basename(psutil.Process(pid).exe())
     return ""
+
+
+def start(words: list[str], env: dict[str, str], log: Path, *kept_back: signal.Signals) -> subprocess.Popen[bytes]:
+    """Start a process that appends its output to a file, and that these signals (default: all) do not reach."""
+    with log.open("ab") as output, blocked(*kept_back):
+        return subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
 
 
 def end(pids: Iterable[int], signum: signal.Signals = signal.SIGKILL) -> None:

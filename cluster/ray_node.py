@@ -9,7 +9,6 @@ import random
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from pathlib import Path
 from cluster import processes
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.launch.network_interface import addresses
-from ima_dist.launch.signals import blocked
 
 # A socket's path has at most 107 bytes. Below its temporary directory Ray needs
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
@@ -158,19 +156,12 @@ class RayNode:
             self.dashboard_port = free_port("127.0.0.1")
             port = free_port(self.address)
             self.gcs_address = f"{self.address}:{port}"
-            words += ["--head", f"--port={port}"]
-            words += [f"--ray-client-server-port={free_port(self.address)}"]
+            words += ["--head", f"--port={port}", f"--ray-client-server-port={free_port(self.address)}"]
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
             words += [f"--address={self.head}"]
-        with self.log.open("ab") as output, blocked():
-            self.process = subprocess.Popen(
-                words,
-                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(self.token)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.process = processes.start(words, {**ours, **environment(self.token)}, self.log)
 
     def up(self) -> bool:
         """Whether this node is registered. Raises RayEnded if it has ended instead."""

@@ -95,17 +95,9 @@ def submit(plan: Plan) -> list[Any]:
     except FailedJobError as error:
         shutil.rmtree(plan.folder)
         raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}.") from None
-    write_private(
-        plan.folder / "job.json",
-        {
-            "name": plan.name,
-            "submitted": now,
-            "partition": p.partition,
-            "nodes": plan.nodes,
-            "rows": [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)],
-            "table": plan.table,
-        },
-    )
+    rows = [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)]
+    said = {"name": plan.name, "submitted": now, "partition": p.partition, "nodes": plan.nodes}
+    write_private(plan.folder / "job.json", {**said, "rows": rows, "table": plan.table})
     return jobs
 
 
