@@ -229,10 +229,8 @@ class Leader(Start):
                 return self._conclude(EXIT_REQUEUE, "")
             late = time.time() > until or self.situation.stopping(time.time(), policy.REQUEUE_UNTIL)
             if late or not self.situation.may_requeue:
-                return self._finish(
-                    EXIT_REQUEUE,
-                    f"{why}; the job could not be requeued ({refusal}). Its last checkpoint is kept: submit it again.",
-                )
+                kept = "Its last checkpoint is kept: submit it again."
+                return self._finish(EXIT_REQUEUE, f"{why}; the job could not be requeued ({refusal}). {kept}")
             time.sleep(ASK_EVERY)
         raise Leave(f"{why}; the job is requeued and continues from its last checkpoint")
 

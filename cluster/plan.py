@@ -15,7 +15,7 @@ from cluster.records import RECORDS, Row
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags
-from ima_dist.plans.jobfile import find_file, read_job, run_path
+from ima_dist.plans.jobfile import Job, find_file, read_job, run_path
 from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
 
 
@@ -81,7 +81,9 @@ def plan(
     else:
         found = []
         for given in [{**options, "seed": seed} for seed in seeds or ()] or [options]:
-            found += _job_rows(job_file, words, place, rows, scale, given, chosen)
+            job = read_job(job_file, scale, given)
+            found += _job_rows(job_file, job, words, place, rows, given)
+            _check_precision((job.rows[name] for name in rows or job.rows), chosen)
         table = ["ima_dist.job", *words, *as_flags(options)]
     twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
     if twice:
@@ -90,23 +92,14 @@ def plan(
 
 
 def _job_rows(
-    job_file: Path,
-    words: list[str],
-    place: Path,
-    names: list[str] | None,
-    scale: str | None,
-    options: dict[str, Any],
-    partition: Partition,
+    job_file: Path, job: Job, words: list[str], place: Path, names: list[str] | None, options: dict[str, Any]
 ) -> list[Row]:
-    """Rows of a job file with these options. Raises ConfigError."""
-    job = read_job(job_file, scale, options)
+    """Rows of a job file that was read with these options. Raises ConfigError."""
     found = []
     for name in names or job.rows:
         if name not in job.rows:
-            raise ConfigError(
-                f"{job_file} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
-            )
-        _check_precision([job.rows[name]], partition)
+            guess = did_you_mean(name, job.rows)
+            raise ConfigError(f"{job_file} has no row {name!r}{guess}: it has {', '.join(job.rows)}.")
         label = re.sub(r"[^\w.+-]", "_", f"{name}-seed{options['seed']}" if "seed" in options else name)
         command = ["-m", "ima_dist.job", words[0], "--rows", name, *words[1:], *as_flags(options)]
         found.append(Row(label, command, str(run_path(place, job.rows[name]))))

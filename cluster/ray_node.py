@@ -111,11 +111,10 @@ def own_address(towards: str | None, interface: str | None) -> str:
     node it is the loopback address, which nobody else can reach. Raises ConfigError.
     """
     if interface:
-        known = addresses()
-        if interface not in known:
-            guess = did_you_mean(interface, known)
-            raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address{guess}.")
-        return known[interface]
+        if found := addresses().get(interface):
+            return found
+        guess = did_you_mean(interface, addresses())
+        raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address{guess}.")
     if towards is None:
         return "127.0.0.1"
     try:
