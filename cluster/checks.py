@@ -142,13 +142,19 @@ def grace() -> tuple[str, str]:
 
 
 def directory_writable(directory: Path) -> tuple[str, str]:
+    _written(directory)
+    return OK, f"{directory} is writable"
+
+
+def _written(directory: Path) -> float:
+    """Time, by the file server's clock, of a file that is written there and removed. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         probe.write_text("x")
+        return probe.stat().st_mtime
     finally:
         probe.unlink(missing_ok=True)
-    return OK, f"{directory} is writable"
 
 
 def disk_space(directory: Path) -> tuple[str, str]:
@@ -192,14 +198,8 @@ def torch_fits(capability: str | None) -> tuple[str, str]:
 
 def file_clock(directory: Path) -> tuple[str, str]:
     """Compare this machine's clock with that of the file server."""
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / f".clock-{uuid.uuid4().hex[:8]}"
     before = time.time()
-    probe.write_text("x")
-    try:
-        written = probe.stat().st_mtime
-    finally:
-        probe.unlink()
+    written = _written(directory)
     return skew(max(before - written, written - time.time(), 0.0), "the file server's")
 
 
@@ -207,11 +207,9 @@ def skew(seconds: float, whose: str) -> tuple[str, str]:
     text = f"{seconds:.1f} s from {whose}"
     if seconds > _SKEW_FAILURE:
         return FAILURE, f"{text}: time synchronisation is broken; tell the administrators."
-    return (
-        (OK, text)
-        if seconds <= _SKEW_WARNING
-        else (WARNING, f"{text}: ask the administrators to check time synchronisation.")
-    )
+    if seconds > _SKEW_WARNING:
+        return WARNING, f"{text}: ask the administrators to check time synchronisation."
+    return OK, text
 
 
 # ---- a compute node
@@ -225,10 +223,7 @@ def driver_and_cards(wanted: int) -> tuple[str, str]:
     cards = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or len(cards) < wanted:
         complaint = " ".join((done.stderr or done.stdout).split())
-        return (
-            FAILURE,
-            f"{len(cards)} of {wanted} cards are visible ({complaint}): exclude this node in sbatch.",
-        )
+        return FAILURE, f"{len(cards)} of {wanted} cards are visible ({complaint}): exclude this node in sbatch."
     return OK, "; ".join(sorted(set(cards)))
 
 

@@ -23,7 +23,7 @@ from cluster.checks import FAILURE, OK, Finding, run_check, skew
 from cluster.partitions import Partition
 from cluster.records import RECORDS
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.parser import cluster_parser
 from ima_dist.config.errors import ConfigError
 
 _ALLOCATION_SECONDS = 600
@@ -39,7 +39,7 @@ def node_findings(partition: Partition, directory: Path, probe: str, others: lis
         return checks.directory_writable(directory)
 
     def cards() -> tuple[str, str]:
-        return checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none asked for")
+        return checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none")
 
     base = ray_node.temporary_base(partition.temp) if ray_node.fits(partition.temp or "/tmp") else "/tmp"
     return [
@@ -49,9 +49,7 @@ def node_findings(partition: Partition, directory: Path, probe: str, others: lis
         run_check("ports", checks.ports),
         run_check("interface", lambda: checks.interface(towards, partition.interface)),
         run_check("requeue", checks.requeue),
-        run_check(
-            "driver and cards", lambda: checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none")
-        ),
+        run_check("driver and cards", cards),
         run_check("torch", lambda: checks.torch_fits(partition.compute_capability)),
     ]
 
@@ -117,12 +115,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = OneLineParser(
-        prog="python -m cluster.doctor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cluster_parser("doctor", __doc__)
     parser.add_argument("--partition", metavar="NAME", help="as described in partitions.toml")
     parser.add_argument("--on-node", action="store_true", help="also check nodes of the partition")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="how many (default: 1)")

@@ -7,19 +7,17 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from cluster import policy, ray_node, slurm
+from cluster import policy, processes, ray_node, slurm
 from cluster.policy import Action, Wants
 from cluster.records import progress_of, write_private
 from cluster.start import ASK_EVERY, LOOK_EVERY, Leave, Start, Stopped, Unready, cpus
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
-from ima_dist.launch.signals import blocked
 from ima_dist.rundir.files import read_json, write_text_atomic
 
 # Seconds that a start needs until it trains, where none has been measured.
@@ -59,12 +57,9 @@ class Leader(Start):
                 return self._conclude(status, message)
             except OSError as error:
                 return self._conclude(EXIT_FAILED, str(error))
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:  # after an OSError failures cannot even be counted
             self.note(f"error: {error}")
-            return self._finish(EXIT_INPUT, str(error))
-        except OSError as error:  # failures cannot even be counted
-            self.note(f"error: {error}")
-            return self._finish(EXIT_FAILED, str(error))
+            return self._finish(EXIT_INPUT if isinstance(error, ConfigError) else EXIT_FAILED, str(error))
         finally:
             self.over("stopped")
 
@@ -136,14 +131,8 @@ class Leader(Start):
         if self.situation.end is not None:
             variables["IMA_DIST_LAST_START"] = str(self.situation.end - self.task.notice - _START_SECONDS)
         # The run hears of SLURM's signals through us; in its processes they stay pending.
-        with self.record.output.open("ab") as output, blocked(signal.SIGTERM, signal.SIGUSR2):
-            driver = subprocess.Popen(
-                [sys.executable, *self.row.command],
-                env={**os.environ, **variables},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        words, env = [sys.executable, *self.row.command], {**os.environ, **variables}
+        driver = processes.start(words, env, self.record.output, signal.SIGTERM, signal.SIGUSR2)
         self.times["driver"] = time.time()
         told = False
         while driver.poll() is None:
@@ -164,9 +153,8 @@ class Leader(Start):
         if self.ray.process.poll() is not None:
             raise Unready(f"Ray has ended on {self.nodes[0]}: see {self.place / 'ray-0.log'}")
         if "first_step" not in self.times:
-            progress = Path(self.row.run) / "progress.json"
             with contextlib.suppress(OSError, ConfigError):
-                state = read_json(progress) or {}
+                state = read_json(Path(self.row.run) / "progress.json") or {}
                 if state.get("updated", 0) > self.times["driver"] and state.get("step"):
                     self.times["first_step"] = state["updated"]
                     self._write_times()
@@ -241,10 +229,8 @@ class Leader(Start):
                 return self._conclude(EXIT_REQUEUE, "")
             late = time.time() > until or self.situation.stopping(time.time(), policy.REQUEUE_UNTIL)
             if late or not self.situation.may_requeue:
-                return self._finish(
-                    EXIT_REQUEUE,
-                    f"{why}; the job could not be requeued ({refusal}). Its last checkpoint is kept: submit it again.",
-                )
+                kept = "Its last checkpoint is kept: submit it again."
+                return self._finish(EXIT_REQUEUE, f"{why}; the job could not be requeued ({refusal}). {kept}")
             time.sleep(ASK_EVERY)
         raise Leave(f"{why}; the job is requeued and continues from its last checkpoint")
 

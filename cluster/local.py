@@ -8,21 +8,21 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import getpass
 import os
-import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
 from cluster import processes
+from cluster.ray_node import free_port
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.parser import cluster_parser
 from ima_dist.config.errors import ConfigError
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol")
@@ -33,42 +33,7 @@ CPUS = 2
 _WAIT = 60.0
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
-_SLURM_CONF = """\
-ClusterName=local
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={port}
-SlurmUser={user}
-SlurmdUser={user}
-AuthType=auth/munge
-# A requeued job waits until the credentials of its last start have expired.
-AuthInfo=socket={dir}/munge.socket,cred_expire=5
-StateSaveLocation={dir}/state
-SlurmdSpoolDir={dir}/spool.%n
-SlurmctldPidFile={dir}/slurmctld.pid
-SlurmdPidFile={dir}/slurmd.%n.pid
-SlurmctldLogFile={dir}/slurmctld.log
-SlurmdLogFile={dir}/slurmd.%n.log
-SlurmdParameters=config_overrides
-SelectType=select/cons_tres
-SelectTypeParameters=CR_CPU_Memory
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-MpiDefault=none
-GresTypes=gpu
-ReturnToService=2
-SlurmdTimeout=20
-SlurmctldTimeout=10
-KillWait={kill_wait}
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
-SchedulerParameters=bf_interval=2,sched_min_interval=100000,sched_interval=2,batch_sched_delay=0
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-{nodes}
-PartitionName=v100 Nodes=v100-[0-2] Default=YES MaxTime=1-0 PriorityTier=1
-PartitionName=titanv Nodes=titanv-0 MaxTime=1-0
-PartitionName=urgent Nodes=v100-[0-2] MaxTime=1-0 PriorityTier=10 PreemptMode=OFF
-"""
+_SLURM_CONF = Path(__file__).with_name("local_slurm.conf")
 
 _PARTITION = """\
 [{name}]
@@ -80,10 +45,6 @@ time = "0:30:00"
 notice = 30
 """
 _CARD = {"v100": "v100", "titanv": "titanv", "urgent": "v100"}  # by partition
-
-
-def default_directory() -> Path:
-    return Path(f"/tmp/slurm-{getpass.getuser()}")
 
 
 def missing() -> list[str]:
@@ -98,8 +59,8 @@ def environment(directory: Path) -> dict[str, str]:
 
 def up(directory: Path, kill_wait: int = 30) -> None:
     """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started."""
-    if missing():
-        raise ConfigError(f"{', '.join(missing())} missing: run apt-get install slurm-wlm munge.")
+    if absent := missing():
+        raise ConfigError(f"{', '.join(absent)} missing: run apt-get install slurm-wlm munge.")
     if directory.exists():
         raise ConfigError(f"{directory} exists: stop the local SLURM in it with down, or choose another --dir.")
     directory.mkdir(mode=0o755, parents=True)
@@ -140,46 +101,47 @@ def down(directory: Path) -> None:
     processes.end(ours, signal.SIGTERM)
     processes.wait_for(lambda: not any(map(processes.alive, ours)), 5)
     # Leftovers of jobs, too: what a killed slurmd had started has no one else to end it.
-    while left := _processes(directory):
-        processes.end(left)
-        processes.wait_for(lambda left=left: not any(map(processes.alive, left)), 5)  # type: ignore[misc]
+    processes.end_all(lambda: _processes(directory), 5)
     shutil.rmtree(directory)
 
 
 def _cancel_jobs(directory: Path) -> None:
     """Cancel all jobs, and give them time to clean up."""
+    if _ask(directory, "squeue", "--noheader"):
+        _ask(directory, "scancel", "--user", getpass.getuser())
+        processes.wait_for(lambda: not _ask(directory, "squeue", "--noheader"), _WAIT, every=0.3)
+
+
+def _ask(directory: Path, *words: str) -> str:
+    """Output of a SLURM command; "" without an answer: a controller that has died has no jobs left to end."""
     env = {**os.environ, **environment(directory)}
-
-    def ask(*words: str) -> str:
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60)
-        return done.stdout if done.returncode == 0 else ""  # a controller that has died has no jobs left to end
-
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        if ask("squeue", "--noheader"):
-            ask("scancel", "--user", getpass.getuser())
-            processes.wait_for(lambda: not ask("squeue", "--noheader"), _WAIT, every=0.3)
+    with contextlib.suppress(subprocess.SubprocessError):
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+    return ""
 
 
 def _processes(directory: Path) -> list[int]:
     """Daemons of the local SLURM and everything that its jobs started, but no shell that only uses it."""
-    ours = processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))
-    # Debian calls the programs slurmd-wlm and so on.
-    return [
-        pid
-        for pid in ours
-        if "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
-    ]
+
+    def ours(pid: int) -> bool:
+        # Debian calls the programs slurmd-wlm and so on.
+        return "SLURM_JOB_ID" in processes.environment(pid) or processes.program(pid).startswith(_DAEMONS)
+
+    return list(filter(ours, processes.started_with("SLURM_CONF", str(directory / "slurm.conf"))))
 
 
 def _write_files(directory: Path, kill_wait: int) -> None:
     (directory / "state").mkdir()
-    names = node_names()
-    port, *node_ports = _free_ports(1 + len(names))
+    host, user, names = socket.gethostname(), getpass.getuser(), node_names()
+    ports: set[int] = set()
+    while len(ports) <= len(names):
+        ports.add(free_port(""))
+    port, *node_ports = ports
     nodes, gres = [], []
     for name, node_port in zip(names, node_ports, strict=True):
         kind = name.rsplit("-", 1)[0]
         nodes.append(
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={node_port} "
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={node_port} "
             f"CPUs={CPUS} RealMemory=4000 Gres=gpu:{kind}:{CARDS}"
         )
         for card in range(CARDS):
@@ -187,16 +149,8 @@ def _write_files(directory: Path, kill_wait: int) -> None:
             file.touch()
             # A count without files is refused by slurmd.
             gres.append(f"NodeName={name} Name=gpu Type={kind} File={file}")
-    (directory / "slurm.conf").write_text(
-        _SLURM_CONF.format(
-            host=socket.gethostname(),
-            port=port,
-            user=getpass.getuser(),
-            dir=directory,
-            kill_wait=kill_wait,
-            nodes="\n".join(nodes),
-        )
-    )
+    settings = {"host": host, "port": port, "user": user, "dir": directory, "kill_wait": kill_wait}
+    (directory / "slurm.conf").write_text(_SLURM_CONF.read_text().format(**settings, nodes="\n".join(nodes)))
     (directory / "gres.conf").write_text("\n".join(gres) + "\n")
     told = [_PARTITION.format(name=name, card=card, cards=CARDS) for name, card in _CARD.items()]
     use = f"# For: python -m cluster.submit … --partitions {directory}/partitions.toml"
@@ -214,13 +168,8 @@ def _start_all(directory: Path) -> None:
         start_node(directory, name)
 
     def ready() -> bool:
-        done = subprocess.run(
-            ["sinfo", "--noheader", "--Node", "--format=%t"],
-            env={**os.environ, **environment(directory)},
-            capture_output=True,
-            text=True,
-        )
-        return done.stdout.split().count("idle") >= len(node_names()) and "unk" not in done.stdout
+        states = _ask(directory, "sinfo", "--noheader", "--Node", "--format=%t")
+        return states.split().count("idle") >= len(node_names()) and "unk" not in states
 
     if not processes.wait_for(ready, _WAIT):
         log = (directory / "slurmctld.log").read_text().splitlines()
@@ -231,30 +180,12 @@ def _start_all(directory: Path) -> None:
 def _run(directory: Path, *command: str) -> None:
     """Start a daemon, which puts itself into the background. Raises ConfigError with its error message."""
     # Not the caller's directory, which somebody may want to unmount or remove.
+    env = {**os.environ, **environment(directory)}
     done = subprocess.run(
-        command,
-        cwd=directory,
-        env={**os.environ, **environment(directory)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command, cwd=directory, env=env, stdin=DEVNULL, stdout=DEVNULL, stderr=PIPE, text=True, start_new_session=True
     )
     if done.returncode:
         raise ConfigError(f"{command[0]} did not start: {' '.join(done.stderr.split())}.")
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports below the system's ephemeral range, from which a connection might take one before its daemon does."""
-    found: list[int] = []
-    for port in random.sample(range(20000, 32000), 12000):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise ConfigError("No free ports between 20000 and 32000: stop something that listens there.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -262,13 +193,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = OneLineParser(
-        prog="python -m cluster.local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cluster_parser("local", __doc__)
     parser.add_argument("what", choices=("up", "down"))
-    parser.add_argument(
-        "--dir", type=Path, default=default_directory(), help="directory for its files (default: /tmp/slurm-USER)"
-    )
+    place = Path(f"/tmp/slurm-{getpass.getuser()}")
+    parser.add_argument("--dir", type=Path, default=place, help="directory for its files (default: /tmp/slurm-USER)")
     arguments = parser.parse_args(argv)
     directory = arguments.dir.absolute()
     if arguments.what == "down":

@@ -27,15 +27,9 @@ def minutes(text: str | int) -> int:
     parts = rest.split(":")
     if not all(part.isdigit() for part in parts) or len(parts) > 3 or (dash and not days.isdigit()):
         raise ConfigError(f"{text!r} is not a time limit: write minutes, hours:minutes:seconds or days-hours:minutes.")
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, mins, seconds = [*numbers, 0, 0][:3]
-    elif len(numbers) == 3:
-        hours, mins, seconds = numbers
-    else:
-        hours, mins, seconds = 0, *[*numbers, 0][:2]
-    total = (int(days or 0) * 24 + hours) * 3600 + mins * 60 + seconds
-    return -(-total // 60)
+    # Without days, one or two numbers begin with the minutes.
+    hours, mins, seconds, *_ = [*([0] if not dash and len(parts) < 3 else []), *map(int, parts), 0, 0]
+    return (int(days or 0) * 24 + hours) * 60 + mins + -(-seconds // 60)
 
 
 def _capability(text: str) -> str:
@@ -93,9 +87,7 @@ class Partition(Checked):
     @property
     def has_bfloat16(self) -> bool:
         """Whether bfloat16 is available, as far as is known; a partition without cards computes it on its CPUs."""
-        if self.gres is None:
-            return True
-        return self._may_have_bfloat16 if self.autocast is None else self.autocast == "bfloat16"
+        return self.gres is None or (self.autocast == "bfloat16" if self.autocast else self._may_have_bfloat16)
 
 
 def load(own: Path | None = None) -> dict[str, Partition]:
@@ -103,9 +95,8 @@ def load(own: Path | None = None) -> dict[str, Partition]:
 
     Raises ConfigError naming the file and the entry.
     """
-    tables = _read(DEFAULT_FILE)
-    file = own if own is not None else Path(OWN_FILE)
-    if own is not None or file.exists():
+    tables, file = _read(DEFAULT_FILE), own or Path(OWN_FILE)
+    if own or file.exists():
         for name, table in _read(file).items():
             tables[name] = {**tables.get(name, {}), **table}
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from cluster.records import RECORDS, Row
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags
-from ima_dist.plans.jobfile import find_file, read_job, run_path
+from ima_dist.plans.jobfile import Job, find_file, read_job, run_path
 from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
 
 
@@ -66,11 +67,11 @@ def plan(
     options.setdefault("device", "cuda" if chosen.gres else "cpu")
     job_file = find_file(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
+    suffix = f"-{scale}" if scale else ""
+    place = Path(out or (f"runs/sweeps/{job_file.stem}{suffix}" if is_sweep(job_file) else "runs/jobs")).absolute()
     # The copy, not the file: that may be edited before the job starts.
-    words = [str(folder / "job.yaml")]
+    words = [str(folder / "job.yaml"), "--out", str(place), *(["--scale", scale] if scale else [])]
     if is_sweep(job_file):
-        place = Path(out or Path("runs/sweeps", job_file.stem + (f"-{scale}" if scale else ""))).absolute()
-        words += ["--out", str(place), *(["--scale", scale] if scale else [])]
         words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *as_flags(options)]
         sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
         _check_precision((point.config for point in (sweep.any_point(), *sweep.points)), chosen)
@@ -78,12 +79,11 @@ def plan(
     elif one_job:
         raise ConfigError(f"{job_file} is not a sweep file: its rows are separate jobs, so leave --one-job out.")
     else:
-        place = Path(out or "runs/jobs").absolute()
-        words += ["--out", str(place), *(["--scale", scale] if scale else [])]
         found = []
-        for seed in seeds or (None,):
-            given = options if seed is None else {**options, "seed": seed}
-            found += _job_rows(job_file, words, place, rows, scale, given, chosen)
+        for given in [{**options, "seed": seed} for seed in seeds or ()] or [options]:
+            job = read_job(job_file, scale, given)
+            found += _job_rows(job_file, job, words, place, rows, given)
+            _check_precision((job.rows[name] for name in rows or job.rows), chosen)
         table = ["ima_dist.job", *words, *as_flags(options)]
     twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
     if twice:
@@ -92,23 +92,14 @@ def plan(
 
 
 def _job_rows(
-    job_file: Path,
-    words: list[str],
-    place: Path,
-    names: list[str] | None,
-    scale: str | None,
-    options: dict[str, Any],
-    partition: Partition,
+    job_file: Path, job: Job, words: list[str], place: Path, names: list[str] | None, options: dict[str, Any]
 ) -> list[Row]:
-    """Rows of a job file with these options. Raises ConfigError."""
-    job = read_job(job_file, scale, options)
+    """Rows of a job file that was read with these options. Raises ConfigError."""
     found = []
     for name in names or job.rows:
         if name not in job.rows:
-            raise ConfigError(
-                f"{job_file} has no row {name!r}{did_you_mean(name, job.rows)}: it has {', '.join(job.rows)}."
-            )
-        _check_precision([job.rows[name]], partition)
+            guess = did_you_mean(name, job.rows)
+            raise ConfigError(f"{job_file} has no row {name!r}{guess}: it has {', '.join(job.rows)}.")
         label = re.sub(r"[^\w.+-]", "_", f"{name}-seed{options['seed']}" if "seed" in options else name)
         command = ["-m", "ima_dist.job", words[0], "--rows", name, *words[1:], *as_flags(options)]
         found.append(Row(label, command, str(run_path(place, job.rows[name]))))
@@ -143,8 +134,5 @@ def _trials(sweep: Sweep, words: list[str], out: Path, names: list[str] | None, 
 
 
 def _new_folder(records: Path, stem: str) -> Path:
-    number, name = 1, stem
-    while (records / name).exists():
-        number += 1
-        name = f"{stem}-{number}"
-    return records / name
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(records / name for name in names if not (records / name).exists())

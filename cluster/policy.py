@@ -142,10 +142,8 @@ def decide(status: int, message: str, situation: Situation, failures: int, outpu
     if situation.wants is Wants.CANCEL:
         return Decision(Action.CANCELLED, "Cancelled; submit the job again to continue from its last checkpoint")
     if situation.wants is Wants.UNKNOWN:
-        return Decision(
-            Action.FINISH,
-            "SLURM ended the job and did not say why; submit it again to continue from its last checkpoint",
-        )
+        unexplained = "SLURM ended the job and did not say why; submit it again to continue from its last checkpoint"
+        return Decision(Action.FINISH, unexplained)
     if situation.signals or situation.wants is Wants.REQUEUE:
         return Decision(Action.REQUEUE, "The run was told to stop")
     if status == EXIT_REQUEUE:
@@ -154,9 +152,8 @@ def decide(status: int, message: str, situation: Situation, failures: int, outpu
     if failures >= MAX_FAILURES:
         return Decision(Action.FINISH, GIVEN_UP.format(count=failures, output=output), EXIT_FAILED, counted=True)
     what = message.rstrip(".") or f"The run failed with status {status}"
-    return Decision(
-        Action.REQUEUE, f"{what} (failure {failures} of {MAX_FAILURES} without progress)", status, counted=True
-    )
+    what = f"{what} (failure {failures} of {MAX_FAILURES} without progress)"
+    return Decision(Action.REQUEUE, what, status, counted=True)
 
 
 def failures_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
@@ -171,6 +168,4 @@ def failures_before(tries: Mapping[str, Any] | None, progress: list[Any]) -> int
     """
     if tries is None:
         return 0
-    if not tries["asked"]:
-        return failures_after(tries, progress)
-    return int(tries["failures"]) if tries["progress"] == progress else 0
+    return failures_after(tries, progress) - bool(tries["asked"])

@@ -9,7 +9,6 @@ import random
 import secrets
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from pathlib import Path
 from cluster import processes
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.launch.network_interface import addresses
-from ima_dist.launch.signals import blocked
 
 # A socket's path has at most 107 bytes. Below its temporary directory Ray needs
 # /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
@@ -101,7 +99,9 @@ def free_port(address: str) -> int:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((address, port))
             return port
-    raise ConfigError(f"No free port between 20000 and 32000 on {socket.gethostname()}.")
+    raise ConfigError(
+        f"No free port between 20000 and 32000 on {socket.gethostname()}: stop something that listens there."
+    )
 
 
 def own_address(towards: str | None, interface: str | None) -> str:
@@ -111,11 +111,10 @@ def own_address(towards: str | None, interface: str | None) -> str:
     node it is the loopback address, which nobody else can reach. Raises ConfigError.
     """
     if interface:
-        known = addresses()
-        if interface not in known:
-            guess = did_you_mean(interface, known)
-            raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address{guess}.")
-        return known[interface]
+        if found := addresses().get(interface):
+            return found
+        guess = did_you_mean(interface, addresses())
+        raise ConfigError(f"{socket.gethostname()} has no interface {interface!r} with an IPv4 address{guess}.")
     if towards is None:
         return "127.0.0.1"
     try:
@@ -156,19 +155,12 @@ class RayNode:
             self.dashboard_port = free_port("127.0.0.1")
             port = free_port(self.address)
             self.gcs_address = f"{self.address}:{port}"
-            words += ["--head", f"--port={port}"]
-            words += [f"--ray-client-server-port={free_port(self.address)}"]
+            words += ["--head", f"--port={port}", f"--ray-client-server-port={free_port(self.address)}"]
             words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}"]
         else:
             words += [f"--address={self.head}"]
-        with self.log.open("ab") as output, blocked():
-            self.process = subprocess.Popen(
-                words,
-                env={**{k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}, **environment(self.token)},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.process = processes.start(words, {**ours, **environment(self.token)}, self.log)
 
     def up(self) -> bool:
         """Whether this node is registered. Raises RayEnded if it has ended instead."""
@@ -189,9 +181,7 @@ class RayNode:
 
 def end_descendants() -> None:
     """End every process that this task has started, daemons included. None of them holds anything to be saved."""
-    while below := processes.descendants(os.getpid()):
-        processes.end(below)
-        processes.wait_for(lambda below=below: not any(map(processes.alive, below)), 2, every=0.02)  # type: ignore[misc]
+    processes.end_all(lambda: processes.descendants(os.getpid()), 2, every=0.02)
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -11,12 +11,12 @@ ROW/start-N/               of the N-th start: address, token, Ray's output, time
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.files import read_json, write_json
 
 RECORDS = Path("runs/cluster")
@@ -62,12 +62,12 @@ def progress_of(run: Path) -> list[Any]:
 
     [newest checkpoint, number of evaluation files and a sweep's checkpoints, number of curves]
     """
-    checkpoints = sorted(path.name for path in (run / "checkpoints").glob("epoch=*"))
+    newest = max((path.name for path in run.glob("checkpoints/epoch=*")), default="")
     parts = sum(1 for pattern in ("evaluation/*/*", "*/checkpoints/epoch=*") for _ in run.glob(pattern))
     curves = 0
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        curves = len(json.loads((run / "summary.json").read_text(encoding="utf-8")).get("curves", []))
-    return [checkpoints[-1] if checkpoints else "", parts, curves]
+    with contextlib.suppress(OSError, ConfigError):
+        curves = len((read_json(run / "summary.json") or {}).get("curves", []))
+    return [newest, parts, curves]
 
 
 def write_private(path: Path, obj: dict[str, Any]) -> None:

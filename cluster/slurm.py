@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -25,9 +26,8 @@ def command(*words: str, timeout: float = _TIMEOUT) -> str:
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
     except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"{words[0]} did not answer within {timeout:.0f} s: SLURM's controller may be down."
-        ) from None
+        silent = f"{words[0]} did not answer within {timeout:.0f} s: SLURM's controller may be down."
+        raise ConfigError(silent) from None
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ConfigError(f"{' '.join(words)}: {lines[0] if lines else f'status {done.returncode}'}.")
@@ -47,11 +47,9 @@ def own_job() -> str:
 
 def job(job_id: str, timeout: float = _TIMEOUT) -> dict[str, str]:
     """What the controller says about a job (``12``, ``12_3``); {} if it does not know it or does not answer."""
-    try:
-        text = command("scontrol", "--oneliner", "show", "job", job_id, timeout=timeout)
-    except ConfigError:
-        return {}
-    return own_record(text, job_id)
+    with contextlib.suppress(ConfigError):
+        return own_record(command("scontrol", "--oneliner", "show", "job", job_id, timeout=timeout), job_id)
+    return {}
 
 
 def own_record(text: str, job_id: str) -> dict[str, str]:
@@ -69,18 +67,16 @@ def own_record(text: str, job_id: str) -> dict[str, str]:
 
 def end_time(record: Mapping[str, str]) -> float | None:
     """Unix time at which a job's time limit ends, by its record; None if that is not known or there is no limit."""
-    try:
+    with contextlib.suppress(ValueError):
         return datetime.fromisoformat(record.get("EndTime", "")).timestamp()
-    except ValueError:
-        return None
+    return None
 
 
 def node_address(name: str) -> str:
     """Address or name under which SLURM itself reaches a node."""
-    try:
+    with contextlib.suppress(ConfigError):
         return fields(command("scontrol", "--oneliner", "show", "node", name)).get("NodeAddr", name)
-    except ConfigError:
-        return name
+    return name
 
 
 def queue(*options: str) -> dict[str, dict[str, str]]:

@@ -11,7 +11,6 @@ It reads the run directories and squeue; accounting (sacct) is not needed.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 
 from cluster import slurm
 from cluster.records import RECORDS, RowRecord
-from cluster.watch import Queue
+from cluster.watch import Queue, rows_of
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import OneLineParser
+from ima_dist.cli.parser import cluster_parser
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.exit_status import EXIT_DONE
 from ima_dist.rundir.files import read_json
@@ -38,7 +37,7 @@ def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str,
         job, _, row = name.partition("/")
         if job not in jobs:
             raise ConfigError(f"{records} has no job {job!r}{did_you_mean(job, jobs)}.")
-        rows = {r["name"]: r for r in (read_json(jobs[job] / "job.json") or {})["rows"]}
+        rows = {r["name"]: r for r in rows_of(jobs[job])}
         if row and row not in rows:
             raise ConfigError(f"{job} has no row {row!r}{did_you_mean(row, rows)}: it has {', '.join(rows)}.")
         found += [(f"{job}/{r}", jobs[job], rows[r]) for r in rows if row in ("", r)]
@@ -49,9 +48,8 @@ def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]
     """The columns of one row, "-" where a value is not known."""
     record = RowRecord(folder, row["name"])
     result, held = record.result(), queue.get(row["id"])
-    state, message = (held or {}).get("state", "ENDED"), ""
-    if held and state == "PENDING":
-        message = held.get("reason", "")
+    state = held["state"] if held else "ENDED"
+    message = held["reason"] if held and state == "PENDING" else ""
     if result is not None and (not held or state == "COMPLETING"):
         state = "FINISHED" if result["status"] == EXIT_DONE else "FAILED"
         message = result["message"]
@@ -96,16 +94,10 @@ def follow(record: RowRecord, job_id: str) -> None:
                 file.seek(place)
                 text = file.read()
             place += len(text)
-            sys.stdout.write(text.decode(errors="replace"))
-            sys.stdout.flush()
+            print(text.decode(errors="replace"), end="", flush=True)
         if over:
             return
         time.sleep(_LOOK_EVERY)
-
-
-def cancel(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
-    """Cancel the jobs; each run saves a checkpoint if there is time. Raises ConfigError."""
-    slurm.command("scancel", *(row["id"] for _, _, row in rows))
 
 
 def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
@@ -126,12 +118,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = OneLineParser(
-        prog="python -m cluster.status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cluster_parser("status", __doc__)
     parser.add_argument("names", nargs="*", metavar="[cancel|requeue] NAME", help="jobs, or rows as JOB/ROW")
     parser.add_argument("--follow", action="store_true", help="stream the output of a row")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help=f"default: {RECORDS}")
@@ -140,13 +127,14 @@ def _main(argv: list[str]) -> int:
     if action and not a.names:
         raise ConfigError(f"Say what to {action}: a job, or a row as JOB/ROW.")
     rows = job_rows(a.records.absolute(), a.names)
-    if action:
-        {"cancel": cancel, "requeue": requeue}[action](rows)
+    if action == "cancel":
+        slurm.command("scancel", *(row["id"] for _, _, row in rows))
+    elif action:
+        requeue(rows)
     elif a.follow:
         if len(rows) != 1:
-            raise ConfigError(
-                f"--follow shows one row: name one of {', '.join(name for name, _, _ in rows) or 'none'}."
-            )
+            names = ", ".join(name for name, _, _ in rows) or "none"
+            raise ConfigError(f"--follow shows one row: name one of {names}.")
         _, folder, row = rows[0]
         follow(RowRecord(folder, row["name"]), row["id"])
     elif not rows:

@@ -27,12 +27,13 @@ from cluster.task import Task
 from cluster.watch import wait as wait
 from cluster.watch import watch
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import OneLineParser, add_options, given_options
+from ima_dist.cli.parser import add_options, cluster_parser, user_options
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.exit_status import EXIT_DONE
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
 RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
+_OVERRIDES = ("account", "qos", "constraint", "reservation")
 
 
 def sbatch_options(plan: Plan) -> dict[str, Any]:
@@ -87,27 +88,16 @@ def submit(plan: Plan) -> list[Any]:
     p, now = plan.partition, time.time()
     tasks = [Task(plan.folder, row, now, p.notice, p.join_timeout, p.interface, p.temp) for row in plan.rows]
     try:
-        # submitit prints sbatch's complaint, which is also in its exception.
-        with contextlib.redirect_stderr(io.StringIO()):
-            if len(tasks) == 1:
-                jobs = [executor.submit(tasks[0])]
-            else:
-                with executor.batch():
-                    jobs = [executor.submit(task) for task in tasks]
+        # submitit prints sbatch's complaint, which is also in its exception. A single job is no array.
+        together = executor.batch() if len(tasks) > 1 else contextlib.nullcontext()
+        with contextlib.redirect_stderr(io.StringIO()), together:
+            jobs = [executor.submit(task) for task in tasks]
     except FailedJobError as error:
         shutil.rmtree(plan.folder)
         raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}.") from None
-    write_private(
-        plan.folder / "job.json",
-        {
-            "name": plan.name,
-            "submitted": now,
-            "partition": p.partition,
-            "nodes": plan.nodes,
-            "rows": [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)],
-            "table": plan.table,
-        },
-    )
+    rows = [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)]
+    said = {"name": plan.name, "submitted": now, "partition": p.partition, "nodes": plan.nodes}
+    write_private(plan.folder / "job.json", {**said, "rows": rows, "table": plan.table})
     return jobs
 
 
@@ -117,12 +107,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        prog="python -m cluster.submit",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cluster_parser("submit", __doc__)
     parser.add_argument("job", metavar="JOB.yaml")
     parser.add_argument("--partition", required=True, metavar="NAME", help="as described in partitions.toml")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes per row (default: 1)")
@@ -134,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="DIR", help="where the runs go (default: runs/jobs, or runs/sweeps/NAME)")
     parser.add_argument("--records", default=RECORDS, metavar="DIR", help=f"where logs go (default: {RECORDS})")
     parser.add_argument("--partitions", type=Path, metavar="FILE", help=f"default: {partitions.OWN_FILE}, if it exists")
-    for name in ("account", "qos", "constraint", "reservation"):
+    for name in _OVERRIDES:
         parser.add_argument(f"--{name}", metavar="NAME", help="overrides partitions.toml")
     parser.add_argument("--time", metavar="LIMIT", help="time limit of each start, as for sbatch")
     parser.add_argument("--cards", type=int, metavar="N", help="cards per node")
@@ -147,9 +132,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _main(argv: list[str]) -> int:
     a = _parser().parse_args(argv)
-    options = given_options(a)
-    if "data.dir" in options:
-        options["data.dir"] = str(Path(options["data.dir"]).absolute())
     planned = plan(
         a.job,
         a.partition,
@@ -158,15 +140,12 @@ def _main(argv: list[str]) -> int:
         seeds=[_whole(word) for word in _names(a.seeds) or []] or None,
         scale=a.scale,
         at_once=a.at_once,
-        options=options,
+        options=user_options(a),
         one_job=a.one_job,
         out=a.out,
         records=a.records,
         partitions_file=a.partitions,
-        account=a.account,
-        qos=a.qos,
-        constraint=a.constraint,
-        reservation=a.reservation,
+        **{name: getattr(a, name) for name in _OVERRIDES},
         time=None if a.time is None else partitions.minutes(a.time),
         cards=a.cards,
     )

@@ -43,6 +43,14 @@ class OneLineParser(argparse.ArgumentParser):
         return known, rest
 
 
+def cluster_parser(name: str, description: str | None) -> OneLineParser:
+    """Parser of ``python -m cluster.NAME``; its help shows the description as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return OneLineParser(
+        prog=f"python -m cluster.{name}", description=description, formatter_class=raw, allow_abbrev=False
+    )
+
+
 def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> None:
     """Add the options of a configuration (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
     for name, option in _options(Config):

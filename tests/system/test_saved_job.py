@@ -11,7 +11,7 @@ from tests.saved import copied_to, files_below
 from tests.support.commands import ROOT
 
 PROGRAM = """
-import subprocess, sys
+import dataclasses, subprocess, sys
 from cluster import ray_node
 from submitit.core.utils import DelayedSubmission
 
@@ -24,7 +24,7 @@ class Stub:
 
 ray_node.RayNode = Stub
 task = DelayedSubmission.load("runs/cluster/job/1000_0_submitted.pkl").function
-task.interface, task.temp = "lo", sys.argv[1]
+task = dataclasses.replace(task, interface="lo", temp=sys.argv[1])
 print("answer", task()["status"])
 """
 
@@ -44,5 +44,5 @@ def test_a_row_that_has_finished_is_left_as_it_is(tmp_path):
         )
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["answer 0"]), done.stderr
     said = (runs / "cluster" / "job" / "ima" / "output.txt").read_text()
-    assert "nothing to do" in said[said.index("Start 1 of job 1001") :]
+    assert "seed0-50fc7a36 is finished." in said[said.index("Start 1 of job 1001") :]
     assert files_below(runs / "jobs") == before
