@@ -46,7 +46,7 @@ def test_fashion_mnist_on_two_workers(tmp_path, norm):
 
 
 def test_own_data_and_network(tmp_path):
-    (tmp_path / "mine.py").write_text((commands.ROOT / "tests" / "user_code.py").read_text())
+    (tmp_path / "mine.py").write_text((commands.ROOT / "tests" / "support" / "user_code.py").read_text())
     done = commands.run(
         "ima_dist.train", "moons", "--data.source", "mine:blobs", "--model.factory", "mine:three_way",
         "--epochs", "12", "--optimizer.lr", "0.03", "--norm", "l2", "--out", "run",

@@ -336,7 +336,7 @@ def test_pickle_of_codecs_other_than_latin1_is_refused(tmp_path: Path) -> None:
 
     path = write_cifar(tmp_path) / "data_batch_1"
     path.write_bytes(pickle.dumps(GOOD | {b"batch_label": Calls(_codecs.encode, "text", "rot13")}, protocol=2))
-    with pytest.raises(ConfigError, match="it holds bytes in a form that CIFAR-10 has not"):
+    with pytest.raises(ConfigError, match="it holds bytes in a form that CIFAR-10 does not use"):
         read("cifar10", tmp_path)
 
 
