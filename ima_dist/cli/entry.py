@@ -31,7 +31,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
         return EXIT_INPUT
     except Stopped:
         if resumable:
-            print("Stopped. Everything saved so far is kept; run the same command again to continue.", file=sys.stderr)
+            print("Stopped. Everything saved so far is kept.", file=sys.stderr)
             return EXIT_REQUEUE
         print("Stopped.", file=sys.stderr)
         return EXIT_STOPPED

@@ -117,10 +117,3 @@ def share_of_batch(indices: Tensor, group: Group = None) -> Tensor:
     """This worker's contiguous part of a global batch's index tensor (B,); may be empty."""
     first, last = block(len(indices), rank(group), world_size(group))
     return indices[first:last]
-
-
-def default_device(device: str) -> torch.device:
-    """For ``auto`` this process's current GPU if it has one, else the CPU; otherwise what was asked for."""
-    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
