@@ -82,12 +82,16 @@ def bpgd(
         result, crossed = x.clone(), torch.zeros_like(correct)
         if brackets:
             rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
-            w_y = y[rows]
-            for _ in range(bisections):
-                middle = (inside + outside) / 2
-                wrong = norms.per_sample(misclassified(model(middle), w_y), middle)
-                inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
+            ends = _narrowed(model, y[rows], inside, outside, bisections)
             evaluations += bisections * len(rows)
-            ends = {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}
             result[rows], crossed[rows] = ends[boundary_side], True
     return BoundaryResult(x=result, crossed=crossed, correct=correct, evaluations=evaluations)
+
+
+def _narrowed(model: Network, y: Tensor, inside: Tensor, outside: Tensor, bisections: int) -> dict[str, Tensor]:
+    """Each side of the brackets from ``inside`` to ``outside`` (K, ...) after ``bisections`` halvings."""
+    for _ in range(bisections):
+        middle = (inside + outside) / 2
+        wrong = norms.per_sample(misclassified(model(middle), y), middle)
+        inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
+    return {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}

@@ -67,9 +67,9 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
 
 def _normalise(returned: Any) -> DataSet:
     if isinstance(returned, DataSet):
-        given = {name: getattr(returned, name) for name in (*PARTS, "box", "class_names")}
+        given = vars(returned)
     elif isinstance(returned, dict):
-        given = dict(returned)
+        given = returned
         known = (*PARTS, "box", "class_names")
         for key in given:
             if key not in known:
@@ -81,19 +81,17 @@ def _normalise(returned: Any) -> DataSet:
         if given.get(name) is None:
             raise ConfigError(f"it lacks the entry {name!r}, a pair (x, y).")
     train = _split("train", given["train"])
-    val = train.take(torch.arange(0)) if given.get("val") is None else _split("val", given["val"])
+    val = None if given.get("val") is None else _split("val", given["val"])
     test = _split("test", given["test"])
     for name, part in (("train", train), ("test", test)):
         if len(part) == 0:
             raise ConfigError(f"{name} holds no samples, give at least one.")
-    if len(val) == 0:
-        val = train.take(torch.arange(0))
+    val = val or train.take(torch.arange(0))
     for name, part in (("val", val), ("test", test)):
         if part.stored.shape[1:] != train.stored.shape[1:] or part.stored.dtype != train.stored.dtype:
             raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
 
-    names = given.get("class_names")
-    names = None if names is None else tuple(str(n) for n in names)
+    names = None if given.get("class_names") is None else tuple(map(str, given["class_names"]))
     parts = {"train": train, "val": val, "test": test}
     if isinstance(returned, DataSet):
         num_classes = returned.num_classes

@@ -88,12 +88,10 @@ def by_name(name: str) -> Published:
     if name == "moons":
         raise ConfigError("moons needs no preparation: its points are generated at every start.")
     if name not in PUBLISHED:
-        raise ConfigError(f"Unknown data set {name!r}{did_you_mean(name, PUBLISHED)}: name one of {_names()}.")
+        raise ConfigError(
+            f"Unknown data set {name!r}{did_you_mean(name, PUBLISHED)}: name one of {', '.join(PUBLISHED)}."
+        )
     return PUBLISHED[name]
-
-
-def _names() -> str:
-    return ", ".join(PUBLISHED)
 
 
 def _whole(directory: Path, name: str, sources: dict[str, Any]) -> dict[str, Any] | None:

@@ -62,9 +62,8 @@ def evaluate(
     total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     # One worker looks: another might already see what a third has written since.
-    done = distributed.share_object(
-        {attack: _done(place) for attack, place in places.items()} if distributed.rank() == 0 else None
-    )
+    found = places if distributed.rank() == 0 else {}
+    done = distributed.share_object({a: _read(place)["index"].unique().to_pylist() for a, place in found.items()})
     mine = {attack: _mine(total, done[attack]) for attack in places}
     stopped = False
     try:
@@ -110,8 +109,7 @@ def _joined(places: dict[str, Path], total: int) -> pa.Table:
     tables = [_read(place).filter(pc.field("index") < total) for place in places.values()]
     for table in tables:
         _check_complete(table, total)
-    order = [(name, "ascending") for name in ("attack", "loss", "noise", "index")]
-    return pa.concat_tables(tables).sort_by(order)
+    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("attack", "loss", "noise", "index")])
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str) -> None:
@@ -132,12 +130,9 @@ def _lost(run: RunDir) -> bool:
 
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
     """Directory for the batches of one attack; its name changes with every setting that matters."""
-    settings = [
-        config.fingerprint(),
-        digest,
-        *(getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")),
-    ]
-    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    of_eval = (getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples"))
+    settings = json.dumps([config.fingerprint(), digest, *of_eval])
+    name = hashlib.sha256(settings.encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 
 
@@ -150,11 +145,6 @@ def _read(place: Path) -> pa.Table:
         except ConfigError:
             file.unlink()
     return pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
-
-
-def _done(place: Path) -> list[int]:
-    indices: list[int] = _read(place)["index"].unique().to_pylist()
-    return indices
 
 
 def _mine(total: int, done: list[int]) -> torch.Tensor:

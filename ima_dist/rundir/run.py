@@ -8,18 +8,51 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values
-from ima_dist.rundir import arrays
-from ima_dist.rundir.arrays import Arrays
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import inside, read_json, read_parquet, sentence
+from ima_dist.rundir.files import inside, read_arrays, read_json, read_parquet, sentence
 
 _T = TypeVar("_T")
+# The arrays of boundary.npz, as ``figures.png.decision_boundary`` takes them.
+BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
+NOISY = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
+EXTREMES = ("index", "label", "margin", "largest", "sample", "class_names")
+Arrays = dict[str, np.ndarray]
+
+
+def _boundary(path: Path) -> Arrays:
+    """The arrays that ``evaluation.artefacts.boundary_grid`` makes."""
+    found = read_arrays(path, BOUNDARY)
+    grid, points = (found["grid_y"].size, found["grid_x"].size), (found["labels"].size, 2)
+    return _fitting(path, found, (found["probability"].shape, found["points"].shape) == (grid, points))
+
+
+def _noisy(path: Path) -> Arrays:
+    """The arrays that ``evaluation.artefacts.noisy_images`` makes."""
+    found = read_arrays(path, NOISY)
+    image, grid = found["clean"].shape[1:], (found["label"].size, found["noise"].size)
+    fits = len(image) == 3 and found["noisy"].shape == (*grid, *image) and found["prediction"].shape == grid
+    return _fitting(path, found, fits and found["clean_prediction"].size == found["index"].size == grid[0])
+
+
+def _extremes(path: Path) -> Arrays:
+    """The arrays that ``evaluation.artefacts.extremes`` makes."""
+    found = read_arrays(path, EXTREMES)
+    count = found["label"].size
+    fits = all(found[name].shape == (count,) for name in ("index", "margin", "largest"))
+    return _fitting(path, found, fits and found["sample"].ndim > 1 and found["sample"].shape[0] == count)
+
+
+def _fitting(path: Path, found: Arrays, fits: bool) -> Arrays:
+    if not fits:
+        raise ConfigError(f"{path} is damaged (shapes do not match): delete it or restore it from a copy.")
+    return found
 
 
 def _file(part: str, read: Callable[[Path], _T]) -> cached_property[_T | None]:
@@ -123,11 +156,11 @@ class Run:
     # Stored margins beside distances found by another attack.
     audit = _file("audit", read_parquet)
     # The network's answers in the plane.
-    boundary: cached_property[Arrays | None] = _file("boundary", arrays.read_boundary)
+    boundary = _file("boundary", _boundary)
     # A few test images under growing noise.
-    noisy = _file("noisy", arrays.read_noisy)
+    noisy = _file("noisy", _noisy)
     # Training samples with the smallest and the largest margins.
-    extremes = _file("extremes", arrays.read_extremes)
+    extremes = _file("extremes", _extremes)
 
     @cached_property
     def equilibrium_picture(self) -> bytes | None:

@@ -180,14 +180,9 @@ def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
     state = _read_state(path)
     if state["fingerprint"] != identity.fingerprint:
         raise Damaged(f"{path} does not belong to the configuration in {run.path / 'config.yaml'}")
-    if state["data"] != identity.data:
-        raise Damaged(f"{path} was trained on data that differ from the present ones")
+    _check_data(path, state, identity.data)
     for name, digest in state["files"].items():
-        file = run.path / name
-        if not file.exists():
-            raise Damaged(f"{file} is missing")
-        if _digest(file) != digest:
-            raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
+        _check(run.path / name, digest)
     position = Position(int(state["epoch"]), int(state["step"]))
     return Checkpoint(path, position, _margins_dir(run, position), dict(state["counters"]), state["scaler"])
 
@@ -230,13 +225,10 @@ def _restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
 def weights_file(run: RunDir, epoch: int, data: str) -> Path:
     """Undamaged weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
     file = run.checkpoints_dir / Position(epoch).name / "model.safetensors"
-    if not file.exists():
-        raise Damaged(f"{file} is missing")
+    _check_exists(file)
     state = _read_state(file.parent)
-    if state["files"].get(_relative(run, file)) != _digest(file):
-        raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
-    if state["data"] != data:
-        raise Damaged(f"{file.parent} was trained on data that differ from the present ones")
+    _check(file, state["files"].get(_relative(run, file)))
+    _check_data(file.parent, state, data)
     return file
 
 
@@ -297,6 +289,22 @@ def _digest(file: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise Damaged(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _check_exists(file: Path) -> None:
+    if not file.exists():
+        raise Damaged(f"{file} is missing")
+
+
+def _check(file: Path, digest: str | None) -> None:
+    _check_exists(file)
+    if _digest(file) != digest:
+        raise Damaged(f"{file} is damaged (its checksum differs from the one in state.json)")
+
+
+def _check_data(path: Path, state: dict[str, Any], data: str) -> None:
+    if state["data"] != data:
+        raise Damaged(f"{path} was trained on data that differ from the present ones")
 
 
 def _sync(directory: Path) -> None:

@@ -16,17 +16,15 @@ from ima_dist.core import distributed
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.load import load
 from ima_dist.data.types import DataSet, Resident, Split
-from ima_dist.evaluation import outcomes
+from ima_dist.evaluation import artefacts, outcomes
 from ima_dist.evaluation.margin_audit import audit
 from ima_dist.evaluation.runner import evaluate, forget
-from ima_dist.evaluation.scores import scores_table
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
 from ima_dist.training.checkpoint import load_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network
-from ima_dist.worker.artefacts import write_boundary, write_extremes, write_names, write_noisy_images
 from ima_dist.worker.watchdog import watched
 
 _FINISHED = {"status": "finished", "message": None}
@@ -38,13 +36,13 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     data = load(config.data, config.seed)
     limit_threads(data)
     if distributed.rank() == 0:
-        write_names(run, data)
+        artefacts.write_names(run, data)
     training = Training(config, run, data, device, should_stop)
     with watched(run, training.network, config.hang_after):
         network = training.fit()
     seconds = {"train": time.perf_counter() - began}
     if distributed.rank() == 0:
-        write_boundary(run, network, training.train)
+        artefacts.write_boundary(run, network, training.train)
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
     _evaluate(config, run, device, data, network, config.epochs, should_stop, seconds)
@@ -125,8 +123,8 @@ def _evaluate(
         return
     of_whole_training: dict[str, Any] = {}
     if epoch == config.epochs:
-        write_noisy_images(run, network, test, config, data, should_stop)
-        write_extremes(run, _resident(data.train, data, config, torch.device("cpu")), data)
+        artefacts.write_noisy_images(run, network, test, config, data, should_stop)
+        artefacts.write_extremes(run, _resident(data.train, data, config, torch.device("cpu")), data)
         of_whole_training = _clean_results(run, network, test, config, data, device)
     seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
     outcomes.save(run, found, config, {**_description(config, network, test), "seconds": seconds, **of_whole_training})
@@ -156,7 +154,7 @@ def _clean_results(
     if data.num_classes == 2 and data.class_names:
         found["class_names"] = list(data.class_names)
         val = _resident(data.val, data, config, device)
-        write_parquet(run.scores_path, scores_table(network, {"validation": val, "test": test}))
+        write_parquet(run.scores_path, artefacts.scores_table(network, {"validation": val, "test": test}))
     return found
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ima_dist import train
 from ima_dist.data.types import Resident, Split
-from ima_dist.evaluation.scores import scores_table
+from ima_dist.evaluation.artefacts import scores_table
 from ima_dist.results.binary import binary_report, choose_threshold, rates, sensitivity_by_noise
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run

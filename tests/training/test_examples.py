@@ -10,7 +10,7 @@ from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.config.values import with_options
 from ima_dist.data.types import Resident, Split
-from ima_dist.evaluation.noisy_images import noisy_images
+from ima_dist.evaluation.artefacts import noisy_images
 from ima_dist.models import fashion_mnist_cnn
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_arrays, read_parquet

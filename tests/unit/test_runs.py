@@ -11,11 +11,10 @@ import pytest
 
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
-from ima_dist.rundir.arrays import BOUNDARY, EXTREMES, NOISY
 from ima_dist.rundir.curves import Point, attack_rows, epochs_of
 from ima_dist.rundir.files import write_json, write_parquet
 from ima_dist.rundir.finding import find_runs, finished_runs
-from ima_dist.rundir.run import Run
+from ima_dist.rundir.run import BOUNDARY, EXTREMES, NOISY, Run
 from ima_dist.tracking.tables import make_dataset, root_of, write_run
 from tests.support.summaries import curve, make_run, outcomes, outcomes_table
 

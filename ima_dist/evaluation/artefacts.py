@@ -1,0 +1,197 @@
+"""Small files that a run keeps for pictures and tables, so that neither needs torch nor the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from ima_dist.attacks import pgd
+from ima_dist.attacks.common import attack_mode
+from ima_dist.config.schema import Config
+from ima_dist.core import noise
+from ima_dist.core.distributed import Interrupted
+from ima_dist.data.types import DataSet, Resident
+from ima_dist.evaluation.stopping import Stop, stoppable
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import replacing, write_parquet
+
+# Samples whose scores are computed at once; samples per class among the extremes; classes among the noisy images.
+_AT_ONCE, _EACH, _CLASSES = 256, 6, 5
+
+
+def write_names(run: RunDir, data: DataSet) -> None:
+    """samples.parquet: the name and label of each sample by split and index, for splits whose samples have names."""
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    pieces = [
+        pa.table(
+            {
+                "split": pa.repeat(name, len(split)),
+                "index": np.arange(len(split)),
+                "name": list(split.names),
+                "label": split.y.numpy(),
+            }
+        )
+        for name, split in splits.items()
+        if split.names is not None
+    ]
+    if pieces:
+        write_parquet(run.samples_path, pa.concat_tables(pieces))
+
+
+def write_boundary(run: RunDir, network: nn.Module, train: Resident) -> None:
+    """examples/boundary.npz, for samples in the plane."""
+    if train.shape == (2,):
+        _write(run, "boundary", boundary_grid(network, *train.batch(torch.arange(len(train)))))
+
+
+def write_noisy_images(
+    run: RunDir, network: nn.Module, test: Resident, config: Config, data: DataSet, should_stop: Callable[[], bool]
+) -> None:
+    """examples/noisy.npz, for images. Raises Interrupted."""
+    if len(test.shape) != 3:
+        return
+    try:
+        with stoppable(network, should_stop):
+            arrays = noisy_images(network, test, config, data.class_names)
+    except Stop:
+        raise Interrupted("stopped during the evaluation") from None
+    _write(run, "noisy", arrays)
+
+
+def write_extremes(run: RunDir, train: Resident, data: DataSet) -> None:
+    """examples/extremes.npz, for methods with margins."""
+    newest = run.newest_margins()
+    if newest is not None and newest[1].num_rows:
+        _write(run, "extremes", extremes(train, newest[1], data.class_names))
+
+
+def _write(run: RunDir, name: str, arrays: dict[str, Any]) -> None:
+    with replacing(run.examples_dir / f"{name}.npz") as file:
+        np.savez_compressed(file, **arrays)
+
+
+# ---- their contents ------------------------------------------------------------------------------------
+
+
+def boundary_grid(
+    network: nn.Module, x: Tensor, y: Tensor, *, side: int = 300, points: int = 4000
+) -> dict[str, np.ndarray]:
+    """Probability of class 1 on a grid around the points x (N, 2) with labels y (N,).
+
+    Returns arrays grid_x (side,), grid_y (side,), probability (side, side) indexed [y, x], and the first
+    ``points`` samples as points (K, 2) and labels (K,).
+    """
+    low, high = x.amin(0), x.amax(0)
+    pad = 0.15 * (high - low)
+    axes = [torch.linspace(float(a), float(b), side) for a, b in zip(low - pad, high + pad, strict=True)]
+    grid_y, grid_x = torch.meshgrid(axes[1], axes[0], indexing="ij")
+    grid = torch.stack([grid_x, grid_y], -1).view(-1, 2).to(x.device, x.dtype)
+    with torch.no_grad(), attack_mode(network):
+        probability = torch.cat([network(part).softmax(1)[:, 1] for part in grid.split(1 << 14)])
+    return {
+        "grid_x": axes[0].numpy(),
+        "grid_y": axes[1].numpy(),
+        "probability": probability.view(side, side).cpu().numpy(),
+        "points": x[:points].cpu().numpy(),
+        "labels": y[:points].cpu().numpy(),
+    }
+
+
+def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | None) -> dict[str, np.ndarray]:
+    """Up to six correctly classified samples per class with the smallest margins, and as many with the largest.
+
+    margins: as in the margin shards. Returns S rows, by class and then by margin: index (S,), label (S,), margin (S,),
+    largest (S,) bool, sample (S, *shape) float16 for images and float32 else; class_names (K,) of text.
+    Among samples with the same margin (ε_max, say) those with the smallest index are taken.
+    """
+    columns = {name: margins[name].to_numpy() for name in ("index", "label", "margin", "correct")}
+    right = {name: column[columns["correct"].astype(bool)] for name, column in columns.items()}
+    rows, largest = [], []
+    for label in np.unique(right["label"]):
+        own = np.flatnonzero(right["label"] == label)
+        order = own[np.lexsort((right["index"][own], right["margin"][own]))]
+        few = min(_EACH, len(order) // 2)
+        by_size = own[np.lexsort((right["index"][own], -right["margin"][own]))]
+        rows += [*order[:few], *by_size[:few]]
+        largest += [False] * few + [True] * few
+    chosen = np.array(rows, dtype=np.int64)
+    index = right["index"][chosen]
+    x, _ = train.batch(torch.from_numpy(index.astype(np.int64)))
+    names = class_names or range(int(train.y.max()) + 1)
+    return {
+        "index": index,
+        "label": right["label"][chosen],
+        "margin": right["margin"][chosen],
+        "largest": np.array(largest, dtype=bool),
+        "sample": (x.half() if len(train.shape) == 3 else x.float()).cpu().numpy(),
+        "class_names": np.array(names).astype(str),
+    }
+
+
+def noisy_images(
+    network: nn.Module, test: Resident, config: Config, class_names: tuple[str, ...] | None
+) -> dict[str, np.ndarray]:
+    """The first attacked sample of each of up to five classes, and its noisy images by ``attacks.pgd``.
+
+    At each noise level the attack takes ``eval.steps`` steps of cross-entropy from the same start as pgd100.
+
+    Args:
+        test: samples of shape (C, H, W), of which the first ``eval.samples`` are used, as in an evaluation.
+        class_names: numbers are used if the data have none.
+
+    Returns:
+        S samples in ascending order of their class and L noise levels: index (S,), label (S,), clean
+        (S, C, H, W) float16, clean_prediction (S,), noise (L,), noisy (S, L, C, H, W) float16, prediction
+        (S, L); class_names (K,) of text.
+    """
+    labels = test.y[: config.eval.samples].cpu().numpy()
+    _, first = np.unique(labels, return_index=True)
+    indices = torch.as_tensor(first[:_CLASSES], device=test.y.device)
+    x, y = test.batch(indices)
+    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+    images, predictions = [], []
+    with torch.no_grad(), attack_mode(network):
+        logits = network(x)
+        for eps in config.eval.noise:
+            steps, xi = config.eval.steps if eps > 0 else 0, noise.start(keys, x, eps, config.norm)
+            settings: dict[str, Any] = {"norm": config.norm, "step_scale": config.eval.step_scale, "box": test.box}
+            adv = pgd(network, x, y, eps, steps=steps, start=xi, **settings)
+            images.append(adv)
+            predictions.append(network(adv).argmax(1))
+    return {
+        "index": indices.cpu().numpy(),
+        "label": y.cpu().numpy(),
+        "clean": x.half().cpu().numpy(),
+        "clean_prediction": logits.argmax(1).cpu().numpy(),
+        "noise": np.array(config.eval.noise),
+        "noisy": torch.stack(images, 1).half().cpu().numpy(),
+        "prediction": torch.stack(predictions, 1).cpu().numpy(),
+        "class_names": np.array(class_names or range(logits.shape[1])).astype(str),
+    }
+
+
+def scores_table(network: nn.Module, splits: dict[str, Resident]) -> pa.Table:
+    """One row per sample: split, index in it, label, and the probability of class 1."""
+    pieces = []
+    with torch.no_grad(), attack_mode(network):
+        for name, data in splits.items():
+            probabilities = []
+            for part in torch.arange(len(data), device=data.x.device).split(_AT_ONCE):
+                x, _ = data.batch(part)
+                probabilities.append(network(x).softmax(1)[:, 1].double())
+            pieces.append(
+                pa.table(
+                    {
+                        "split": pa.repeat(name, len(data)),
+                        "index": np.arange(len(data)),
+                        "label": data.y.cpu().numpy(),
+                        "probability": torch.cat(probabilities).cpu().numpy() if probabilities else np.empty(0),
+                    }
+                )
+            )
+    return pa.concat_tables(pieces)
