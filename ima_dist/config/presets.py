@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import NORMS, Config
@@ -14,65 +13,64 @@ from ima_dist.config.values import as_flags, from_dict, nested, option_values
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
 
-# preset -> (fields shared by both norms, {norm: (eps_max, noise levels of the paper's tables)})
-_PRESETS: dict[str, tuple[dict[str, Any], dict[str, tuple[float, list[float]]]]] = {
-    "moons": (
-        {
-            "epochs": 30,
-            "data": {"source": "ima_dist.data.moons:load"},
-            "model": {"factory": "ima_dist.models:moons_mlp"},
-        },
-        {"linf": (0.3, _MOONS_NOISE), "l2": (0.3, _MOONS_NOISE)},
+
+class _Preset(NamedTuple):
+    """source, factory: without ``ima_dist.data.`` and ``ima_dist.models:``. norms: norm -> ε_max, and the noise levels
+    of the paper's tables. options: further ones, by dotted name."""
+
+    source: str
+    factory: str
+    norms: dict[str, tuple[float, list[float]]]
+    options: dict[str, Any]
+
+    @property
+    def functions(self) -> dict[str, str]:
+        return {"data.source": f"ima_dist.data.{self.source}", "model.factory": f"ima_dist.models:{self.factory}"}
+
+
+_PRESETS = {
+    "moons": _Preset(
+        "moons:load", "moons_mlp", {"linf": (0.3, _MOONS_NOISE), "l2": (0.3, _MOONS_NOISE)}, {"epochs": 30}
     ),
-    "fashion_mnist": (
-        {
-            "epochs": 60,
-            "data": {"source": "ima_dist.data.idx:load_fashion_mnist"},
-            "model": {"factory": "ima_dist.models:fashion_mnist_cnn"},
-        },
-        {
-            "linf": (0.3, _MOONS_NOISE),
-            "l2": (5.0, [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0]),
-        },
+    "fashion_mnist": _Preset(
+        "idx:load_fashion_mnist",
+        "fashion_mnist_cnn",
+        {"linf": (0.3, _MOONS_NOISE), "l2": (5.0, [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])},
+        {"epochs": 60},
     ),
-    "svhn": (
-        {
-            "epochs": 60,
-            "data": {"source": "ima_dist.data.svhn:load"},
-            "model": {"factory": "ima_dist.models:svhn_cnn"},
-        },
+    "svhn": _Preset(
+        "svhn:load",
+        "svhn_cnn",
         {
             "linf": (0.1, [0.0, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1]),
             "l2": (2.0, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0]),
         },
+        {"epochs": 60},
     ),
-    "covid_ct": (
-        {
-            "epochs": 100,
-            "batch_size": 32,
-            "data": {"source": "ima_dist.data.covid_ct:load"},
-            "model": {"factory": "ima_dist.models:resnet18_in"},
-        },
+    "covid_ct": _Preset(
+        "covid_ct:load",
+        "resnet18_in",
         {"linf": (0.3, [0.0, 0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3])},
+        {"epochs": 100, "batch_size": 32},
     ),
-    "mnist": (
-        {
-            "epochs": 60,
-            "data": {"source": "ima_dist.data.idx:load_mnist"},
-            "model": {"factory": "ima_dist.models:mnist_lenet5"},
-            "optimizer": {"name": "adamax", "lr": 2e-3},
-        },
+    "mnist": _Preset(
+        "idx:load_mnist",
+        "mnist_lenet5",
         {"linf": (0.45, [0.0, 0.1, 0.2, 0.3, 0.4]), "l2": (4.0, [0.0, 1.0, 2.0, 3.0, 4.0])},
+        {"epochs": 60, "optimizer.name": "adamax", "optimizer.lr": 2e-3},
     ),
-    "cifar10": (
+    "cifar10": _Preset(
+        "cifar10:load",
+        "wrn_28_4",
+        {"linf": (32 / 255, _CIFAR_NOISE), "l2": (3.0, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])},
         {
             "epochs": 200,
-            "data": {"source": "ima_dist.data.cifar10:load"},
-            "model": {"factory": "ima_dist.models:wrn_28_4"},
-            "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9, "halve_every": 25},
-            "attack": {"steps": 10},
+            "attack.steps": 10,
+            "optimizer.name": "sgd",
+            "optimizer.lr": 0.1,
+            "optimizer.momentum": 0.9,
+            "optimizer.halve_every": 25,
         },
-        {"linf": (32 / 255, _CIFAR_NOISE), "l2": (3.0, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])},
     ),
 }
 
@@ -93,9 +91,8 @@ OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def is_the_papers(config: Config) -> bool:
     """True if data and network are the ones that the paper used for this preset, so that its tables apply."""
-    shared, _ = _PRESETS[config.preset]
-    given = (config.data.source, config.model.factory)
-    return given == (shared["data"]["source"], shared["model"]["factory"])
+    given = {"data.source": config.data.source, "model.factory": config.model.factory}
+    return given == _PRESETS[config.preset].functions
 
 
 def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
@@ -107,16 +104,16 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     if preset not in _PRESETS:
         raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}.")
     options = dict(options or {})
-    shared, norms = _PRESETS[preset]
+    usual = _PRESETS[preset]
     norm = options.get("norm", "linf")
-    tree: dict[str, Any] = {"preset": preset, **copy.deepcopy(shared)}
-    if norm in norms:
-        tree["eps_max"], tree["eval"] = norms[norm][0], {"noise": norms[norm][1]}
+    tree: dict[str, Any] = {"preset": preset, **usual.functions, **usual.options}
+    if norm in usual.norms:
+        tree["eps_max"], tree["eval.noise"] = usual.norms[norm]
     elif norm in NORMS and ("eps_max" not in options or "eval.noise" not in options):
         raise ConfigError(f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself.")
     if options.get("method") == "ce" and preset == "covid_ct":
-        tree["optimizer"] = {"name": "adamw", "weight_decay": 0.01}
-    return from_dict(nested(tree, options))
+        tree |= {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01}
+    return from_dict(nested({}, tree | options))
 
 
 def preset_config(config: Config) -> Config:
@@ -125,7 +122,7 @@ def preset_config(config: Config) -> Config:
     For a norm that the paper did not use on the preset, with the noise levels of ``config``.
     """
     given = {"norm": config.norm, "method": config.method}
-    if config.norm not in _PRESETS[config.preset][1]:
+    if config.norm not in _PRESETS[config.preset].norms:
         return make_config(config.preset, {**given, "eps_max": config.eps_max, "eval.noise": config.eval.noise})
     return make_config(config.preset, given)
 
@@ -134,7 +131,7 @@ def options_of(config: Config) -> dict[str, Any]:
     """The options by dotted name that make ``config`` from its preset; always with method and norm."""
     usual, own = option_values(preset_config(config)), option_values(config)
     always = {"method", "norm"}
-    if config.norm not in _PRESETS[config.preset][1]:
+    if config.norm not in _PRESETS[config.preset].norms:
         always |= {"eps_max", "eval.noise"}
     return {name: value for name, value in own.items() if name in always or (name != "preset" and value != usual[name])}
 

@@ -69,26 +69,17 @@ def values_of(controls: list[Control]) -> Values:
 
 
 def _layout(root: Path) -> html.Div:
-    views: dict[str, Any] = {"aria-label": "Views"}
-    selection: dict[str, Any] = {"aria-label": "Selection"}
-    content: dict[str, Any] = {"aria-live": "polite"}
+    views: dict[str, Any] = {"id": "views", "aria-label": "Views"}
+    selection: dict[str, Any] = {"id": "controls", "aria-label": "Selection"}
+    content: dict[str, Any] = {"id": "content", "tabIndex": -1, "aria-live": "polite"}
     return html.Div(
         [
             dcc.Location(id="address", refresh=False),
-            dcc.Store(id="drawn"),
-            dcc.Store(id="canonical"),
-            dcc.Store(id="wanted"),
-            dcc.Store(id="seen"),
+            *(dcc.Store(id=name) for name in ("drawn", "canonical", "wanted", "seen")),
             html.A("Skip to the content", href="#content", className="skip"),
-            html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(id="views", **views)]),
+            html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(**views)]),
             html.Details(id="problems", hidden=True),
-            html.Main(
-                [
-                    html.P(id="introduction"),
-                    html.Form(id="controls", **selection),
-                    html.Div(id="content", tabIndex=-1, **content),
-                ]
-            ),
+            html.Main([html.P(id="introduction"), html.Form(**selection), html.Div(**content)]),
         ]
     )
 
@@ -217,13 +208,9 @@ def _with(state: Selection, values: Values) -> Selection:
 
 
 def _links(current: str, state: Selection) -> list[Any]:
+    query, marks = unparse(state), {current: "current"}
     return [
-        dcc.Link(
-            view.TITLE,
-            href=f"/{name}{unparse(state)}",
-            className="current" if name == current else "",
-            id=f"view-{name}",
-        )
+        dcc.Link(view.TITLE, href=f"/{name}{query}", className=marks.get(name, ""), id=f"view-{name}")
         for name, view in VIEWS.items()
     ]
 

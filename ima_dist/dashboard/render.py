@@ -13,10 +13,9 @@ from ima_dist.dashboard.state import Control, Number, Several, Slider, State, un
 
 def control(c: Control) -> html.Div:
     """A labelled control; its identity names the part of the address that it sets."""
-    identity = {"control": c.name}
     label = html.Div(c.label, className="label", id=f"label-{c.name}")
     return html.Div(
-        [label, _input(c, identity)],
+        [label, _input(c, {"control": c.name})],
         className=f"control {type(c).__name__.lower()}",
         id=f"control-{c.name}",
         role="group",
@@ -62,27 +61,14 @@ def _plot(p: Plot) -> html.Section:
 
 
 def _table(p: Grid, view: str, state: State) -> html.Section:
-    head = html.Tr(
-        [
-            html.Th(c, scope="col", className=_kind(next((r[c] for r in p.rows if r.get(c) is not None), None)))
-            for c in p.columns
-        ]
-    )
+    known = {c: next((r[c] for r in p.rows if r.get(c) is not None), None) for c in p.columns}
+    head = html.Tr([html.Th(c, scope="col", className=_kind(value)) for c, value in known.items()])
     body = [html.Tr([_cell(p, column, row, i == 0) for i, column in enumerate(p.columns)]) for row in p.rows]
     address = f"csv/{view}/{quote(p.name)}.csv{unparse(state)}"
-    return html.Section(
-        [
-            html.H2(p.heading),
-            html.Div(
-                html.Table([html.Thead(head), html.Tbody(body)], id=f"table-{p.name}"),
-                className="scroll",
-                tabIndex=0,
-                role="region",
-                **{"aria-label": p.heading},  # type: ignore[arg-type]
-            ),
-            html.A("CSV", href=address, className="save", id=f"csv-{p.name}", title="Save the table as CSV"),
-        ]
-    )
+    table = html.Table([html.Thead(head), html.Tbody(body)], id=f"table-{p.name}")
+    region: dict[str, Any] = {"className": "scroll", "tabIndex": 0, "role": "region", "aria-label": p.heading}
+    download = html.A("CSV", href=address, className="save", id=f"csv-{p.name}", title="Save the table as CSV")
+    return html.Section([html.H2(p.heading), html.Div(table, **region), download])
 
 
 def _cell(p: Grid, column: str, row: dict[str, Any], first: bool) -> Any:

@@ -20,48 +20,46 @@ def parse(search: str | None) -> State:
 
 def unparse(state: State) -> str:
     """Inverse of ``parse``, with a question mark unless empty."""
-    query = urlencode({name: values for name, values in state.items() if values}, doseq=True)
+    query = urlencode(state, doseq=True)
     return f"?{query}" if query else ""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Pick among ``options`` (value -> label): one of a few shown side by side, or from a list that can be searched."""
-
+class _Named:
     name: str
     label: str
+
+
+@dataclass(frozen=True)
+class Choice(_Named):
+    """Pick among ``options`` (value -> label): one of a few shown side by side, or from a list that can be searched."""
+
     options: dict[str, str]
     value: str | None
     long: bool = False
 
 
 @dataclass(frozen=True)
-class Several:
+class Several(_Named):
     """Pick any number from a list that can be searched."""
 
-    name: str
-    label: str
     options: dict[str, str]
     value: list[str]
 
 
 @dataclass(frozen=True)
-class Slider:
+class Slider(_Named):
     """A whole number from low to high."""
 
-    name: str
-    label: str
     low: int
     high: int
     value: int
 
 
 @dataclass(frozen=True)
-class Number:
+class Number(_Named):
     """A number that is typed."""
 
-    name: str
-    label: str
     low: float
     high: float
     step: float

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.statistics import with_intervals
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, attack_rows
 from ima_dist.rundir.files import replacing
@@ -29,16 +29,10 @@ from ima_dist.rundir.run import Run
 _BLUE, _RED, _GREEN, _PURPLE, _ORANGE, _SKY = COLOURS
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _LASTING = 5  # epochs
-_LOW, _HIGH = 1, 9  # positions of the 10 % and the 90 % quantile among the 11 of history.parquet
 
 
 def decision_boundary(
-    path: Path,
-    grid_x: np.ndarray,
-    grid_y: np.ndarray,
-    probability: np.ndarray,
-    points: np.ndarray,
-    labels: np.ndarray,
+    path: Path, grid_x: np.ndarray, grid_y: np.ndarray, probability: np.ndarray, points: np.ndarray, labels: np.ndarray
 ) -> None:
     """Two classes in the plane, like Fig. 6 of the paper: the boundary, faint class colours, the samples.
 
@@ -68,12 +62,10 @@ def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] |
     fig, (ax,) = _figure(5.2)
     norms: set[str] = set()
     for i, (attack, row) in enumerate(attack_rows(points).items()):
-        levels = sorted(row)
-        accuracy = [row[x].share for x in levels]
-        bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
+        levels, accuracy, low, high = with_intervals(row)
         colour = COLOURS[i % len(COLOURS)]
         ax.plot(levels, accuracy, color=colour, marker=MARKERS[i % len(MARKERS)], label=attack)
-        ax.fill_between(levels, [b[0] for b in bounds], [b[1] for b in bounds], color=colour, alpha=0.15, lw=0)
+        ax.fill_between(levels, low, high, color=colour, alpha=0.15, lw=0)
         norms |= {point.norm for point in row.values()}
     if paper:
         levels = sorted(paper)
@@ -96,18 +88,17 @@ def margin_histogram(
     fig, (ax,) = _figure(5.2)
     # float32 margins may exceed eps_max by rounding: they belong in the last bin.
     values = np.clip(np.asarray(margins, dtype=np.float64), 0, eps_max)
-    classes = np.unique(labels) if labels is not None else np.array([])
-    groups = [values[labels == c] for c in classes] if len(classes) > 1 else [values]
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(groups))) if len(groups) > 1 else [_BLUE]
-    names = [f"class {c}" for c in classes] if len(groups) > 1 else None
-    ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=list(colours), label=names)
+    classes = np.unique(labels) if labels is not None else ()
+    if len(classes) > 1:
+        colours = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(classes))))
+        groups, names = [values[labels == c] for c in classes], [f"class {c}" for c in classes]
+    else:
+        colours, groups, names = [_BLUE], [values], None
+    ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=colours, label=names)
     ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
-    ax.set(
-        xlabel=f"margin ({NORM_SIGN.get(norm, norm)})",
-        ylabel="training samples",
-        title=f"Estimated margins of {len(values):,} training samples",
-    )
+    ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
+    ax.set_title(f"Estimated margins of {len(values):,} training samples")
     ax.legend(ncols=2 if len(groups) > 6 else 1)
     _save(fig, path)
 
@@ -141,29 +132,22 @@ def training_curves(path: Path, history: list[dict[str, Any]]) -> None:
     with_margins = [row for row in history if row.get("margin_mean") is not None]
     panels = 2 if with_margins else 1
     fig, axes = _figure(3.6 * panels, panels)
-    for key, name, colour, marker in (
-        ("train_accuracy", "training", _BLUE, "o"),
-        ("val_accuracy", "validation", _RED, "s"),
+    for ax, key, name, colour, marker in (
+        (axes[0], "train_accuracy", "training", _BLUE, "o"),
+        (axes[0], "val_accuracy", "validation", _RED, "s"),
+        (axes[-1], "margin_mean", "mean", _GREEN, "o"),
     ):
         rows = [row for row in history if row.get(key) is not None]
         if rows:
-            epochs, accuracy = [r["epoch"] for r in rows], [r[key] for r in rows]
-            axes[0].plot(epochs, accuracy, color=colour, marker=marker, markersize=3, label=name)
+            epochs, values = [r["epoch"] for r in rows], [r[key] for r in rows]
+            ax.plot(epochs, values, color=colour, marker=marker, markersize=3, label=name)
     axes[0].set(xlabel="epoch", ylabel="accuracy on clean samples", title="Training and validation accuracy")
     axes[0].legend()
     if with_margins:
-        epochs = [row["epoch"] for row in with_margins]
-        axes[1].plot(epochs, [r["margin_mean"] for r in with_margins], color=_GREEN, marker="o", ms=3, label="mean")
         banded = [row for row in with_margins if row.get("margin_quantiles")]
-        axes[1].fill_between(
-            [row["epoch"] for row in banded],
-            [row["margin_quantiles"][_LOW] for row in banded],
-            [row["margin_quantiles"][_HIGH] for row in banded],
-            color=_GREEN,
-            alpha=0.2,
-            linewidth=0,
-            label="10 % to 90 % of the samples",
-        )
+        epochs, quantiles = [row["epoch"] for row in banded], [row["margin_quantiles"] for row in banded]
+        low, high = ([q[i] for q in quantiles] for i in (1, 9))  # 10 % and 90 %, of the 11 in history.parquet
+        axes[1].fill_between(epochs, low, high, color=_GREEN, alpha=0.2, lw=0, label="10 % to 90 % of the samples")
         axes[1].set(xlabel="epoch", ylabel="margin (units of the data)", title="Estimated margins")
         axes[1].set_ylim(bottom=0)
         axes[1].legend()

@@ -183,8 +183,8 @@ class Sweep:
         epochs = config.eps_max / config.expansion
         if abs(epochs - round(epochs)) > 1e-6:
             raise ConfigError(
-                f"eps_max {config.eps_max:g} is not a whole number of delta_eps {config.expansion:g}: "
-                "correct it, or ask for all_epochs: true."
+                f"eps_max {config.eps_max:g} is not a whole number of delta_eps {config.expansion:g}: correct it, "
+                "or ask for all_epochs: true."
             )
         return with_options(config, {"epochs": round(epochs)})
 
@@ -224,16 +224,17 @@ def read_sweep(
     path = find_file(path)
     tree = read_yaml(path, "title, preset and sweep")
     try:
-        return _read(tree, scale, dict(options or {}), seeds)
+        return _read(tree, scale, options or {}, seeds)
     except ConfigError as error:
         raise ConfigError(f"In {path}: {error}") from None
 
 
-def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seeds: tuple[int, ...] | None) -> Sweep:
+def _read(tree: dict[str, Any], scale: str | None, options: Mapping[str, Any], seeds: tuple[int, ...] | None) -> Sweep:
     reduced = validated(Written, {k: v for k, v in tree.items() if k in Written.model_fields}, "the file").scaled(scale)
     asked = {**tree, **{key: reduced.pop(key) for key in _SCALED if key in reduced}}
     asked = {key: value for key, value in asked.items() if key != "scales" and value is not None}
-    asked["options"] = {k: _plain(v) for k, v in {**asked.get("options", {}), **reduced, **options}.items()}
+    asked["options"] = {**asked.get("options", {}), **reduced, **options}
+    asked["options"] = {k: list(v) if isinstance(v, tuple) else v for k, v in asked["options"].items()}
     asked["seeds"] = list(seeds or ()) or asked.get("seeds") or [0]
     asked["title"] += f", scale {scale}" if scale else ""
     file = validated(WrittenSweep, asked, "the file")
@@ -245,20 +246,10 @@ def _read(tree: dict[str, Any], scale: str | None, options: dict[str, Any], seed
             raise ConfigError(f"sweep, {name}: {error}") from None
     if file.search == "grid" and any(d.kind != "choice" for d in space.values()):
         raise ConfigError("a grid needs a list of values for every option: give search: random or search: optuna.")
-    return _planned(
-        Sweep(
-            title=file.title,
-            preset=file.preset,
-            options=file.options,
-            space=space,
-            seeds=file.seeds,
-            search=file.search,
-            samples=file.samples or 0,
-            asha=file.asha,
-            all_epochs=file.all_epochs,
-            asked=asked,
-        )
-    )
+    same = {
+        name: getattr(file, name) for name in ("title", "preset", "options", "seeds", "search", "asha", "all_epochs")
+    }
+    return _planned(Sweep(**same, space=space, samples=file.samples or 0, asked=asked))
 
 
 def _planned(sweep: Sweep) -> Sweep:
@@ -313,26 +304,15 @@ def _longest(points: list[Point]) -> list[Point]:
     """Replaces every run of ima that is the beginning of a longer one by that."""
 
     def kind(config: Config) -> str:
-        return with_options(
-            config, {"eps_max": config.expansion, "delta_eps": config.expansion, "epochs": 1}
-        ).fingerprint()
+        changes = {"eps_max": config.expansion, "delta_eps": config.expansion, "epochs": 1}
+        return with_options(config, changes).fingerprint()
 
     longest: dict[str, Config] = {}
-    for point in points:
-        if point.config.method == "ima":
-            longest[kind(point.config)] = max(
-                longest.get(kind(point.config), point.config), point.config, key=lambda c: c.epochs
-            )
-    return [
-        replace(point, config=longest[kind(point.config)]) if point.config.method == "ima" else point
-        for point in points
-    ]
+    for config in sorted((p.config for p in points if p.config.method == "ima"), key=lambda c: -c.epochs):
+        longest.setdefault(kind(config), config)
+    return [replace(p, config=longest[kind(p.config)]) if p.config.method == "ima" else p for p in points]
 
 
 def asked_text(sweep: Sweep) -> str:
     """The content of sweep.yaml: the sweep as requested."""
     return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

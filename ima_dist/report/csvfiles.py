@@ -63,11 +63,9 @@ def curves_csv(results: list[Run]) -> str:
         run = {"run": result.name, **{name: getattr(config, name) for name in names}}
         differs = "; ".join(setting_differences(config, {"seed"}))
         for point in result.points:
-            low, high = (None, None)
-            if point.accuracy is not None:
-                low, high = wilson_interval(point.accuracy, point.samples)
-            measured = {name: getattr(point, name) for name in _MEASURED}
-            protocol = {name: getattr(point, name) for name in _PROTOCOL}
+            known = point.accuracy is not None
+            low, high = wilson_interval(point.share, point.samples) if known else (None, None)
+            measured, protocol = ({name: getattr(point, name) for name in names} for names in (_MEASURED, _PROTOCOL))
             rows.append({**run, **measured, "low95": low, "high95": high, **protocol, "differs": differs})
     return _text(rows)
 

@@ -59,10 +59,9 @@ class Drawing:
 
 def draw(results: list[Run], tables: list[Table]) -> list[Drawing]:
     """Figures 6 to 15, as far as there are runs for them, then those that the paper does not have."""
-    drawings = [drawing for table in tables if table.number != 15 for drawing in _of_table(table)]
-    drawings += [drawing for result in results for drawing in _of_run(result)]
-    drawings += _examples(results)
-    return sorted(drawings, key=lambda drawing: drawing.place)
+    of_tables = (drawing for table in tables if table.number != 15 for drawing in _of_table(table))
+    of_runs = (drawing for result in results for drawing in _of_run(result))
+    return sorted((*of_tables, *of_runs, *_examples(results)), key=lambda drawing: drawing.place)
 
 
 def to_html(drawing: Drawing, name: str, with_plotly: bool) -> Markup:
@@ -170,11 +169,8 @@ def _easiest(runs: list[Arrays]) -> list[int]:
 def _example(result: Run, arrays: Arrays, place: int) -> Drawing:
     title = f"Sample {arrays['index'][place]} under growing noise, network of {_title(result)}"
     true = class_name(arrays["class_names"], int(arrays["label"][place]))
-    caption = (
-        f"True class: {true}. A cross and a thick frame mark a wrong prediction. Below is the difference to the clean "
-        "image."
-    )
-    return Drawing("Figure 10", title, caption, sample_figure(arrays, place))
+    marks = "A cross and a thick frame mark a wrong prediction. Below is the difference to the clean image."
+    return Drawing("Figure 10", title, f"True class: {true}. {marks}", sample_figure(arrays, place))
 
 
 def _title(result: Run) -> str:

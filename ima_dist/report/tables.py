@@ -152,11 +152,9 @@ def _by_epoch(result: Run) -> Iterable[_Piece]:
 
 def _piece(table: int | None, row: str, attack: str, epoch: int, result: Run, points: Row) -> _Piece:
     config = result.config
-    apart = {"seed"}
+    apart = ["seed", *(["beta"] if table in paper.BETA_TABLES else [])]
     if table is not None and config.method in ("adv", "rand"):
-        apart.add("eps_max")
-    if table in paper.BETA_TABLES:
-        apart.add("beta")
+        apart.append("eps_max")
     differs = setting_differences(config, apart) + _attack_differences(config, table, points)
     return _Piece(table, row, attack, epoch, result, points, differs)
 
@@ -212,12 +210,8 @@ def _line(pieces: list[_Piece]) -> Line:
         points = [p.points[level] for p in pieces if level in p.points]
         ours["test", level] = _mean([point.share for point in points], fewest_samples(points))
     if first.table in paper.EPOCHS_TABLES:
-        clean = [
-            row["val_accuracy"]
-            for p in pieces
-            for row in p.result.history
-            if row["epoch"] == first.epoch and row["val_accuracy"] is not None
-        ]
+        rows = [row for p in pieces for row in p.result.history if row["epoch"] == first.epoch]
+        clean = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
         if clean:
             ours["validation", 0.0] = _mean(clean, None)
     results = tuple(p.result for p in pieces)
@@ -233,12 +227,8 @@ def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:
 
 def _mean(values: list[float], samples: int | None) -> Measured:
     mean = statistics.fmean(values)
-    return Measured(
-        mean,
-        samples,
-        wilson_interval(mean, samples) if samples else None,
-        statistics.stdev(values) if len(values) > 1 else None,
-    )
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Measured(mean, samples, wilson_interval(mean, samples) if samples else None, spread)
 
 
 def _table_15(table: Table) -> Table:

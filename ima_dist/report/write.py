@@ -48,9 +48,8 @@ def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:
     """The finished runs at ``paths`` and below, by experiment and method, and a sentence for whatever is left out."""
     runs, problems = finished_runs(paths)
     known = [run for run in runs if run.config.preset in PRESETS]
-    problems += [
-        f"{run.dir.config_path} names the unknown preset {run.config.preset!r}." for run in runs if run not in known
-    ]
+    unknown = [run for run in runs if run not in known]
+    problems += [f"{run.dir.config_path} names the unknown preset {run.config.preset!r}." for run in unknown]
     problems += [text for run in known for text in run.damaged(*_PARTS)]
     return sorted(known, key=_order), problems
 

@@ -10,6 +10,8 @@ import numpy as np
 # scipy.stats would take a second to import, and asks for torch.
 from scipy.special import bdtrc, stdtrit
 
+from ima_dist.rundir.curves import Row
+
 _Z = 1.959964  # 97.5 % quantile of the standard normal distribution
 
 
@@ -19,6 +21,13 @@ def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
     centre = (accuracy + _Z**2 / (2 * samples)) / scale
     half = _Z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + _Z**2 / (4 * samples**2))
     return centre - half, centre + half
+
+
+def with_intervals(row: Row) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Noise levels in ascending order, and for each the accuracy and the ends of its 95 % Wilson interval."""
+    levels = sorted(row)
+    bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
+    return levels, [row[x].share for x in levels], [low for low, _ in bounds], [high for _, high in bounds]
 
 
 def t_quantile(freedom: float) -> float:

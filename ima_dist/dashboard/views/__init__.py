@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from ima_dist.dashboard.parts import View
 from ima_dist.dashboard.views import accuracy, boundary, margins, runs, sample, tradeoff, training
 
 VIEWS: dict[str, View] = {
-    name: cast(View, module)
-    for name, module in {
-        "runs": runs,
-        "accuracy": accuracy,
-        "tradeoff": tradeoff,
-        "margins": margins,
-        "training": training,
-        "sample": sample,
-        "boundary": boundary,
-    }.items()
+    "runs": runs,
+    "accuracy": accuracy,
+    "tradeoff": tradeoff,
+    "margins": margins,
+    "training": training,
+    "sample": sample,
+    "boundary": boundary,
 }

@@ -10,7 +10,7 @@ from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.results import paper
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.statistics import with_intervals
 from ima_dist.rundir.curves import Row, attack_rows, fewest_samples, format_noise, levels_of, noise_key
 from ima_dist.tracking.collection import Collection, Recorded
 
@@ -36,16 +36,8 @@ def show(runs: Collection, values: Values) -> list[Part]:
     found = [(run, rows[attack]) for run in chosen if attack in (rows := attack_rows(run.points))]
     series = [_series(run, attack, row) for run, row in found]
     norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
-    parts: list[Part] = [
-        Plot(
-            "accuracy",
-            f"Accuracy under {attack}",
-            "The same numbers are in the table below.",
-            accuracy_figure(series, norms),
-        )
-    ]
-    levels = levels_of(row for _, row in found)
-    parts.append(_table(found, attack, levels))
+    caption, figure = "The same numbers are in the table below.", accuracy_figure(series, norms)
+    parts: list[Part] = [Plot("accuracy", f"Accuracy under {attack}", caption, figure), _table(found, attack)]
     missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
@@ -65,20 +57,12 @@ def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | No
 
 
 def _series(run: Recorded, attack: str, row: Row) -> Series:
-    levels = sorted(row)
     theirs = published(run, attack)
-    bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
-    return Series(
-        run.name,
-        levels,
-        [row[x].share for x in levels],
-        [low for low, _ in bounds],
-        [high for _, high in bounds],
-        theirs[1] if theirs else {},
-    )
+    return Series(run.name, *with_intervals(row), theirs[1] if theirs else {})
 
 
-def _table(found: list[tuple[Recorded, Row]], attack: str, levels: list[float]) -> Grid:
+def _table(found: list[tuple[Recorded, Row]], attack: str) -> Grid:
+    levels = levels_of(row for _, row in found)
     rows: list[dict[str, Any]] = []
     for run, row in found:
         epoch = next(iter(row.values())).epoch
@@ -89,9 +73,7 @@ def _table(found: list[tuple[Recorded, Row]], attack: str, levels: list[float]) 
         if theirs:
             values = {format_noise(x): theirs[1][x] for x in levels if x in theirs[1]}
             rows.append({"run": run.name, "what": f"paper, Table {theirs[0]}", **values})
-            rows.append(
-                {"run": run.name, "what": "difference", **{k: own[k] - v for k, v in values.items() if k in own}}
-            )
-    return Grid(
-        "accuracies", "Accuracy by noise level", ["run", "what", "epoch", "samples", *map(format_noise, levels)], rows
-    )
+            difference = {k: own[k] - v for k, v in values.items() if k in own}
+            rows.append({"run": run.name, "what": "difference", **difference})
+    columns = ["run", "what", "epoch", "samples", *map(format_noise, levels)]
+    return Grid("accuracies", "Accuracy by noise level", columns, rows)

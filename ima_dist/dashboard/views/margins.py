@@ -40,9 +40,8 @@ def controls(runs: Collection, state: State) -> list[Control]:
         arrays = run.extremes
         if arrays is not None and len(arrays["label"]):
             labels = sorted(set(arrays["label"].tolist()))
-            found.append(
-                one_of(state, "class", "Class", {str(n): class_name(arrays["class_names"], n) for n in labels})
-            )
+            classes = {str(n): class_name(arrays["class_names"], n) for n in labels}
+            found.append(one_of(state, "class", "Class", classes))
     return found
 
 
@@ -87,8 +86,8 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
     arrays = run.extremes
     if arrays is None or chosen is None:
         again = f"To store them: python -m ima_dist.evaluate {run.name}"
-        missing = [Note(f"The samples with the smallest and largest margins are not stored. {again}")]
-        return notes(run.damaged("extremes")) or [*missing]
+        missing = f"The samples with the smallest and largest margins are not stored. {again}"
+        return notes(run.damaged("extremes") or [missing])
     number = int(chosen)
     name = class_name(arrays["class_names"], number)
     own = arrays["label"] == number
@@ -137,8 +136,8 @@ def _by_class(run: Run) -> list[Part]:
 def _audit(run: Run) -> list[Part]:
     table = run.audit
     if table is None:
-        missing = [Note(f"The margins have not been audited. To audit them: python -m ima_dist.audit {run.name}")]
-        return notes(run.damaged("audit")) or [*missing]
+        missing = f"The margins have not been audited. To audit them: python -m ima_dist.audit {run.name}"
+        return notes(run.damaged("audit") or [missing])
     if not {"margin", "distance", "correct", "epoch"} <= set(table.column_names):
         return [Note(f"{run.dir.audit_path} lacks columns.")]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from ima_dist.cli.progress import format_seconds
@@ -17,42 +18,37 @@ _COLUMNS = ["run", "status", "done", "stage", "epoch", "samples/s", "time left",
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
-    counts: dict[str, int] = {}
-    for run in runs.runs.values():
-        counts[run.info["status"]] = counts.get(run.info["status"], 0) + 1
+    counts = Counter(run.status for run in runs.runs.values())
     options = {_ALL: f"all ({len(runs.runs)})", **{s: f"{s} ({n})" for s, n in sorted(counts.items())}}
     return [one_of(state, "status", "Status", options)]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
-    chosen = [r for r in runs.runs.values() if values["status"] in (_ALL, r.info["status"])]
+    chosen = [r for r in runs.runs.values() if values["status"] in (_ALL, r.status)]
     if not chosen:
         return [Note(f"There is no run in {runs.root}.")]
     # Running runs come first, then those that failed.
     order = {"running": 0, "failed": 1, "interrupted": 2}
-    rows = sorted(
-        (_row(run) for run in chosen), key=lambda row: (order.get(row["status"].split(",")[0], 3), row["run"])
-    )
-    return [
-        Grid("runs", "Runs", _COLUMNS, rows, links={"run": lambda row: "accuracy" + unparse({"runs": [row["run"]]})})
-    ]
+    rows = [_row(run) for run in sorted(chosen, key=lambda run: (order.get(run.status, 3), run.name))]
+    links = {"run": lambda row: "accuracy" + unparse({"runs": [row["run"]]})}
+    return [Grid("runs", "Runs", _COLUMNS, rows, links=links)]
 
 
 def _row(run: Recorded) -> dict[str, Any]:
-    info, status = run.info, str(run.info["status"])
-    last = run.epochs_table.slice(run.epochs_table.num_rows - 1).to_pylist() if run.epochs_table.num_rows else []
+    info = run.info
+    last = (run.epochs_table.slice(max(0, run.epochs_table.num_rows - 1)).to_pylist() or [{}])[0]
     row = {
         **dict.fromkeys(_COLUMNS),
         "run": run.name,
-        "status": status,
+        "status": run.status,
         "epoch": f"{info['epochs_done']}/{info['epochs']}",
-        "samples/s": _rate(info["train_samples_per_second"] or (last[0]["samples_per_second"] if last else None)),
+        "samples/s": _rate(info["train_samples_per_second"] or last.get("samples_per_second")),
         "clean": info["clean_accuracy"],
-        "validation": last[0]["val_accuracy"] if last else None,
+        "validation": last.get("val_accuracy"),
         "message": info["message"],
         "done": _percent(info["epochs_done"], info["epochs"]),
     }
-    return {**row, **_progress(run.progress(), info["epochs"])} if status == "running" else row
+    return {**row, **_progress(run.progress(), info["epochs"])} if run.status == "running" else row
 
 
 def _progress(state: dict[str, Any], epochs: int) -> dict[str, Any]:

@@ -35,13 +35,9 @@ def controls(runs: Collection, state: State) -> list[Control]:
     if arrays is not None:
         for index, label in zip(arrays["index"].tolist(), arrays["label"].tolist(), strict=True):
             options[str(index)] = f"{index}: {class_name(arrays['class_names'], label)}"
-    options[_OTHER] = "by index"
-    which = one_of(state, "sample", "Test sample", options)
-    return [
-        chosen,
-        which,
-        *([number(state, "index", "Index of the sample", 0, 1e9, 1, 0)] if which.value == _OTHER else []),
-    ]
+    which = one_of(state, "sample", "Test sample", {**options, _OTHER: "by index"})
+    by_index = number(state, "index", "Index of the sample", 0, 1e9, 1, 0)
+    return [chosen, which, by_index] if which.value == _OTHER else [chosen, which]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
@@ -80,15 +76,13 @@ def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: Names) 
     order = [(name, "ascending") for name in ("attack", "loss", "noise")]
     rows: list[dict[str, Any]] = own.sort_by(order).to_pylist()
     label = rows[0]["label"]
+    true = class_name(names, label)
     for row in rows:
-        row["true class"] = class_name(names, label)
-        row["predicted class"] = class_name(names, row["prediction"])
-        row["right"] = row["prediction"] == label
+        predicted = row["prediction"]
+        row |= {"true class": true, "predicted class": class_name(names, predicted), "right": predicted == label}
     columns = ["index", "attack", "loss", "noise", "true class", "predicted class", "right"]
     both = [r for r in rows if r["loss"] == "both"] or rows
-    caption = (
-        f"Dashed: the true class, {class_name(names, label)}. Shown is the worse of the two losses of each attack."
-    )
+    caption = f"Dashed: the true class, {true}. Shown is the worse of the two losses of each attack."
     return [
         Plot("predictions", "Predicted class by noise level", caption, predictions_figure(both, label, names)),
         Grid("outcomes", "Every attack and loss", columns, rows),

@@ -63,9 +63,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
         problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
     what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
     caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
-    rows = [
-        _row(i, candidate, point, choice) for i, (candidate, point) in enumerate(zip(candidates, points, strict=True))
-    ]
+    rows = [_row(i, c, p, choice) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
     plane = tradeoff_figure(points, choice.pareto, what)
     return [
         Plot("tradeoff", "Clean against robust accuracy", caption, plane),
@@ -95,11 +93,8 @@ def _row(i: int, candidate: Candidate, point: Point, choice: Choice) -> dict[str
 
 
 def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
-    return [
-        r
-        for r in runs.runs.values()
-        if r.curves_table.num_rows and f"{r.info['preset']}-{r.info['norm']}" == experiment
-    ]
+    evaluated = (r for r in runs.runs.values() if r.curves_table.num_rows)
+    return [r for r in evaluated if f"{r.info['preset']}-{r.info['norm']}" == experiment]
 
 
 def _candidates(
@@ -130,11 +125,9 @@ def _candidates(
 
 
 def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
-    said = [run.info["method"]]
-    for option in different:
-        if option != "method" and not option.startswith(("eval.", "preset", "norm")):
-            said.append(f"{option} {run.options[option]}")
-    return ", ".join(said + ([f"epoch {epoch}"] if epoch is not None else []))
+    told = [o for o in different if o != "method" and not o.startswith(("eval.", "preset", "norm"))]
+    said = [run.info["method"], *(f"{option} {run.options[option]}" for option in told)]
+    return ", ".join(said if epoch is None else [*said, f"epoch {epoch}"])
 
 
 def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part:

@@ -24,10 +24,7 @@ _COLUMNS += ["samples_per_second"]
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.epochs_table.num_rows]
-    return [
-        choose_runs(state, able),
-        number(state, "threshold", "Minimum validation accuracy", 0, 1, 0.005, _USUAL),
-    ]
+    return [choose_runs(state, able), number(state, "threshold", "Minimum validation accuracy", 0, 1, 0.005, _USUAL)]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:

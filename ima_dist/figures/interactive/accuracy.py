@@ -40,15 +40,10 @@ def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
 
 
 def _band(s: Series, i: int) -> go.Scatter:
-    edge = {
-        "x": [*s.noise, *reversed(s.noise)],
-        "y": [*s.high, *reversed(s.low)],
-        "mode": "lines",
-        "line": {"width": 0},
-    }
+    x, y = [*s.noise, *reversed(s.noise)], [*s.high, *reversed(s.low)]
+    look = {"mode": "lines", "line": {"width": 0}, "fill": "toself", "fillcolor": faint(colour(i), 0.15)}
     name = f"{text(s.name)}, 95 % interval"
-    filled = {"fill": "toself", "fillcolor": faint(colour(i), 0.15)}
-    return go.Scatter(**edge, **filled, name=name, hoverinfo="skip", showlegend=False, legendgroup=str(i))
+    return go.Scatter(x=x, y=y, **look, name=name, hoverinfo="skip", showlegend=False, legendgroup=str(i))
 
 
 def _line(s: Series, i: int) -> go.Scatter:
@@ -57,14 +52,8 @@ def _line(s: Series, i: int) -> go.Scatter:
 
 
 def _paper(row: dict[float, float], i: int, in_legend: bool) -> go.Scatter:
-    levels = sorted(row)
-    return go.Scatter(
-        x=levels,
-        y=[row[x] for x in levels],
-        mode="lines+markers",
-        name="the paper's, in the same colour",
-        showlegend=in_legend,
-        legendgroup=str(i),
-        line={"color": colour(i), "dash": "dot", "width": 1.5},
-        marker={"symbol": "x-thin-open", "size": 7},
-    )
+    line, marker = {"color": colour(i), "dash": "dot", "width": 1.5}, {"symbol": "x-thin-open", "size": 7}
+    look = {"mode": "lines+markers", "line": line, "marker": marker}
+    x, y = zip(*sorted(row.items()), strict=True)
+    name = "the paper's, in the same colour"
+    return go.Scatter(x=x, y=y, name=name, showlegend=in_legend, legendgroup=str(i), **look)

@@ -29,16 +29,8 @@ def image_grid(rows: list[list[Cell]], names: list[str]) -> go.Figure:
             fig.add_trace(go.Image(source=png_source(pixels), hoverinfo="skip"), **place)
             height, width = pixels.shape[1:]
             edge = {"color": COLOURS[1], "width": 4} if marked else {"color": "#888", "width": 1}
-            fig.add_shape(
-                type="rect",
-                x0=-0.5,
-                y0=-0.5,
-                x1=width - 0.5,
-                y1=height - 0.5,
-                line=edge,
-                fillcolor="rgba(0,0,0,0)",
-                **place,
-            )
+            corners = {"x0": -0.5, "y0": -0.5, "x1": width - 0.5, "y1": height - 0.5}
+            fig.add_shape(type="rect", **corners, line=edge, fillcolor="rgba(0,0,0,0)", **place)
     style(fig, 60 + 170 * len(rows), margin={"l": 10, "r": 50, "t": 60, "b": 10})
     fig.update_xaxes(visible=False)
     fig.update_yaxes(visible=False)

@@ -59,26 +59,19 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
             (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
         )
     ]
-    fig = figure(
-        traces,
-        height=320,
-        xaxis=epoch_axis(max(epochs)),
-        yaxis=axis("share", range=[-0.02, 1.02]),
-    )
+    fig = figure(traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 1.02]))
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
 
 
 def class_figure(label: np.ndarray, margin: np.ndarray, names: Names, norm: str) -> go.Figure:
     """One box per class: quartiles, and whiskers from the 5 % to the 95 % quantile. label, margin: (N,)."""
-    boxes: dict[str, list[Any]] = {key: [] for key in ("x", "lowerfence", "q1", "median", "q3", "upperfence")}
-    for number in np.unique(label):
-        quantiles = np.quantile(margin[label == number], [0.05, 0.25, 0.5, 0.75, 0.95])
-        boxes["x"].append(text(class_name(names, int(number))))
-        for key, value in zip(("lowerfence", "q1", "median", "q3", "upperfence"), quantiles.tolist(), strict=True):
-            boxes[key].append(value)
+    classes = np.unique(label).tolist()
+    quantiles = np.array([np.quantile(margin[label == n], [0.05, 0.25, 0.5, 0.75, 0.95]) for n in classes]).T.tolist()
+    boxes = dict(zip(("lowerfence", "q1", "median", "q3", "upperfence"), quantiles, strict=True))
+    x = [text(class_name(names, n)) for n in classes]
     return figure(
-        [go.Box(**boxes, marker={"color": COLOURS[0]}, name="margins", showlegend=False)],
+        [go.Box(x=x, **boxes, marker={"color": COLOURS[0]}, name="margins", showlegend=False)],
         height=380,
         xaxis=axis("class", type="category"),
         yaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", rangemode="tozero"),
@@ -104,45 +97,28 @@ def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
 
 
 def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
-    index, margin = arrays["index"], arrays["margin"]
     traces = []
     for large, sign, name in ((False, "x-thin-open", "smallest margins"), (True, "circle", "largest margins")):
         chosen = (arrays["label"] == number) & (arrays["largest"] == large)
-        traces.append(
-            go.Scatter(
-                x=arrays["sample"][chosen, 0],
-                y=arrays["sample"][chosen, 1],
-                mode="markers",
-                name=name,
-                marker={"symbol": sign, "size": 11, "color": COLOURS[int(large)]},
-                text=[f"sample {i}, margin {m:.4g}" for i, m in zip(index[chosen], margin[chosen], strict=True)],
-                hovertemplate="%{text}<extra></extra>",
-            )
-        )
-    return figure(
-        traces,
-        height=420,
-        xaxis=axis("first coordinate"),
-        yaxis=axis("second coordinate", scaleanchor="x"),
-    )
+        x, y = arrays["sample"][chosen].T
+        own = zip(arrays["index"][chosen], arrays["margin"][chosen], strict=True)
+        about = {"text": [f"sample {i}, margin {m:.4g}" for i, m in own], "hovertemplate": "%{text}<extra></extra>"}
+        marker = {"symbol": sign, "size": 11, "color": COLOURS[large]}
+        traces.append(go.Scatter(x=x, y=y, mode="markers", name=name, marker=marker, **about))
+    return figure(traces, height=420, xaxis=axis("first coordinate"), yaxis=axis("second coordinate", scaleanchor="x"))
 
 
 def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figure:
     """Stored margin against the audited distance of the same samples (N,); above the line it is an over-estimate."""
     top = float(max(margin.max(), np.quantile(distance, 0.99)))
     over = margin > (1 + TOLERANCE) * distance
-    traces = [
-        go.Scatter(
-            x=distance[chosen],
-            y=margin[chosen],
-            mode="markers",
-            name=name,
-            marker={"symbol": sign, "size": 7, "color": COLOURS[i]},
-        )
-        for i, (chosen, sign, name) in enumerate(
-            ((~over, "circle-open", "within"), (over, "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"))
-        )
-    ]
+    traces = []
+    for chosen, colour, symbol, name in (
+        (~over, COLOURS[0], "circle-open", "within"),
+        (over, COLOURS[1], "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"),
+    ):
+        marker = {"symbol": symbol, "size": 7, "color": colour}
+        traces.append(go.Scatter(x=distance[chosen], y=margin[chosen], mode="markers", name=name, marker=marker))
     dashed = {"color": "#111", "dash": "dash"}
     traces.append(go.Scatter(x=[0, top], y=[0, top], mode="lines", name="margin = distance", line=dashed))
     sign = NORM_SIGN.get(norm, norm)

@@ -28,25 +28,19 @@ class Point:
 def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Figure:
     """One point per model. pareto: indices of the points that a line joins, the front. what: title of the y axis."""
     front = sorted(pareto, key=lambda i: (points[i].clean, -points[i].robust))
-    traces = [
-        go.Scatter(
-            x=[points[i].clean for i in front],
-            y=[points[i].robust for i in front],
-            mode="lines+markers",
-            name="Pareto front",
-            line={"color": "#111", "width": 1, "shape": "vh"},
-            marker={"symbol": "circle-open", "size": 17, "color": "#111"},
-            hoverinfo="skip",
-        )
-    ]
+    x, y = [points[i].clean for i in front], [points[i].robust for i in front]
+    line, ring = {"color": "#111", "width": 1, "shape": "vh"}, {"symbol": "circle-open", "size": 17, "color": "#111"}
+    joined = {"mode": "lines+markers", "line": line, "marker": ring, "hoverinfo": "skip"}
+    traces = [go.Scatter(x=x, y=y, name="Pareto front", **joined)]
     for i, group in enumerate(dict.fromkeys(p.group for p in points)):
         own = [p for p in points if p.group == group]
+        x, y = [p.clean for p in own], [p.robust for p in own]
         traces.append(
             go.Scatter(
-                x=[p.clean for p in own],
-                y=[p.robust for p in own],
-                error_x=_bars([p.clean for p in own], [p.clean_interval for p in own]),
-                error_y=_bars([p.robust for p in own], [p.robust_interval for p in own]),
+                x=x,
+                y=y,
+                error_x=_bars(x, [p.clean_interval for p in own]),
+                error_y=_bars(y, [p.robust_interval for p in own]),
                 mode="markers",
                 name=text(group),
                 text=[text(p.name) for p in own],
@@ -54,12 +48,7 @@ def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Fig
                 marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 9, "color": COLOURS[i % len(COLOURS)]},
             )
         )
-    return figure(
-        traces,
-        height=520,
-        xaxis=axis("clean accuracy"),
-        yaxis=axis(text(what)),
-    )
+    return figure(traces, height=520, xaxis=axis("clean accuracy"), yaxis=axis(text(what)))
 
 
 def parallel_figure(columns: dict[str, list[float | str | None]], colour_by: str) -> go.Figure:
@@ -87,11 +76,6 @@ def differing(rows: list[dict[str, Any]], apart: tuple[str, ...]) -> list[str]:
 
 
 def _bars(values: list[float], intervals: list[Interval]) -> dict[str, object]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [high - v for v, (_, high) in zip(values, intervals, strict=True)],
-        "arrayminus": [v - low for v, (low, _) in zip(values, intervals, strict=True)],
-        "thickness": 1,
-        "width": 3,
-    }
+    above = [high - v for v, (_, high) in zip(values, intervals, strict=True)]
+    below = [v - low for v, (low, _) in zip(values, intervals, strict=True)]
+    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1, "width": 3}

@@ -31,35 +31,17 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
         ):
             known = [r for r in run.history if r.get(key) is not None]
             if known:
-                fig.add_trace(
-                    go.Scatter(
-                        x=[r["epoch"] for r in known],
-                        y=[r[key] for r in known],
-                        mode="lines+markers",
-                        name=f"{text(run.name)}: {what}",
-                        legendgroup=f"{i} {what}",
-                        showlegend=row == 1,
-                        line={"color": colour(i), "dash": dashed},
-                        marker={"symbol": symbol(i), "size": 5 if len(known) < 60 else 1},
-                    ),
-                    row=row,
-                    col=1,
-                )
+                x, y, name = [r["epoch"] for r in known], [r[key] for r in known], f"{text(run.name)}: {what}"
+                marker = {"symbol": symbol(i), "size": 5 if len(known) < 60 else 1}
+                look = {"mode": "lines+markers", "line": {"color": colour(i), "dash": dashed}, "marker": marker}
+                legend = {"legendgroup": f"{i} {what}", "showlegend": row == 1}
+                fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **legend), row=row, col=1)
         at = [r for r in run.history if r["epoch"] == run.selected and r.get("val_accuracy") is not None]
         if at:
-            fig.add_trace(
-                go.Scatter(
-                    x=[run.selected],
-                    y=[at[0]["val_accuracy"]],
-                    mode="markers+text",
-                    text=[f"epoch {run.selected}"],
-                    textposition="bottom center",
-                    name=f"{text(run.name)}: selected",
-                    marker={"symbol": "star", "size": 16, "color": colour(i), "line": {"color": "#111", "width": 1}},
-                ),
-                row=1,
-                col=1,
-            )
+            star = {"symbol": "star", "size": 16, "color": colour(i), "line": {"color": "#111", "width": 1}}
+            look = {"mode": "markers+text", "textposition": "bottom center", "marker": star}
+            x, y, name = [run.selected], [at[0]["val_accuracy"]], f"{text(run.name)}: selected"
+            fig.add_trace(go.Scatter(x=x, y=y, name=name, text=[f"epoch {run.selected}"], **look), row=1, col=1)
     style(fig, 560 + 20 * len(runs))
     if threshold is not None:
         fig.add_hline(y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, row=1, col=1)
