@@ -35,9 +35,11 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
             return EXIT_REQUEUE
         print("Stopped.", file=sys.stderr)
         return EXIT_STOPPED
-    except (OSError, LeaseLost) as error:
-        said = describe_os_error(error) if isinstance(error, OSError) else f"{error}."
-        print(f"error: {said}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    except LeaseLost as error:
+        print(f"error: {error}.", file=sys.stderr)
         return EXIT_FAILED
 
 

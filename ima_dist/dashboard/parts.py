@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import pandas as pd
 
 from ima_dist.dashboard.state import Control, State
 from ima_dist.tracking.collection import Collection
@@ -37,8 +37,11 @@ class Grid:
     links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict, repr=False)
 
     def csv(self) -> str:
-        # As objects, so that whole numbers stay whole in a column where some are missing.
-        return pd.DataFrame(self.rows, columns=self.columns, dtype=object).to_csv(index=False, lineterminator="\n")
+        file = io.StringIO()
+        writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return file.getvalue()
 
 
 @dataclass(frozen=True)
