@@ -1,7 +1,5 @@
 """The checks that cluster.doctor makes. Each returns a level and a sentence, which for a failure says what to do."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

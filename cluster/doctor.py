@@ -4,8 +4,6 @@ Prints one line per check: ok, a warning, or a failure and what to do about it. 
 partition, in a short allocation (or the one it is started in). Exit status 1 if any check fails.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Task 0 of a start: it starts Ray's head and the run, and decides what becomes of the job."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

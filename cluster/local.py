@@ -6,8 +6,6 @@ v100. ``down`` ends every process and removes the directory. Needs the Debian pa
 nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import getpass
 import os

@@ -1,7 +1,5 @@
 """What a submission would run: the rows of a job file, or the trials of a sweep file, each as one SLURM job."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Iterable

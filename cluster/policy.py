@@ -4,8 +4,6 @@ Nothing here starts a process, reads a file or looks at the clock. The behaviour
 measured on version 22.05 and is in docs/log.md.
 """
 
-from __future__ import annotations
-
 import enum
 import signal
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """Start this task's node of the job's Ray cluster, and end it with all its files."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

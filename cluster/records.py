@@ -8,8 +8,6 @@ ROW/result.json            exit status, once it is known
 ROW/start-N/               of the N-th start: address, token, Ray's output, times.json
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Ask SLURM, through its commands. Works without accounting (sacct)."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

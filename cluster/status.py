@@ -9,8 +9,6 @@
 It reads the run directories and squeue; accounting (sacct) is not needed.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from pathlib import Path

@@ -5,8 +5,6 @@ Ray cluster starts on its nodes, ``ima_dist.job`` or ``ima_dist.sweep`` runs the
 --one-job a sweep is one job, whose nodes form one Ray cluster.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

@@ -5,8 +5,6 @@ Task 0 (``cluster.leader``) starts Ray's head and, when the other nodes have joi
 and the run gets exactly one (SIGINT), because it takes a second one for impatience. ``cluster.policy`` has the rules.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import dataclass

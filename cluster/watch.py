@@ -1,7 +1,5 @@
 """Follow submitted rows to their end. Works without accounting (sacct)."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -4,8 +4,6 @@ Margins are estimated along the path of one attack, so they may be too large. FA
 the boundary; where it finds one inside a margin, that margin was over-estimated.
 """
 
-from __future__ import annotations
-
 import sys
 
 from ima_dist.cli.entry import EXIT_DONE, guarded, say

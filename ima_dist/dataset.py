@@ -4,8 +4,6 @@ Runs write their rows themselves as they go; this command adds runs that were co
 and removes the rows of runs that are gone.
 """
 
-from __future__ import annotations
-
 import sys
 
 from ima_dist.cli.entry import EXIT_DONE, guarded, say

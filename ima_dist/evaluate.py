@@ -1,7 +1,5 @@
 """``python -m ima_dist.evaluate RUN_DIR``: evaluate the network of a finished run again, with other settings."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

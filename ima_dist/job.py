@@ -5,8 +5,6 @@ directory is named after its configuration, so a row that an earlier job has tra
 command continues a job that was interrupted.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Plain adversarial training is cheap, and good if its ε suits the data. The marg
 to look (paper, section 3.3 and Fig. 14).
 """
 
-from __future__ import annotations
-
 import shlex
 import sys
 from typing import NamedTuple

@@ -4,8 +4,6 @@
 ``--resume DIR``, continues a sweep; finished runs are not trained again.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """``python -m ima_dist.train PRESET [--options]``: train, evaluate, and show the result."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

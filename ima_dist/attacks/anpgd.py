@@ -1,7 +1,5 @@
 """Adaptive-norm PGD: the shortest perturbation along the direction that PGD finds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

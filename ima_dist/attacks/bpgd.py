@@ -1,7 +1,5 @@
 """PGD that stops at the decision boundary."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

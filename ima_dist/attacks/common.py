@@ -1,7 +1,5 @@
 """Shared by all attacks: the network's mode while it is attacked, losses, and the gradient of the input."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

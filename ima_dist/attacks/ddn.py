@@ -1,7 +1,5 @@
 """DDN: decoupled direction and norm."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

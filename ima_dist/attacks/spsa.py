@@ -1,7 +1,5 @@
 """Simultaneous perturbation stochastic approximation: an attack that needs no gradients."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The strictest reading of a PGD attack: a sample counts as broken if any step broke it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Shared by all commands: exit statuses, and errors as one sentence."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys

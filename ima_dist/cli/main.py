@@ -1,7 +1,5 @@
 """``ima-dist COMMAND``: every command under one name; ``python -m`` starts the same modules."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 

@@ -1,7 +1,5 @@
 """The command line, derived from the options of the configuration."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import sys

@@ -1,7 +1,5 @@
 """Where results go, and paths as the user types them."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

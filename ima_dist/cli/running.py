@@ -1,7 +1,5 @@
 """Shared by the commands that train or evaluate: checks before a run, the run itself, its results afterwards."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Models that take exactly what they state, and their mistakes as one sentence for the user."""
 
-from __future__ import annotations
-
 import types
 import typing
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Errors that a user can mend, and the sentences in them."""
 
-from __future__ import annotations
-
 import difflib
 from typing import Any
 

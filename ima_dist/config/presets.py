@@ -1,7 +1,5 @@
 """The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 from typing import Any, NamedTuple

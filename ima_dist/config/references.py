@@ -1,7 +1,5 @@
 """Finding the function that a ``pkg.module:function`` option names."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from typing import Any

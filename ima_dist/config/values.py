@@ -1,7 +1,5 @@
 """Configurations as plain values: dictionaries, command-line words, differences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The collective operations that the project uses. Without a process group there is one worker."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), us
 generator as in Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 """
 
-from __future__ import annotations
-
 import enum
 import math
 

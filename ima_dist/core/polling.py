@@ -1,7 +1,5 @@
 """Doing something every few seconds beside the work, in a thread. Needs no torch."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Iterator

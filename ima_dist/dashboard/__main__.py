@@ -1,7 +1,5 @@
 """``python -m ima_dist.dashboard RESULTS_DIR``: show the runs of a directory in a browser."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import socket

@@ -5,8 +5,6 @@ elsewhere could read the dashboard by a name of its own that resolves to 127.0.0
 needs a token, first in the address and then in a cookie.
 """
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import secrets

@@ -3,8 +3,6 @@
 The address holds the whole selection, so every state has a link and the server keeps none.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a view reads from a run directory beyond the data set."""
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Labels of runs, and the controls that choose among them."""
 
-from __future__ import annotations
-
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
 from ima_dist.tracking.collection import Recorded
 

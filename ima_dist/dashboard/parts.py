@@ -1,7 +1,5 @@
 """The parts of a view, before they become components of a page."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable

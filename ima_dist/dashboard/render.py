@@ -1,7 +1,5 @@
 """Controls and parts of a view as Dash components."""
 
-from __future__ import annotations
-
 from typing import Any
 from urllib.parse import quote
 

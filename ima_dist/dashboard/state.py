@@ -1,7 +1,5 @@
 """The selection, which only the address holds, and the controls that change it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """``python -m ima_dist.data``: make and check prepared copies of data sets, which runs map into memory."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

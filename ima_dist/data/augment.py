@@ -1,7 +1,5 @@
 """Random crop and flip of CIFAR-10's training images (appendix D.2: "standard data augmentation")."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """How many samples are attacked or classified at once where nothing is trained on them."""
 
-from __future__ import annotations
-
 import math
 
 from ima_dist.data.types import Resident

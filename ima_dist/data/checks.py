@@ -1,7 +1,5 @@
 """Checks of the data that a source returned; messages continue "it returned data that cannot be used: …"."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

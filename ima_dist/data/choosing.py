@@ -1,7 +1,5 @@
 """Choosing samples: class-balanced subsets and held-out sets."""
 
-from __future__ import annotations
-
 import torch
 
 from ima_dist.core.noise import mix64

@@ -1,7 +1,5 @@
 """CIFAR-10 from its published "python version": pickled batches, read without executing anything in them."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """COVID-19 CT images (Soares et al. 2020; paper, section 3.3) from their published PNG files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

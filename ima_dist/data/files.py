@@ -1,7 +1,5 @@
 """Finding the files of a data set, and fetching missing ones."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import tempfile

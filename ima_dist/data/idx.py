@@ -1,7 +1,5 @@
 """MNIST and Fashion-MNIST from their published idx files, plain or gzipped."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import math

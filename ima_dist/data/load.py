@@ -1,7 +1,5 @@
 """Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The Moons data set: two interleaved half circles in the plane (paper, section 3.1)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import make_moons

@@ -4,8 +4,6 @@ Any worker can compute any part of the order, so neither the number of workers n
 samples are in a global batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

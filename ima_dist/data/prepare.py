@@ -1,7 +1,5 @@
 """Making the prepared copy of a data set from its published files."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import zlib

@@ -5,8 +5,6 @@ split by seed, and ``prepared.json``, which describes them. That file is written
 prepared copy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """A published data set: its files, how to read them, and the prepared copy that may replace them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """SVHN, cropped digits, from its published MATLAB files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,8 +4,6 @@ The only module that imports advertorch. Its last release imports a helper that 
 before the import.
 """
 
-from __future__ import annotations
-
 import importlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Small files that a run keeps for pictures and tables, so that neither needs torch nor the data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -6,8 +6,6 @@ each (loss, noise level); every level of ``config.eval.noise`` has an entry with
 attack's verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

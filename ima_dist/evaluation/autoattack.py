@@ -1,7 +1,5 @@
 """AutoAttack (Croce and Hein 2020), from its authors' own package, which only this module imports."""
 
-from __future__ import annotations
-
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT

@@ -1,7 +1,5 @@
 """Stored margins compared with an independent attack that looks for the nearest boundary."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Outcomes of an evaluation, one row per sample, attack, loss and noise level, and the curves they make."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ Every worker takes a block of the samples that are left to do and writes the out
 read at the start, whatever the number of workers was, so an interruption costs at most one batch per worker.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

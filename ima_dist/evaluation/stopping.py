@@ -1,7 +1,5 @@
 """Ending an attack between two forward passes."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ Every function writes a PNG 1200 pixels wide. No global matplotlib state is touc
 from any thread. Colours: Okabe and Ito (2008) and viridis, which colour-blind readers can tell apart.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

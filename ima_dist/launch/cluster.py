@@ -1,7 +1,5 @@
 """Start or join a Ray cluster, and fit a run, or the trials of a sweep, to its nodes."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

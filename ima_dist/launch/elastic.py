@@ -5,8 +5,6 @@ that has changed. They continue from the run's newest checkpoint. This module ma
 just before, and that Ray does not count on nodes that are dead or being drained.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Network interfaces of this machine and their IPv4 addresses. Imports neither Ray nor torch."""
 
-from __future__ import annotations
-
 import os
 import socket
 

@@ -1,7 +1,5 @@
 """Signals that ask the driver to stop. Imports neither Ray nor torch."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

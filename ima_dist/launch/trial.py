@@ -5,8 +5,6 @@ and reports to Tune every epoch that appears in the run's history. Epochs of an 
 way, so that a continued sweep asks its scheduler and search again without training anything twice.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

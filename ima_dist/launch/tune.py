@@ -1,7 +1,5 @@
 """Run the trials of a sweep with Ray Tune, as many at a time as the cluster holds."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

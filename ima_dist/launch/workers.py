@@ -1,7 +1,5 @@
 """Run a task on the workers of a Ray cluster (``worker.main.work``), and forward signals to them."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import os
 import shutil

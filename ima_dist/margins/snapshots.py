@@ -5,8 +5,6 @@ last: the shards, their rows and SHA-256, and the configuration they belong to. 
 snapshot.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

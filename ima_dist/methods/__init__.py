@@ -1,7 +1,5 @@
 """Training methods behind one interface (``base.Method``)."""
 
-from __future__ import annotations
-
 from ima_dist.config.schema import Config
 from ima_dist.methods.adv import Adversarial
 from ima_dist.methods.base import Attacked, Batch, Method

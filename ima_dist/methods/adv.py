@@ -1,7 +1,5 @@
 """Vanilla adversarial training (paper, section 2.1, eq. 2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

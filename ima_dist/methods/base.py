@@ -6,8 +6,6 @@ In every step the loop calls ``attack`` with the bare network, passes ``Attacked
 to the store.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Standard training: cross-entropy on clean samples."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

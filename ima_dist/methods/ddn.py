@@ -1,7 +1,5 @@
 """Training on DDN perturbations (Rony et al., CVPR 2019)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

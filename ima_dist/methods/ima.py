@@ -1,7 +1,5 @@
 """Increasing-margin adversarial training (paper, Algorithms 1 to 3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """MMA: max-margin adversarial training (Ding et al., ICLR 2020)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Training with random noise (paper, section 3.3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """TRADES: trade-off between accuracy and robustness (Zhang et al., ICML 2019)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

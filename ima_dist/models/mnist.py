@@ -1,7 +1,5 @@
 """Network of appendix D.1 for MNIST."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

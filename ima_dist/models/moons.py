@@ -1,7 +1,5 @@
 """Network of section 3.1."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

@@ -1,7 +1,5 @@
 """Network of section 3.3 for COVID-19 CT images."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

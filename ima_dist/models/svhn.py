@@ -1,7 +1,5 @@
 """Network of section 3.2 for SVHN."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

@@ -1,7 +1,5 @@
 """Network of appendix D.2 for CIFAR-10: a wide residual network (Zagoruyko & Komodakis 2016)."""
 
-from __future__ import annotations
-
 import math
 from typing import cast
 

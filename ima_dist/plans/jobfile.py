@@ -1,7 +1,5 @@
 """Job files: the rows of one of the paper's tables, and where their runs lie."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any

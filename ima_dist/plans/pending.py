@@ -1,7 +1,5 @@
 """The next command that a run still needs: to be trained, and evaluated as was asked."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path

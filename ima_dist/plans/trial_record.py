@@ -1,7 +1,5 @@
 """What a sweep records about its trials, beside their run directories: ``trials/NAME.json`` and what they printed."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path

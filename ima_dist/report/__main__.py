@@ -3,8 +3,6 @@
 A RUN_DIR may also be a directory that contains runs, such as runs/jobs.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

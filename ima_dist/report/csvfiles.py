@@ -1,7 +1,5 @@
 """The report's figures as tidy CSV: one row per accuracy."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

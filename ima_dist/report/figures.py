@@ -1,7 +1,5 @@
 """The paper's figures redrawn from our runs, by the functions that the dashboard uses too."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The report as one HTML file that loads nothing: what page.html shows, and how it writes numbers."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

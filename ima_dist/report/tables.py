@@ -1,7 +1,5 @@
 """Our runs as rows of the paper's tables."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """Writes the files of a report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

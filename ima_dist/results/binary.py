@@ -1,7 +1,5 @@
 """Two-class tasks: sensitivity, specificity, and the choice of a threshold."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

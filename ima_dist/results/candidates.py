@@ -1,7 +1,5 @@
 """The runs of a sweep, or of any directory, as rows: the options that differ, and the accuracies reached."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

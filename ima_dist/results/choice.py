@@ -5,8 +5,6 @@ set is a sample: this part is binomial, the same for all seeds, and known from o
 shows only in the spread over seeds. Two candidates differ only if neither part explains the difference.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

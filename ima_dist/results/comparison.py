@@ -1,7 +1,5 @@
 """One of the paper's tables: our rows, each with the paper's below it."""
 
-from __future__ import annotations
-
 from ima_dist.results import obfuscation, paper
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.results.tradeoff import tradeoff_table

@@ -1,7 +1,5 @@
 """Summary of the audit of a run's margins (paper, Fig. 9 right: MMA over-estimates them)."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

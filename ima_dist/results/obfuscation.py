@@ -4,8 +4,6 @@ SPSA uses no gradient. If it breaks more samples than PGD, which follows the gra
 accuracies measured with it are too high.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

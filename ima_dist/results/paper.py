@@ -4,8 +4,6 @@ The text of the paper is a scan. ``legible`` is "yes", or "guess" where a digit 
 have no accuracy and are left out.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import math

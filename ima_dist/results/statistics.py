@@ -1,7 +1,5 @@
 """Confidence intervals and tests of shares; intervals are 95 % ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

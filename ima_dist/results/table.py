@@ -1,7 +1,5 @@
 """Accuracy under attack as a plain-text table, with the paper's row to compare with."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from ima_dist.results import paper as paper_tables

@@ -1,7 +1,5 @@
 """Tables of plain text, for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 NORM_SIGN = {"linf": "L∞", "l2": "L2"}

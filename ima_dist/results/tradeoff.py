@@ -1,7 +1,5 @@
 """The epochs of a run as models: the weights after M epochs are the model with the largest margin M·Δε (appendix F)."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

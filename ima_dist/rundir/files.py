@@ -1,7 +1,5 @@
 """Reading and writing single files; a file is complete or absent, never half written."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Finding run directories: the one place that knows which folders hold runs and which never do."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

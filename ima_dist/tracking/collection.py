@@ -4,8 +4,6 @@ Rows are taken from the directory's data set (tables.py), which is much faster t
 that is not in it, or has changed since, is read from its own files and kept in memory. Only ``update`` writes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

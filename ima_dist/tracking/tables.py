@@ -5,8 +5,6 @@ same columns, so pandas, DuckDB and Polars read a folder as one table. A file is
 place. The data set is a copy of what is in the run directories; it can be deleted and made again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

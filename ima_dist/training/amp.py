@@ -1,7 +1,5 @@
 """Passes in half precision (--autocast), for training and its attacks; evaluation never uses them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

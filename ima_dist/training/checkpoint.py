@@ -12,8 +12,6 @@ within an epoch the newest, the one before it, and the last one of the epoch bef
 Damage to one file then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Sums and times of an unfinished epoch."""
 
-from __future__ import annotations
-
 import time
 
 import torch

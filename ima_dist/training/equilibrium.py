@@ -10,8 +10,6 @@ steps do, each with the weights before its step. In both cases one more forward 
 which a point was found, gives the probabilities there.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

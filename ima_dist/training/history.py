@@ -1,7 +1,5 @@
 """The row that an epoch leaves in history.parquet."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ima_dist.config.schema import Config

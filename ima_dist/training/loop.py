@@ -1,7 +1,5 @@
 """The training loop of one worker (paper, Algorithms 1 and 2, over all epochs)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

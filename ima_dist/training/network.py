@@ -1,7 +1,5 @@
 """Network and optimiser as configured. Used by the driver's checks and the workers."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

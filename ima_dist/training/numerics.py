@@ -1,7 +1,5 @@
 """NaN and infinity: a training stops at the first, and says where."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

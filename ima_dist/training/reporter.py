@@ -1,7 +1,5 @@
 """Worker 0's progress.json, and when all workers pause together to report and to check for a stop."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Continuing a run from the newest whole checkpoint in its directory."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from ima_dist.core import distributed

@@ -1,7 +1,5 @@
 """All that changes while a run trains, and so all that a checkpoint holds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

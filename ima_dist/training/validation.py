@@ -1,7 +1,5 @@
 """Accuracy on the validation set after an epoch, in full precision."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Checking that the head of a Ray cluster still answers."""
 
-from __future__ import annotations
-
 import socket
 import time
 

@@ -5,8 +5,6 @@ They may change with every version of Ray. (Those of submitit are used only in `
 
 # ruff: noqa: F401 (other files import these names from here)
 
-from __future__ import annotations
-
 import ray
 
 from ima_dist.config.errors import ConfigError

@@ -1,7 +1,5 @@
 """The tasks of a worker: train (and then evaluate), evaluate, audit. All workers call one together."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from typing import Any

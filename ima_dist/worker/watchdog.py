@@ -1,7 +1,5 @@
 """A worker that makes no progress leaves its stack trace behind."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import time

@@ -1,7 +1,5 @@
 """The views, one per module: its controls, and the parts that it shows for their values."""
 
-from __future__ import annotations
-
 from ima_dist.dashboard.parts import View
 from ima_dist.dashboard.views import accuracy, boundary, margins, runs, sample, tradeoff, training
 

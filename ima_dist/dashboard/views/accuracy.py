@@ -1,7 +1,5 @@
 """Accuracy against noise level, beside the paper's rows."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS

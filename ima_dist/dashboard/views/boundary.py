@@ -1,7 +1,5 @@
 """The decision boundary of runs on two-dimensional data."""
 
-from __future__ import annotations
-
 from ima_dist.dashboard.files import opened
 from ima_dist.dashboard.names import choose_runs
 from ima_dist.dashboard.parts import Note, Part, Plot, Values, notes

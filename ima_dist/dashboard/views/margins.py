@@ -1,7 +1,5 @@
 """Margins of the training samples: growth, extremes, classes, and audit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """All runs and trials: progress, speed, and why they failed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

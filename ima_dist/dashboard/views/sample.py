@@ -1,7 +1,5 @@
 """One test sample under growing noise."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Clean against robust accuracy: which model to ship."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

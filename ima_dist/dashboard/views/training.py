@@ -1,7 +1,5 @@
 """Training and validation accuracy by epoch, and the epoch that a threshold selects."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from ima_dist.config.errors import ConfigError

@@ -1,7 +1,5 @@
 """Accuracy against noise level (Figs. 6 to 9 and 13)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import plotly.graph_objects as go

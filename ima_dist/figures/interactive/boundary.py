@@ -1,7 +1,5 @@
 """The decision boundary in the plane (Fig. 6)."""
 
-from __future__ import annotations
-
 import numpy as np
 import plotly.graph_objects as go
 

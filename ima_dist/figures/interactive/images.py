@@ -1,7 +1,5 @@
 """Rows of small images with text above each."""
 
-from __future__ import annotations
-
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots

@@ -1,7 +1,5 @@
 """Margins of the training samples (Figs. 9 and 14)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

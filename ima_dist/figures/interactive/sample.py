@@ -1,7 +1,5 @@
 """One test sample under growing noise (Fig. 10)."""
 
-from __future__ import annotations
-
 import numpy as np
 import plotly.graph_objects as go
 

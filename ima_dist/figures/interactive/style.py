@@ -1,7 +1,5 @@
 """The style that all figures share. Colours: Okabe and Ito (2008); a symbol or a dash repeats what a colour says."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

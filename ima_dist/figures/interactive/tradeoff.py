@@ -1,7 +1,5 @@
 """Clean against robust accuracy, and the options behind them."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Training and validation accuracy by epoch, and the epoch that a threshold selects (Figs. 11, 12 and 15)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
