@@ -31,7 +31,9 @@ MEGABYTES = 5
 def test_what_is_uploaded_is_small(tmp_path):
     """``--working-dir .`` sends the package alone: no environment, history, results or data."""
     checkout = tmp_path / "checkout"
-    shutil.copytree(commands.ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "data", ".*_cache"))
+    shutil.copytree(
+        commands.ROOT, checkout, ignore=shutil.ignore_patterns(".git", ".venv*", "runs", "data", ".*_cache")
+    )
     shutil.copytree(commands.ROOT / "ima_dist" / "data", checkout / "ima_dist" / "data", dirs_exist_ok=True)
     for name in (".venv/lib/big", ".git/objects/big", "runs/one/checkpoints/big", "data/cifar-10-batches-py/big"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
