@@ -33,12 +33,12 @@ def test_ce_reproduces_table_1(tmp_path):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_fashion_mnist_on_two_workers(tmp_path, norm):
     done = commands.run(
-        "ima_dist.train", "fashion_mnist", "--norm", norm, "--data.subset", "200", "--epochs", "2",
-        "--workers", "2", "--attack.steps", "5", "--eval.steps", "5", "--out", tmp_path / "run",
+        "ima_dist.train", "fashion_mnist", "--norm", norm, "--data.subset", "100", "--epochs", "2",
+        "--workers", "2", "--attack.steps", "5", "--eval.steps", "5", "--eval.samples", "50", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = RunDir(tmp_path / "run")
-    check_files(run, epochs=2, samples=100)
+    check_files(run, epochs=2, samples=50)
     assert sorted(p.name for p in (run.margins_dir / "epoch=0002").glob("shard-*")) == [
         "shard-0000-of-0002.parquet",
         "shard-0001-of-0002.parquet",

@@ -48,9 +48,9 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
     """A short trial and a long one; then two more."""
     root = tmp_path / "sweep"
     options = {**SMALL, "method": "ce", "eval.noise": [0.0, 0.1]}
-    file = sweep_file(tmp_path / "s.yaml", options=options, sweep={"epochs": [1, 40]})
+    file = sweep_file(tmp_path / "s.yaml", options=options, sweep={"epochs": [1, 15]})
     # An epoch of the long one takes as long as the short one's whole training.
-    monkeypatch.setenv("TEST_PAUSE", "1.5")
+    monkeypatch.setenv("TEST_PAUSE", "2")
     words = [file, "--out", root, "--workers", 1, "--device", "cpu"]
     driver = commands.start("ima_dist.sweep", *words, cwd=tmp_path)
 
@@ -60,10 +60,10 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
     def ready() -> bool:
         assert driver.poll() is None, said()
         runs = runs_by(root, "epochs")
-        return {1, 40} <= set(runs) and runs[1].status == "finished" and position(runs[40].path)[1] > 0
+        return {1, 15} <= set(runs) and runs[1].status == "finished" and position(runs[15].path)[1] > 0
 
     commands.wait_for(ready, WAIT, "one trial to end and the other to train")
-    quick, long = (runs_by(root, "epochs")[n] for n in (1, 40))
+    quick, long = (runs_by(root, "epochs")[n] for n in (1, 15))
     commands.wait_for(lambda: "finished: epochs=1 " in said(), WAIT, "the line of the finished trial")
     family = commands.descendants(driver.pid)
     os.killpg(driver.pid, signal.SIGTERM)  # as a user or SLURM does: to all that do not belong to themselves
@@ -74,7 +74,7 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
     commands.wait_for(lambda: gone(family), 180, "all processes to end")
     before = {path: path.stat().st_mtime_ns for path in quick.path.rglob("*")}
     statuses = {record["values"]["epochs"]: record["status"] for record in earlier_records(root)}
-    assert statuses == {1: "finished", 40: "interrupted"}
+    assert statuses == {1: "finished", 15: "interrupted"}
 
     driver = commands.start("ima_dist.sweep", "--resume", root, cwd=tmp_path)
     reached = position(long.path)
@@ -91,17 +91,17 @@ def test_stopped_killed_and_continued_without_training_anything_twice(tmp_path, 
     # To the end, with trials more, of which one fails: the network turns NaN in its eleventh step.
     monkeypatch.setenv("TEST_PAUSE", "0")
     networks = ["tests.support.user_code:unhurried", "tests.support.user_code:turns_nan"]
-    sweep_file(file, options=options, sweep={"epochs": [1, 40], "model.factory": networks})
+    sweep_file(file, options=options, sweep={"epochs": [1, 15], "model.factory": networks})
     done = commands.run("ima_dist.sweep", *words, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.count("became NaN or infinite in epoch 3, step 3") == 1
     assert {path: path.stat().st_mtime_ns for path in quick.path.rglob("*")} == before
     assert long.status == "finished"
-    assert [row["epoch"] for row in long.read_history()] == list(range(1, 41))
+    assert [row["epoch"] for row in long.read_history()] == list(range(1, 16))
     lines = [line.split() for line in done.stdout.splitlines() if line.split()[2:3] in (["worst"], ["-"])]
     assert [line[:4] for line in lines] == [
         ["1", networks[0], "worst", "1/1"], ["1", networks[1], "worst", "1/1"],
-        ["40", networks[0], "worst", "1/1"], ["40", networks[1], "-", "0/1"],
+        ["15", networks[0], "worst", "1/1"], ["15", networks[1], "-", "0/1"],
     ]  # fmt: skip
     assert not (root / "stop-requested").exists()
 

@@ -10,7 +10,7 @@ from tests.support import workers
 from tests.support.fashion_mnist import needs_fashion_mnist
 
 MOONS = {"data__subset": 402, "epochs": 3, "batch_size": 64, "dtype": "float64", "optimizer__lr": 1e-2}
-FASHION = {"data__subset": 60, "epochs": 2, "batch_size": 26, "dtype": "float64", "attack__steps": 3}
+FASHION = {"data__subset": 40, "epochs": 2, "batch_size": 18, "dtype": "float64", "attack__steps": 3}
 RUNS = [
     ("moons", {"method": "ima", "norm": "linf"}),
     ("moons", {"method": "ima", "norm": "l2"}),
