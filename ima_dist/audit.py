@@ -6,11 +6,10 @@ the boundary; where it finds one inside a margin, that margin was over-estimated
 
 import sys
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import existing, shown
 from ima_dist.cli.running import check_inputs, check_weights, run_task
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.figures.png import margin_audit

@@ -6,11 +6,10 @@ import time
 from datetime import datetime
 from typing import Any
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, describe_os_error, guarded, say
+from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, show_results
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import PRESETS, make_config
 from ima_dist.config.schema import Config
 from ima_dist.config.values import differences, with_options

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +76,19 @@ def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     return options
+
+
+def listed(text: str | None, kind: Callable[[str], Any], must_be: str) -> list[Any]:
+    """The numbers in ``text``, which commas separate; [] for None. Raises ConfigError: ``must_be``, not ``text``."""
+    if text is None:
+        return []
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"{must_be}, not {text!r}.")
+    return found
 
 
 def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

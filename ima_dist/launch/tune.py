@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
         work = Work(sweep, root, cpus, environment, os.getcwd())
         say(f"Up to {at_once} trial{'s' * (at_once != 1)} at a time.")
         storage = held.enter_context(tempfile.TemporaryDirectory(prefix="ima-sweep-"))
-        held.enter_context(_quiet_tune())
+        _quiet_tune()
         tuner = _tuner(work, at_once, Path(storage), say)
         held.enter_context(forwarding_signals(stop, ray.shutdown))
         try:
@@ -178,19 +178,12 @@ def _earlier(work: Work) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-@contextlib.contextmanager
-def _quiet_tune() -> Iterator[None]:
+def _quiet_tune() -> None:
     """Silence Tune: ``_Lines`` prints what concerns the user."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    logger = logging.getLogger("ray.tune")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
