@@ -13,9 +13,9 @@ import numpy as np
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import EXIT_DONE, ConfigError
-from ima_dist.config.presets import make_config
+from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, option_values
+from ima_dist.config.values import as_flags, with_options
 from ima_dist.rundir.directory import RunDir
 
 _FEW = 100
@@ -87,14 +87,9 @@ def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
 
 def adversarial_command(config: Config, eps: float) -> str:
     """The command that trains adv with ``eps`` on the data and network of ``config``, with its optimiser."""
-    given = {"norm": config.norm, "method": "adv"}
-    try:
-        usual = make_config(config.preset, given)
-    except ConfigError:  # the paper has no such experiment, so the run has noise levels of its own
-        usual = make_config(config.preset, {**given, "eps_max": eps, "eval.noise": (0.0,)})
-    own, preset = option_values(config), option_values(usual)
+    wanted = with_options(config, {"method": "adv", "eps_max": eps, "delta_eps": None})
     words = ["python", "-m", "ima_dist.train", config.preset, "--method", "adv", "--norm", config.norm]
-    shared = {k: v for k, v in own.items() if k.startswith(_SHARED) and v != preset[k]}
+    shared = {name: value for name, value in options_of(wanted).items() if name.startswith(_SHARED)}
     words += as_flags({"eps_max": f"{eps:g}", **shared})
     return shlex.join(words)
 

@@ -71,7 +71,7 @@ def _wait_for_trials(root: Path) -> None:
 def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) -> tune.Tuner:
     sweep = work.sweep
     if sweep.search == "optuna":
-        search, space, count, over = _search(work), {}, sweep.samples * len(sweep.seeds), 0
+        search, space, count, over = _search(work), {}, sweep.planned, 0
     else:
         left = _trials_left(work)
         search, space, count, over = None, {"trial": tune.grid_search(left)}, 1, len(sweep.runs) - len(left)
@@ -140,7 +140,7 @@ class _Lines(tune.Callback):
 
     def __init__(self, sweep: Sweep, over: int, say: Callable[[str], None]) -> None:
         self._sweep, self._over, self._say = sweep, over, say
-        self._total = len(sweep.runs) or sweep.samples * len(sweep.seeds)
+        self._total = len(sweep.runs) or sweep.planned
 
     def _name(self, trial: Any) -> str:
         values, seed = combination(self._sweep, trial.config)
