@@ -122,8 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cards", type=int, metavar="N", help="cards per node")
     parser.add_argument("--dry-run", action="store_true", help="print what sbatch would get, and submit nothing")
     parser.add_argument("--watch", action="store_true", help="wait until all rows have ended, then print the table")
-    for name in RUN_OPTIONS:
-        add_options(parser, only=name)
+    add_options(parser, *RUN_OPTIONS)
     return parser
 
 

@@ -27,8 +27,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
-    for name in ("workers", "device", "data.dir", "data.download"):
-        add_options(parser, only=name)
+    add_options(parser, "workers", "device", "data.dir", "data.download")
     arguments = parser.parse_args(argv)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")

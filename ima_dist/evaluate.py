@@ -25,8 +25,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
-    for part in _ALLOWED:
-        add_options(parser, only=part)
+    add_options(parser, *_ALLOWED)
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)

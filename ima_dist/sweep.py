@@ -46,8 +46,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: runs/sweeps/NAME)")
     parser.add_argument("--trials", metavar="A,B,…", help="only these trials, here and without Ray Tune (see --list)")
     parser.add_argument("--list", action="store_true", help="print the command of each trial and exit")
-    for name in _OPTIONS:
-        add_options(parser, only=name)
+    add_options(parser, *_OPTIONS)
     arguments = parser.parse_args(argv)
     sweep, root = _asked(arguments)
     for note in sweep.notes:

@@ -12,7 +12,7 @@ from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, sh
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import PRESETS, make_config
 from ima_dist.config.schema import Config
-from ima_dist.config.values import differences, with_options
+from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import ray_cluster
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
@@ -59,7 +59,7 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     config = with_options(saved, options)
     different = differences(saved, config)
     if different:
-        flags = ", ".join("--" + name.replace("_", "-") for name in different)
+        flags = ", ".join(map(as_option, different))
         raise ConfigError(f"{run.path} was started with another {flags}: leave it out, or start a new run.")
     return config
 

@@ -49,10 +49,10 @@ def cluster_parser(name: str, description: str | None) -> OneLineParser:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> None:
-    """Add the options of a configuration (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
+def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
+    """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections."""
     for name, option in _options(Config):
-        if only is not None and not name.startswith(only):
+        if only and not name.startswith(only):
             continue
         takes = accepts(option.annotation, option.metadata)
         common: dict[str, Any] = {"dest": name, "default": None, "help": (option.description or "").replace("%", "%%")}
@@ -64,15 +64,13 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
             parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
 
 
-def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The configuration options that stand on the command line, by dotted name."""
-    names = dict(_options(Config))
-    return {k: v for k, v in vars(namespace).items() if k in names and v is not None}
-
-
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given; directories made absolute, because workers have another one."""
-    options = given_options(arguments)
+    """The configuration options on the command line, by dotted name.
+
+    Directories are made absolute, because workers have another one.
+    """
+    names = dict(_options(Config))
+    options = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     return options
