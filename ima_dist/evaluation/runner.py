@@ -60,8 +60,7 @@ def evaluate(
     total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     # One worker looks: another might already see what a third has written since.
-    found = places if distributed.rank() == 0 else {}
-    done = distributed.share_object({a: _read(place)["index"].unique().to_pylist() for a, place in found.items()})
+    done = distributed.together(lambda: {a: _read(place)["index"].unique().to_pylist() for a, place in places.items()})
     mine = {attack: _mine(total, done[attack]) for attack in places}
     stopped = False
     try:
