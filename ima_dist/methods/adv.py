@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, cross_entropy
-from ima_dist.attacks.pgd import pgd
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
@@ -21,22 +20,11 @@ class Adversarial(Method):
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        settings, eps, norm = self.config.attack, self.config.eps_max, self.config.norm
-        noisy = pgd(
-            model,
-            batch.x,
-            batch.y,
-            eps,
-            norm=norm,
-            steps=settings.steps,
-            step_scale=settings.step_scale,
-            start=batch.start(eps, norm),
-            box=self.box,
-        )
+        noisy = self.pgd(model, batch, batch.start(self.config.eps_max, self.config.norm))
         return Attacked(
             inputs=torch.cat([batch.x, noisy]),
             noisy_of=torch.arange(len(noisy), device=noisy.device),
-            evaluations=settings.steps * len(noisy),
+            evaluations=self.config.attack.steps * len(noisy),
         )
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
