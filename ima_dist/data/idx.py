@@ -32,16 +32,12 @@ def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
     them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return FASHION_MNIST.data_set(config, seed, _held_out)
+    return FASHION_MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
 
 
 def load_mnist(config: DataConfig, seed: int) -> DataSet:
     """MNIST, as ``load_fashion_mnist`` but without a Debian package."""
-    return MNIST.data_set(config, seed, _held_out)
-
-
-def _held_out(images: int) -> int:
-    return images // _VAL_SHARE
+    return MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:

@@ -117,11 +117,10 @@ def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
     for path in (file for found in paths for file in published.contents(found)):
         try:
             content = path.read_bytes()
-            found = _md5(content)
-            same = _is_published(path, content, known)
         except OSError as e:
             raise published.damaged(ConfigError(f"{path} cannot be read ({first_line(e)})")) from e
-        size, md5 = known.get(path.name, (None, None))
+        found, (size, md5) = _md5(content), known.get(path.name, (None, None))
+        same = found == md5 or _is_published_inside(path, content, known)
         if not same and len(content) == size:
             wrong = f"{path} is damaged (it has the size of the published file, but not its MD5 checksum {md5})"
             raise published.damaged(ConfigError(wrong))
@@ -130,10 +129,8 @@ def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
     return {"directory": str(paths[0].parent.absolute()), "files": files, "digest": prepared.digest(files)}
 
 
-def _is_published(path: Path, content: bytes, known: Mapping[str, tuple[int, str]]) -> bool:
-    """True for the published file, or one compressed differently with the same contents."""
-    if known.get(path.name, (0, ""))[1] == _md5(content):
-        return True
+def _is_published_inside(path: Path, content: bytes, known: Mapping[str, tuple[int, str]]) -> bool:
+    """True for a published file that is compressed differently."""
     if path.suffix != ".gz":
         return False
     try:

@@ -165,8 +165,7 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
     """
     columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}  # None: NaN
     n_i, n_j = columns["count_i"], columns["count_j"]
-    fig = Figure(figsize=(8, 7), dpi=150, layout="constrained")
-    balance, mixed, difference, loss = fig.subplots(2, 2, sharex=True).flat
+    fig, (balance, mixed, difference, loss) = _figure(7, 2, 2, sharex=True)
     _over_epochs(balance, columns, abs(n_i - n_j) / (n_i + n_j), _BLUE)
     balance.plot(*_lasting_imbalance(columns), color=_BLUE, linestyle=":", label=f"{_LASTING} epochs together")
     _over_epochs(mixed, columns, columns["mixing"], _GREEN)
@@ -178,8 +177,6 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
     mixed.fill_between(epochs, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
     for ax, level, name in ((balance, 0, "0"), (mixed, 1, "1"), (difference, 0, "0"), (loss, math.log(2), "log 2")):
         ax.axhline(level, color="black", linestyle="--", linewidth=1, label=f"equilibrium: {name}")
-        ax.grid(True, alpha=0.3)
-        ax.set_axisbelow(True)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(fontsize="small")
         # From 0, and to where it would matter: rounding must not look like a trend.
@@ -256,9 +253,9 @@ def draw_all(run: Run) -> list[Path]:
     return drawn
 
 
-def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
     fig = Figure(figsize=(8, height), dpi=150, layout="constrained")
-    axes = list(fig.subplots(panels, 1, squeeze=False)[:, 0])
+    axes = list(fig.subplots(rows, columns, squeeze=False, sharex=sharex).flat)
     for ax in axes:
         ax.grid(True, alpha=0.3)
         ax.set_axisbelow(True)

@@ -7,11 +7,6 @@ from ima_dist.attacks.common import Network, cross_entropy
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
-def half_and_half(logits: Tensor, batch: Batch) -> Tensor:
-    """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
-    return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
-
-
 class Adversarial(Method):
     """The baseline "adv ε" (Goodfellow et al. 2014; Kurakin et al. 2016; Madry et al. 2018).
 
@@ -28,4 +23,5 @@ class Adversarial(Method):
         )
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        return half_and_half(logits, batch)
+        """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
+        return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2

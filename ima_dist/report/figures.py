@@ -120,7 +120,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
     if result.boundary is not None:
         caption = "Tinted: the regions of the two classes. Circles and crosses: training samples."
         yield Drawing("Figure 6", f"Decision boundary of {name}", caption, boundary_figure(result.boundary))
-    rows = [r for r in result.history if r.get("margin_histogram") and r.get("margin_mean") is not None]
+    rows = result.margin_history
     if rows:
         source = "Figures 9 and 14" if covid else "Like Figure 14"
         caption = "Margins of the training samples, up to ε_max, after each epoch. Dashed: their mean."

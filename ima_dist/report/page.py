@@ -43,8 +43,8 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (label, obfuscation.verdict, setting_differences, table_file, to_html)
-    own = (_attacks, _black_box, _columns, _command, _guessed, _number, _picture, _runs_of, _samples)
+    functions = (label, obfuscation.verdict, setting_differences, table_file, to_html, train_command)
+    own = (_attacks, _black_box, _columns, _guessed, _number, _picture, _runs_of, _samples)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
@@ -80,10 +80,6 @@ def _guessed(table: Table) -> bool:
 
 def _picture(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _command(result: Run) -> str:
-    return train_command(result.config, result.name)
 
 
 def _number(result: Run, name: str, form: str) -> str:
