@@ -50,12 +50,7 @@ class Reporter:
         return bool(stop)
 
     def write(
-        self,
-        stage: str,
-        position: Position,
-        totals: dict[str, float],
-        last_epoch: dict[str, Any],
-        warnings: list[str],
+        self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any], warnings: list[str]
     ) -> None:
         """Rewrite progress.json (worker 0)."""
         total = self.config.epochs * self.samples
