@@ -10,7 +10,6 @@ from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Recorded
 
 _FIRST = 5
-Stamps = tuple[tuple[int, int] | None, ...]
 
 
 def label(run: Recorded) -> str:
@@ -43,7 +42,7 @@ def opened(run: Run) -> Run:
 
 
 @functools.lru_cache(maxsize=8)
-def _opened(path: Path, name: str, stamps: Stamps) -> Run:
+def _opened(path: Path, name: str, stamps: tuple[tuple[int, int] | None, ...]) -> Run:
     return Run(RunDir(path), name)
 
 

@@ -136,14 +136,13 @@ class Published:
                 # Fetched aside and moved, so that an interruption leaves no half file under the final name.
                 with tempfile.TemporaryDirectory(dir=target) as aside:
                     download_url(url, aside, name, md5)
-                    needed = Path(aside, name)
-                    if self.unpack is None:
-                        os.replace(needed, target / name)
-                        return
-                    unpacked = Path(aside, "unpacked")
-                    unpacked.mkdir()
-                    self.unpack(needed, unpacked)
-                    for path in sorted(unpacked.iterdir()):
+                    needed = [Path(aside, name)]
+                    if self.unpack is not None:
+                        unpacked = Path(aside, "unpacked")
+                        unpacked.mkdir()
+                        self.unpack(Path(aside, name), unpacked)
+                        needed = sorted(unpacked.iterdir())
+                    for path in needed:
                         os.replace(path, target / path.name)
                     return
             except (OSError, RuntimeError, http.client.HTTPException) as e:

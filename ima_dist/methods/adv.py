@@ -1,9 +1,10 @@
-"""Vanilla adversarial training (paper, section 2.1, eq. 2)."""
+"""Training on clean and noisy samples: adversarial (paper, section 2.1, eq. 2) and random noise (section 3.3)."""
 
 import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, cross_entropy
+from ima_dist.core import norms
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
@@ -25,3 +26,16 @@ class Adversarial(Method):
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
         """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
         return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
+
+
+class RandomNoise(Adversarial):
+    """The baseline "rand ε", with the loss of adv (eq. 2).
+
+    The noise is uniform in the ball of radius ε = ``eps_max``, which under L∞ is the paper's uniform white noise,
+    and then clipped to the box. L2 is ours.
+    """
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        eps, norm = self.config.eps_max, self.config.norm
+        noisy = norms.clip(batch.x + batch.start(eps, norm), batch.x, eps, norm, self.box)
+        return Attacked(inputs=torch.cat([batch.x, noisy]), noisy_of=torch.arange(len(noisy), device=noisy.device))

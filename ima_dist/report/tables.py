@@ -120,7 +120,8 @@ def _final(result: Run) -> Iterable[_Placed]:
     """The last network under every attack, in each table that it belongs to."""
     config = result.config
     attacks = attack_rows(result.points, config.epochs)
-    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, _own_name(config))]
+    own_name = f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
+    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, own_name)]
     black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
     for attack, entries in attacks.items():
         for table, row in rows:
@@ -240,10 +241,6 @@ def _table_15(table: Table) -> Table:
                 difference = dataclasses.replace(low, row="difference", results=results, ours=ours, theirs=theirs)
                 lines += [low, high, difference]
     return Table(15, paper.title(15), table.preset, table.norm, lines)
-
-
-def _own_name(config: Config) -> str:
-    return f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
 
 
 def _value(value: Any) -> str:

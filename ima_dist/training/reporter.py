@@ -28,8 +28,7 @@ class Reporter:
         self.should_stop = should_stop
         self.interval = 4
         self.count = 0
-        self.since = time.monotonic()
-        self.started = time.monotonic()
+        self.since = self.started = time.monotonic()
         self.start_samples: float | None = None
 
     def due(self) -> bool:
