@@ -3,10 +3,8 @@
 Shapes: samples and perturbations (B, ...); radii ``eps`` a number or (B,); lengths (B,).
 """
 
-from __future__ import annotations
-
 import math
-from typing import overload
+from typing import Self, overload
 
 import torch
 from torch import Tensor
@@ -60,7 +58,7 @@ class Balls:
         else:
             self._bounds = (x,)
 
-    def select(self, rows: Tensor) -> Balls:
+    def select(self, rows: Tensor) -> Self:
         """The balls of the samples ``rows`` (K,) int64."""
         chosen = object.__new__(Balls)
         chosen.norm, chosen.box = self.norm, self.box
@@ -87,7 +85,7 @@ class Balls:
 
 def clip(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> Tensor:
     """clip of eq. 1: into the ε-ball around x, then into the data box (None: no box)."""
-    return Balls(x, eps, norm, box).clip(x_adv)
+    return type(self)(x, eps, norm, box).clip(x_adv)
 
 
 def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm: str) -> Tensor:
