@@ -60,7 +60,7 @@ class Balls:
 
     def select(self, rows: Tensor) -> Self:
         """The balls of the samples ``rows`` (K,) int64."""
-        chosen = object.__new__(Balls)
+        chosen = object.__new__(type(self))
         chosen.norm, chosen.box = self.norm, self.box
         chosen._radius = self._radius.index_select(0, rows) if self._radius.ndim else self._radius
         chosen._bounds = tuple(bound.index_select(0, rows) for bound in self._bounds)
@@ -85,7 +85,7 @@ class Balls:
 
 def clip(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> Tensor:
     """clip of eq. 1: into the ε-ball around x, then into the data box (None: no box)."""
-    return type(self)(x, eps, norm, box).clip(x_adv)
+    return Balls(x, eps, norm, box).clip(x_adv)
 
 
 def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm: str) -> Tensor:
