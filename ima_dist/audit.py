@@ -27,7 +27,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
-    add_options(parser, "workers", "device", "data.dir", "data.download")
+    add_options(parser, "workers", "device", "allow", "data.dir", "data.download")
     arguments = parser.parse_args(argv)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
@@ -37,7 +37,7 @@ def _main(argv: list[str]) -> int:
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
-        check_weights(run, newest[0], check_inputs(config))
+        check_weights(run, newest[0], check_inputs(config).digest)
         status = run_task("audit", config, run, {"samples": arguments.samples})
     if status == EXIT_DONE:
         _show(run, config, newest[0])

@@ -12,8 +12,9 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import write_json
 
-_ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "data.dir", "data.download")
+_ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,9 +40,10 @@ def _main(argv: list[str]) -> int:
     config = with_options(run.config(), options)
     epochs = _epochs(run, config, arguments)
     with run.writing():
-        data = check_inputs(config)
+        data, findings = check_inputs(config)
         for epoch in epochs:
             check_weights(run, epoch, data)
+        write_json(run.summary_path, {**run.summary(), "findings": findings})
         status = run_task("evaluate", config, run, {"epochs": epochs})
     if status != EXIT_DONE:
         return status

@@ -28,7 +28,7 @@ from ima_dist.rundir.lease import held
 from ima_dist.tracking import tables
 
 ASKED = "sweep.yaml"
-_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
+_OPTIONS = ("workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download", "dtype", "autocast")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -37,8 +37,7 @@ def _main(argv: list[str]) -> int:
         if not arguments.preset:
             raise ConfigError(f"Give a preset ({', '.join(PRESETS)}), or a run to continue with --resume RUN_DIR.")
         config = make_config(arguments.preset, options)
-        check_inputs(config)
-        return _train(config, None, arguments.out)
+        return _train(config, None, arguments.out, check_inputs(config).findings)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -48,8 +47,9 @@ def _main(argv: list[str]) -> int:
         return EXIT_DONE
     with run.writing():
         run.record(config)
-        check_checkpoints(run, config, check_inputs(config))
-        return _train(config, run, None)
+        digest, findings = check_inputs(config)
+        check_checkpoints(run, config, digest)
+        return _train(config, run, None, findings)
 
 
 def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
@@ -64,7 +64,7 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, run: RunDir | None, out: str | None) -> int:
+def _train(config: Config, run: RunDir | None, out: str | None, findings: dict[str, Any]) -> int:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
@@ -72,7 +72,7 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
         if run is None:
             run = RunDir.create(config, absolute_output(out or results_root() / default_name(config, datetime.now())))
             held.enter_context(run.writing())
-        earlier_seconds = _record_start(run, config)
+        earlier_seconds = _record_start(run, config, findings)
         # Left last but for the cluster and the lease, so that it records how the run ended.
         held.enter_context(Recorder(run, results_root()))
         epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
@@ -92,10 +92,11 @@ def _train(config: Config, run: RunDir | None, out: str | None) -> int:
     return status
 
 
-def _record_start(run: RunDir, config: Config) -> float:
+def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> float:
     """Mark the run as running; returns the seconds that earlier starts took."""
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
+    identity["findings"] = findings
     write_json(run.progress_path, {"stage": "starting"})
     write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)

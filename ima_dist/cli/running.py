@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ima_dist.cli.entry import results_root, say, shown
 from ima_dist.cli.progress import ProgressView
@@ -15,19 +15,28 @@ from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
+from ima_dist.results.doubts import door_doubts, doubts, range_text
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 
-def check_inputs(config: Config) -> str:
-    """Load the data and build the network once, before anything is written.
+class Inputs(NamedTuple):
+    """digest: of the data. findings: what ``training.door.check_door`` found, for summary.json."""
 
-    Returns the digest of the data. Raises ConfigError.
+    digest: str
+    findings: dict[str, Any]
+
+
+def check_inputs(config: Config) -> Inputs:
+    """Load the data and try the network on a few samples, before anything is written; print what is doubtful.
+
+    Raises ConfigError.
     """
     import torch
 
     from ima_dist.data.load import load
+    from ima_dist.training.door import check_door
     from ima_dist.training.network import make_network
 
     if os.getcwd() not in sys.path:
@@ -35,8 +44,11 @@ def check_inputs(config: Config) -> str:
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
-    make_network(config, data)
-    return data.digest()
+    findings = check_door(make_network(config, data), data, config)
+    say(range_text(findings["inputs"], config.eps_max, config.norm))
+    for doubt in door_doubts(findings, [config.eps_max, *config.eval.noise], config.norm):
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
+    return Inputs(data.digest(), findings)
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
@@ -141,6 +153,8 @@ def show_results(directory: RunDir) -> None:
     for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)
+    for doubt in doubts(run):
+        say(f"Doubtful: {doubt}")
     for problem in run.problems.values():
         print(f"warning: {problem}", file=sys.stderr, flush=True)
     seconds = run.summary.get("seconds", {})

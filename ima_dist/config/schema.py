@@ -21,6 +21,7 @@ from ima_dist.config.errors import ConfigError
 
 Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn"]
 Norm = Literal["linf", "l2"]
+Allowed = Literal["random", "coupled", "not-finite"]
 METHODS: tuple[str, ...] = get_args(Method)
 NORMS: tuple[str, ...] = get_args(Norm)
 if TYPE_CHECKING:
@@ -157,6 +158,11 @@ class Config(Checked):
         "none",
         description="half precision for the network's passes in training: float16, or bfloat16 on cards that have it; "
         "never in evaluation",
+    )
+    allow: Annotated[tuple[Allowed, ...], Strict(False)] = _Aside(
+        (),
+        description="train a network that the check at the start refuses: random, its answers differ from call to "
+        "call; coupled, an answer depends on the other samples of the batch; not-finite, NaN or infinite values",
     )
     data: DataConfig
     model: ModelConfig

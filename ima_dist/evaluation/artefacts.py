@@ -1,5 +1,6 @@
 """Small files that a run keeps for pictures and tables, so that neither needs torch nor the data."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import replacing, write_parquet
 
+# Half precision is enough for pictures if it errs by less than this share of what must be seen.
+_VISIBLE = 1 / 50
 # Samples whose scores are computed at once; samples per class among the extremes; classes among the noisy images.
 _AT_ONCE, _EACH, _CLASSES = 256, 6, 5
 
@@ -104,7 +107,8 @@ def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | 
     """Up to six correctly classified samples per class with the smallest margins, and as many with the largest.
 
     margins: as in the margin shards. Returns S rows, by class and then by margin: index (S,), label (S,), margin (S,),
-    largest (S,) bool, sample (S, *shape) float16 for images and float32 else; class_names (K,) of text.
+    largest (S,) bool, sample (S, *shape) float32, or float16 for images
+    that it shows well enough; class_names (K,) of text.
     Among samples with the same margin (ε_max, say) those with the smallest index are taken.
     """
     columns = {name: margins[name].to_numpy() for name in ("index", "label", "margin", "correct")}
@@ -126,7 +130,9 @@ def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | 
         "label": right["label"][chosen],
         "margin": right["margin"][chosen],
         "largest": np.array(largest, dtype=bool),
-        "sample": (x.half() if len(train.shape) == 3 else x.float()).cpu().numpy(),
+        "sample": (_short(x, float(x.max() - x.min()) / 5 if len(x) else 0.0) if len(train.shape) == 3 else x.float())
+        .cpu()
+        .numpy(),
         "class_names": np.array(names).astype(str),
     }
 
@@ -144,8 +150,8 @@ def noisy_images(
 
     Returns:
         S samples in ascending order of their class and L noise levels: index (S,), label (S,), clean
-        (S, C, H, W) float16, clean_prediction (S,), noise (L,), noisy (S, L, C, H, W) float16, prediction
-        (S, L); class_names (K,) of text.
+        (S, C, H, W), clean_prediction (S,), noise (L,), noisy (S, L, C, H, W), prediction (S, L); class_names (K,)
+        of text. clean and noisy are float16 where that shows the smallest noise, else float32.
     """
     labels = test.y[: config.eval.samples].cpu().numpy()
     _, first = np.unique(labels, return_index=True)
@@ -161,16 +167,27 @@ def noisy_images(
             adv = pgd(network, x, y, eps, steps=steps, start=xi, **settings)
             images.append(adv)
             predictions.append(network(adv).argmax(1))
+    smallest = min((eps for eps in config.eval.noise if eps > 0), default=0.0)
+    if config.norm == "l2":
+        smallest /= math.sqrt(math.prod(test.shape))  # of each value, where all of them change
+    both = _short(torch.cat([x[:, None], torch.stack(images, 1)], 1), smallest)
     return {
         "index": indices.cpu().numpy(),
         "label": y.cpu().numpy(),
-        "clean": x.half().cpu().numpy(),
+        "clean": both[:, 0].cpu().numpy(),
         "clean_prediction": logits.argmax(1).cpu().numpy(),
         "noise": np.array(config.eval.noise),
-        "noisy": torch.stack(images, 1).half().cpu().numpy(),
+        "noisy": both[:, 1:].cpu().numpy(),
         "prediction": torch.stack(predictions, 1).cpu().numpy(),
         "class_names": np.array(class_names or range(logits.shape[1])).astype(str),
     }
+
+
+def _short(x: Tensor, smallest: float) -> Tensor:
+    """x in half precision if differences of size ``smallest`` survive that, else in float32."""
+    half = x.half()
+    error = (half.to(x.dtype) - x).abs()
+    return half if bool((error <= _VISIBLE * smallest).all()) else x.float()
 
 
 def scores_table(network: nn.Module, splits: dict[str, Resident]) -> pa.Table:

@@ -14,7 +14,7 @@ from ima_dist.rundir.curves import Point, noise_key
 from ima_dist.rundir.directory import RunDir
 
 # How an evaluation runs, as opposed to what it measures.
-_WHERE = ("workers", "cpus_per_worker", "device", "data.dir", "data.download")
+_WHERE = ("workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
 
 def next_command(

@@ -11,6 +11,7 @@ from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
 from ima_dist.report.tables import Line, Table, label, setting_differences
 from ima_dist.results import obfuscation
+from ima_dist.results.doubts import doubts
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
 
@@ -43,7 +44,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (label, obfuscation.verdict, png_url, setting_differences, table_file, to_html, train_command)
+    functions = (doubts, label, obfuscation.verdict, png_url, setting_differences, table_file, to_html, train_command)
     own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise

@@ -131,6 +131,9 @@ class Training:
         store = self.state.store
         batch = self._batch(indices, None if store is None else store.lookup(indices), Phase.TRAIN)
         attacked = self.method.attack(self.view, batch)
+        if attacked.proposals is not None:
+            # Before the training pass, which moves running statistics: the points were found without that.
+            self._propose(batch, attacked)
         logits = self.trained(attacked.inputs)
         losses = self.method.loss(logits, batch, attacked)
         loss, noisy = losses.sum(), attacked.noisy_of
@@ -138,8 +141,6 @@ class Training:
         self.state.counters.add(
             loss.detach(), correct.sum(), seen=len(indices), noisy=len(noisy), evaluations=attacked.evaluations
         )
-        if attacked.proposals is not None:
-            self._propose(batch, attacked)
         return loss, losses, indices[noisy] if attacked.noisy_only else torch.cat([indices, indices[noisy]])
 
     def _no_loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

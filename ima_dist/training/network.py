@@ -1,12 +1,17 @@
 """Network, optimiser and precision as configured. Used by the driver's checks and the workers."""
 
+import contextlib
 import inspect
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedTensorMixin
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
@@ -23,16 +28,30 @@ def limit_threads(data: DataSet) -> None:
         torch.set_num_threads(1)
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
+
+
 def make_network(config: Config, data: DataSet) -> nn.Module:
     """The configured network with weights drawn from the seed, in the configured precision.
 
-    Raises ConfigError if the factory fails, returns no nn.Module, or its network does not turn two
-    training samples into logits (2, num_classes).
+    Lazy modules get their weights here, too. Raises ConfigError if the factory fails, returns no nn.Module, or its
+    network does not turn two samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
     shape = tuple(data.train.stored.shape[1:])
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         try:
             network = factory(data.num_classes, shape)
         except Exception as error:
@@ -40,28 +59,47 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
                 f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
                 f"shape {shape}: {first_line(error)}."
             ) from error
-    if not isinstance(network, nn.Module):
-        raise ConfigError(
-            f"--model.factory {config.model.factory} must return a torch.nn.Module, not {type(network).__name__}."
-        )
-    network = network.to(DTYPES[config.dtype])
-    trial = torch.zeros(2, *shape, dtype=DTYPES[config.dtype])
+        if not isinstance(network, nn.Module):
+            raise ConfigError(
+                f"--model.factory {config.model.factory} must return a torch.nn.Module, not {type(network).__name__}."
+            )
+        trial = torch.zeros(2, *shape)
+        if any(isinstance(t, UninitializedTensorMixin) for t in (*network.parameters(), *network.buffers())):
+            _tried(config, network, trial, data.num_classes)
+        network = network.to(DTYPES[config.dtype])
+        _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)
+    return network.train()
+
+
+def _tried(config: Config, network: nn.Module, trial: Tensor, classes: int) -> None:
+    """One pass in evaluation mode. Raises ConfigError unless it returns logits."""
     mode = network.training
     try:
         with torch.no_grad():
-            got = tuple(network.eval()(trial).shape)
+            found = network.eval()(trial)
     except Exception as error:
         raise ConfigError(
-            f"The network of {config.model.factory} does not take samples of shape {shape}: {first_line(error)}."
+            f"The network of {config.model.factory} does not take samples of shape {tuple(trial.shape[1:])}: "
+            f"{first_line(error)}."
         ) from error
     finally:
         network.train(mode)
-    if got != (2, data.num_classes):
+    check_logits(found, len(trial), classes, config.model.factory, "evaluation")
+
+
+def check_logits(found: Any, samples: int, classes: int, factory: str, mode: str) -> None:
+    """Raise ConfigError unless ``found``, which the network returned in this mode, is (samples, classes)."""
+    who = f"The network of {factory} returns"
+    if not isinstance(found, Tensor):
         raise ConfigError(
-            f"The network of {config.model.factory} returns an output of shape {got} for 2 samples; "
-            f"(2, {data.num_classes}) is needed."
+            f"{who} a {type(found).__name__} in {mode} mode, not logits: return only the tensor (B, {classes})."
         )
-    return network.train()
+    if tuple(found.shape) != (samples, classes):
+        hint = "; for two classes return two outputs" if tuple(found.shape) in ((samples, 1), (samples,)) else ""
+        raise ConfigError(
+            f"{who} an output of shape {tuple(found.shape)} for {samples} samples in {mode} mode; "
+            f"({samples}, {classes}) is needed{hint}."
+        )
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:

@@ -8,6 +8,7 @@ from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.results import paper
+from ima_dist.results.doubts import doubts
 from ima_dist.results.statistics import with_intervals
 from ima_dist.rundir.curves import Row, attack_rows, fewest_samples, format_noise, levels_of, noise_key
 from ima_dist.tracking.collection import Collection, Recorded
@@ -39,6 +40,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
+    parts += [Note(f"{run.name} is doubtful: {text}") for run, _ in found for text in doubts(run)]
     if len(norms) > 1:
         parts.append(Note("The figure has runs of different norms, whose noise levels cannot be compared."))
     return parts

@@ -4,9 +4,9 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ima_dist.figures.interactive.style import COLOURS, png_source, style, text
+from ima_dist.figures.interactive.style import COLOURS, channels_first, png_source, style, text
 
-Cell = tuple[np.ndarray, str, bool]  # image (C, H, W) in [0, 1], text above it, True if it is marked
+Cell = tuple[np.ndarray, str, bool]  # image (C, H, W) or (H, W, C) in [0, 1], text above it, True if it is marked
 
 
 def image_grid(rows: list[list[Cell]], names: list[str]) -> go.Figure:
@@ -23,6 +23,7 @@ def image_grid(rows: list[list[Cell]], names: list[str]) -> go.Figure:
     )
     for i, row in enumerate(rows):
         for j, (pixels, _, marked) in enumerate(row):
+            pixels = channels_first(pixels)
             place = {"row": i + 1, "col": j + 1}
             fig.add_trace(go.Image(source=png_source(pixels), hoverinfo="skip"), **place)
             height, width = pixels.shape[1:]

@@ -70,15 +70,17 @@ def faint(code: str, alpha: float) -> str:
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
+def channels_first(pixels: np.ndarray) -> np.ndarray:
+    """An image (C, H, W) or (H, W, C) as (C, H, W); an axis of 1, 3 or 4 is taken for the channels, the first one
+    before the last."""
+    last = pixels.shape[0] not in (1, 3, 4) and pixels.shape[-1] in (1, 3, 4)
+    return np.moveaxis(pixels, -1, 0) if last else pixels
+
+
 def png_source(pixels: np.ndarray) -> str:
     """An image (C, H, W) in [0, 1] as a data URL; three channels are colours, otherwise only the first is shown."""
     levels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
     picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="PNG")
-    return png_url(file.getvalue())
-
-
-def png_url(png: bytes) -> str:
-    """A PNG file as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

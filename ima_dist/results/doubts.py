@@ -1,0 +1,112 @@
+"""Why a result is doubtful, in sentences, from what is stored with the run."""
+
+import math
+from typing import Any
+
+from ima_dist.rundir.curves import format_noise
+from ima_dist.rundir.run import Run
+
+# Shares of the inputs' range between which a noise level is plausible, in both norms.
+_TINY, _HUGE = 0.001, 0.5
+# Larger shares of samples without a gradient are no coincidence.
+_FEW_ZERO = 0.05
+# One noise level cannot suit features whose ranges differ by more.
+_SPREAD = 100.0
+
+_ALLOWED = {
+    "random": "The network, or its initial weights, are random even with the same seed (--allow random): another "
+    "evaluation gives other accuracies, and attacks by one gradient are weak against randomness.",
+    "coupled": "A sample's answer depends on the other samples of its batch (--allow coupled): accuracies depend on "
+    "the batches.",
+    "not-finite": "Logits or gradients are NaN or infinite for some samples (--allow not-finite): attacks may fail "
+    "there for no other reason.",
+}
+_SQUASHED = {
+    "softmax": "The network returns probabilities, not logits: attacks on them are weaker, so accuracies under attack "
+    "may be too high. Leave out its last softmax.",
+    "sigmoid": "All outputs of the network lie between 0 and 1: if it ends in a sigmoid, attacks are weaker, so "
+    "accuracies under attack may be too high. Return the values before it.",
+}
+
+
+def doubts(run: Run) -> tuple[str, ...]:
+    """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
+    findings = run.summary.get("findings")
+    if not isinstance(findings, dict):
+        return ()
+    levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
+    return door_doubts(findings, levels, run.config.norm)
+
+
+def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tuple[str, ...]:
+    """The same from what ``training.door.check_door`` found and the noise levels of training and evaluation.
+
+    Values of another type, in a file that was changed by hand, are passed over.
+    """
+    found = []
+    tried, zero = (_number(findings.get(name)) for name in ("samples", "zero_gradient"))
+    if tried and zero and zero / tried > _FEW_ZERO:
+        found.append(
+            f"The untrained network has a gradient of zero at {zero:.0f} of {tried:.0f} training samples: attacks that "
+            "follow the gradient do nothing there, so accuracies under attack may be too high."
+        )
+    found += [text for name, text in _SQUASHED.items() if findings.get("squashed") == name]
+    allowed = findings.get("allowed")
+    found += [text for name, text in _ALLOWED.items() if isinstance(allowed, list) and name in allowed]
+    return (*found, *_scale_doubts(findings.get("inputs"), levels, norm))
+
+
+def range_text(inputs: dict[str, Any], eps_max: float, norm: str) -> str:
+    """The range of the inputs, and ε's share of it, in a sentence for the user."""
+    low, high, box = inputs["low"], inputs["high"], inputs["box"]
+    kept = f"kept between {box[0]:g} and {box[1]:g}" if box else "without a box, so noise may leave that range"
+    text = f"Inputs lie between {low:g} and {high:g}, {kept}"
+    part = share(inputs, eps_max, norm)
+    if part is None:
+        return f"{text}."
+    of = "of that range" if norm == "linf" else "of the largest L2 distance in that range"
+    return f"{text}; ε_max {format_noise(eps_max)} is {_percent(part)} {of}."
+
+
+def share(inputs: dict[str, Any], level: float, norm: str) -> float | None:
+    """A noise level as a share of the largest distance, in ``norm``, of two inputs within the range; None if it is 0.
+
+    ``inputs``: as ``training.door.input_range`` returns it.
+    """
+    low, high, size = (_number(inputs.get(name)) for name in ("low", "high", "size"))
+    if low is None or high is None or size is None or high <= low or size < 1:
+        return None
+    return level / ((high - low) * (1.0 if norm == "linf" else math.sqrt(size)))
+
+
+def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
+    if not isinstance(inputs, dict):
+        return []
+    low, high, spread = (_number(inputs.get(name)) for name in ("low", "high", "spread"))
+    found = []
+    if low is not None and low == high:
+        found.append(f"All inputs are {low:g}: check how the data are read.")
+    # The smallest of several levels may be tiny on purpose, the largest not.
+    trained, largest = levels[0], max(levels)
+    parts = {level: share(inputs, level, norm) for level in dict.fromkeys((trained, largest))}
+    for level, part in parts.items():
+        if part is not None and level > 0 and not _TINY <= part <= _HUGE:
+            limit = "less than 0.1 %" if part < _TINY else "more than 50 %"
+            found.append(
+                f"Noise level {format_noise(level)} is {_percent(part)} of the range of the inputs ({low:g} to "
+                f"{high:g}), {limit}: check that both have the same units."
+            )
+    if spread is not None and spread > _SPREAD:
+        found.append(
+            f"The ranges of the features differ by a factor of {spread:.3g}: no noise level suits all of them, so "
+            "scale them first."
+        )
+    return found
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,283 @@
+"""The check at the door: what a network does with a few real samples, before anything is written.
+
+Attacks, and equal results on any number of workers, rest on what is checked here. What cannot work is refused; what
+makes results doubtful is refused unless ``--allow`` names it, or stored with the run (``results/doubts.py`` has the
+sentences).
+"""
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.schema import Config
+from ima_dist.core import distributed
+from ima_dist.data.types import DataSet, Resident
+from ima_dist.training.network import DTYPES, check_logits, make_network, make_optimizer, seeded
+
+Findings = dict[str, Any]
+
+# Samples: many if they are small, few if a pass takes long.
+_MANY, _FEW, _LARGE = 32, 6, 1 << 14
+# Further passes with the same samples: randomness may draw the same twice.
+_AGAIN = 2
+# Largest relative difference of two equal answers: of the same pass, and of passes that round differently.
+_SAME, _ROUNDED = 1e-5, 1e-3
+# Input values that are looked at for their range.
+_VALUES = 1 << 26
+
+
+def check_door(network: nn.Module, data: DataSet, config: Config) -> Findings:
+    """Try the network, as ``make_network`` returns it, on a few training samples; it is left as it was.
+
+    Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
+    squashed ("softmax", "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs
+    (see ``input_range``). Raises ConfigError for what cannot work, and for what ``--allow`` must name.
+    """
+    x, y = _samples(data, config)
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    door = _Door(network, data, config)
+    with seeded(config.seed):
+        try:
+            door.saved()
+            door.evaluation(x, y)
+            door.drawn(state)
+            door.training(x, y)
+        finally:
+            network.load_state_dict(state, strict=False)
+            network.zero_grad(set_to_none=True)
+    return {**door.findings, "allowed": door.allowed, "inputs": input_range(data)}
+
+
+class _Door:
+    """The checks of one network, and what they have found."""
+
+    def __init__(self, network: nn.Module, data: DataSet, config: Config) -> None:
+        self.network, self.data, self.config = network, data, config
+        self.who = f"The network of {config.model.factory}"
+        self.allowed: list[str] = []
+        self.findings: Findings = {}
+
+    def refuse(self, name: str, sentence: str) -> None:
+        """Raise ConfigError unless ``--allow`` has this name; then note that it was needed."""
+        if name not in self.config.allow:
+            raise ConfigError(f"{self.who} {sentence}, or accept that with --allow {name}.")
+        if name not in self.allowed:
+            self.allowed.append(name)
+
+    def logits(self, x: Tensor, mode: str = "evaluation") -> Tensor:
+        found = self.network(x)
+        check_logits(found, len(x), self.data.num_classes, self.config.model.factory, mode)
+        if found.dtype != x.dtype:
+            got, needed = (str(kind).removeprefix("torch.") for kind in (found.dtype, x.dtype))
+            raise ConfigError(f"{self.who} returns {got} values under --dtype {needed}: remove the conversion.")
+        return found
+
+    def saved(self) -> None:
+        """A checkpoint of the network can be written, and there is something to train."""
+        try:
+            make_optimizer(self.config, self.network)
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.who} has no trainable parameters ({first_line(error)}): keep its layers as attributes or in "
+                "an nn.ModuleList, so that torch finds them."
+            ) from error
+        with tempfile.TemporaryDirectory() as directory:
+            try:
+                safetensors.torch.save_model(self.network, str(Path(directory) / "model.safetensors"))
+            except Exception as error:
+                raise ConfigError(
+                    f"{self.who} cannot be saved in a checkpoint: {first_line(error)}. Register its tensors as "
+                    "buffers that own their memory (tensor.clone())."
+                ) from error
+
+    def evaluation(self, x: Tensor, y: Tensor) -> None:
+        """Answers and gradients in evaluation mode, the mode of all attacks."""
+        with attack_mode(self.network), torch.no_grad():
+            first = self._input_kept(x)
+            self._gradient(x, y)
+            before = {name: t.clone() for name, t in self.network.state_dict().items() if isinstance(t, Tensor)}
+            again = [self.logits(x.clone()) for _ in range(_AGAIN)]
+            after = self.network.state_dict()
+            if not all(_equal(first, other, _SAME) for other in again):
+                self.refuse(
+                    "random",
+                    "gives different answers to the same samples in evaluation mode, so no accuracy can be repeated: "
+                    "make dropout and other randomness depend on self.training",
+                )
+            elif any(not torch.equal(before[name], after[name]) for name in before):
+                self.refuse(
+                    "random",
+                    "changes its parameters or buffers in evaluation mode, so answers depend on earlier ones: update "
+                    "them only if self.training",
+                )
+            else:
+                self._independent(x, first)
+        low, high = float(first.min()), float(first.max())
+        if low >= 0 and high <= 1:
+            sums = torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-3)
+            self.findings["squashed"] = "softmax" if sums else "sigmoid"
+        else:
+            self.findings["squashed"] = None
+
+    def _input_kept(self, x: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        given = x.clone()
+        logits = self.logits(given)
+        if not torch.equal(given, x):
+            raise ConfigError(
+                f"{self.who} changes the samples that it is given: work on a copy (x = x - mean, not x -= mean, and no "
+                "inplace=True in the first layer)."
+            )
+        return logits
+
+    def _gradient(self, x: Tensor, y: Tensor) -> None:
+        """Gradients at the samples and at points where attacks go."""
+        eps, few = self.config.eps_max, max(1, len(x) // 4)
+        # Attacks end at the faces of the box even if no sample lies there: √0 has no finite gradient, for example.
+        ends = torch.cat([x[:few] - eps, x[:few] + eps])
+        if self.data.box is not None:
+            ends = ends.clamp(*self.data.box)
+        points, labels = torch.cat([x, ends]), torch.cat([y, y[:few], y[:few]])
+        try:
+            logits, gradient = logits_and_gradient(self.logits, points, labels, cross_entropy)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self.who} has no gradient with respect to its input ({first_line(error)}): compute the logits with "
+                "torch's differentiable operations, without detach(), no_grad() or a conversion to whole numbers."
+            ) from error
+        for what, tensor in (("logits", logits), ("gradients", gradient)):
+            bad = int((~tensor.flatten(1).isfinite().all(1)).sum())
+            if bad:
+                self.refuse(
+                    "not-finite",
+                    f"has NaN or infinite {what} for {bad} of {len(points)} samples and points at noise {eps:g} around "
+                    "them: avoid roots, logarithms and quotients at 0, for example by adding a small number first",
+                )
+        zero = (gradient[: len(x)].flatten(1) == 0).all(1)
+        self.findings |= {"samples": len(x), "zero_gradient": int(zero.sum())}
+
+    def _independent(self, x: Tensor, logits: Tensor) -> None:
+        """A sample's answer is the same alone and in a batch, which dropping samples from a batch rests on."""
+        try:
+            alone = torch.cat([self.logits(x[:1].clone()), self.logits(x[-1:].clone())])
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self.who} does not take one sample alone ({first_line(error)}), as attacks give it: use layers "
+                "that treat samples independently in evaluation mode."
+            ) from error
+        turned = self.logits(x.flip(0).contiguous()).flip(0)
+        if not (_equal(alone, logits[[0, -1]], _ROUNDED) and _equal(turned, logits, _ROUNDED)):
+            self.refuse(
+                "coupled",
+                "gives a sample another answer alone than in a batch, so results depend on the batches: use layers "
+                "that treat samples independently in evaluation mode, such as batch norm with running statistics",
+            )
+
+    def drawn(self, state: dict[str, Tensor]) -> None:
+        """All weights come from the seed: a second network has the same."""
+        again = make_network(self.config, self.data).state_dict()
+        if any(not isinstance(again.get(name), Tensor) or not _identical(again[name], t) for name, t in state.items()):
+            self.refuse(
+                "random",
+                f"has other weights each time it is built with seed {self.config.seed}: draw them from torch's, "
+                "NumPy's or Python's own generator, which are seeded, and not from one seeded otherwise",
+            )
+
+    def training(self, x: Tensor, y: Tensor) -> None:
+        """A step with a batch, and a pass with the smallest share of a batch that a worker will get."""
+        self.network.train()
+        share, workers = smallest_share(len(self.data.train), self.config)
+        batch = min(len(x), self.config.batch_size)
+        if batch > 1 or share == 1:
+            self._step(x[:batch].clone(), y[:batch], workers)
+        if share >= batch:
+            return
+        try:
+            with torch.no_grad():
+                self.logits(x[:share].clone(), "training")
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{self.who} does not take {share} sample{'s' * (share > 1)} in training mode ({first_line(error)}), "
+                f"but a worker will get no more of some batch: choose another --batch-size or fewer --workers."
+            ) from error
+
+    def _step(self, x: Tensor, y: Tensor, workers: int) -> None:
+        try:
+            loss = cross_entropy(self.logits(x, "training"), y).mean()
+            loss.backward()
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(f"{self.who} cannot be trained: {first_line(error)}.") from error
+        if not math.isfinite(loss.item()):
+            self.refuse("not-finite", "has a NaN or infinite loss in training mode: scale the data or the weights")
+        unused = [n for n, p in self.network.named_parameters() if p.requires_grad and p.grad is None]
+        if unused and workers > 1:
+            raise ConfigError(
+                f"{self.who} does not use its parameter {unused[0]!r}, which {workers} workers would wait for: remove "
+                "it, set requires_grad=False, or use --workers 1."
+            )
+
+
+def smallest_share(samples: int, config: Config) -> tuple[int, int]:
+    """Fewest samples that a worker gets of a batch, if any, and the largest number of workers that is asked for."""
+    low, high = config.worker_range or (config.workers or 1, config.workers or 1)
+    sizes = {min(config.batch_size, samples), samples % config.batch_size} - {0}
+    shares = set()
+    for workers in range(int(low), int(high) + 1):
+        for size in sizes:
+            parts = (distributed.block(size, part, workers) for part in range(workers))
+            shares |= {last - first for first, last in parts}
+    return min(shares - {0}), int(high)
+
+
+def input_range(data: DataSet) -> dict[str, Any]:
+    """Range of the training inputs as the network sees them, as plain values.
+
+    low, high: smallest and largest value. size: values of a sample. box: as in DataSet. spread: for samples with one
+    axis, the range of the widest feature in units of that of the narrowest one that varies; else None.
+    """
+    x, size = data.train.stored, math.prod(data.train.stored.shape[1:])
+    count = min(len(data.train), max(1, _VALUES // max(size, 1)))
+    x = data.train.view(torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()).x
+    low, high = (float(value) for value in torch.aminmax(x))
+    spread = None
+    if x.dim() == 2:
+        widths = x.amax(0).double() - x.amin(0).double()
+        widths = widths[widths > 0]
+        spread = float(widths.max() / widths.min()) if len(widths) else None
+    scale = 255 if x.dtype == torch.uint8 else 1
+    box = None if data.box is None else list(data.box)
+    return {"low": low / scale, "high": high / scale, "size": size, "box": box, "spread": spread}
+
+
+def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
+    """A few training samples (B, ...) spread over the whole set, which may be sorted by class, and labels (B,)."""
+    wanted = _MANY if math.prod(data.train.stored.shape[1:]) <= _LARGE else _FEW
+    places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
+    split = data.train.take(places)
+    return Resident(split, "cpu", DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
+
+
+def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    """Equal up to rounding; NaN equals NaN, because values that are not finite are another matter."""
+    finite = a[a.isfinite()]
+    scale = float(finite.abs().max()) if len(finite) else 0.0
+    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
