@@ -19,12 +19,12 @@ from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.types import DataSet, Resident
-from ima_dist.training.network import DTYPES, check_logits, make_network, make_optimizer, seeded
+from ima_dist.training.network import DTYPES, check_logits, make_network, seeded
 
 Findings = dict[str, Any]
 
-# Samples: many if they are small, few if a pass takes long.
-_MANY, _FEW, _LARGE = 32, 6, 1 << 14
+# Samples: many if they are small, few if a pass takes long; as many as have about so many values together.
+_FEWEST, _MOST, _TRIED = 4, 32, 1 << 15
 # Further passes with the same samples: randomness may draw the same twice.
 _AGAIN = 2
 # Largest relative difference of two equal answers: of the same pass, and of passes that round differently.
@@ -81,13 +81,11 @@ class _Door:
 
     def saved(self) -> None:
         """A checkpoint of the network can be written, and there is something to train."""
-        try:
-            make_optimizer(self.config, self.network)
-        except ValueError as error:
+        if not any(p.requires_grad for p in self.network.parameters()):
             raise ConfigError(
-                f"{self.who} has no trainable parameters ({first_line(error)}): keep its layers as attributes or in "
-                "an nn.ModuleList, so that torch finds them."
-            ) from error
+                f"{self.who} has no trainable parameters: keep its layers as attributes or in an nn.ModuleList, so "
+                "that torch finds them."
+            )
         with tempfile.TemporaryDirectory() as directory:
             try:
                 safetensors.torch.save_model(self.network, str(Path(directory) / "model.safetensors"))
@@ -266,7 +264,7 @@ def input_range(data: DataSet) -> dict[str, Any]:
 
 def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
     """A few training samples (B, ...) spread over the whole set, which may be sorted by class, and labels (B,)."""
-    wanted = _MANY if math.prod(data.train.stored.shape[1:]) <= _LARGE else _FEW
+    wanted = min(_MOST, max(_FEWEST, _TRIED // max(1, math.prod(data.train.stored.shape[1:]))))
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
     split = data.train.take(places)
     return Resident(split, "cpu", DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
