@@ -5,7 +5,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
-from ima_dist.cli.running import check_inputs, check_weights, run_task, show_results
+from ima_dist.cli.running import check_inputs, check_weights, run_task, say_findings, show_results
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
@@ -44,6 +44,7 @@ def _main(argv: list[str]) -> int:
         for epoch in epochs:
             check_weights(run, epoch, data)
         write_json(run.summary_path, {**run.summary(), "findings": findings})
+        say_findings(config, findings)
         status = run_task("evaluate", config, run, {"epochs": epochs})
     if status != EXIT_DONE:
         return status

@@ -8,7 +8,7 @@ from typing import Any
 
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, show_results
+from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, say_findings, show_results
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import PRESETS, make_config
 from ima_dist.config.schema import Config
@@ -77,6 +77,7 @@ def _train(config: Config, run: RunDir | None, out: str | None, findings: dict[s
         held.enter_context(Recorder(run, results_root()))
         epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
         say(f"{config.preset}, {config.method}, {config.norm}: {epochs} on {cluster}. Results: {shown(run.path)}")
+        say_findings(config, findings)
         start_seconds = time.time() - began
         try:
             status, message = on_workers("train", config, run, cluster)

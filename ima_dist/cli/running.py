@@ -29,10 +29,7 @@ class Inputs(NamedTuple):
 
 
 def check_inputs(config: Config) -> Inputs:
-    """Load the data and try the network on a few samples, before anything is written; print what is doubtful.
-
-    Raises ConfigError.
-    """
+    """Load the data and try the network on a few samples, before anything is written. Raises ConfigError."""
     import torch
 
     from ima_dist.data.load import load
@@ -45,10 +42,14 @@ def check_inputs(config: Config) -> Inputs:
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
     findings = check_door(make_network(config, data), data, config)
+    return Inputs(data.digest(), findings)
+
+
+def say_findings(config: Config, findings: dict[str, Any]) -> None:
+    """Print the range of the inputs and ε's share of it, and warn of what is doubtful."""
     say(range_text(findings["inputs"], config.eps_max, config.norm))
     for doubt in door_doubts(findings, [config.eps_max, *config.eval.noise], config.norm):
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
-    return Inputs(data.digest(), findings)
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:

@@ -293,3 +293,23 @@ def test_draw_all_draws_it_if_there_are_rows(tmp_path):
     run.write_equilibrium([row(1, 0, 1, **UNKNOWN)])
     assert png.draw_all(Run(run)) == [run.figures_dir / "equilibrium.png"]
     assert RunDir(run.path).read_equilibrium() == [row(1, 0, 1, **UNKNOWN)]
+
+
+def test_online_points_are_judged_before_the_step_moves_running_statistics(tmp_path, monkeypatch):
+    """The margins' points were found with the statistics before the step, and lie on that network's boundary."""
+    seen = []
+    add = Equilibrium.add
+
+    def judged(self, network, batch, attacked):
+        seen.extend(int(m.num_batches_tracked) for m in network.modules() if isinstance(m, nn.BatchNorm1d))
+        add(self, network, batch, attacked)
+
+    monkeypatch.setattr(Equilibrium, "add", judged)
+    options = {"margin_update": "online", "model__factory": "tests.support.user_code:with_batch_norm", "epochs": 2}
+    config, run = run_blobs(tmp_path / "run", **options)
+    steps = -(-300 // config.batch_size)
+    assert seen == list(range(2 * steps))
+    rows = [row for row in run.read_equilibrium() if row["epoch"] == 2]
+    assert rows
+    # Ten halvings; with the statistics of the step the points lie well off the boundary.
+    assert all(row["abs_difference"] < 0.02 for row in rows)
