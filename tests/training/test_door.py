@@ -7,15 +7,22 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.support import hostile
-from tests.support.hostile import images, settings
 
+from ima_dist import evaluate, train
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import PRESETS, make_config
+from ima_dist.dashboard.parts import Note
+from ima_dist.dashboard.views import accuracy
 from ima_dist.data.types import DataSet, Split
-from ima_dist.results.doubts import door_doubts, range_text, share
+from ima_dist.report.write import write_report
+from ima_dist.results.doubts import door_doubts, doubts, range_text, share
+from ima_dist.rundir.run import Run
+from ima_dist.tracking.collection import Collection
 from ima_dist.training.door import check_door, input_range, smallest_share
 from ima_dist.training.network import make_network
+from tests.support import hostile
+from tests.support.hostile import images, settings
+from tests.support.inline import without_ray
 
 
 def checked(factory, data=None, **options):
@@ -63,10 +70,18 @@ def test_what_cannot_work_is_refused_whatever_is_allowed(factory, sentence):
     ],
 )
 def test_what_must_be_allowed_is_refused_without_and_noted_with_it(factory, name, sentence):
-    data = images() if factory != "logarithm" else DataSet(
-        **{part: Split(split.x + 0.5, split.y) for part, split in vars(images()).items() if isinstance(split, Split)},
-        box=None,
-        num_classes=3,
+    data = (
+        images()
+        if factory != "logarithm"
+        else DataSet(
+            **{
+                part: Split(split.x + 0.5, split.y)
+                for part, split in vars(images()).items()
+                if isinstance(split, Split)
+            },
+            box=None,
+            num_classes=3,
+        )
     )
     eps = {"eps_max": 0.7} if factory == "logarithm" else {}
     with pytest.raises(ConfigError, match=f"{sentence}.*--allow {name}"):
@@ -189,3 +204,44 @@ def test_allowing_is_stored_and_does_not_change_the_fingerprint():
     assert hostile.settings("honest").fingerprint() == hostile.settings("honest", allow=("random",)).fingerprint()
     with pytest.raises(ConfigError, match="--allow must be one of random, coupled, not-finite"):
         settings("honest", allow=("anything",))
+
+
+def test_a_refused_network_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    options = ["--data.source", "tests.support.hostile:loaded", "--device", "cpu", "--out", str(tmp_path / "run")]
+    for factory, sentence in (("pair", "returns a tuple"), ("dropping", "--allow random"), ("detached", "no gradient")):
+        assert train.main(["moons", "--model.factory", f"tests.support.hostile:{factory}", *options]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_what_was_allowed_and_doubted_goes_with_the_result(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    factories = {"resized": ["--allow", "random"], "rounded": [], "honest": []}
+    for factory, further in factories.items():
+        words = f"moons --data.source tests.support.hostile:loaded --model.factory tests.support.hostile:{factory}"
+        short = "--device cpu --method ce --epochs 1 --eval.noise 0,0.1 --eval.steps 2 --eval.samples 12"
+        assert train.main([*words.split(), *short.split(), *further, "--out", str(tmp_path / factory)]) == 0
+        printed = capsys.readouterr()
+        assert "Inputs lie between 0 and 0.7" in printed.out
+        run = Run.open(tmp_path / factory)
+        found = doubts(run)
+        if factory == "honest":
+            assert found == ()
+            assert "Doubtful" not in printed.out
+            continue
+        (sentence,) = found
+        assert f"Doubtful: {sentence}" in printed.out
+        assert f"warning: {sentence}" in printed.err
+        assert run.config.allow == tuple(further[1:])
+    assert write_report([tmp_path], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert page.count('<p><span class="reduced">doubtful</span>') == 2
+    collection = Collection(tmp_path)
+    collection.refresh()
+    parts = accuracy.show(collection, {"runs": sorted(factories), "attack": "pgd100"})
+    told = [part.text for part in parts if isinstance(part, Note)]
+    assert [text.split(" is doubtful: ")[0] for text in told] == ["resized", "rounded"]
+    # Another evaluation takes the stored permission, and adds what its own noise levels make doubtful.
+    assert evaluate.main([str(tmp_path / "honest"), "--eval.noise", "0,8", "--device", "cpu"]) == 0
+    assert any("Noise level 8" in text for text in doubts(Run.open(tmp_path / "honest")))

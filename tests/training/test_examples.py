@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pytest
 import torch
 
 from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.config.values import with_options
 from ima_dist.data.types import Resident, Split
-from ima_dist.evaluation.artefacts import noisy_images
+from ima_dist.evaluation.artefacts import extremes, noisy_images
 from ima_dist.models import fashion_mnist_cnn
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_arrays, read_parquet
@@ -63,3 +65,20 @@ def test_a_run_keeps_them_and_they_agree_with_its_outcomes(tmp_path, monkeypatch
             assert expected[index, level] == (found["label"][i], found["prediction"][i, j])
     network = fashion_mnist_cnn(10, (1, 28, 28))
     assert run.summary()["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_the_smallest_noise_survives_in_stored_images():
+    """Half precision resolves 0.5 near 1000 and 0.0005 near 1, and has nothing above 65,504."""
+    torch.manual_seed(0)
+    network = fashion_mnist_cnn(10, (1, 28, 28))
+    for low, high, eps, norm in ((-1000, 1000, 0.3, "linf"), (0, 1, 0.0005, "linf"), (0, 1, 0.01, "l2")):
+        x = low + (high - low) * torch.rand(4, 1, 28, 28)
+        test = Resident(Split(x, torch.arange(4)), "cpu", torch.float32, None)
+        config = make_config("fashion_mnist", {"norm": norm, "eval.steps": 2, "eval.noise": (0.0, eps)})
+        found = noisy_images(network, test, config, None)
+        moved = found["noisy"][:, 1].astype(float) - found["clean"].astype(float)
+        size = np.abs(moved).max((1, 2, 3)) if norm == "linf" else np.sqrt((moved**2).sum((1, 2, 3)))
+        assert size == pytest.approx(np.full(4, eps), rel=0.05)
+    table = pa.table({"index": [0, 1], "label": [0, 0], "margin": [0.1, 0.2], "correct": [True, True]})
+    wide = Resident(Split(torch.rand(2, 1, 4, 4) + 65_535.0, torch.tensor([0, 0])), "cpu", torch.float32, None)
+    assert np.isfinite(extremes(wide, table, ("a",))["sample"]).all()

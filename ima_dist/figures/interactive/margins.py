@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, text
+from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, in_unit_range, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.text import NORM_SIGN
 
@@ -86,7 +86,11 @@ def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
     own = arrays["label"] == number
     rows = [
         [
-            (arrays["sample"][i], f"margin {arrays['margin'][i]:.4g}<br>sample {arrays['index'][i]}", False)
+            (
+                in_unit_range(arrays["sample"][i], arrays["sample"]),
+                f"margin {arrays['margin'][i]:.4g}<br>sample {arrays['index'][i]}",
+                False,
+            )
             for i in np.flatnonzero(own & (arrays["largest"] == large))
         ]
         for large in (False, True)

@@ -5,7 +5,7 @@ import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.margins import Names, class_name
-from ima_dist.figures.interactive.style import AXIS, COLOURS, axis, figure, text
+from ima_dist.figures.interactive.style import AXIS, COLOURS, axis, figure, in_unit_range, text
 from ima_dist.rundir.curves import format_noise
 
 
@@ -22,12 +22,15 @@ def sample_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
         return f"{'✗ ' if predicted != label else ''}{text(class_name(names, predicted)[:14])}"
 
     first = int(arrays["clean_prediction"][number])
-    attacked = [(clean, f"{said(first)}<br>clean", first != label)]
+    of = arrays["clean"]
+    attacked = [(in_unit_range(clean, of), f"{said(first)}<br>clean", first != label)]
     changes = [np.zeros_like(clean)]
     for j, level in enumerate(arrays["noise"].tolist()):
         if level > 0:
             noisy, predicted = arrays["noisy"][number, j].astype(np.float32), int(arrays["prediction"][number, j])
-            attacked.append((noisy, f"{said(predicted)}<br>ε = {format_noise(level)}", predicted != label))
+            attacked.append(
+                (in_unit_range(noisy, of), f"{said(predicted)}<br>ε = {format_noise(level)}", predicted != label)
+            )
             changes.append(noisy - clean)
     scale = max(float(np.abs(change).max()) for change in changes) or 1.0
     below = [(0.5 + change / (2 * scale), "", False) for change in changes]

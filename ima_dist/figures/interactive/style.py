@@ -77,10 +77,21 @@ def channels_first(pixels: np.ndarray) -> np.ndarray:
     return np.moveaxis(pixels, -1, 0) if last else pixels
 
 
+def in_unit_range(pixels: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """``pixels`` so that the values of the images ``of`` lie in [0, 1]; unchanged if they already do."""
+    low, high = (float(value) for value in (of.min(), of.max())) if of.size else (0.0, 1.0)
+    return pixels if low >= 0 and high <= 1 else (pixels.astype(np.float32) - low) / ((high - low) or 1.0)
+
+
 def png_source(pixels: np.ndarray) -> str:
     """An image (C, H, W) in [0, 1] as a data URL; three channels are colours, otherwise only the first is shown."""
     levels = np.round(255 * np.clip(np.nan_to_num(pixels.astype(np.float32)), 0, 1)).astype(np.uint8)
     picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return png_url(file.getvalue())
+
+
+def png_url(png: bytes) -> str:
+    """A PNG file as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
