@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
@@ -64,7 +64,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
                 f"--model.factory {config.model.factory} must return a torch.nn.Module, not {type(network).__name__}."
             )
         trial = torch.zeros(2, *shape)
-        if any(isinstance(t, UninitializedTensorMixin) for t in (*network.parameters(), *network.buffers())):
+        if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
             _tried(config, network, trial, data.num_classes)
         network = network.to(DTYPES[config.dtype])
         _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)

@@ -148,7 +148,7 @@ def test_the_smallest_share_of_a_batch_is_tried_in_training_mode():
     assert smallest_share(96, settings("honest", batch_size=19)) == (1, 1)
     assert smallest_share(96, settings("honest", batch_size=32, workers=2)) == (16, 2)
     assert smallest_share(96, settings("honest", batch_size=30, workers="1-4")) == (1, 4)
-    with pytest.raises(ConfigError, match="does not take 1 sample in training mode.*--batch-size"):
+    with pytest.raises(ConfigError, match=r"does not take 1 sample in training mode.*--batch-size"):
         checked("batch_norm", batch_size=19)
     assert checked("batch_norm", batch_size=32, workers=2)["allowed"] == []
 
