@@ -96,6 +96,12 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
                 f"Noise level {format_noise(level)} is {_percent(part)} of the range of the inputs ({low:g} to "
                 f"{high:g}), {limit}: check that both have the same units."
             )
+    unbounded = inputs.get("box") is None
+    if unbounded and low is not None and high is not None and low >= 0 and 128 < high <= 255 and trained < 1:
+        found.append(
+            f"Inputs lie between {low:g} and {high:g} without a box: if they are pixels from 0 to 255, ε_max "
+            f"{format_noise(trained)} is less than one grey level. Return uint8 images, or scale them and give a box."
+        )
     if spread is not None and spread > _SPREAD:
         found.append(
             f"The ranges of the features differ by a factor of {spread:.3g}: no noise level suits all of them, so "

@@ -165,6 +165,9 @@ def test_the_noise_levels_are_compared_with_the_range_of_the_inputs():
     assert 180 < wide["high"] < 200
     assert share({"low": 0, "high": 2, "size": 16}, 0.5, "linf") == pytest.approx(0.25)
     assert share({"low": 0, "high": 2, "size": 16}, 2.0, "l2") == pytest.approx(0.25)
+    (text,) = door_doubts({"inputs": wide}, [0.3], "linf")
+    assert "less than one grey level" in text
+    assert door_doubts({"inputs": {**wide, "box": [0.0, 255.0]}}, [0.3], "linf") == ()
     unit = {"low": 0.0, "high": 1.0, "size": 4, "box": [0.0, 1.0], "spread": None}
     assert range_text(unit, 0.3, "linf") == (
         "Inputs lie between 0 and 1, kept between 0 and 1; ε_max 0.3 is 30 % of that range."
