@@ -6,7 +6,7 @@ import sys
 from ima_dist.cli.entry import EXIT_DONE, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import existing
-from ima_dist.cli.running import check_inputs, check_weights, run_task, show_results
+from ima_dist.cli.running import check_inputs, run_task, show_results
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
@@ -41,9 +41,7 @@ def _main(argv: list[str]) -> int:
     config = with_options(run.config(), options)
     epochs = _epochs(run, config, arguments)
     with run.writing():
-        data = check_inputs(config)
-        for epoch in epochs:
-            check_weights(run, epoch, data)
+        check_inputs(config, run, epochs)
         status = run_task("evaluate", config, run, {"epochs": epochs})
     if status != EXIT_DONE:
         return status

@@ -4,14 +4,16 @@ import contextlib
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, describe_os_error, guarded, say
+from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, show_results
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import PRESETS, make_config
+from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
 from ima_dist.config.schema import Config
 from ima_dist.config.values import differences, with_options
 from ima_dist.launch.cluster import ray_cluster
@@ -28,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.train", description=__doc__, allow_abbrev=False)
-    parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join(PRESETS))
+    parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join((*PRESETS, OWN)))
     parser.add_argument("--out", metavar="RUN_DIR", help="directory for the results (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run with its own configuration")
     add_options(parser)
@@ -36,10 +38,14 @@ def _main(argv: list[str]) -> int:
     options = user_options(arguments)
     if not arguments.resume:
         if not arguments.preset:
-            raise ConfigError(f"Give a preset ({', '.join(PRESETS)}), or a run to continue with --resume RUN_DIR.")
+            raise ConfigError(
+                f"Give a preset ({', '.join((*PRESETS, OWN))}), or a run to continue with --resume RUN_DIR."
+            )
         config = make_config(arguments.preset, options)
+        out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
+        RunDir.free(out)
         check_inputs(config)
-        return _train(config, None, arguments.out)
+        return _train(config, None, out)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -49,7 +55,7 @@ def _main(argv: list[str]) -> int:
         return EXIT_DONE
     with run.writing():
         run.record(config)
-        check_checkpoints(run, config, check_inputs(config))
+        check_checkpoints(run, config, check_inputs(config, run))
         return _train(config, run, None)
 
 
@@ -65,19 +71,21 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, run: RunDir | None, out: str | None) -> int:
+def _train(config: Config, run: RunDir | None, out: Path | None) -> int:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
         cluster = held.enter_context(ray_cluster(config))
         if run is None:
-            run = RunDir.create(config, absolute_output(out or results_root() / default_name(config, datetime.now())))
+            assert out is not None
+            run = RunDir.create(config, out)
             held.enter_context(run.writing())
+            keep_code(run, config)
         earlier_seconds = _record_start(run, config)
         # Left last but for the cluster and the lease, so that it records how the run ended.
         held.enter_context(Recorder(run, results_root()))
         epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
-        say(f"{config.preset}, {config.method}, {config.norm}: {epochs} on {cluster}. Results: {shown(run.path)}")
+        say(f"{data_name(config)}, {config.method}, {config.norm}: {epochs} on {cluster}. Results: {shown(run.path)}")
         start_seconds = time.time() - began
         try:
             status, message = on_workers("train", config, run, cluster)

@@ -3,15 +3,17 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ima_dist.cli.meant import meant
+from ima_dist.config.arguments import argument_value, is_argument
 from ima_dist.config.checked import Accepts, accepts
-from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option
 
@@ -33,12 +35,22 @@ class OneLineParser(argparse.ArgumentParser):
         raise ConfigError(message[0].upper() + message[1:].rstrip(".") + f". See {self.prog} --help.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._add_arguments_of_functions(sys.argv[1:] if args is None else args)
         known, rest = super().parse_known_args(args, namespace)
         if rest:
-            names = [o for a in self._actions for o in a.option_strings]
             word = rest[0].split("=")[0]
-            raise ConfigError(f"Unknown option {word!r}{did_you_mean(word, names)}. See {self.prog} --help.")
+            hint = meant(word, self._option_string_actions)
+            raise ConfigError(f"Unknown option {word!r}{hint}. See {self.prog} --help.")
         return known, rest
+
+    def _add_arguments_of_functions(self, words: Sequence[str]) -> None:
+        """Add an option for each argument of the user's functions in ``words``: the user chooses their names."""
+        for word in words:
+            option = word.split("=")[0]
+            section, dot, key = option[2:].rpartition(".")
+            is_new = option not in self._option_string_actions
+            if dot and key and is_new and as_option(f"{section}.KEY") in self._option_string_actions:
+                self.add_argument(option, dest=f"{section}.{key.replace('-', '_')}", type=argument_value)
 
 
 def cluster_parser(name: str, description: str | None) -> OneLineParser:
@@ -55,8 +67,10 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
         if only is not None and not name.startswith(only):
             continue
         takes = accepts(option.annotation, option.metadata)
-        common: dict[str, Any] = {"dest": name, "default": None, "help": (option.description or "").replace("%", "%%")}
-        if takes.kinds == (bool,):
+        common: dict[str, Any] = {"dest": name, "default": None, "help": help_of(option).replace("%", "%%")}
+        if takes.kinds == (dict,):
+            parser.add_argument(as_option(f"{name}.KEY"), metavar="VALUE", **{**common, "dest": f"{name}.KEY"})
+        elif takes.kinds == (bool,):
             parser.add_argument(as_option(name), action="store_true", **common)
         else:
             kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
@@ -64,10 +78,20 @@ def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> Non
             parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
 
 
+def help_of(option: FieldInfo) -> str:
+    """The help text of an option, with its default."""
+    text, default = option.description or "", option.default
+    shown = "" if option.is_required() or default in (None, False, (), {}) or "(default" in text else default
+    if isinstance(shown, tuple):
+        shown = ",".join(map(str, shown))
+    return text if shown == "" else f"{text} (default: {shown})"
+
+
 def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
     """The configuration options that stand on the command line, by dotted name."""
     names = dict(_options(Config))
-    return {k: v for k, v in vars(namespace).items() if k in names and v is not None}
+    given = {k: v for k, v in vars(namespace).items() if is_argument(k) or (k in names and v is not None)}
+    return {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
 
 
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -119,7 +119,10 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     own = option_values(config)
     names = [n for n in differences(config, preset_config(config)) if n not in apart]
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
-    return tuple(f"{n} {_value(own[n])} (paper: {_value(usual[n])})" for n in names if own[n] != usual[n])
+    names = [n for n in names if own.get(n) != usual.get(n)]
+    # The paper says nothing of other people's data.
+    theirs = {n: f" (paper: {_value(usual.get(n))})" if has_papers_data(config) else "" for n in names}
+    return tuple(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names)
 
 
 def _final(result: Run) -> Iterable[_Piece]:

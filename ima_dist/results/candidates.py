@@ -76,7 +76,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     for config, points in found:
         for epoch in epochs_of(points):
             own = option_values(config)
-            values = {n: own[n] for n in differing if config.method in READ_BY.get(n, METHODS)}
+            values = {n: own.get(n) for n in differing if config.method in READ_BY.get(n, METHODS)}
             if epoch != config.epochs:
                 values["epoch"] = epoch
             key = with_options(config, {"seed": 0}).fingerprint(), epoch
@@ -88,8 +88,9 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
 
 def _differing(configs: list[Config]) -> list[str]:
     options = [option_values(config) for config in configs]
-    names = [n for n in (options[0] if options else {}) if n not in INCIDENTAL and not n.startswith("eval.")]
-    return [n for n in names if len({str(o[n]) for o in options}) > 1]
+    every = dict.fromkeys(name for own in options for name in own)
+    names = [n for n in every if n not in INCIDENTAL and not n.startswith("eval.")]
+    return [n for n in names if len({repr(own.get(n)) for own in options}) > 1]
 
 
 def sweep_table(rows: Sequence[Row]) -> str:
