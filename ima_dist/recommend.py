@@ -14,15 +14,14 @@ from ima_dist.cli.entry import EXIT_DONE, guarded, say
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.paths import existing
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import make_config
+from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, option_values
+from ima_dist.config.values import as_flags, with_options
+from ima_dist.plans.sweepfile import canonical
 from ima_dist.rundir.directory import RunDir
 
 _FEW = 100
 _MANY_AT_MAX = 0.5
-# Options copied from the run into the recommended command.
-_SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "autocast", "eval.noise")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,17 +86,13 @@ def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
 
 
 def adversarial_command(config: Config, eps: float) -> str:
-    """The command that trains adv with ``eps`` on the data and network of ``config``, with its optimiser."""
-    given = {"norm": config.norm, "method": "adv"}
-    try:
-        usual = make_config(config.preset, given)
-    except ConfigError:  # the paper has no such experiment, so the run has noise levels of its own
-        usual = make_config(config.preset, {**given, "eps_max": eps, "eval.noise": (0.0,)})
-    own, preset = option_values(config), option_values(usual)
-    words = ["python", "-m", "ima_dist.train", config.preset, "--method", "adv", "--norm", config.norm]
-    shared = {k: v for k, v in own.items() if k.startswith(_SHARED) and v != preset[k]}
-    words += as_flags({"eps_max": f"{eps:g}", **shared})
-    return shlex.join(words)
+    """The command that trains adv with ``eps`` as ``config`` was trained and evaluated: data, network, protocol."""
+    level = float(f"{eps:g}")
+    # The margin expansion is not adv's, and may be larger than its noise level.
+    config = canonical(with_options(config, {"method": "adv", "eps_max": level, "delta_eps": None}))
+    options = options_of(config)
+    first = {name: options.pop(name, getattr(config, name)) for name in ("method", "norm", "eps_max")}
+    return shlex.join(["python", "-m", "ima_dist.train", config.preset, *as_flags({**first, **options})])
 
 
 if __name__ == "__main__":

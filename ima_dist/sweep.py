@@ -15,6 +15,7 @@ from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_inputs, run_commands
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.numbers import number
 from ima_dist.config.presets import train_command
 from ima_dist.launch.cluster import set_environment
 from ima_dist.plans.jobfile import run_path
@@ -209,7 +210,7 @@ def _best(argv: list[str]) -> int:
 
 def _noise(text: str | None) -> tuple[float, ...]:
     try:
-        return tuple(sorted({noise_key(float(part)) for part in (text or "").split(",") if part.strip()}))
+        return tuple(sorted({noise_key(number(part)) for part in (text or "").split(",") if part.strip()}))
     except ValueError:
         raise ConfigError(f"--noise must be numbers such as 0.1,0.2, not {text!r}.") from None
 

@@ -40,7 +40,9 @@ _SYNONYMS = {
 
 
 def meant(word: str, options: Iterable[str]) -> str:
-    """`` (did you mean --optimizer.lr?)`` for an unknown option ``word`` of a command with these ``options``; or ``""``.
+    """A hint such as `` (did you mean --optimizer.lr?)`` for an unknown option ``word``; "" if there is none.
+
+    ``options``: those of the command.
 
     In this order: the same name in a section, the same name by another convention, a synonym, a similar spelling.
     """

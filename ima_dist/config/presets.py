@@ -1,6 +1,7 @@
 """The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,13 +107,20 @@ def is_the_papers(config: Config) -> bool:
 
 def has_papers_data(config: Config) -> bool:
     """True if the data are the ones that the paper used for this preset."""
-    usual = _PRESETS.get(config.preset)
-    return usual is not None and not config.data.args and config.data.source == usual.functions["data.source"]
+    return data_name(config) == config.preset
 
 
 def data_name(config: Config) -> str:
     """The data set's name for people: that of the preset only if the data are the preset's."""
-    return config.name or (config.preset if has_papers_data(config) else config.data.source)
+    return data_name_of(option_values(config))
+
+
+def data_name_of(options: Mapping[str, Any]) -> str:
+    """``data_name`` of the configuration with these ``option_values``."""
+    preset, source = options["preset"], options["data.source"]
+    usual = _PRESETS[preset].functions["data.source"] if preset in _PRESETS else None
+    theirs = source == usual and not any(name.startswith("data.args.") for name in options)
+    return str(options.get("name") or (preset if theirs else source))
 
 
 def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:

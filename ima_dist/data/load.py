@@ -20,8 +20,8 @@ from ima_dist.data.types import PARTS, DataSet, Split
 def load(config: DataConfig, seed: int) -> DataSet:
     """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
 
-    The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train", "test"
-    and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
+    The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train",
+    "test" and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
     "class_names". Without class names, the classes are those that occur in the training set.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
     returns cannot be trained on.

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.presets import is_the_papers, preset_config
+from ima_dist.config.presets import has_papers_data, is_the_papers, preset_config
 from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
 from ima_dist.results import paper
+from ima_dist.results.same_data import data_sets
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, levels_of, noise_key
@@ -50,6 +51,11 @@ class Line:
     theirs: dict[Key, paper.Cell]
     differs: tuple[str, ...]
     point: Point | None
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the runs are the paper's experiment, but smaller or otherwise changed."""
+        return bool(self.differs) and has_papers_data(self.results[0].config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +98,16 @@ def make_tables(results: Iterable[Run]) -> list[Table]:
             tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(own)))
     derived = [_table_15(table) for table in tables if table.number == 14]
     tables = sorted([*tables, *(t for t in derived if t.lines)], key=lambda table: table.number or 0)
-    for preset, norm in sorted({(p.result.config.preset, p.result.config.norm) for p in pieces if p.table is None}):
-        title = f"Beside the paper's tables: {paper.DATA_SETS[preset]}, {NORM_SIGN[norm]} noise"
-        own = [p for p in pieces if (p.table, p.result.config.preset, p.result.config.norm) == (None, preset, norm)]
-        tables.append(Table(None, title, preset, norm, _lines(own)))
+    beside = [p for p in pieces if p.table is None]
+    sets = data_sets([p.result for p in beside])
+    groups: dict[tuple[str, str], list[_Piece]] = {}
+    for name, piece in zip(sets, beside, strict=True):
+        groups.setdefault((name, piece.result.config.norm), []).append(piece)
+    for (name, norm), own in sorted(groups.items(), key=lambda group: group[0]):
+        theirs = has_papers_data(own[0].result.config)
+        place = f"Beside the paper's tables: {paper.DATA_SETS.get(name, name)}" if theirs else f"Own data: {name}"
+        preset = own[0].result.config.preset
+        tables.append(Table(None, f"{place}, {NORM_SIGN[norm]} noise", preset, norm, _lines(own)))
     return tables
 
 
@@ -109,7 +121,7 @@ def label(result: Run) -> str:
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
-    reduced = ", reduced" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
+    reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, {"seed", "eps_max", "beta"})))
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 
@@ -163,16 +175,18 @@ def _piece(table: int | None, row: str, attack: str, epoch: int, result: Run, po
 def _attack_differences(config: Config, table: int | None, points: Row) -> tuple[str, ...]:
     point = next(iter(points.values()))
     found = []
-    samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
-    if is_the_papers(config) and samples < whole:
-        found.append(f"{samples:,} of {whole:,} test samples")
+    if is_the_papers(config):
+        samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
+        if samples < whole:
+            found.append(f"{samples:,} of {whole:,} test samples")
     usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
     if point.attack in ("pgd100", "worst"):
         usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]
     for name, value in usual.items():
         own = getattr(point, name)
         if own not in (None, value):
-            found.append(f"eval.{name} {_value(own)} (paper: {_value(value)})")
+            theirs = f" (paper: {_value(value)})" if has_papers_data(config) else ""
+            found.append(f"eval.{name} {_value(own)}{theirs}")
     return tuple(found)
 
 

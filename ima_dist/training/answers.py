@@ -22,9 +22,9 @@ Answers = dict[str, np.ndarray]
 def write_answers(run: RunDir, network: nn.Module, train: Resident, epoch: int) -> None:
     """Keep the answers after ``epoch`` epochs. Raises OSError."""
     index = torch.linspace(0, len(train) - 1, min(len(train), _SAMPLES), dtype=torch.float64).long()
-    arrays = {"epoch": np.array(epoch), "index": index.numpy(), "logits": _logits(network, train, index).numpy()}
+    logits = _logits(network, train, index).numpy()
     with replacing(run.answers_path) as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, epoch=np.array(epoch), index=index.numpy(), logits=logits)
 
 
 def read_answers(run: RunDir) -> Answers | None:

@@ -125,12 +125,14 @@ def _evaluate(
         artefacts.write_extremes(run, _resident(data.train, data, config, torch.device("cpu")), data)
         of_whole_training = _clean_results(run, network, test, config, data, device)
     seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
-    outcomes.save(run, found, config, {**_description(config, network, test), "seconds": seconds, **of_whole_training})
+    outcomes.save(
+        run, found, config, {**_description(config, network, test, data), "seconds": seconds, **of_whole_training}
+    )
     forget(run, config, epoch, data.digest())
     write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
 
-def _description(config: Config, network: nn.Module, test: Resident) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Resident, data: DataSet) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
@@ -141,6 +143,7 @@ def _description(config: Config, network: nn.Module, test: Resident) -> dict[str
         "paper_table": row[0] if row else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "test_samples": len(test),
+        "data_digest": data.digest(),
     }
 
 
