@@ -14,8 +14,7 @@ from cluster import policy, processes, ray_node, slurm
 from cluster.policy import Action, Wants
 from cluster.records import progress_of, write_private
 from cluster.start import ASK_EVERY, LOOK_EVERY, Leave, Start, Stopped, Unready, cpus
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.rundir.files import read_json, write_text_atomic
 
 # Seconds that a start needs until it trains, where none has been measured.

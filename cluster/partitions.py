@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.plans.jobfile import parsed
 
 DEFAULT_FILE = Path(__file__).with_name("partitions.toml")
 OWN_FILE = "partitions.toml"  # in the current directory
@@ -121,12 +122,7 @@ def choose(name: str, own: Path | None = None, **changes: Any) -> Partition:
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror or error}): check the path.") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} is not valid TOML ({error}): correct it.") from None
+    tables: dict[str, dict[str, Any]] = parsed(file, tomllib.loads, "TOML")
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: {name} is outside a table: write [name of the partition] above it.")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster import slurm
-from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
 
 # Consecutive starts that may fail without the run having saved anything new.
 MAX_FAILURES = 3

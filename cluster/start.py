@@ -17,8 +17,7 @@ import submitit
 from cluster import policy, processes, ray_node, slurm
 from cluster.policy import Situation, Wants
 from cluster.records import RowRecord
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.rundir.files import write_text_atomic
 
 if TYPE_CHECKING:

@@ -19,8 +19,7 @@ from cluster.records import RECORDS, RowRecord
 from cluster.watch import Queue, rows_of
 from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import cluster_parser
-from ima_dist.config.errors import ConfigError, did_you_mean
-from ima_dist.config.exit_status import EXIT_DONE
+from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
 from ima_dist.rundir.files import read_json
 
 _COLUMNS = ("job", "state", "node", "start", "epoch", "samples/s", "accuracy", "message")

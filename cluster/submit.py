@@ -25,9 +25,8 @@ from cluster.task import Task
 from cluster.watch import wait as wait
 from cluster.watch import watch
 from ima_dist.cli.entry import guarded
-from ima_dist.cli.parser import add_options, cluster_parser, user_options
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE
+from ima_dist.cli.parser import add_options, cluster_parser, listed, user_options
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
 RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
@@ -123,8 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cards", type=int, metavar="N", help="cards per node")
     parser.add_argument("--dry-run", action="store_true", help="print what sbatch would get, and submit nothing")
     parser.add_argument("--watch", action="store_true", help="wait until all rows have ended, then print the table")
-    for name in RUN_OPTIONS:
-        add_options(parser, only=name)
+    add_options(parser, *RUN_OPTIONS)
     return parser
 
 
@@ -135,7 +133,7 @@ def _main(argv: list[str]) -> int:
         a.partition,
         nodes=a.nodes,
         rows=_names(a.rows),
-        seeds=[_whole(word) for word in _names(a.seeds) or []] or None,
+        seeds=listed(a.seeds, int, "--seeds must be whole numbers"),
         scale=a.scale,
         at_once=a.at_once,
         options=user_options(a),
@@ -159,12 +157,6 @@ def _main(argv: list[str]) -> int:
 
 def _names(text: str | None) -> list[str] | None:
     return [part.strip() for part in text.split(",") if part.strip()] if text else None
-
-
-def _whole(word: str) -> int:
-    if not word.isdigit():
-        raise ConfigError(f"--seeds must be whole numbers, not {word!r}.")
-    return int(word)
 
 
 if __name__ == "__main__":

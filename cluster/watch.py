@@ -9,8 +9,7 @@ from typing import Any
 
 from cluster import slurm
 from cluster.records import RowRecord
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from ima_dist.rundir.files import read_json
 
 LOOK_EVERY = 1.0

@@ -6,11 +6,10 @@ the boundary; where it finds one inside a margin, that margin was over-estimated
 
 import sys
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import existing, shown
 from ima_dist.cli.running import check_inputs, run_task
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.figures.png import margin_audit
@@ -28,8 +27,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
-    for name in ("workers", "device", "data.dir", "data.download"):
-        add_options(parser, only=name)
+    add_options(parser, "workers", "device", "data.dir", "data.download")
     arguments = parser.parse_args(argv)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")

@@ -6,10 +6,9 @@ and removes the rows of runs that are gone.
 
 import sys
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.cli.paths import existing, shown
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.tracking import tables
 from ima_dist.tracking.collection import update
 

@@ -3,12 +3,11 @@
 import argparse
 import sys
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
-from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import existing
+from ima_dist.cli.entry import existing, guarded, say
+from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_task, show_results
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
@@ -26,8 +25,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
-    for part in _ALLOWED:
-        add_options(parser, only=part)
+    add_options(parser, *_ALLOWED)
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
@@ -64,10 +62,7 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
             resume = f"python -m ima_dist.train --resume {run.path}"
             raise ConfigError(f"{run.path} has not finished training: continue it with {resume} first.")
         return [config.epochs]
-    try:
-        epochs = [int(part) for part in arguments.after.split(",")]
-    except ValueError:
-        raise ConfigError(f"--epochs must be whole numbers such as 10,20,30, not {arguments.after!r}.") from None
+    epochs = listed(arguments.after, int, "--epochs must be whole numbers such as 10,20,30")
     missing = sorted(set(epochs) - set(done))
     if missing:
         raise ConfigError(f"{run.path} has no epoch {missing[0]}: it has {f'1 to {max(done)}' if done else 'none'}.")

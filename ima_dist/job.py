@@ -9,11 +9,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
+from ima_dist.cli.entry import absolute_output, guarded, results_root, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import absolute_output, results_root
 from ima_dist.cli.running import run_commands
-from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
 from ima_dist.config.presets import train_command
 from ima_dist.config.schema import Config
 from ima_dist.plans.jobfile import Job, read_job, run_path
@@ -34,8 +33,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--rows", metavar="A,B,…", help="only these rows")
     parser.add_argument("--out", metavar="DIR", help="directory for the runs (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and exit")
-    for name in ("workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed"):
-        add_options(parser, only=name)
+    add_options(parser, "workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed")
     arguments = parser.parse_args(argv)
     job = read_job(arguments.job, arguments.scale, user_options(arguments))
     root = absolute_output(arguments.out) if arguments.out else results_root() / "jobs"

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.cli.paths import existing
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options

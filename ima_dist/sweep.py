@@ -9,12 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, guarded, say
-from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import absolute_output, existing, results_root, shown
+from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say, shown
+from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
 from ima_dist.config.numbers import number
 from ima_dist.config.presets import train_command
 from ima_dist.launch.cluster import set_environment
@@ -48,8 +47,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: runs/sweeps/NAME)")
     parser.add_argument("--trials", metavar="A,B,…", help="only these trials, here and without Ray Tune (see --list)")
     parser.add_argument("--list", action="store_true", help="print the command of each trial and exit")
-    for name in _OPTIONS:
-        add_options(parser, only=name)
+    add_options(parser, *_OPTIONS)
     arguments = parser.parse_args(argv)
     sweep, root = _asked(arguments)
     for note in sweep.notes:
@@ -63,7 +61,8 @@ def _main(argv: list[str]) -> int:
 
 def _asked(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
     """The sweep, and the directory of its results."""
-    options, seeds = user_options(arguments), _seeds(arguments.seeds)
+    options = user_options(arguments)
+    seeds = tuple(listed(arguments.seeds, int, "--seeds must be whole numbers such as 0,1,2"))
     if not arguments.resume:
         if not arguments.sweep:
             raise ConfigError("Give a sweep file, such as jobs/sweep_moons.yaml, or continue one with --resume DIR.")
@@ -76,15 +75,6 @@ def _asked(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
     if not (root / ASKED).exists():
         raise ConfigError(f"{root} is not the directory of a sweep: it has no {ASKED}, so check the path.")
     return read_sweep(root / ASKED, None, options, seeds), root
-
-
-def _seeds(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"--seeds must be whole numbers such as 0,1,2, not {text!r}.") from None
 
 
 def _list(sweep: Sweep, root: Path) -> int:
@@ -197,7 +187,8 @@ def _best(argv: list[str]) -> int:
     if attack is not None and attack not in ATTACKS:
         close = did_you_mean(attack, ATTACKS)
         raise ConfigError(f"--attack must be one of {', '.join(ATTACKS)}, not {attack!r}{close}.")
-    levels = _noise(arguments.noise)
+    noise = listed(arguments.noise, number, "--noise must be numbers such as 0.1,0.2")
+    levels = tuple(sorted(set(map(noise_key, noise))))
     directory = existing(arguments.directory)
     rows, problems = rows_of_directory(directory)
     for problem in problems:
@@ -206,13 +197,6 @@ def _best(argv: list[str]) -> int:
         raise ConfigError(f"{directory} contains no finished run: check the path.")
     say(best_text(rows, arguments.min_clean, levels, attack))
     return EXIT_DONE
-
-
-def _noise(text: str | None) -> tuple[float, ...]:
-    try:
-        return tuple(sorted({noise_key(number(part)) for part in (text or "").split(",") if part.strip()}))
-    except ValueError:
-        raise ConfigError(f"--noise must be numbers such as 0.1,0.2, not {text!r}.") from None
 
 
 if __name__ == "__main__":

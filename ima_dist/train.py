@@ -7,15 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, describe_os_error, guarded, say
+from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.paths import absolute_output, existing, results_root, shown
 from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, show_results
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
 from ima_dist.config.schema import Config
-from ima_dist.config.values import differences, with_options
+from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import ray_cluster
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
@@ -66,7 +65,7 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     config = with_options(saved, options)
     different = differences(saved, config)
     if different:
-        flags = ", ".join("--" + name.replace("_", "-") for name in different)
+        flags = ", ".join(map(as_option, different))
         raise ConfigError(f"{run.path} was started with another {flags}: leave it out, or start a new run.")
     return config
 

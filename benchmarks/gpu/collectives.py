@@ -56,7 +56,7 @@ def _collectives_are_right(device: torch.device) -> bool:
 
 def _ddp_step_is_finite(device: torch.device, kind: str) -> bool:
     """A training step through DDP, autocast and the loss scaler leaves finite weights that have moved."""
-    from ima_dist.training.amp import autocast, scaler
+    from ima_dist.training.network import autocast, scaler
 
     torch.manual_seed(0)
     first = nn.Linear(8, 8)

@@ -58,16 +58,7 @@ def anpgd(
     check_batch(x, y, eps, norm, start)
     with torch.no_grad(), attack_mode(model):
         adv = pgd(
-            model,
-            x,
-            y,
-            eps,
-            norm=norm,
-            steps=steps,
-            step_scale=step_scale,
-            loss=soft_margin_loss,
-            start=start,
-            box=box,
+            model, x, y, eps, norm=norm, steps=steps, step_scale=step_scale, loss=soft_margin_loss, start=start, box=box
         )
         delta = adv - x
         size = norms.length(delta, norm)

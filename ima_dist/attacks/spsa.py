@@ -59,7 +59,10 @@ def spsa(
             gradient = _estimate(model, now, y[rows], signs, samples, delta, images_at_once)
             # Adam (Kingma and Ba 2015) with its usual constants, written out because samples leave the batch.
             first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * _squares(gradient, norm)
+            squares = gradient.square()
+            if norm == "l2":
+                squares = norms.per_sample(squares.flatten(1).mean(1), gradient)
+            second = 0.999 * second + 0.001 * squares
             step = (first / (1 - 0.9**i)) / ((second / (1 - 0.999**i)).sqrt() + 1e-8)
             now = balls.clip(now + lr * step)
             out[rows] = now
@@ -67,13 +70,6 @@ def spsa(
             rows, now, balls = rows[left], now[left], balls.select(left)
             first, second = first[left], second[left]
     return out
-
-
-def _squares(gradient: Tensor, norm: str) -> Tensor:
-    squares = gradient.square()
-    if norm == "linf":
-        return squares
-    return norms.per_sample(squares.flatten(1).mean(1), gradient).expand_as(gradient)
 
 
 def _estimate(

@@ -1,13 +1,12 @@
-"""Shared by all commands: exit statuses, and errors as one sentence."""
+"""Shared by all commands: exit statuses, errors as one sentence, and paths as the user types them."""
 
 import io
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE as EXIT_DONE
-from ima_dist.config.exit_status import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED
+from ima_dist.config.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED, ConfigError
 from ima_dist.launch.signals import Stopped, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
 
@@ -54,3 +53,31 @@ def describe_os_error(error: OSError) -> str:
     """One sentence: which file, and what the system says."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror or error}."
+
+
+def results_root() -> Path:
+    """Default directory of runs: ``runs`` in the current directory, or in the home directory in a Ray job."""
+    return user_directory() / "runs"
+
+
+def absolute_output(out: str | Path) -> Path:
+    """``out`` as an absolute path, relative to ``user_directory``."""
+    return user_directory() / out
+
+
+def existing(path: str | Path) -> Path:
+    """A path that the user gave, relative to the current directory or else to ``user_directory``."""
+    return Path(path) if Path(path).exists() else user_directory() / path
+
+
+def user_directory() -> Path:
+    """The current directory, or IMA_DIST_HOME or the home directory in a Ray job, whose own directory Ray deletes."""
+    here = Path.cwd()
+    if "working_dir_files" in here.parts and any(p.startswith("_ray_pkg_") for p in here.parts):
+        return Path(os.environ.get("IMA_DIST_HOME", Path.home()))
+    return here
+
+
+def shown(path: Path) -> str:
+    """A path as the user would type it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

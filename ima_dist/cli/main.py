@@ -4,9 +4,9 @@ import importlib
 import sys
 
 from ima_dist import __version__
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import guarded, say
 from ima_dist.cli.parser import PROGRAM
-from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
 
 # command -> module, which is imported only when it is used, and one line of help.
 COMMANDS = {

@@ -3,7 +3,7 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -61,10 +61,10 @@ def cluster_parser(name: str, description: str | None) -> OneLineParser:
     )
 
 
-def add_options(parser: argparse.ArgumentParser, only: str | None = None) -> None:
-    """Add the options of a configuration (``--eps-max``, ``--data.subset``); ``only`` restricts to a section."""
+def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
+    """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections."""
     for name, option in _options(Config):
-        if only is not None and not name.startswith(only):
+        if only and not name.startswith(only):
             continue
         takes = accepts(option.annotation, option.metadata)
         common: dict[str, Any] = {"dest": name, "default": None, "help": help_of(option).replace("%", "%%")}
@@ -87,19 +87,31 @@ def help_of(option: FieldInfo) -> str:
     return text if shown == "" else f"{text} (default: {shown})"
 
 
-def given_options(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The configuration options that stand on the command line, by dotted name."""
-    names = dict(_options(Config))
-    given = {k: v for k, v in vars(namespace).items() if is_argument(k) or (k in names and v is not None)}
-    return {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
-
-
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given; directories made absolute, because workers have another one."""
-    options = given_options(arguments)
+    """The configuration options on the command line, by dotted name.
+
+    Directories are made absolute, because workers have another one.
+    """
+    names = dict(_options(Config))
+    given = {k: v for k, v in vars(arguments).items() if is_argument(k) or (k in names and v is not None)}
+    # That of the help text stands for any key, and is not one that was given.
+    options = {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     return options
+
+
+def listed(text: str | None, kind: Callable[[str], Any], must_be: str) -> list[Any]:
+    """The numbers in ``text``, which commas separate; [] for None. Raises ConfigError: ``must_be``, not ``text``."""
+    if text is None:
+        return []
+    try:
+        found = [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"{must_be}, not {text!r}.")
+    return found
 
 
 def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima_dist.cli.entry import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, say
-from ima_dist.cli.paths import results_root, shown
+from ima_dist.cli.entry import results_root, say, shown
 from ima_dist.cli.progress import ProgressView
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.workers import run_workers

@@ -1,7 +1,11 @@
-"""Errors that a user can mend, and the sentences in them."""
+"""The exit statuses of all commands, the errors that a user can mend, and the sentences in them."""
 
 import difflib
 from typing import Any
+
+# 75 is EX_TEMPFAIL of sysexits.h: interrupted, and to be continued by the same command. 130 is the shell's for Ctrl-C:
+# a command that leaves nothing to continue.
+EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED = 0, 1, 2, 75, 130
 
 
 class ConfigError(ValueError):

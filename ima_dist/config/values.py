@@ -57,7 +57,7 @@ def as_option(name: str) -> str:
 
 
 def as_flags(options: Mapping[str, Any]) -> list[str]:
-    """Command-line words for options by dotted name, the inverse of ``given_options``."""
+    """Command-line words for options by dotted name, the inverse of ``user_options``."""
     words = []
     for name, value in options.items():
         if is_argument(name):

@@ -1,12 +1,13 @@
 """The collective operations that the project uses. Without a process group there is one worker."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_T = TypeVar("_T")
 Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
 
 
@@ -87,17 +88,19 @@ def share_object(value: Any, group: Group = None) -> Any:
     return gather_objects(value if rank(group) == 0 else None, group)[0]
 
 
-def together(check: Callable[[], None], group: Group = None) -> None:
-    """Worker 0 calls ``check``; if that raises, all workers raise the same exception."""
+def together(act: Callable[[], _T], group: Group = None) -> _T:
+    """Worker 0 calls ``act``; all workers return its value, or raise the exception that it raised."""
+    value: Any = None
     raised: Exception | None = None
     if rank(group) == 0:
         try:
-            check()
+            value = act()
         except Exception as error:
             raised = error
-    raised = share_object(raised, group)
+    value, raised = share_object((value, raised), group)
     if raised is not None:
         raise raised
+    return cast(_T, value)
 
 
 def barrier(group: Group = None) -> None:

@@ -6,10 +6,9 @@ import socket
 import sys
 from pathlib import Path
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.cli.paths import existing
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 
 _PORT = 8050
 

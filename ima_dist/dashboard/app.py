@@ -135,7 +135,8 @@ def _add_content(app: Dash, runs: Collection) -> None:
         if canonical and canonical[1] == f"{path}{search or ''}":
             return (no_update,) * 6
         name, now = view_of(path), look(runs)
-        whole, drawn = _drawn(name, parse(search), now)
+        whole, parts = _shown(name, parse(search), now)
+        drawn = [draw_part(p, name, whole) for p in parts]
         if name == _FIRST_VIEW:
             drawn = [html.Div(drawn, id="live"), dcc.Interval(id="tick", interval=2000)]
         view = VIEWS[name]
@@ -152,9 +153,9 @@ def _add_content(app: Dash, runs: Collection) -> None:
         prevent_initial_call=True,
     )
     def live(ticks: int, search: str, seen: str | None) -> Any:
-        state, now = parse(search), look(runs)
-        shown = hashlib.sha256(repr(_parts(_FIRST_VIEW, state, now)).encode()).hexdigest()
-        return (no_update, no_update) if shown == seen else (_drawn(_FIRST_VIEW, state, now)[1], shown)
+        whole, parts = _shown(_FIRST_VIEW, parse(search), look(runs))
+        shown = hashlib.sha256(repr(parts).encode()).hexdigest()
+        return (no_update, no_update) if shown == seen else ([draw_part(p, _FIRST_VIEW, whole) for p in parts], shown)
 
 
 def _add_addresses(app: Dash) -> None:
@@ -174,22 +175,17 @@ def _add_downloads(server: Flask, runs: Collection) -> None:
     @server.get("/csv/<view>/<table>.csv")
     def table(view: str, table: str) -> Response:
         state = parse(request.query_string.decode("utf-8", "replace"))
-        for part in _parts(view, state, look(runs)) if view in VIEWS else ():
+        for part in _shown(view, state, look(runs))[1] if view in VIEWS else ():
             if isinstance(part, Grid) and part.name == table:
                 disposition = {"Content-Disposition": f"attachment; filename={view}-{part.name}.csv"}
                 return Response(part.csv(), mimetype="text/csv", headers=disposition)
         abort(404)
 
 
-def _parts(name: str, state: Selection, now: Collection) -> list[Part]:
-    return VIEWS[name].show(now, values_of(VIEWS[name].controls(now, state)))
-
-
-def _drawn(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Any]]:
-    """The whole state of a view, and its parts as components."""
+def _shown(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Part]]:
+    """The whole state of a view, and its parts."""
     values = values_of(VIEWS[name].controls(now, state))
-    whole = _with(state, values)
-    return whole, [draw_part(p, name, whole) for p in VIEWS[name].show(now, values)]
+    return _with(state, values), VIEWS[name].show(now, values)
 
 
 def _range(c: Control) -> Any:

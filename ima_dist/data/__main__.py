@@ -3,10 +3,9 @@
 import argparse
 import sys
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.cli.paths import shown
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.data import prepare
 
 

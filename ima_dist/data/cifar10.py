@@ -13,28 +13,10 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.files import Files, fetch_file
-from ima_dist.data.published import Published
+from ima_dist.data.published import Download, Published
 from ima_dist.data.types import DataSet, Split
 
 _FOLDER = "cifar-10-batches-py"
-_TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
-_FILES = Files(
-    title="CIFAR-10",
-    names=(*_TRAIN, "test_batch"),
-    cache=f"cifar10/{_FOLDER}",
-    inside=(_FOLDER, "", f"cifar10/{_FOLDER}"),
-    inside_data=(_FOLDER, f"cifar10/{_FOLDER}"),
-    hint="pass --data.dir with a directory of whole files, or pass --data.download",
-    published={
-        "data_batch_1": (31035704, "c99cafc152244af753f735de768cd75f"),
-        "data_batch_2": (31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
-        "data_batch_3": (31035999, "54ebc095f3ab1f0389bbae665268c751"),
-        "data_batch_4": (31035696, "634d18415352ddfa80567beed471001a"),
-        "data_batch_5": (31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
-        "test_batch": (31035526, "40351d587109b95175f43aff81a1287e"),
-    },
-)
 _CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SHAPE = (3, 32, 32)
 # 5000 of the 50000 training images become the validation set, whose size the paper does not give.
@@ -117,26 +99,45 @@ def _read(path: Path) -> Split:
 # ---- download ------------------------------------------------------------------------------------------
 
 
-def _download(target: Path) -> None:
-    """Fetch the archive from torchvision's address and unpack its batches into ``target``."""
-    from torchvision import datasets
+def _downloads() -> list[Download]:
+    """The archive, at torchvision's address."""
+    from torchvision.datasets import CIFAR10 as kind
 
-    kind = datasets.CIFAR10
-    fetch_file(_FILES.title, [kind.url], kind.filename, kind.tgz_md5, target, _unpack)
+    return [([kind.url], kind.filename, kind.tgz_md5)]
 
 
 def _unpack(archive: Path, directory: Path) -> None:
     # Extract only the named files, whatever else the archive contains or wherever it would write.
     try:
         with tarfile.open(archive) as tar:
-            for name in _FILES.names:
+            for name in CIFAR10.names:
                 source = tar.extractfile(f"{_FOLDER}/{name}")
                 if source is None:
-                    raise ConfigError(f"{_FILES.title}: {archive.name} holds no file {_FOLDER}/{name}.")
+                    raise ConfigError(f"{CIFAR10.title}: {archive.name} holds no file {_FOLDER}/{name}.")
                 with source, open(directory / name, "wb") as file:
                     shutil.copyfileobj(source, file)
     except (tarfile.TarError, KeyError, EOFError) as e:
-        raise ConfigError(f"{_FILES.title}: {archive.name} cannot be unpacked ({first_line(e)}).") from e
+        raise ConfigError(f"{CIFAR10.title}: {archive.name} cannot be unpacked ({first_line(e)}).") from e
 
 
-CIFAR10 = Published("cifar10", _FILES, _CLASS_NAMES, _read_all, _download)
+CIFAR10 = Published(
+    name="cifar10",
+    title="CIFAR-10",
+    class_names=_CLASS_NAMES,
+    names=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"),
+    cache=f"cifar10/{_FOLDER}",
+    layouts=(_FOLDER, "", f"cifar10/{_FOLDER}"),
+    data_layouts=(_FOLDER, f"cifar10/{_FOLDER}"),
+    hint="pass --data.dir with a directory of whole files, or pass --data.download",
+    read=_read_all,
+    checksums={
+        "data_batch_1": (31035704, "c99cafc152244af753f735de768cd75f"),
+        "data_batch_2": (31035320, "d4bba439e000b95fd0a9bffe97cbabec"),
+        "data_batch_3": (31035999, "54ebc095f3ab1f0389bbae665268c751"),
+        "data_batch_4": (31035696, "634d18415352ddfa80567beed471001a"),
+        "data_batch_5": (31035623, "482c414d41f54cd18b22e5b47cb7c3cb"),
+        "test_batch": (31035526, "40351d587109b95175f43aff81a1287e"),
+    },
+    downloads=_downloads,
+    unpack=_unpack,
+)

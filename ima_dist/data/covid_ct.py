@@ -9,21 +9,11 @@ from PIL import Image
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import hold_out
-from ima_dist.data.files import Files
 from ima_dist.data.published import Published
 from ima_dist.data.types import DataSet, Split
 
 # The folder is the label: 0 uninfected, 1 infected.
 _FOLDERS = ("non-COVID", "COVID")
-_FILES = Files(
-    title="COVID-19 CT",
-    names=_FOLDERS,
-    cache="covid_ct",
-    inside=("", "covid_ct"),
-    inside_data=("", "covid_ct"),
-    hint="get the SARS-CoV-2 CT-scan data set from kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset and pass "
-    "--data.dir with the directory that holds its folders COVID and non-COVID",
-)
 _SIDE = 224
 # Of the 2482 images, 1252 infected and 1230 not, 200 of each become the test set and 30 of each the validation set.
 _TEST_SHARE, _VAL_SHARE = 400 / 2482, 60 / 2482
@@ -83,4 +73,16 @@ def _read(path: Path) -> np.ndarray:
     raise ConfigError(f"{path} has more than 8 bits per channel (mode {mode}): convert it to an 8-bit image")
 
 
-COVID_CT = Published("covid_ct", _FILES, _FOLDERS, _read_all, inside=_pictures)
+COVID_CT = Published(
+    name="covid_ct",
+    title="COVID-19 CT",
+    class_names=_FOLDERS,
+    names=_FOLDERS,
+    cache="covid_ct",
+    layouts=("", "covid_ct"),
+    data_layouts=("", "covid_ct"),
+    hint="get the SARS-CoV-2 CT-scan data set from kaggle.com/datasets/plameneduardo/sarscov2-ctscan-dataset and pass "
+    "--data.dir with the directory that holds its folders COVID and non-COVID",
+    read=_read_all,
+    contents=_pictures,
+)

@@ -1,9 +1,9 @@
 """MNIST and Fashion-MNIST from their published idx files, plain or gzipped."""
 
-import functools
 import gzip
 import math
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +11,7 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.files import Files, fetch_file
-from ima_dist.data.published import Published
+from ima_dist.data.published import Download, Published
 from ima_dist.data.types import DataSet, Split
 
 _FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -21,6 +20,7 @@ _UNSIGNED_BYTE = 0x08
 _VAL_SHARE = 12
 _CLASSES = 10
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_Sums = tuple[tuple[tuple[int, str], tuple[int, str]], ...]  # per file: size and MD5 checksum of it gzipped, and plain
 
 
 def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
@@ -32,16 +32,12 @@ def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
     them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return FASHION_MNIST.data_set(config, seed, _held_out)
+    return FASHION_MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
 
 
 def load_mnist(config: DataConfig, seed: int) -> DataSet:
     """MNIST, as ``load_fashion_mnist`` but without a Debian package."""
-    return MNIST.data_set(config, seed, _held_out)
-
-
-def _held_out(images: int) -> int:
-    return images // _VAL_SHARE
+    return MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
@@ -82,33 +78,38 @@ def _read_split(images: Path, labels: Path) -> Split:
     return Split(torch.from_numpy(x[:, None].copy()), torch.from_numpy(y.astype(np.int64)))
 
 
-def _download(title: str, torchvision: str, target: Path) -> None:
-    """Fetch the files that ``target`` lacks from torchvision's mirrors."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, torchvision)
-    for name, md5 in kind.resources:
-        if not (target / name).is_file() and not (target / name.removesuffix(".gz")).is_file():
-            fetch_file(title, [mirror + name for mirror in kind.mirrors], name, md5, target)
-
-
 def _published(
-    name: str,
-    title: str,
-    torchvision: str,
-    class_names: tuple[str, ...],
-    compressed: tuple[tuple[int, str], ...],
-    plain: tuple[tuple[int, str], ...],
-    hint: str = "",
-    elsewhere: tuple[str, ...] = (),
+    name: str, title: str, kind: str, class_names: tuple[str, ...], sums: _Sums, hint: str = "", elsewhere: str = ""
 ) -> Published:
+    """kind: torchvision's name. sums: of ``_FILES``. hint: another remedy. elsewhere: a directory to search."""
     # Both sets have the same file names, so the layout that names the set comes first, and fetched files go there.
-    layout = f"{torchvision}/raw"
-    hint += "pass --data.dir with a directory of whole files, or pass --data.download"
-    known = dict(zip(_FILES, plain, strict=True))
-    known |= {f"{file}.gz": sums for file, sums in zip(_FILES, compressed, strict=True)}
-    files = Files(title, _FILES, name, hint, (layout, "", "raw"), (layout,), elsewhere, suffix=".gz", published=known)
-    return Published(name, files, class_names, _read_all, functools.partial(_download, title, torchvision))
+    layout = f"{kind}/raw"
+
+    def downloads() -> Iterator[Download]:
+        from torchvision import datasets
+
+        of_set = getattr(datasets, kind)
+        for file, md5 in of_set.resources:
+            yield [mirror + file for mirror in of_set.mirrors], file, md5
+
+    checksums: dict[str, tuple[int, str]] = {}
+    for file, (compressed, plain) in zip(_FILES, sums, strict=True):
+        checksums |= {f"{file}.gz": compressed, file: plain}
+    return Published(
+        name=name,
+        title=title,
+        class_names=class_names,
+        names=_FILES,
+        cache=name,
+        layouts=(layout, "", "raw"),
+        data_layouts=(layout,),
+        hint=f"{hint}pass --data.dir with a directory of whole files, or pass --data.download",
+        read=_read_all,
+        elsewhere=(elsewhere,) if elsewhere else (),
+        suffix=".gz",
+        checksums=checksums,
+        downloads=downloads,
+    )
 
 
 FASHION_MNIST = _published(
@@ -116,36 +117,24 @@ FASHION_MNIST = _published(
     "Fashion-MNIST",
     "FashionMNIST",
     _CLOTHES,
-    compressed=(
-        (26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-        (29515, "25c81989df183df01b3e8a0aad5dffbe"),
-        (4422102, "bef4ecab320f06d8554ea6380940ec79"),
-        (5148, "bb300cfdad3c16e7a12a480ee83cd310"),
-    ),
-    plain=(
-        (47040016, "f4a8712d7a061bf5bd6d2ca38dc4d50a"),
-        (60008, "9018921c3c673c538a1fc5bad174d6f9"),
-        (7840016, "8181f5470baa50b63fa0f6fddb340f0a"),
-        (10008, "15d484375f8d13e6eb1aabb0c3f46965"),
+    sums=(
+        ((26421880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"), (47040016, "f4a8712d7a061bf5bd6d2ca38dc4d50a")),
+        ((29515, "25c81989df183df01b3e8a0aad5dffbe"), (60008, "9018921c3c673c538a1fc5bad174d6f9")),
+        ((4422102, "bef4ecab320f06d8554ea6380940ec79"), (7840016, "8181f5470baa50b63fa0f6fddb340f0a")),
+        ((5148, "bb300cfdad3c16e7a12a480ee83cd310"), (10008, "15d484375f8d13e6eb1aabb0c3f46965")),
     ),
     hint="install the Debian package dataset-fashion-mnist, ",
-    elsewhere=("/usr/share/datasets/fashion-mnist",),
+    elsewhere="/usr/share/datasets/fashion-mnist",
 )
 MNIST = _published(
     "mnist",
     "MNIST",
     "MNIST",
     tuple("0123456789"),
-    compressed=(
-        (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-        (28881, "d53e105ee54ea40749a09fcbcd1e9432"),
-        (1648877, "9fb629c4189551a2d022fa330f9573f3"),
-        (4542, "ec29112dd5afa0611ce80d1b7f02629c"),
-    ),
-    plain=(
-        (47040016, "6bbc9ace898e44ae57da46a324031adb"),
-        (60008, "a25bea736e30d166cdddb491f175f624"),
-        (7840016, "2646ac647ad5339dbf082846283269ea"),
-        (10008, "27ae3e4e09519cfbb04c329615203637"),
+    sums=(
+        ((9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"), (47040016, "6bbc9ace898e44ae57da46a324031adb")),
+        ((28881, "d53e105ee54ea40749a09fcbcd1e9432"), (60008, "a25bea736e30d166cdddb491f175f624")),
+        ((1648877, "9fb629c4189551a2d022fa330f9573f3"), (7840016, "2646ac647ad5339dbf082846283269ea")),
+        ((4542, "ec29112dd5afa0611ce80d1b7f02629c"), (10008, "27ae3e4e09519cfbb04c329615203637")),
     ),
 )

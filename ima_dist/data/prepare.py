@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def prepare(name: str, source: str, to: str | None = None) -> Preparation:
         # The loaders' messages name the options of ``ima_dist.train``.
         text = str(e).replace("--data.download", f"--source {DOWNLOAD}").replace("--data.dir", "--source")
         raise ConfigError(text) from e.__cause__
-    known = published.files.published
+    known = published.checksums
     unknown = tuple(f["name"] for f in sources["files"] if known and not f["published"])
     return Preparation(directory, manifest, already, unknown)
 
@@ -111,28 +112,25 @@ def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
 
     Raises ConfigError for a file with the size of the published one but different contents.
     """
-    known = published.files.published
+    known = published.checksums
     files = []
-    for path in (file for found in paths for file in published.inside(found)):
+    for path in (file for found in paths for file in published.contents(found)):
         try:
             content = path.read_bytes()
-            found = _md5(content)
-            same = _is_published(path, content, known)
         except OSError as e:
-            raise published.files.damaged(ConfigError(f"{path} cannot be read ({first_line(e)})")) from e
-        size, md5 = known.get(path.name, (None, None))
+            raise published.damaged(ConfigError(f"{path} cannot be read ({first_line(e)})")) from e
+        found, (size, md5) = _md5(content), known.get(path.name, (None, None))
+        same = found == md5 or _is_published_inside(path, content, known)
         if not same and len(content) == size:
             wrong = f"{path} is damaged (it has the size of the published file, but not its MD5 checksum {md5})"
-            raise published.files.damaged(ConfigError(wrong))
+            raise published.damaged(ConfigError(wrong))
         name = path.relative_to(paths[0].parent).as_posix()
         files.append({"name": name, "bytes": len(content), "md5": found, "published": same if known else None})
     return {"directory": str(paths[0].parent.absolute()), "files": files, "digest": prepared.digest(files)}
 
 
-def _is_published(path: Path, content: bytes, known: dict[str, tuple[int, str]]) -> bool:
-    """True for the published file, or one compressed differently with the same contents."""
-    if known.get(path.name, (0, ""))[1] == _md5(content):
-        return True
+def _is_published_inside(path: Path, content: bytes, known: Mapping[str, tuple[int, str]]) -> bool:
+    """True for a published file that is compressed differently."""
     if path.suffix != ".gz":
         return False
     try:

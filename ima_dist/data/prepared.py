@@ -59,9 +59,7 @@ def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
             f"{directory} is a prepared copy of {manifest['name']}, not of {name}: name another directory."
         )
     parts = {}
-    for part, entry in manifest["parts"].items():
-        path = directory / entry["file"]
-        _check_size(path, entry, manifest)
+    for part, path, entry in _files(directory, manifest):
         try:
             split = _map(path, entry)
         except Exception as e:  # the parser may raise anything for a damaged file
@@ -95,9 +93,7 @@ def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
 def verify(directory: Path, name: str = "NAME") -> dict[str, Any]:
     """The manifest, after every byte of every file has been checked against it. Raises ConfigError."""
     manifest = read_manifest(directory, name)
-    for entry in manifest["parts"].values():
-        path = directory / entry["file"]
-        _check_size(path, entry, manifest)
+    for _, path, entry in _files(directory, manifest):
         try:
             found = _sha256(path)
         except OSError as e:
@@ -215,14 +211,18 @@ def _view(array: pa.Array, dtype: type[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values)
 
 
-def _check_size(path: Path, entry: dict[str, Any], manifest: dict[str, Any]) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as e:
-        raise _damaged(path.parent, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
-    if size != entry["bytes"]:
-        what = f"{path} is damaged ({size} bytes instead of {entry['bytes']})"
-        raise _damaged(path.parent, what, manifest["name"])
+def _files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """The name, file and entry of each part. Raises ConfigError if a file is missing or has another size."""
+    for part, entry in manifest["parts"].items():
+        path = directory / entry["file"]
+        try:
+            size = path.stat().st_size
+        except OSError as e:
+            raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
+        if size != entry["bytes"]:
+            what = f"{path} is damaged ({size} bytes instead of {entry['bytes']})"
+            raise _damaged(directory, what, manifest["name"])
+        yield part, path, entry
 
 
 def _damaged(directory: Path, what: str, name: str) -> ConfigError:

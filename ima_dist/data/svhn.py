@@ -1,5 +1,6 @@
 """SVHN, cropped digits, from its published MATLAB files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +9,9 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.files import Files, fetch_file
-from ima_dist.data.published import Published
+from ima_dist.data.published import Download, Published
 from ima_dist.data.types import DataSet, Split
 
-_FILES = Files(
-    title="SVHN",
-    names=("train_32x32.mat", "test_32x32.mat"),
-    cache="svhn",
-    inside=("", "svhn"),
-    inside_data=("", "svhn"),
-    hint="pass --data.dir with a directory of whole files, or pass --data.download",
-    published={
-        "train_32x32.mat": (182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
-        "test_32x32.mat": (64275384, "eb5a983be6a315427106f1b164d9cef3"),
-    },
-)
 _CLASSES = 10
 # 5000 of the 73257 training images become the validation set, whose size the paper does not give.
 _VAL_SHARE = 5000 / 73257
@@ -68,14 +56,27 @@ def _read(path: Path) -> Split:
     return Split(torch.from_numpy(x), torch.from_numpy(labels[:, 0].astype(np.int64) % _CLASSES))
 
 
-def _download(target: Path) -> None:
-    """Fetch the files that ``target`` lacks from torchvision's address."""
+def _downloads() -> Iterator[Download]:
     from torchvision import datasets
 
     for split in ("train", "test"):
         url, name, md5 = datasets.SVHN.split_list[split]
-        if not (target / name).is_file():
-            fetch_file(_FILES.title, [url], name, md5, target)
+        yield [url], name, md5
 
 
-SVHN = Published("svhn", _FILES, tuple("0123456789"), _read_all, _download)
+SVHN = Published(
+    name="svhn",
+    title="SVHN",
+    class_names=tuple("0123456789"),
+    names=("train_32x32.mat", "test_32x32.mat"),
+    cache="svhn",
+    layouts=("", "svhn"),
+    data_layouts=("", "svhn"),
+    hint="pass --data.dir with a directory of whole files, or pass --data.download",
+    read=_read_all,
+    checksums={
+        "train_32x32.mat": (182040794, "e26dedcc434d2e4c54c9b2d4a06d8373"),
+        "test_32x32.mat": (64275384, "eb5a983be6a315427106f1b164d9cef3"),
+    },
+    downloads=_downloads,
+)

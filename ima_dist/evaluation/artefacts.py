@@ -178,17 +178,15 @@ def scores_table(network: nn.Module, splits: dict[str, Resident]) -> pa.Table:
     pieces = []
     with torch.no_grad(), attack_mode(network):
         for name, data in splits.items():
-            probabilities = []
-            for part in torch.arange(len(data), device=data.x.device).split(_AT_ONCE):
-                x, _ = data.batch(part)
-                probabilities.append(network(x).softmax(1)[:, 1].double())
+            parts = torch.arange(len(data), device=data.x.device).split(_AT_ONCE)
+            probability = torch.cat([network(data.batch(part)[0]).softmax(1)[:, 1].double() for part in parts])
             pieces.append(
                 pa.table(
                     {
                         "split": pa.repeat(name, len(data)),
                         "index": np.arange(len(data)),
                         "label": data.y.cpu().numpy(),
-                        "probability": torch.cat(probabilities).cpu().numpy() if probabilities else np.empty(0),
+                        "probability": probability.cpu().numpy(),
                     }
                 )
             )

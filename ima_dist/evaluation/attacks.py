@@ -30,45 +30,28 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
     with attack_mode(network), torch.no_grad():
         clean = network(x).argmax(1)
         for eps in config.eval.noise:
+            xi = noise.start(keys, x, eps, config.norm)
             for loss in ("ce", "margin"):
                 if eps == 0:
                     out[loss, eps] = clean
                     continue
-                adv = _pgd(network, x, y, eps, keys, config, box, loss, config.eval.step_scale)
+                adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
                 out[loss, eps] = network(adv).argmax(1)
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
     return out
 
 
-def _pgd(
-    network: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    eps: float,
-    keys: Tensor,
-    config: Config,
-    box: Box,
-    loss: str,
-    scale: float,
-) -> Tensor:
-    """advertorch's PGD from the start that belongs to ``keys``, with steps of scale·ε/steps."""
-    xi, norm, steps = noise.start(keys, x, eps, config.norm), config.norm, config.eval.steps
-    return advertorch_pgd(network, x, y, eps, norm=norm, steps=steps, step_scale=scale, loss=loss, start=xi, box=box)
+def _settings(config: Config, box: Box) -> dict[str, Any]:
+    return {"norm": config.norm, "steps": config.eval.steps, "step_scale": config.eval.step_scale, "box": box}
 
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """``attacks.worst``: any iterate of either loss counts, and a sample broken at a smaller radius stays broken."""
-    predictions, _ = worst(
-        network,
-        x,
-        y,
-        config.eval.noise,
-        norm=config.norm,
-        steps=config.eval.steps,
-        step_scale=config.eval.step_scale,
-        start=lambda eps: noise.start(keys, x, eps, config.norm),
-        box=box,
-    )
+
+    def start(eps: float) -> Tensor:
+        return noise.start(keys, x, eps, config.norm)
+
+    predictions, _ = worst(network, x, y, config.eval.noise, start=start, **_settings(config, box))
     return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
 
 
@@ -80,6 +63,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
     the margin loss up to a constant.
     """
     out: Predictions = {}
+    settings = {**_settings(config, box), "step_scale": mma_step_scale(config)}
     with attack_mode(network), torch.no_grad():
         clean = network(x).argmax(1)
         for eps in config.eval.noise:
@@ -88,8 +72,9 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
                 rows = (predicted == y).nonzero()[:, 0]
                 if not len(rows):
                     break
-                loss, fresh = "ce" if restart < _MMA_RESTARTS else "margin", noise.derived(keys[rows], restart)
-                adv = _pgd(network, x[rows], y[rows], eps, fresh, config, box, loss, mma_step_scale(config))
+                loss = "ce" if restart < _MMA_RESTARTS else "margin"
+                xi = noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm)
+                adv = advertorch_pgd(network, x[rows], y[rows], eps, loss=loss, start=xi, **settings)
                 predicted[rows] = network(adv).argmax(1)
             out["both", eps] = predicted
     return out

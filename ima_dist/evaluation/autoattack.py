@@ -45,7 +45,7 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
     noise from ``seed``, which depends on the other samples in the batch.
     """
     model, z = _in_unit_box(network, x, box, eps)
-    with attack_mode(network), torch.no_grad(), torch.random.fork_rng(_cards(x)):
+    with attack_mode(network), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
         predicted = network(x).argmax(1)
         rows = (predicted == y).nonzero()[:, 0]
         if not len(rows):
@@ -63,10 +63,6 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         adversarial, _ = attack.run_standard_evaluation(z[rows], y[rows], batch_size=len(rows))
         predicted[rows] = model(adversarial).argmax(1)
     return predicted
-
-
-def _cards(x: Tensor) -> list[torch.device]:
-    return [x.device] if x.is_cuda else []
 
 
 def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Box) -> Tensor:

@@ -41,20 +41,10 @@ def points_of(outcomes: pa.Table, config: Config) -> list[Point]:
         outcomes.append_column("right", right)
         .group_by(["attack", "epoch", "loss", "noise"], use_threads=False)
         .aggregate([("right", "mean"), ("right", "count")])
+        .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples"])
     )
     return [
-        Point(
-            attack=row["attack"],
-            loss=row["loss"],
-            norm=config.norm,
-            noise=row["noise"],
-            split="test",
-            accuracy=row["right_mean"],
-            samples=row["right_count"],
-            epoch=row["epoch"],
-            **protocol(row["attack"], config),
-        )
-        for row in grouped.to_pylist()
+        Point(norm=config.norm, split="test", **row, **protocol(row["attack"], config)) for row in grouped.to_pylist()
     ]
 
 

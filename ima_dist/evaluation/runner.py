@@ -60,8 +60,7 @@ def evaluate(
     total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     # One worker looks: another might already see what a third has written since.
-    found = places if distributed.rank() == 0 else {}
-    done = distributed.share_object({a: _read(place)["index"].unique().to_pylist() for a, place in found.items()})
+    done = distributed.together(lambda: {a: _read(place)["index"].unique().to_pylist() for a, place in places.items()})
     mine = {attack: _mine(total, done[attack]) for attack in places}
     stopped = False
     try:
@@ -106,7 +105,12 @@ def _joined(places: dict[str, Path], total: int) -> pa.Table:
     """The outcomes of all workers and attacks, sorted."""
     tables = [_read(place).filter(pc.field("index") < total) for place in places.values()]
     for table in tables:
-        _check_complete(table, total)
+        # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
+        counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
+        for row in counts.to_pylist():
+            distinct, count = row["index_count_distinct"], row["index_count"]
+            if not distinct == count == total:
+                raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
     return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("attack", "loss", "noise", "index")])
 
 
@@ -150,11 +154,3 @@ def _mine(total: int, done: list[int]) -> torch.Tensor:
     left = torch.ones(total, dtype=torch.bool)
     left[[i for i in done if i < total]] = False
     return distributed.share_of_batch(left.nonzero()[:, 0])
-
-
-def _check_complete(table: pa.Table, total: int) -> None:
-    """Raise unless every sample has one outcome per loss and level: a duplicate or gap would falsify the accuracy."""
-    counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
-    for row in counts.to_pylist():
-        if not row["index_count_distinct"] == row["index_count"] == total:
-            raise RuntimeError(f"{row['index_count']} outcomes of {row['index_count_distinct']} samples, not {total}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -164,23 +165,22 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
     last five epochs' counts together: low where one epoch's excess makes up for another's, that is, where the
     boundary swings about its place. Raises OSError.
     """
-    columns = {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}  # None: NaN
-    n_i, n_j = columns["count_i"], columns["count_j"]
-    fig = Figure(figsize=(8, 7), dpi=150, layout="constrained")
-    balance, mixed, difference, loss = fig.subplots(2, 2, sharex=True).flat
-    _over_epochs(balance, columns, abs(n_i - n_j) / (n_i + n_j), _BLUE)
-    balance.plot(*_lasting_imbalance(columns), color=_BLUE, linestyle=":", label=f"{_LASTING} epochs together")
-    _over_epochs(mixed, columns, columns["mixing"], _GREEN)
-    _over_epochs(difference, columns, columns["abs_difference"], _PURPLE)
-    _over_epochs(loss, columns, (columns["loss_i"] + columns["loss_j"]) / 2, _RED)
+    table = pd.DataFrame(rows, dtype=np.float64)  # None: NaN
+    n_i, n_j = table["count_i"], table["count_j"]
+    fig, (balance, mixed, difference, loss) = _figure(7, 2, 2, sharex=True)
+    _over_epochs(balance, table, abs(n_i - n_j) / (n_i + n_j), _BLUE)
+    balance.plot(_lasting_imbalance(table), color=_BLUE, linestyle=":", label=f"{_LASTING} epochs together")
+    _over_epochs(mixed, table, table["mixing"], _GREEN)
+    _over_epochs(difference, table, table["abs_difference"], _PURPLE)
+    _over_epochs(loss, table, (table["loss_i"] + table["loss_j"]) / 2, _RED)
     # Pairs share no noisy sample, so their deviations add up as independent ones do.
-    epochs, weights, squares = _weighted(columns, columns["mixing_sd"] ** 2, power=2)
-    sd = np.sqrt(squares) / weights
-    mixed.fill_between(epochs, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
+    known = table.dropna(subset="mixing_sd")
+    weight = known["count_i"] + known["count_j"]
+    squares = (weight * known["mixing_sd"]).pow(2).groupby(known["epoch"]).sum()
+    sd = np.sqrt(squares) / weight.groupby(known["epoch"]).sum()
+    mixed.fill_between(sd.index, 1 - 2 * sd, 1 + 2 * sd, color="black", alpha=0.12, lw=0, label="chance (2 sd)")
     for ax, level, name in ((balance, 0, "0"), (mixed, 1, "1"), (difference, 0, "0"), (loss, math.log(2), "log 2")):
         ax.axhline(level, color="black", linestyle="--", linewidth=1, label=f"equilibrium: {name}")
-        ax.grid(True, alpha=0.3)
-        ax.set_axisbelow(True)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend(fontsize="small")
         # From 0, and to where it would matter: rounding must not look like a trend.
@@ -193,38 +193,28 @@ def equilibrium(path: Path, rows: list[dict[str, Any]]) -> None:
     _save(fig, path)
 
 
-def _over_epochs(ax: Axes, columns: dict[str, np.ndarray], value: np.ndarray, colour: str) -> None:
+def _over_epochs(ax: Axes, table: pd.DataFrame, value: pd.Series, colour: str) -> None:
     """Draw the value of each row that has one: the weighted mean, and thinner each of several pairs."""
-    known = ~np.isnan(value)
-    pairs = np.unique(np.stack([columns["class_i"], columns["class_j"]])[:, known], axis=1).T
-    for i, j in pairs if len(pairs) > 1 else ():
-        own = known & (columns["class_i"] == i) & (columns["class_j"] == j)
-        ax.plot(columns["epoch"][own], value[own], color=colour, alpha=0.2, linewidth=0.7)
-    epochs, weights, sums = _weighted(columns, value)
+    pairs = table.assign(value=value).dropna(subset="value").groupby(["class_i", "class_j"])
+    if len(pairs) > 1:
+        for _, own in pairs:
+            ax.plot(own["epoch"], own["value"], color=colour, alpha=0.2, linewidth=0.7)
     name = f"mean of {len(pairs)} pairs" if len(pairs) > 1 else "the two classes"
-    ax.plot(epochs, sums / weights, color=colour, marker="o", markersize=3, label=name)
+    ax.plot(_mean(table, value), color=colour, marker="o", markersize=3, label=name)
 
 
-def _lasting_imbalance(columns: dict[str, np.ndarray]) -> tuple[np.ndarray, list[float]]:
-    """Epochs, and Σ|n_i − n_j| / Σ(n_i + n_j) over the pairs of counts summed over the epochs up to each."""
-    epochs, values = np.unique(columns["epoch"]), []
-    for epoch in epochs:
-        recent = (columns["epoch"] > epoch - _LASTING) & (columns["epoch"] <= epoch)
-        n_i, n_j = columns["count_i"][recent], columns["count_j"][recent]
-        names = np.stack([columns["class_i"], columns["class_j"]])[:, recent]
-        pair = np.unique(names, axis=1, return_inverse=True)[1].ravel()
-        values.append(float(abs(np.bincount(pair, n_i - n_j)).sum() / (n_i + n_j).sum()))
-    return epochs, values
+def _mean(table: pd.DataFrame, value: pd.Series) -> pd.Series:
+    """By epoch, the mean of the values that are not NaN, weighted by the noisy samples of their rows."""
+    weight = (table["count_i"] + table["count_j"]).where(value.notna())
+    return ((weight * value).groupby(table["epoch"]).sum() / weight.groupby(table["epoch"]).sum()).dropna()
 
 
-def _weighted(
-    columns: dict[str, np.ndarray], value: np.ndarray, power: int = 1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Epochs, sums of weights and sums of weightᵖ · value, over rows whose value is not NaN; weights: noisy samples."""
-    known = ~np.isnan(value)
-    weights = (columns["count_i"] + columns["count_j"])[known]
-    epochs, at = np.unique(columns["epoch"][known], return_inverse=True)
-    return epochs, np.bincount(at, weights), np.bincount(at, weights**power * value[known])
+def _lasting_imbalance(table: pd.DataFrame) -> pd.Series:
+    """By epoch, Σ|n_i − n_j| / Σ(n_i + n_j) over the pairs of counts summed over the epochs up to it."""
+    counts = table.pivot(index="epoch", columns=["class_i", "class_j"], values=["count_i", "count_j"]).fillna(0)
+    every = np.arange(counts.index.min(), counts.index.max() + 1)
+    recent = counts.reindex(every, fill_value=0).rolling(_LASTING, min_periods=1).sum().loc[counts.index]
+    return (recent["count_i"] - recent["count_j"]).abs().sum(axis=1) / recent.sum(axis=1)
 
 
 def draw_all(run: Run) -> list[Path]:
@@ -257,9 +247,9 @@ def draw_all(run: Run) -> list[Path]:
     return drawn
 
 
-def _figure(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(height: float, rows: int = 1, columns: int = 1, sharex: bool = False) -> tuple[Figure, list[Axes]]:
     fig = Figure(figsize=(8, height), dpi=150, layout="constrained")
-    axes = list(fig.subplots(panels, 1, squeeze=False)[:, 0])
+    axes = list(fig.subplots(rows, columns, squeeze=False, sharex=sharex).flat)
     for ax in axes:
         ax.grid(True, alpha=0.3)
         ax.set_axisbelow(True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from ima_dist.config.exit_status import EXIT_REQUEUE
+from ima_dist.config.errors import EXIT_REQUEUE
 
 # Seconds after which a second signal ends the driver at once, and that shutting Ray down may take.
 _IMPATIENT_AFTER, LAST_WAIT = 1.0, 20.0

@@ -19,8 +19,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ima_dist.config.errors import ConfigError
-from ima_dist.config.exit_status import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.launch.cluster import settled
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command

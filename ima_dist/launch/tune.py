@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def run_sweep(sweep: Sweep, root: Path, say: Callable[[str], None]) -> bool:
         work = Work(sweep, root, cpus, environment, os.getcwd())
         say(f"Up to {at_once} trial{'s' * (at_once != 1)} at a time.")
         storage = held.enter_context(tempfile.TemporaryDirectory(prefix="ima-sweep-"))
-        held.enter_context(_quiet_tune())
+        _quiet_tune()
         tuner = _tuner(work, at_once, Path(storage), say)
         held.enter_context(forwarding_signals(stop, ray.shutdown))
         try:
@@ -71,7 +71,7 @@ def _wait_for_trials(root: Path) -> None:
 def _tuner(work: Work, at_once: int, storage: Path, say: Callable[[str], None]) -> tune.Tuner:
     sweep = work.sweep
     if sweep.search == "optuna":
-        search, space, count, over = _search(work), {}, sweep.samples * len(sweep.seeds), 0
+        search, space, count, over = _search(work), {}, sweep.planned, 0
     else:
         left = _trials_left(work)
         search, space, count, over = None, {"trial": tune.grid_search(left)}, 1, len(sweep.runs) - len(left)
@@ -140,7 +140,7 @@ class _Lines(tune.Callback):
 
     def __init__(self, sweep: Sweep, over: int, say: Callable[[str], None]) -> None:
         self._sweep, self._over, self._say = sweep, over, say
-        self._total = len(sweep.runs) or sweep.samples * len(sweep.seeds)
+        self._total = len(sweep.runs) or sweep.planned
 
     def _name(self, trial: Any) -> str:
         values, seed = combination(self._sweep, trial.config)
@@ -178,19 +178,12 @@ def _earlier(work: Work) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-@contextlib.contextmanager
-def _quiet_tune() -> Iterator[None]:
+def _quiet_tune() -> None:
     """Silence Tune: ``_Lines`` prints what concerns the user."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-    logger = logging.getLogger("ray.tune")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

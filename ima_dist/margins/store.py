@@ -199,7 +199,7 @@ class MarginStore:
         for number in range(rounds):
             sent = out.take((place >= number * _CHUNK) & (place < (number + 1) * _CHUNK))
             sizes = (counts - number * _CHUNK).clamp(0, _CHUNK)
-            got = Proposals(*distributed.exchange([*sent.columns()], sizes, group=self.group)[0])
+            got = Proposals(*distributed.exchange(list(sent), sizes, group=self.group)[0])
             self._settle(got, self._slots(got.indices)[0])
 
     def _share(self) -> None:

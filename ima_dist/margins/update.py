@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +28,7 @@ def update_margins(
     return updated.clamp(expansion, eps_max)
 
 
-@dataclass
-class Proposals:
+class Proposals(NamedTuple):
     """New margins that await ``reduce``; all (K,), for K distinct global indices."""
 
     indices: Tensor
@@ -42,13 +41,10 @@ class Proposals:
         empty = torch.zeros(0, dtype=torch.bool, device=device)
         return cls(empty.long(), empty.to(dtype), empty, empty)
 
-    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.indices, self.values, self.correct, self.crossed
-
     def take(self, rows: Tensor) -> Proposals:
         """Those at ``rows``: indices or a mask."""
-        return Proposals(*(column[rows] for column in self.columns()))
+        return Proposals(*(column[rows] for column in self))
 
 
 def joined(parts: list[Proposals]) -> Proposals:
-    return Proposals(*(torch.cat(columns) for columns in zip(*(part.columns() for part in parts), strict=True)))
+    return Proposals(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

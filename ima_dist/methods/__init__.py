@@ -1,13 +1,12 @@
 """Training methods behind one interface (``base.Method``)."""
 
 from ima_dist.config.schema import Config
-from ima_dist.methods.adv import Adversarial
+from ima_dist.methods.adv import Adversarial, RandomNoise
 from ima_dist.methods.base import Attacked, Batch, Method
 from ima_dist.methods.ce import CrossEntropy
 from ima_dist.methods.ddn import DDN
 from ima_dist.methods.ima import IMA
 from ima_dist.methods.mma import MMA
-from ima_dist.methods.rand import RandomNoise
 from ima_dist.methods.trades import Trades
 
 METHODS: dict[str, type[Method]] = {

@@ -1,16 +1,11 @@
-"""Vanilla adversarial training (paper, section 2.1, eq. 2)."""
+"""Training on clean and noisy samples: adversarial (paper, section 2.1, eq. 2) and random noise (section 3.3)."""
 
 import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, cross_entropy
-from ima_dist.attacks.pgd import pgd
+from ima_dist.core import norms
 from ima_dist.methods.base import Attacked, Batch, Method
-
-
-def half_and_half(logits: Tensor, batch: Batch) -> Tensor:
-    """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
-    return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
 
 
 class Adversarial(Method):
@@ -21,23 +16,26 @@ class Adversarial(Method):
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        settings, eps, norm = self.config.attack, self.config.eps_max, self.config.norm
-        noisy = pgd(
-            model,
-            batch.x,
-            batch.y,
-            eps,
-            norm=norm,
-            steps=settings.steps,
-            step_scale=settings.step_scale,
-            start=batch.start(eps, norm),
-            box=self.box,
-        )
+        noisy = self.pgd(model, batch, batch.start(self.config.eps_max, self.config.norm))
         return Attacked(
             inputs=torch.cat([batch.x, noisy]),
             noisy_of=torch.arange(len(noisy), device=noisy.device),
-            evaluations=settings.steps * len(noisy),
+            evaluations=self.config.attack.steps * len(noisy),
         )
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        return half_and_half(logits, batch)
+        """Eq. 2 row by row: half the cross-entropy of B clean and of their B noisy samples, (2B, C) -> (2B,)."""
+        return cross_entropy(logits, torch.cat([batch.y, batch.y])) / 2
+
+
+class RandomNoise(Adversarial):
+    """The baseline "rand ε", with the loss of adv (eq. 2).
+
+    The noise is uniform in the ball of radius ε = ``eps_max``, which under L∞ is the paper's uniform white noise,
+    and then clipped to the box. L2 is ours.
+    """
+
+    def attack(self, model: Network, batch: Batch) -> Attacked:
+        eps, norm = self.config.eps_max, self.config.norm
+        noisy = norms.clip(batch.x + batch.start(eps, norm), batch.x, eps, norm, self.box)
+        return Attacked(inputs=torch.cat([batch.x, noisy]), noisy_of=torch.arange(len(noisy), device=noisy.device))

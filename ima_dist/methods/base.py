@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ima_dist.attacks.common import Box, Network
+from ima_dist.attacks.common import Box, Loss, Network
+from ima_dist.attacks.pgd import pgd
 from ima_dist.config.schema import Config
 from ima_dist.core import noise
 from ima_dist.margins.update import Proposals
@@ -88,6 +89,22 @@ class Method(ABC):
 
         Their sum over the global batch, divided by its size, is minimised.
         """
+
+    def pgd(self, model: Network, batch: Batch, start: Tensor, loss: Loss = "ce") -> Tensor:
+        """The last iterate of PGD from x + ``start`` within ``eps_max`` of each sample, as configured, (B, ...)."""
+        settings = self.config.attack
+        return pgd(
+            model,
+            batch.x,
+            batch.y,
+            self.config.eps_max,
+            norm=self.config.norm,
+            steps=settings.steps,
+            step_scale=settings.step_scale,
+            loss=loss,
+            start=start,
+            box=self.box,
+        )
 
     def estimate(self, model: Network, batch: Batch) -> Attacked:
         """New margins for a batch after the epoch, as ``proposals``, and the noisy samples they come from."""

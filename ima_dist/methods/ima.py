@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.bpgd import BoundaryResult, bpgd
+from ima_dist.attacks.bpgd import bpgd
 from ima_dist.attacks.common import Box, Network, cross_entropy
 from ima_dist.config.schema import Config
 from ima_dist.core import norms
@@ -28,43 +28,39 @@ class IMA(Method):
         self.has_margins = self.on_boundary = True
         self.margin_pass = config.margin_update == "epoch"
 
-    def _boundary(self, model: Network, batch: Batch) -> BoundaryResult:
+    def _attacked(self, model: Network, batch: Batch, propose: bool) -> Attacked:
         assert batch.margins is not None
-        settings = self.config.attack
-        return bpgd(
+        config, settings = self.config, self.config.attack
+        found = bpgd(
             model,
             batch.x,
             batch.y,
             batch.margins,
-            norm=self.config.norm,
+            norm=config.norm,
             steps=settings.steps,
             bisections=settings.bisections,
             step_scale=settings.step_scale,
             boundary_side=settings.boundary_side,
-            start=batch.start(batch.margins, self.config.norm),
+            start=batch.start(batch.margins, config.norm),
             box=self.box,
         )
-
-    def _proposals(self, batch: Batch, found: BoundaryResult) -> Proposals:
-        assert batch.margins is not None
-        values = update_margins(
-            batch.margins,
-            norms.length(found.x - batch.x, self.config.norm),
-            correct=found.correct,
-            crossed=found.crossed,
-            expansion=self.config.expansion,
-            eps_max=self.config.eps_max,
-        )
-        return Proposals(batch.indices, values, found.correct, found.crossed)
-
-    def _attacked(self, model: Network, batch: Batch, propose: bool) -> Attacked:
-        found = self._boundary(model, batch)
+        proposals = None
+        if propose:
+            margins = update_margins(
+                batch.margins,
+                norms.length(found.x - batch.x, config.norm),
+                correct=found.correct,
+                crossed=found.crossed,
+                expansion=config.expansion,
+                eps_max=config.eps_max,
+            )
+            proposals = Proposals(batch.indices, margins, found.correct, found.crossed)
         noisy_of = found.crossed.nonzero()[:, 0]
         return Attacked(
             inputs=torch.cat([batch.x, found.x[noisy_of]]),
             noisy_of=noisy_of,
             correct=found.correct,
-            proposals=self._proposals(batch, found) if propose else None,
+            proposals=proposals,
             evaluations=found.evaluations,
         )
 

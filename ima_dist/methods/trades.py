@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, attack_mode, cross_entropy
-from ima_dist.attacks.pgd import pgd
 from ima_dist.methods.base import Attacked, Batch, Method
 
 START = 1e-3
@@ -33,27 +32,16 @@ class Trades(Method):
     attack_in_half = False
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        settings = self.config.attack
         with torch.no_grad(), attack_mode(model):
             target = model(batch.x).log_softmax(1)
-        noisy = pgd(
-            model,
-            batch.x,
-            batch.y,
-            self.config.eps_max,
-            norm=self.config.norm,
-            steps=settings.steps,
-            step_scale=settings.step_scale,
-            loss=lambda logits, _: divergence(target, F.log_softmax(logits, 1)),
-            # At x itself the divergence has its minimum and no gradient.
-            start=batch.start(START, "linf"),
-            box=self.box,
-        )
+        # At x itself the divergence has its minimum and no gradient.
+        start = batch.start(START, "linf")
+        noisy = self.pgd(model, batch, start, lambda logits, _: divergence(target, F.log_softmax(logits, 1)))
         return Attacked(
             inputs=torch.cat([batch.x, noisy]),
             noisy_of=torch.arange(len(noisy), device=noisy.device),
             correct=target.argmax(1) == batch.y,
-            evaluations=(settings.steps + 1) * len(noisy),
+            evaluations=(self.config.attack.steps + 1) * len(noisy),
         )
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:

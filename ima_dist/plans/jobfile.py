@@ -1,5 +1,6 @@
 """Job files: the rows of one of the paper's tables, and where their runs lie."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,14 +75,19 @@ def find_file(name: Path | str) -> Path:
     raise ConfigError(f"There is no file {name} here, nor among the job files of ima_dist{hint}.")
 
 
-def read_yaml(path: Path | str, content: str) -> dict[str, Any]:
-    """The mapping in a YAML file that should hold ``content``. Raises ConfigError naming the file."""
+def parsed(path: Path | str, parse: Callable[[str], Any], form: str) -> Any:
+    """The content of a file in YAML or TOML. Raises ConfigError naming the file."""
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror or error}): check the path.") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is not valid YAML ({' '.join(str(error).split())}): correct it.") from None
+        raise ConfigError(f"{path} is not valid {form} ({' '.join(str(error).split())}): correct it.") from None
+
+
+def read_yaml(path: Path | str, content: str) -> dict[str, Any]:
+    """The mapping in a YAML file that should hold ``content``. Raises ConfigError naming the file."""
+    tree = parsed(path, yaml.safe_load, "YAML")
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping with {content}.")
     return {str(key): value for key, value in tree.items() if value is not None}

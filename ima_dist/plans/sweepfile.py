@@ -138,23 +138,14 @@ class Point:
     epoch: int
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(WrittenSweep):
     """A sweep file, checked. points: all combinations in order, () if the search chooses them as it goes.
 
     space: swept option -> Distribution. notes: one sentence for each way in which runs are saved. asked: the file's
     content with its scale applied, itself a sweep file.
     """
 
-    title: str
-    preset: str
-    options: dict[str, Any]
     space: dict[str, Distribution]
-    seeds: tuple[int, ...]
-    search: str
-    samples: int
-    asha: Asha | None
-    all_epochs: bool
     asked: dict[str, Any]
     points: tuple[Point, ...] = ()
     notes: tuple[str, ...] = ()
@@ -171,6 +162,11 @@ class Sweep:
         if self.points:
             return self.points[0]
         return self.point({name: d.bounds[0] for name, d in self.space.items()}, self.seeds[0])
+
+    @property
+    def planned(self) -> int:
+        """The number of trials of an open search."""
+        return (self.samples or 0) * len(self.seeds)
 
     @property
     def by_epochs(self) -> bool:
@@ -247,10 +243,7 @@ def _read(tree: dict[str, Any], scale: str | None, options: Mapping[str, Any], s
             raise ConfigError(f"sweep, {name}: {error}") from None
     if file.search == "grid" and any(d.kind != "choice" for d in space.values()):
         raise ConfigError("a grid needs a list of values for every option: give search: random or search: optuna.")
-    same = {
-        name: getattr(file, name) for name in ("title", "preset", "options", "seeds", "search", "asha", "all_epochs")
-    }
-    return _planned(Sweep(**same, space=space, samples=file.samples or 0, asked=asked))
+    return _planned(Sweep(**dict(file), space=space, asked=asked))
 
 
 def _planned(sweep: Sweep) -> Sweep:
@@ -266,7 +259,7 @@ def _planned(sweep: Sweep) -> Sweep:
     else:
         # The same draws each time, so that a sweep can be continued.
         generator = random.Random(0)
-        combinations = [{n: d.draw(generator) for n, d in sweep.space.items()} for _ in range(sweep.samples)]
+        combinations = [{n: d.draw(generator) for n, d in sweep.space.items()} for _ in range(sweep.samples or 0)]
     points = []
     for values in combinations:
         for seed in sweep.seeds:
@@ -298,7 +291,7 @@ def _planned(sweep: Sweep) -> Sweep:
                 f"eps_max / delta_eps gives {longest} epochs, and the option epochs says {explicit}: leave it out, or "
                 "ask for all_epochs: true."
             )
-    return replace(sweep, points=tuple(points), notes=tuple(notes))
+    return sweep.model_copy(update={"points": tuple(points), "notes": tuple(notes)})
 
 
 def _longest(points: list[Point]) -> list[Point]:

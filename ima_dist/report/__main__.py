@@ -6,9 +6,9 @@ A RUN_DIR may also be a directory that contains runs, such as runs/jobs.
 import sys
 from pathlib import Path
 
-from ima_dist.cli.entry import EXIT_DONE, guarded, say
+from ima_dist.cli.entry import absolute_output, existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.cli.paths import absolute_output, existing, shown
+from ima_dist.config.errors import EXIT_DONE
 from ima_dist.report.write import write_report
 
 

@@ -76,7 +76,8 @@ def _of_table(table: Table) -> Iterator[Drawing]:
     lines = [line for line in own if line.attack == paper_attack(table)] or own
     if not lines:
         return
-    source = _ACCURACY_FIGURES.get(table.preset, "") if _is_main(table) else ""
+    special = (None, *paper.BETA_TABLES, *paper.BLACK_BOX_TABLES, *paper.EPOCHS_TABLES)
+    source = _ACCURACY_FIGURES.get(table.preset, "") if table.number not in special else ""
     caption = "Bands: 95 % intervals. Dotted: the paper's rows. The numbers are in the table."
     figure = accuracy_figure([_series(line) for line in lines], [table.norm])
     yield Drawing(source, f"Accuracy by noise level ({table.title})", caption, figure)
@@ -86,11 +87,6 @@ def _of_table(table: Table) -> Iterator[Drawing]:
         what = f"accuracy at the middle noise level ({NORM_SIGN[table.norm]})"
         figure = tradeoff_figure(points, front, what)
         yield Drawing("", f"Clean against robust accuracy ({table.title})", "Circled: the Pareto front.", figure)
-
-
-def _is_main(table: Table) -> bool:
-    special = (*paper.BETA_TABLES, *paper.BLACK_BOX_TABLES, *paper.EPOCHS_TABLES)
-    return table.number is not None and table.number not in special
 
 
 def _series(line: Line) -> Series:
@@ -124,7 +120,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         yield Drawing(
             "Figure 6" if theirs else "", f"Decision boundary of {name}", caption, boundary_figure(result.boundary)
         )
-    rows = [r for r in result.history if r.get("margin_histogram") and r.get("margin_mean") is not None]
+    rows = result.margin_history
     if rows:
         source = ("Figures 9 and 14" if covid else "Like Figure 14") if theirs else ""
         caption = "Margins of the training samples, up to ε_max, after each epoch. Dashed: their mean."

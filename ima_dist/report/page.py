@@ -1,6 +1,5 @@
 """The report as one HTML file that loads nothing: what page.html shows, and how it writes numbers."""
 
-import base64
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -8,6 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import OWN_SETTINGS, data_name, has_papers_data, train_command
+from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
 from ima_dist.report.tables import Line, Table, label, setting_differences
 from ima_dist.results import obfuscation
@@ -43,8 +43,9 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (data_name, has_papers_data, label, obfuscation.verdict, setting_differences, table_file, to_html)
-    own = (_attacks, _black_box, _columns, _command, _guessed, _number, _picture, _runs_of, _samples)
+    labels = (data_name, has_papers_data, label, obfuscation.verdict)
+    functions = (*labels, png_url, setting_differences, table_file, to_html, train_command)
+    own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
@@ -76,14 +77,6 @@ def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
 
 def _guessed(table: Table) -> bool:
     return any(cell.legible == "guess" for line in table.lines for cell in line.theirs.values())
-
-
-def _picture(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _command(result: Run) -> str:
-    return train_command(result.config, result.name)
 
 
 def _number(result: Run, name: str, form: str) -> str:

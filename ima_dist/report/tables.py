@@ -14,7 +14,7 @@ from ima_dist.results import paper
 from ima_dist.results.same_data import data_sets
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.results.text import NORM_SIGN
-from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, levels_of, noise_key
+from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, noise_key
 from ima_dist.rundir.run import Run
 
 Key = tuple[str, float]  # "test" or "validation", noise level
@@ -73,41 +73,30 @@ class Table:
         return sorted({key for line in self.lines for key in (*line.ours, *line.theirs)})
 
 
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """One run's part of a line."""
-
-    table: int | None
-    row: str
-    attack: str
-    epoch: int
-    result: Run
-    points: Row
-    differs: tuple[str, ...]
+_Placed = tuple[int | None, Line]  # the number of a table of the paper, and a line of one run for it
 
 
 def make_tables(results: Iterable[Run]) -> list[Table]:
     """The paper's tables that our runs belong to, by number, and after them one for each experiment that it lacks."""
     pieces = [piece for result in results for piece in (*_final(result), *_by_epoch(result))]
     tables = []
-    for number in sorted({p.table for p in pieces if p.table is not None}):
-        own = [p for p in pieces if p.table == number]
+    for number in sorted({table for table, _ in pieces if table is not None}):
+        own = [line for table, line in pieces if table == number]
         # A run of the main table is also the row β = 0.5. A table with only that row is left out.
-        if number not in paper.BETA_TABLES or {p.row for p in own} != {"beta=0.5"}:
-            config = own[0].result.config
-            tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(own)))
+        if number not in paper.BETA_TABLES or {line.row for line in own} != {"beta=0.5"}:
+            config = own[0].results[0].config
+            tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(number, own)))
     derived = [_table_15(table) for table in tables if table.number == 14]
     tables = sorted([*tables, *(t for t in derived if t.lines)], key=lambda table: table.number or 0)
-    beside = [p for p in pieces if p.table is None]
-    sets = data_sets([p.result for p in beside])
-    groups: dict[tuple[str, str], list[_Piece]] = {}
-    for name, piece in zip(sets, beside, strict=True):
-        groups.setdefault((name, piece.result.config.norm), []).append(piece)
-    for (name, norm), own in sorted(groups.items(), key=lambda group: group[0]):
-        theirs = has_papers_data(own[0].result.config)
+    others = [line for table, line in pieces if table is None]
+    beside: dict[tuple[str, str], list[Line]] = {}
+    for name, line in zip(data_sets([line.results[0] for line in others]), others, strict=True):
+        beside.setdefault((name, line.results[0].config.norm), []).append(line)
+    for (name, norm), own in sorted(beside.items()):
+        config = own[0].results[0].config
+        theirs = has_papers_data(config)
         place = f"Beside the paper's tables: {paper.DATA_SETS.get(name, name)}" if theirs else f"Own data: {name}"
-        preset = own[0].result.config.preset
-        tables.append(Table(None, f"{place}, {NORM_SIGN[norm]} noise", preset, norm, _lines(own)))
+        tables.append(Table(None, f"{place}, {NORM_SIGN[norm]} noise", config.preset, norm, _lines(None, own)))
     return tables
 
 
@@ -137,21 +126,22 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     return tuple(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names)
 
 
-def _final(result: Run) -> Iterable[_Piece]:
+def _final(result: Run) -> Iterable[_Placed]:
     """The last network under every attack, in each table that it belongs to."""
     config = result.config
     attacks = attack_rows(result.points, config.epochs)
-    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, _own_name(config))]
+    own_name = f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
+    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, own_name)]
     black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
     for attack, entries in attacks.items():
         for table, row in rows:
             # Of a run with spsa, pgd100 is what spsa is compared with.
             compared = bool(black_box) and "spsa" in attacks and attack in ("spsa", "pgd100")
             if compared == (table in paper.BLACK_BOX_TABLES):
-                yield _piece(table, row, attack, config.epochs, result, entries)
+                yield _placed(table, row, attack, config.epochs, result, entries)
 
 
-def _by_epoch(result: Run) -> Iterable[_Piece]:
+def _by_epoch(result: Run) -> Iterable[_Placed]:
     """Networks after several epochs of a run (Tables 16 to 21)."""
     epochs = epochs_of(result.points)
     if epochs == [result.config.epochs]:
@@ -160,16 +150,21 @@ def _by_epoch(result: Run) -> Iterable[_Piece]:
         found = paper.epoch_row_name(result.config, epoch)
         for attack, entries in attack_rows(result.points, epoch).items():
             if found and attack in ("pgd100", "worst"):
-                yield _piece(*found, attack, epoch, result, entries)
+                yield _placed(*found, attack, epoch, result, entries)
 
 
-def _piece(table: int | None, row: str, attack: str, epoch: int, result: Run, points: Row) -> _Piece:
+def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, points: Row) -> _Placed:
     config = result.config
     apart = ["seed", *(["beta"] if table in paper.BETA_TABLES else [])]
     if table is not None and config.method in ("adv", "rand"):
         apart.append("eps_max")
     differs = setting_differences(config, apart) + _attack_differences(config, table, points)
-    return _Piece(table, row, attack, epoch, result, points, differs)
+    ours: dict[Key, Measured] = {("test", level): Measured(p.share, p.samples) for level, p in points.items()}
+    for entry in result.history if table in paper.EPOCHS_TABLES else ():
+        if entry["epoch"] == epoch and entry["val_accuracy"] is not None:
+            ours["validation", 0.0] = Measured(entry["val_accuracy"])
+    theirs, point = _theirs(table, row, attack), next(iter(points.values()))
+    return table, Line(row, attack, epoch, (result,), ours, theirs, differs, point)
 
 
 def _attack_differences(config: Config, table: int | None, points: Row) -> tuple[str, ...]:
@@ -190,20 +185,19 @@ def _attack_differences(config: Config, table: int | None, points: Row) -> tuple
     return tuple(found)
 
 
-def _lines(pieces: list[_Piece]) -> list[Line]:
-    """Lines for the pieces of one table, and for the rows of the paper that none of them belongs to.
+def _lines(table: int | None, own: list[Line]) -> list[Line]:
+    """The lines of a table for those of single runs, and for the rows of the paper that none of them belongs to.
 
-    Pieces that differ only in their seed become one line; a second run with the same seed starts another.
+    Lines that differ only in their seed become one; a second run with the same seed starts another.
     """
-    groups: dict[tuple[Any, ...], list[_Piece]] = {}
-    for piece in pieces:
-        key: tuple[Any, ...] = (piece.row, piece.attack, piece.epoch, piece.differs)
-        seed, turn = piece.result.config.seed, 0
-        while any(p.result.config.seed == seed for p in groups.get((*key, turn), [])):
+    groups: dict[tuple[Any, ...], list[Line]] = {}
+    for line in own:
+        key: tuple[Any, ...] = (line.row, line.attack, line.epoch, line.differs)
+        seed, turn = line.results[0].config.seed, 0
+        while any(other.results[0].config.seed == seed for other in groups.get((*key, turn), [])):
             turn += 1
-        groups.setdefault((*key, turn), []).append(piece)
-    lines = [_line(group) for group in groups.values()]
-    table = pieces[0].table
+        groups.setdefault((*key, turn), []).append(line)
+    lines = [_joined(group) for group in groups.values()]
     cells = paper.cells(table=table) if table is not None else []
     for row, attack in dict.fromkeys((cell.method, cell.attack) for cell in cells):
         if not any((line.row, line.attack) == (row, attack) for line in lines):
@@ -218,21 +212,15 @@ def _lines(pieces: list[_Piece]) -> list[Line]:
     return sorted(lines, key=place)
 
 
-def _line(pieces: list[_Piece]) -> Line:
-    first = pieces[0]
-    ours: dict[Key, Measured] = {}
-    for level in levels_of(p.points for p in pieces):
-        points = [p.points[level] for p in pieces if level in p.points]
-        ours["test", level] = _mean([point.share for point in points], fewest_samples(points))
-    if first.table in paper.EPOCHS_TABLES:
-        rows = [row for p in pieces for row in p.result.history if row["epoch"] == first.epoch]
-        clean = [row["val_accuracy"] for row in rows if row["val_accuracy"] is not None]
-        if clean:
-            ours["validation", 0.0] = _mean(clean, None)
-    results = tuple(p.result for p in pieces)
-    point = next(iter(first.points.values()))
-    theirs = _theirs(first.table, first.row, first.attack)
-    return Line(first.row, first.attack, first.epoch, results, ours, theirs, first.differs, point)
+def _joined(lines: list[Line]) -> Line:
+    """The lines of several seeds as one."""
+    ours = {}
+    for key in sorted({key for line in lines for key in line.ours}):
+        found = [line.ours[key] for line in lines if key in line.ours]
+        accuracies, samples = [m.accuracy for m in found], [m.samples for m in found if m.samples is not None]
+        ours[key] = _mean(accuracies, min(samples, default=None))
+    results = tuple(result for line in lines for result in line.results)
+    return dataclasses.replace(lines[0], results=results, ours=ours)
 
 
 def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:
@@ -265,10 +253,6 @@ def _table_15(table: Table) -> Table:
                 difference = dataclasses.replace(low, row="difference", results=results, ours=ours, theirs=theirs)
                 lines += [low, high, difference]
     return Table(15, paper.title(15), table.preset, table.norm, lines)
-
-
-def _own_name(config: Config) -> str:
-    return f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
 
 
 def _value(value: Any) -> str:

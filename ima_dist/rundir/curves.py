@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ima_dist.config.attacks import ATTACKS
 
 Row = dict[float, "Point"]  # noise level, without rounding errors -> point
 
 
-@dataclass(frozen=True)
-class Point:
+def _known(attack: str) -> str:
+    if attack not in ATTACKS:
+        raise ValueError("unknown attack")
+    return attack
+
+
+class Point(BaseModel):
     """The accuracy under one attack at one noise level; the fields are the keys of an entry of ``curves``.
 
     loss: "ce", "margin" or "both", the worse of the two for each sample. noise: radius in ``norm``, in units of the
-    data. accuracy: None if it was not finite. epoch: the weights after that many epochs. more: keys that this version
-    does not know, kept as they are.
+    data. accuracy: None if it was not finite. epoch: the weights after that many epochs. Keys that this version does
+    not know are kept as they are.
     """
 
-    attack: str
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+
+    attack: Annotated[str, AfterValidator(_known)]
     loss: str
     norm: str
-    noise: float
+    noise: Annotated[float, Field(ge=0)]
     split: str
-    accuracy: float | None
-    samples: int
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    samples: Annotated[int, Field(ge=1)]
     steps: int | None
     step_scale: float | None
-    epoch: int
+    epoch: Annotated[int, Field(ge=1)]
     spsa_samples: int | None = None
-    more: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def level(self) -> float:
@@ -47,31 +53,12 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         """The entry of summary.json."""
-        entry: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
-        if self.spsa_samples is None:
-            del entry["spsa_samples"]
-        return {**entry, **self.more}
+        return self.model_dump(exclude={"spsa_samples"} if self.spsa_samples is None else None)
 
     @classmethod
     def from_json(cls, entry: Any) -> Point:
         """The point of an entry of summary.json. Raises ValueError if it is not one."""
-        if not isinstance(entry, dict) or not entry.keys() >= _REQUIRED:
-            raise ValueError("keys are missing")
-        more = {name: value for name, value in entry.items() if name not in _NAMES}
-        point = cls(**{name: entry[name] for name in _NAMES if name in entry}, more=more)
-        texts, counts = (point.attack, point.loss, point.norm, point.split), (point.samples, point.epoch)
-        numbers = point.noise, point.accuracy, point.steps, point.step_scale, point.spsa_samples
-        if not all(isinstance(text, str) for text in texts) or point.attack not in ATTACKS:
-            raise ValueError("text is expected")
-        if not _are_numbers(counts) or not _are_numbers(value for value in numbers if value is not None):
-            raise ValueError("numbers are expected")
-        if point.noise is None or point.noise < 0 or min(counts) < 1 or not 0 <= (point.accuracy or 0.0) <= 1:
-            raise ValueError("numbers out of range")
-        return point
-
-
-_NAMES = tuple(f.name for f in fields(Point) if f.name != "more")
-_REQUIRED = frozenset(_NAMES) - {"spsa_samples"}
+        return cls.model_validate(entry)
 
 
 def attack_rows(points: Iterable[Point], epoch: int | None = None) -> dict[str, Row]:
@@ -115,9 +102,3 @@ def format_noise(level: float) -> str:
     if abs(level - round(level, 4)) > 1e-7 and abs(pixels - round(pixels)) < 1e-3:
         return f"{round(pixels)}/255"
     return f"{level:.6g}"
-
-
-def _are_numbers(values: Iterable[Any]) -> bool:
-    return all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
-    )

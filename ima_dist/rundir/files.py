@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import uuid
 import zipfile
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic_core
 
 from ima_dist.config.errors import ConfigError
 
@@ -48,7 +48,8 @@ def write_text_atomic(path: Path, text: str) -> None:
 
 def write_json(path: Path, obj: dict[str, Any]) -> None:
     """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError."""
-    write_text_atomic(path, json.dumps(_jsonable(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    with replacing(path) as file:
+        file.write(pydantic_core.to_json(obj, indent=2, inf_nan_mode="null", fallback=np.generic.item) + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -110,15 +111,3 @@ def sentence(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename} cannot be read ({error.strerror or error})."
     return str(error)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, np.generic):
-        return _jsonable(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -138,6 +138,11 @@ class Run:
         """The rows of ``history_table``; accuracies on clean data that are not recorded are None."""
         return [{"train_accuracy": None, "val_accuracy": None, **row} for row in self.history_table.to_pylist()]
 
+    @property
+    def margin_history(self) -> list[dict[str, Any]]:
+        """The rows of ``history`` with margins."""
+        return [row for row in self.history if row.get("margin_histogram") and row.get("margin_mean") is not None]
+
     @cached_property
     def equilibrium(self) -> list[dict[str, Any]]:
         """The rows of equilibrium.parquet, oldest first."""

@@ -123,7 +123,7 @@ def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, m
         digests = store.save(margins_aside, state.labels, identity.fingerprint)
         return {_relative(run, _margins_dir(run, position) / name): digest for name, digest in digests.items()}
     file = aside / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
-    safetensors.save_file({k: v.cpu().contiguous() for k, v in asdict(store.pending()).items()}, file)
+    safetensors.save_file({k: v.cpu().contiguous() for k, v in store.pending()._asdict().items()}, file)
     digests = {_relative(run, run.checkpoints_dir / position.name / file.name): _digest(file)}
     if store.rank == 0 and position.epoch:
         # They are part of this checkpoint: damage to them must be noticed.

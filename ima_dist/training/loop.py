@@ -17,10 +17,8 @@ from ima_dist.data.types import DataSet, Resident
 from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
-from ima_dist.training.amp import autocast
 from ima_dist.training.answers import write_answers
-from ima_dist.training.history import epoch_row
-from ima_dist.training.network import DTYPES, data_parallel, learning_rate, running_statistics
+from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, running_statistics
 from ima_dist.training.numerics import check_gradient
 from ima_dist.training.reporter import Reporter
 from ima_dist.training.resume import check_same_data, resume
@@ -216,7 +214,7 @@ class Training:
         if config.eval.val_noise is not None:
             robust = validation.robust_accuracy(self.network, self.val, config, config.eval.val_noise)
             accuracies["val_robust_accuracy"] = robust
-        self.history.append(epoch_row(epoch, state.counters, accuracies, state.store, config))
+        self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))
         if state.equilibrium is not None:
             self.equilibria += state.equilibrium.rows(epoch)
         if distributed.rank() == 0:

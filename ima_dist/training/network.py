@@ -1,4 +1,4 @@
-"""Network and optimiser as configured. Used by the driver's checks and the workers."""
+"""Network, optimiser and precision as configured. Used by the driver's checks and the workers."""
 
 import inspect
 from typing import Any
@@ -15,6 +15,7 @@ from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def limit_threads(data: DataSet) -> None:
@@ -97,3 +98,32 @@ def data_parallel(network: nn.Module, device: torch.device) -> DistributedDataPa
     options: dict[str, Any] = {name: False}
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, **options)
+
+
+# ---- half precision (--autocast), for training and its attacks; evaluation never uses it
+
+
+class Autocast(nn.Module):
+    """A network whose passes run under ``torch.autocast``, from float32 samples (B, ...) to float32 logits (B, C).
+
+    An attack's gradient needs no scaling: ``logits_and_gradient`` starts it at the logits with size 1, however
+    confident the network is. Gradients of the parameters are sums over samples and need ``scaler``.
+    """
+
+    def __init__(self, network: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.network, self.kind = network, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, HALF[self.kind]):
+            return self.network(x).float()
+
+
+def autocast(network: nn.Module, kind: str) -> nn.Module:
+    """The network itself for ``"none"``, else its ``Autocast``; parameters and modules are shared."""
+    return network if kind == "none" else Autocast(network, kind)
+
+
+def scaler(kind: str, device: torch.device) -> torch.amp.GradScaler:
+    """Dynamic loss scaling for the parameters' gradients; disabled except for float16."""
+    return torch.amp.GradScaler(device.type, enabled=kind == "float16")

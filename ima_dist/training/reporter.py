@@ -28,8 +28,7 @@ class Reporter:
         self.should_stop = should_stop
         self.interval = 4
         self.count = 0
-        self.since = time.monotonic()
-        self.started = time.monotonic()
+        self.since = self.started = time.monotonic()
         self.start_samples: float | None = None
 
     def due(self) -> bool:
@@ -50,12 +49,7 @@ class Reporter:
         return bool(stop)
 
     def write(
-        self,
-        stage: str,
-        position: Position,
-        totals: dict[str, float],
-        last_epoch: dict[str, Any],
-        warnings: list[str],
+        self, stage: str, position: Position, totals: dict[str, float], last_epoch: dict[str, Any], warnings: list[str]
     ) -> None:
         """Rewrite progress.json (worker 0)."""
         total = self.config.epochs * self.samples

@@ -1,19 +1,13 @@
 """Continuing a run from the newest whole checkpoint in its directory."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint
 from ima_dist.training.state import State
 
-
-class Resumed(NamedTuple):
-    """Rows of history.parquet and equilibrium.parquet up to the checkpoint, and a sentence per newer damaged one."""
-
-    history: list[dict[str, Any]]
-    equilibrium: list[dict[str, Any]]
-    warnings: list[str]
+Rows = list[dict[str, Any]]
 
 
 def check_same_data(identity: checkpoint.Identity) -> None:
@@ -26,32 +20,23 @@ def check_same_data(identity: checkpoint.Identity) -> None:
         )
 
 
-def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> Resumed:
+def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> tuple[Rows, Rows, list[str]]:
     """Bring a fresh ``state`` to where the run's newest whole checkpoint stands, if there is one. Collective.
+
+    Returns the rows of history.parquet and of equilibrium.parquet up to the checkpoint, and a sentence for each newer
+    checkpoint that is damaged.
 
     Raises:
         Damaged: checkpoints exist but none is whole and of this configuration and these data.
     """
-    if distributed.rank() == 0:
-        checkpoint.clear_unfinished(run)
+    distributed.together(lambda: checkpoint.clear_unfinished(run))
     # Only one worker checks: on shared storage another may not see the newest files yet.
-    found, warnings, error = distributed.share_object(_newest(run, identity) if distributed.rank() == 0 else None)
-    if error is not None:
-        raise checkpoint.Damaged(error)
+    found, damaged = distributed.together(lambda: checkpoint.newest(run, identity))
     if found is None:
-        return Resumed([], [], warnings)
+        return [], [], []
     checkpoint.restore(found, state)
-    history, equilibrium = run.read_history(), run.read_equilibrium() if state.equilibrium is not None else []
     done = state.position.epoch
-    return Resumed(
-        [row for row in history if row["epoch"] <= done],
-        [row for row in equilibrium if row["epoch"] <= done],
-        [f"{damaged}; continuing from {found.path.name}." for damaged in warnings],
-    )
-
-
-def _newest(run: RunDir, identity: checkpoint.Identity) -> tuple[checkpoint.Checkpoint | None, list[str], str | None]:
-    try:
-        return *checkpoint.newest(run, identity), None
-    except checkpoint.Damaged as error:
-        return None, [], str(error)
+    history = [row for row in run.read_history() if row["epoch"] <= done]
+    equilibrium = run.read_equilibrium() if state.equilibrium is not None else []
+    warnings = [f"{sentence}; continuing from {found.path.name}." for sentence in damaged]
+    return history, [row for row in equilibrium if row["epoch"] <= done], warnings

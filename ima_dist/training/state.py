@@ -1,6 +1,7 @@
 """All that changes while a run trains, and so all that a checkpoint holds."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,11 @@ from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
 from ima_dist.margins.store import MarginStore
 from ima_dist.methods import Method
-from ima_dist.training.amp import scaler
 from ima_dist.training.counters import Counters
 from ima_dist.training.equilibrium import Equilibrium
-from ima_dist.training.network import DTYPES, make_network, make_optimizer
+from ima_dist.training.network import DTYPES, make_network, make_optimizer, scaler
+
+HISTOGRAM_BINS = 50
 
 
 @dataclass
@@ -54,6 +56,32 @@ class State:
         self.counters.clear()
         if self.equilibrium is not None:
             self.equilibrium.clear()
+
+    def epoch_row(self, epoch: int, accuracies: dict[str, float | None], eps_max: float) -> dict[str, Any]:
+        """The row of history.parquet for the epoch; accuracies: of the validation set, by column. Collective."""
+        totals, seconds, store = self.counters.totals(), self.counters.seconds, self.store
+        seen = max(totals["seen"], 1.0)
+        row: dict[str, Any] = {
+            "epoch": epoch,
+            "train_loss": totals["loss"] / seen,
+            "train_accuracy": totals["correct"] / seen,
+            "val_accuracy": None,
+            "noisy_samples": int(totals["noisy"]),
+            "evaluations": int(totals["evaluations"]),
+            "train_seconds": seconds["train"],
+            "margin_seconds": seconds["margin"] if store is not None else None,
+            "samples_per_second": seen / max(seconds["train"] + seconds["margin"], 1e-9),
+            **accuracies,
+        }
+        if store is not None:
+            row |= {
+                "margin_mean": store.mean(),
+                # A margin that has just been clipped to ε_max may differ from it by rounding.
+                "share_at_max": store.share_at(eps_max * (1 - 1e-6)),
+                "margin_quantiles": store.quantiles(eps_max),
+                "margin_histogram": store.histogram(HISTOGRAM_BINS, eps_max).tolist(),
+            }
+        return row
 
 
 def new_state(config: Config, data: DataSet, method: Method, device: torch.device) -> State:

@@ -7,7 +7,6 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ima_dist.config.schema import Config
@@ -77,11 +76,7 @@ def _carry_out(
     # Ray may restart workers that had done everything just before it noticed.
     if task == "train" and distributed.share_object(run.status == "finished"):
         return {"status": "finished", "message": None}
-    tasks: dict[str, Callable[..., dict[str, Any]]] = {
-        "train": train_task,
-        "evaluate": evaluate_task,
-        "audit": audit_task,
-    }
+    tasks: dict[str, Any] = {"train": train_task, "evaluate": evaluate_task, "audit": audit_task}
     try:
         return tasks[task](config, run, device, should_stop, **arguments)
     except distributed.Interrupted as error:

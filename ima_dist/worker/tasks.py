@@ -13,7 +13,7 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.load import load
-from ima_dist.data.types import DataSet, Resident, Split
+from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
 from ima_dist.evaluation.margin_audit import audit
 from ima_dist.evaluation.runner import evaluate, forget
@@ -31,11 +31,10 @@ _FINISHED = {"status": "finished", "message": None}
 def train_task(config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> dict[str, Any]:
     """Train from wherever the run is to its end, evaluate, draw. Returns {"status", "message"}."""
     began = time.perf_counter()
-    data = load(config.data, config.seed)
-    limit_threads(data)
+    task = _Task(config, run, device, should_stop)
     if distributed.rank() == 0:
-        artefacts.write_names(run, data)
-    training = Training(config, run, data, device, should_stop)
+        artefacts.write_names(run, task.data)
+    training = Training(config, run, task.data, device, should_stop)
     with watched(run, training.network, config.hang_after):
         network = training.fit()
     seconds = {"train": time.perf_counter() - began}
@@ -43,7 +42,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
         artefacts.write_boundary(run, network, training.train)
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
-    _evaluate(config, run, device, data, network, config.epochs, should_stop, seconds)
+    task.evaluate(network, config.epochs, seconds)
     if distributed.rank() == 0:
         write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
     return dict(_FINISHED)
@@ -53,12 +52,9 @@ def evaluate_task(
     config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], epochs: list[int]
 ) -> dict[str, Any]:
     """Evaluate a run's networks after ``epochs`` with ``config.eval``. Returns {"status", "message"}."""
-    data = load(config.data, config.seed)
-    limit_threads(data)
-    network = make_network(config, data).to(device)
+    task = _Task(config, run, device, should_stop)
     for epoch in epochs:
-        load_weights(run, epoch, data.digest(), network)
-        _evaluate(config, run, device, data, network, epoch, should_stop, {})
+        task.evaluate(task.trained_network(epoch), epoch, {})
     return dict(_FINISHED)
 
 
@@ -69,22 +65,17 @@ def audit_task(
     newest = run.newest_margins()
     assert newest is not None, "the command has checked"
     epoch, margins = newest
-    data = load(config.data, config.seed)
-    limit_threads(data)
-    network = make_network(config, data).to(device)
-    load_weights(run, epoch, data.digest(), network)
-    train = _resident(data.train, data, config, device)
+    task = _Task(config, run, device, should_stop)
+    train = task.resident(task.data.train)
     found = audit(
-        network,
+        task.trained_network(epoch),
         train,
         margins.sort_by("index"),
         config,
         epoch=epoch,
         samples=samples,
-        augmented=data.augment,
-        batch_size=evaluation_batch_size(config.batch_size, train),
-        should_stop=should_stop,
-        on_progress=_evaluation_progress(run, config, epoch),
+        augmented=task.data.augment,
+        **task.conduct(train, epoch),
     )
     if distributed.rank() == 0:
         write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
@@ -92,71 +83,74 @@ def audit_task(
     return dict(_FINISHED)
 
 
-def _evaluate(
-    config: Config,
-    run: RunDir,
-    device: torch.device,
-    data: DataSet,
-    network: nn.Module,
-    epoch: int,
-    should_stop: Callable[[], bool],
-    seconds: dict[str, float],
-) -> None:
-    """Attack the network after ``epoch`` epochs; worker 0 records what was found, and ``seconds`` spent before."""
-    began = time.perf_counter()
-    test = _resident(data.test, data, config, device)
-    with watched(run, network, config.hang_after):
-        found = evaluate(
-            network,
-            test,
-            config,
-            run,
-            epoch=epoch,
-            digest=data.digest(),
-            batch_size=evaluation_batch_size(config.batch_size, test),
-            should_stop=should_stop,
-            on_progress=_evaluation_progress(run, config, epoch),
-        )
-    if distributed.rank() != 0:
-        return
-    of_whole_training: dict[str, Any] = {}
-    if epoch == config.epochs:
-        artefacts.write_noisy_images(run, network, test, config, data, should_stop)
-        artefacts.write_extremes(run, _resident(data.train, data, config, torch.device("cpu")), data)
-        of_whole_training = _clean_results(run, network, test, config, data, device)
-    seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
-    outcomes.save(
-        run, found, config, {**_description(config, network, test, data), "seconds": seconds, **of_whole_training}
-    )
-    forget(run, config, epoch, data.digest())
-    write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+class _Task:
+    """A run, its data, and the device that its networks are computed on."""
+
+    def __init__(self, config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> None:
+        self.config, self.run, self.device, self.should_stop = config, run, device, should_stop
+        self.data = load(config.data, config.seed)
+        limit_threads(self.data)
+
+    def trained_network(self, epoch: int) -> nn.Module:
+        """The run's network after ``epoch`` epochs."""
+        network = make_network(self.config, self.data).to(self.device)
+        load_weights(self.run, epoch, self.data.digest(), network)
+        return network
+
+    def resident(self, split: Split, device: torch.device | None = None) -> Resident:
+        return Resident(split, device or self.device, DTYPES[self.config.dtype], self.data.box)
+
+    def conduct(self, samples: Resident, epoch: int) -> dict[str, Any]:
+        """How an evaluation of these samples runs, as arguments: in which batches, until when, and what it reports."""
+
+        def write(done: int, total: int) -> None:
+            if distributed.rank() == 0:
+                progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
+                write_json(self.run.progress_path, {**progress, "epoch": epoch, "epochs": self.config.epochs})
+
+        batch_size = evaluation_batch_size(self.config.batch_size, samples)
+        return {"batch_size": batch_size, "should_stop": self.should_stop, "on_progress": write}
+
+    def evaluate(self, network: nn.Module, epoch: int, seconds: dict[str, float]) -> None:
+        """Attack the network after ``epoch`` epochs; worker 0 records what was found, and ``seconds`` spent before."""
+        began = time.perf_counter()
+        config, run, digest = self.config, self.run, self.data.digest()
+        test = self.resident(self.data.test)
+        with watched(run, network, config.hang_after):
+            found = evaluate(network, test, config, run, epoch=epoch, digest=digest, **self.conduct(test, epoch))
+        if distributed.rank() != 0:
+            return
+        of_whole_training: dict[str, Any] = {}
+        if epoch == config.epochs:
+            artefacts.write_noisy_images(run, network, test, config, self.data, self.should_stop)
+            artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
+            of_whole_training = self._clean_results(network, test)
+        seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
+        about = {**_description(config, network, test, digest), "seconds": seconds, **of_whole_training}
+        outcomes.save(run, found, config, about)
+        forget(run, config, epoch, digest)
+        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+
+    def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
+        """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
+        found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, self.device)}
+        if self.data.num_classes == 2 and self.data.class_names:
+            found["class_names"] = list(self.data.class_names)
+            splits = {"validation": self.resident(self.data.val), "test": test}
+            write_parquet(self.run.scores_path, artefacts.scores_table(network, splits))
+        return found
 
 
-def _description(config: Config, network: nn.Module, test: Resident, data: DataSet) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
-        "preset": config.preset,
-        "method": config.method,
-        "norm": config.norm,
-        "seed": config.seed,
+        **{name: getattr(config, name) for name in ("preset", "method", "norm", "seed")},
         "paper_table": row[0] if row else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "test_samples": len(test),
-        "data_digest": data.digest(),
+        "data_digest": digest,
     }
-
-
-def _clean_results(
-    run: RunDir, network: nn.Module, test: Resident, config: Config, data: DataSet, device: torch.device
-) -> dict[str, Any]:
-    """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
-    found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, device)}
-    if data.num_classes == 2 and data.class_names:
-        found["class_names"] = list(data.class_names)
-        val = _resident(data.val, data, config, device)
-        write_parquet(run.scores_path, artefacts.scores_table(network, {"validation": val, "test": test}))
-    return found
 
 
 def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) -> float:
@@ -167,18 +161,3 @@ def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) ->
             x, y = test.batch(part)
             right += int((network(x).argmax(1) == y).sum())
     return right / len(test)
-
-
-def _evaluation_progress(run: RunDir, config: Config, epoch: int) -> Callable[[int, int], None]:
-    """Writes progress.json during an evaluation (worker 0)."""
-
-    def write(done: int, total: int) -> None:
-        if distributed.rank() == 0:
-            progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
-            write_json(run.progress_path, {**progress, "epoch": epoch, "epochs": config.epochs})
-
-    return write
-
-
-def _resident(split: Split, data: DataSet, config: Config, device: torch.device) -> Resident:
-    return Resident(split, device, DTYPES[config.dtype], data.box)

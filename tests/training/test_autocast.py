@@ -21,8 +21,8 @@ from ima_dist.core.noise import Phase
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
-from ima_dist.training.amp import HALF, Autocast, autocast
 from ima_dist.training.loop import Training
+from ima_dist.training.network import HALF, Autocast, autocast
 from ima_dist.training.numerics import NumericalError
 from tests.support import workers
 

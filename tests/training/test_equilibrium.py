@@ -6,6 +6,7 @@ import math
 import shutil
 
 import matplotlib.image
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -268,20 +269,18 @@ def test_figure(tmp_path, classes):
 
 def test_weighted_mean_of_the_pairs():
     rows = [row(1, 0, 1, count_i=50, mixing=1.0), row(1, 0, 2, count_i=650, mixing=0.5), row(2, 0, 1, **UNKNOWN)]
-    columns = {name: torch.tensor([float("nan") if r[name] is None else r[name] for r in rows]).double().numpy()
-               for name in rows[0]}  # fmt: skip
-    epochs, weights, sums = png._weighted(columns, columns["mixing"])
-    assert epochs.tolist() == [1]
-    assert float((sums / weights)[0]) == pytest.approx((200 * 1.0 + 800 * 0.5) / 1000)
+    table = pd.DataFrame(rows, dtype=float)
+    means = png._mean(table, table["mixing"])
+    assert means.index.tolist() == [1]
+    assert means[1] == pytest.approx((200 * 1.0 + 800 * 0.5) / 1000)
 
 
 def test_lasting_imbalance_by_hand():
     swinging = [row(e, 0, 1, count_i=100 if e % 2 else 300, count_j=300 if e % 2 else 100) for e in range(1, 7)]
     lasting = [row(e, 0, 2, count_i=0, count_j=100) for e in range(2, 7)]
-    chosen = ("epoch", "class_i", "class_j", "count_i", "count_j")
-    columns = {name: torch.tensor([r[name] for r in swinging + lasting]).double().numpy() for name in chosen}
-    epochs, values = png._lasting_imbalance(columns)
-    assert epochs.tolist() == [1, 2, 3, 4, 5, 6]
+    found = png._lasting_imbalance(pd.DataFrame(swinging + lasting))
+    assert found.index.tolist() == [1, 2, 3, 4, 5, 6]
+    values = found.to_numpy()
     # After two epochs the first pair is even; after five, one excess of 200 is left, and 400 of the second pair.
     assert values[:2] == pytest.approx([200 / 400, 100 / 900])
     assert values[4:] == pytest.approx([(200 + 400) / 2400, (200 + 500) / 2500])

@@ -287,9 +287,9 @@ def test_checksums_are_torchvisions() -> None:
         "cifar10": torchvision.CIFAR10.train_list + torchvision.CIFAR10.test_list,
     }
     for name, expected in lists.items():
-        known = prepare.PUBLISHED[name].files.published
+        known = prepare.PUBLISHED[name].checksums
         assert {file: md5 for file, (_, md5) in known.items() if file in dict(expected)} == dict(expected)
-    assert prepare.PUBLISHED["covid_ct"].files.published == {}
+    assert prepare.PUBLISHED["covid_ct"].checksums == {}
 
 
 def test_other_files_are_used_with_a_warning_and_damaged_ones_refused(
@@ -298,12 +298,12 @@ def test_other_files_are_used_with_a_warning_and_damaged_ones_refused(
     files = write_svhn(tmp_path / "files")
     words = ("prepare", "svhn", "--source", files, "--to", tmp_path / "copy")
     sums = {p.name: (p.stat().st_size, hashlib.md5(p.read_bytes()).hexdigest()) for p in files.iterdir()}
-    published = dataclasses.replace(svhn.SVHN.files, published={**sums, "train_32x32.mat": (999, "0" * 32)})
-    monkeypatch.setitem(prepare.PUBLISHED, "svhn", dataclasses.replace(svhn.SVHN, files=published))
+    checksums = {**sums, "train_32x32.mat": (999, "0" * 32)}
+    monkeypatch.setitem(prepare.PUBLISHED, "svhn", dataclasses.replace(svhn.SVHN, checksums=checksums))
     assert run(*words) == 0
     warning = "warning: train_32x32.mat: not the published files, by checksum; used anyway.\n"
     assert capsys.readouterr().err == warning
-    published.published["test_32x32.mat"] = (sums["test_32x32.mat"][0], "0" * 32)
+    checksums["test_32x32.mat"] = (sums["test_32x32.mat"][0], "0" * 32)
     sentence = refused(*words[:-1], tmp_path / "new")
     assert f"{files}/test_32x32.mat is damaged (it has the size of the published file, but not its MD5" in sentence
     assert "pass --source with a directory of whole files, or pass --source download" in sentence

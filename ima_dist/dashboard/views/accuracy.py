@@ -3,7 +3,7 @@
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.dashboard.names import choose_runs
+from ima_dist.dashboard.choosing import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure

@@ -1,7 +1,6 @@
 """The decision boundary of runs on two-dimensional data."""
 
-from ima_dist.dashboard.files import opened
-from ima_dist.dashboard.names import choose_runs
+from ima_dist.dashboard.choosing import choose_runs, opened
 from ima_dist.dashboard.parts import Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State
 from ima_dist.figures.interactive.boundary import boundary_figure

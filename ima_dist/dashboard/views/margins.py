@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ima_dist.dashboard.files import opened
-from ima_dist.dashboard.names import choose_run
+from ima_dist.dashboard.choosing import choose_run, opened
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider
 from ima_dist.figures.interactive.margins import (
@@ -32,7 +31,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     name = found[0].value
     if isinstance(name, str):
         run = opened(runs.runs[name])
-        epochs = [row["epoch"] for row in _history(run)]
+        epochs = [row["epoch"] for row in run.margin_history]
         if epochs:
             found.append(slider(state, "epoch", "Epoch", min(epochs), max(epochs), max(epochs)))
         arrays = run.extremes
@@ -47,7 +46,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     if values["run"] is None:
         return [Note("No run has margins. The methods that estimate margins are ima and mma.")]
     run = opened(runs.runs[values["run"]])
-    history = _history(run)
+    history = run.margin_history
     columns = ["epoch", "margin_mean", "share_at_max"]
     return [
         *(_at_epoch(run, history, values["epoch"]) if history else []),
@@ -74,10 +73,6 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
 def _with_margins(run: Recorded) -> bool:
     history = run.epochs_table
     return bool(history.num_rows) and history["margin_mean"].null_count < history.num_rows
-
-
-def _history(run: Run) -> list[dict[str, Any]]:
-    return [row for row in run.history if row.get("margin_histogram") and row.get("margin_mean") is not None]
 
 
 def _extremes(run: Run, chosen: str | None) -> list[Part]:

@@ -6,8 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ima_dist.dashboard.files import opened
-from ima_dist.dashboard.names import choose_run
+from ima_dist.dashboard.choosing import choose_run, opened
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.margins import Names, class_name

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.dashboard.names import choose_runs
+from ima_dist.dashboard.choosing import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number
 from ima_dist.figures.interactive.training import Trained, training_figure

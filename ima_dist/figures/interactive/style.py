@@ -76,4 +76,9 @@ def png_source(pixels: np.ndarray) -> str:
     picture = Image.fromarray(levels.transpose(1, 2, 0) if len(levels) == 3 else levels[0])
     file = io.BytesIO()
     picture.convert("RGB").save(file, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return png_url(file.getvalue())
+
+
+def png_url(png: bytes) -> str:
+    """A PNG file as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,8 +1,14 @@
-"""Labels of runs, and the controls that choose among them."""
+"""The runs of a view: their labels, the controls that choose among them, and what their directories hold."""
+
+import functools
+import os
+from pathlib import Path
 
 from ima_dist.config.presets import data_name_of
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
 from ima_dist.results.same_data import data_sets
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Recorded
 
 _FIRST = 5
@@ -27,3 +33,24 @@ def choose_run(state: State, able: list[Recorded]) -> Choice:
     options = {r.name: label(r) for r in able}
     default = next((name for name in state.get("runs", []) if name in options), None)
     return one_of(state, "run", "Run", options, default, long=True)
+
+
+def opened(run: Run) -> Run:
+    """The run with what its directory holds now. The last few are kept, as one page asks several times."""
+    dir = run.dir
+    files = (dir.config_path, dir.summary_path, dir.history_path, dir.margins_dir, dir.outcomes_path, dir.audit_path)
+    examples = (dir.boundary_path, dir.noisy_path, dir.extremes_path)
+    return _opened(dir.path, run.name, tuple(map(_stamp, (*files, *examples))))
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(path: Path, name: str, stamps: tuple[tuple[int, int] | None, ...]) -> Run:
+    return Run(RunDir(path), name)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+        return found.st_mtime_ns, found.st_size
+    except OSError:
+        return None
