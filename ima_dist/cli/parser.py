@@ -63,7 +63,7 @@ def cluster_parser(name: str, description: str | None) -> OneLineParser:
 
 def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
     """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections."""
-    for name, option in _options(Config):
+    for name, option in options_of_model():
         if only and not name.startswith(only):
             continue
         takes = accepts(option.annotation, option.metadata)
@@ -81,10 +81,9 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
 def help_of(option: FieldInfo) -> str:
     """The help text of an option, with its default."""
     text, default = option.description or "", option.default
-    shown = "" if option.is_required() or default in (None, False, (), {}) or "(default" in text else default
-    if isinstance(shown, tuple):
-        shown = ",".join(map(str, shown))
-    return text if shown == "" else f"{text} (default: {shown})"
+    unsaid = option.is_required() or default is None or isinstance(default, bool | dict) or "(default" in text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return text if unsaid else f"{text} (default: {shown})"
 
 
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -92,7 +91,7 @@ def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Directories are made absolute, because workers have another one.
     """
-    names = dict(_options(Config))
+    names = dict(options_of_model())
     given = {k: v for k, v in vars(arguments).items() if is_argument(k) or (k in names and v is not None)}
     # That of the help text stands for any key, and is not one that was given.
     options = {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
@@ -114,10 +113,11 @@ def listed(text: str | None, kind: Callable[[str], Any], must_be: str) -> list[A
     return found
 
 
-def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def options_of_model(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted name and field of every option of a configuration."""
     for name, option in model.model_fields.items():
         if isinstance(option.annotation, type) and issubclass(option.annotation, BaseModel):
-            yield from _options(option.annotation, f"{prefix}{name}.")
+            yield from options_of_model(option.annotation, f"{prefix}{name}.")
         elif name != "preset":
             yield prefix + name, option
 

@@ -32,8 +32,7 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     from ima_dist.data.load import load
     from ima_dist.training.network import make_network
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
@@ -41,6 +40,12 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     if run is not None:
         check_network(run, config, data, network, epochs)
     return data.digest()
+
+
+def see_users_modules() -> None:
+    """Let modules in the current directory be imported, as those in PYTHONPATH."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:

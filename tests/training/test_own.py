@@ -157,3 +157,23 @@ def test_a_random_network_is_not_compared(code):
     kept = read_answers(run)
     assert kept is not None
     assert same_answers(kept, network, train_set)
+
+
+def test_noise_levels_as_shares_of_the_range(code, capsys):
+    from ima_dist.config.presets import make_config
+    from ima_dist.data.load import load
+
+    assert code.train("--eps-unit", "range", "--delta-eps", "1/20") == 0
+    config = RunDir("run").config()
+    x = load(config.data, 0).train.x
+    width = float(x.max() - x.min())
+    assert width > 2
+    assert config.eps_max == pytest.approx(width / 5)
+    assert config.delta_eps == pytest.approx(width / 20)
+    assert config.eval.noise == pytest.approx((0.0, width / 10, width / 5))
+    assert f"ε 0.2 of it is {width / 5:g}." in capsys.readouterr().out
+    words = ["run", "--attack", "worst", "--device", "cpu", "--eval.noise", "0,1/2", "--eps-unit", "range"]
+    assert evaluate.main(words) == 0
+    levels = {point.noise for point in RunDir("run").points() if point.attack == "worst"}
+    assert max(levels) == pytest.approx(width / 2)
+    assert make_config("moons").eps_max == 0.3
