@@ -76,11 +76,6 @@ def start_node(directory: Path, name: str) -> None:
     _run(directory, "slurmd", "-N", name)
 
 
-def node_pid(directory: Path, name: str) -> int:
-    """Process id of a node's slurmd."""
-    return int((directory / f"slurmd.{name}.pid").read_text())
-
-
 def node_names() -> list[str]:
     return [f"{partition}-{i}" for partition, count in NODES.items() for i in range(count)]
 

@@ -1,11 +1,9 @@
 """The partitions of partitions.toml: what their nodes have, and what to tell sbatch."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
@@ -68,7 +66,7 @@ class Partition(Checked):
     join_timeout: int = Field(300, ge=1)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Partition:
+    def _fits_together(self) -> Self:
         if self.time * 60 < self.notice + 60 * _LEAST_MINUTES:
             raise ConfigError(
                 f"Partition {self.name}: a time of {self.time} min is too short for a notice of {self.notice} s: "

@@ -6,15 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import (
-    Box,
-    Network,
-    attack_mode,
-    check_batch,
-    cross_entropy,
-    logits_and_gradient,
-    misclassified,
-)
+from ima_dist.attacks import common
 from ima_dist.core import norms
 
 
@@ -36,7 +28,7 @@ class DDNResult:
 
 
 def ddn(
-    model: Network,
+    model: common.Network,
     x: Tensor,
     y: Tensor,
     *,
@@ -44,7 +36,7 @@ def ddn(
     gamma: float = 0.05,
     init_norm: float = 1.0,
     max_norm: float | None = None,
-    box: Box = None,
+    box: common.Box = None,
 ) -> DDNResult:
     """L2 perturbations that are small and misclassified (Rony et al., CVPR 2019, algorithm 1).
 
@@ -66,8 +58,8 @@ def ddn(
     Raises:
         ValueError: shapes that do not fit.
     """
-    check_batch(x, y, init_norm, "l2")
-    with torch.no_grad(), attack_mode(model):
+    common.check_batch(x, y, init_norm, "l2")
+    with torch.no_grad(), common.attack_mode(model):
         delta, best = torch.zeros_like(x), torch.zeros_like(x)
         shortest = torch.full(y.shape, math.inf, dtype=x.dtype, device=x.device)
         eps = torch.full_like(shortest, init_norm)
@@ -75,8 +67,8 @@ def ddn(
         farthest = shortest.clone() if box is None else norms.length(torch.maximum(x - box[0], box[1] - x), "l2")
         correct = torch.ones_like(y, dtype=torch.bool)
         for step in range(steps):
-            logits, gradient = logits_and_gradient(model, x + delta, y, cross_entropy)
-            wrong = misclassified(logits, y)
+            logits, gradient = common.logits_and_gradient(model, x + delta, y, common.cross_entropy)
+            wrong = common.misclassified(logits, y)
             if step == 0:
                 correct = ~wrong
             size = norms.length(delta, "l2")

@@ -5,21 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import (
-    Box,
-    Loss,
-    Network,
-    attack_mode,
-    check_batch,
-    logits_and_gradient,
-    misclassified,
-    resolve_loss,
-)
+from ima_dist.attacks import common
 from ima_dist.core import norms
 
 
 def pgd(
-    model: Network,
+    model: common.Network,
     x: Tensor,
     y: Tensor,
     eps: Tensor | float,
@@ -27,9 +18,9 @@ def pgd(
     norm: str,
     steps: int = 20,
     step_scale: float = 4.0,
-    loss: Loss = "ce",
+    loss: common.Loss = "ce",
     start: Tensor | None = None,
-    box: Box = None,
+    box: common.Box = None,
 ) -> Tensor:
     """The last iterate of PGD (paper, eq. 1; Madry et al. 2018).
 
@@ -50,20 +41,20 @@ def pgd(
     Raises:
         ValueError: an unknown norm or loss, or shapes that do not fit.
     """
-    check_batch(x, y, eps, norm, start)
-    objective = resolve_loss(loss)
-    with torch.no_grad(), attack_mode(model):
+    common.check_batch(x, y, eps, norm, start)
+    objective = common.resolve_loss(loss)
+    with torch.no_grad(), common.attack_mode(model):
         xi = norms.random_start(x, eps, norm) if start is None else start
         balls = norms.Balls(x, eps, norm, box)
         adv = balls.clip(x + xi)
         for _ in range(steps):
-            _, gradient = logits_and_gradient(model, adv, y, objective)
+            _, gradient = common.logits_and_gradient(model, adv, y, objective)
             adv = balls.step(adv, gradient, step_scale / steps)
     return adv
 
 
 def pgd_until_wrong(
-    model: Network,
+    model: common.Network,
     x: Tensor,
     y: Tensor,
     rows: Tensor,
@@ -90,8 +81,8 @@ def pgd_until_wrong(
         if size is None:
             logits, gradient = model(now), now
         else:
-            logits, gradient = logits_and_gradient(model, now, w_y, objective(rows))
-        wrong = misclassified(logits, w_y)
+            logits, gradient = common.logits_and_gradient(model, now, w_y, objective(rows))
+        wrong = common.misclassified(logits, w_y)
         # One sync per step, which costs a launch gap and saves whole passes.
         gone = wrong.nonzero()[:, 0]
         yield rows, gone, before, now, logits

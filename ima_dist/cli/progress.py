@@ -6,13 +6,11 @@ step, steps, samples_done, samples_total, samples_per_second, workers, loss, cle
 share_at_max, seconds_left, evaluation_done, evaluation_total, message, warnings, updated (Unix time).
 """
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import threading
 import time
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
@@ -42,7 +40,7 @@ class ProgressView:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
-    def __enter__(self) -> ProgressView:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

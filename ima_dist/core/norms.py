@@ -3,10 +3,8 @@
 Shapes: samples and perturbations (B, ...); radii ``eps`` a number or (B,); lengths (B,).
 """
 
-from __future__ import annotations
-
 import math
-from typing import overload
+from typing import Self, overload
 
 import torch
 from torch import Tensor
@@ -60,9 +58,9 @@ class Balls:
         else:
             self._bounds = (x,)
 
-    def select(self, rows: Tensor) -> Balls:
+    def select(self, rows: Tensor) -> Self:
         """The balls of the samples ``rows`` (K,) int64."""
-        chosen = object.__new__(Balls)
+        chosen = object.__new__(type(self))
         chosen.norm, chosen.box = self.norm, self.box
         chosen._radius = self._radius.index_select(0, rows) if self._radius.ndim else self._radius
         chosen._bounds = tuple(bound.index_select(0, rows) for bound in self._bounds)

@@ -1,9 +1,8 @@
 """Samples and labels of a data set, and their place on a device."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 
@@ -36,15 +35,15 @@ class Split:
         """(N, *shape), the samples; with ``rows``, every access makes a copy."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
-    def view(self, indices: torch.Tensor) -> Split:
+    def view(self, indices: torch.Tensor) -> Self:
         """The samples at ``indices`` (int64), in that order, without copying them."""
         names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
-        return Split(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
+        return type(self)(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
 
-    def take(self, indices: torch.Tensor) -> Split:
+    def take(self, indices: torch.Tensor) -> Self:
         """As ``view``, but copied, so that the other samples can be freed."""
         chosen = self.view(indices)
-        return Split(chosen.x, chosen.y, chosen.names)
+        return type(self)(chosen.x, chosen.y, chosen.names)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,14 +14,7 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ima_dist.launch.network_interface import name_interface
-from ima_dist.worker.ray_internals import (
-    ControllerCallback,
-    ElasticScalingPolicy,
-    ResizingState,
-    ScalingDecision,
-    TorchBackend,
-    cluster_state,
-)
+from ima_dist.worker import ray_internals
 
 # Seconds that workers have for the checkpoint before their number changes.
 _SAVING = 60.0
@@ -33,7 +26,7 @@ class TooFew(Exception):
     """The cluster has had room for too few workers for a while. One sentence."""
 
 
-class UsableNodes(ElasticScalingPolicy):
+class UsableNodes(ray_internals.ElasticScalingPolicy):
     """Ray's policy, restricted to nodes on which workers can start.
 
     Ray also counts nodes that are being drained, and for up to 20 s those that have died. With too few nodes it would
@@ -48,7 +41,7 @@ class UsableNodes(ElasticScalingPolicy):
         usable = {node["NodeID"] for node in usable_nodes()}
         return super()._count_possible_workers({k: v for k, v in reserved_resources.items() if k in usable})
 
-    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+    def make_decision_for_non_running_worker_group(self) -> ray_internals.ScalingDecision:
         decision = super().make_decision_for_non_running_worker_group()
         if hasattr(decision, "num_workers"):
             self._waiting_since = None
@@ -62,7 +55,7 @@ class UsableNodes(ElasticScalingPolicy):
         return decision
 
 
-class CheckpointFirst(ControllerCallback):
+class CheckpointFirst(ray_internals.ControllerCallback):
     """Lets the workers write a checkpoint before Ray replaces them to change their number.
 
     Worker 0 removes the file ``request`` when the checkpoint is written. Runs in Ray's controller, beside the driver.
@@ -72,7 +65,7 @@ class CheckpointFirst(ControllerCallback):
         self.request = request
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        if not isinstance(current_state, ResizingState):
+        if not isinstance(current_state, ray_internals.ResizingState):
             return
         until = time.monotonic() + _SAVING
         with contextlib.suppress(OSError):
@@ -86,7 +79,7 @@ def _name_interface_of_node() -> None:
     name_interface(ray.util.get_node_ip_address())
 
 
-class _Backend(TorchBackend):
+class _Backend(ray_internals.TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         worker_group.execute(_name_interface_of_node)
         super().on_start(worker_group, backend_config)
@@ -112,5 +105,5 @@ class Trainer(TorchTrainer):
 
 def usable_nodes() -> list[dict[str, Any]]:
     """The entries of ``ray.nodes()`` on which workers can start: alive, and not being drained."""
-    draining = cluster_state.get_draining_nodes()
+    draining = ray_internals.cluster_state.get_draining_nodes()
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]

@@ -1,8 +1,6 @@
 """Algorithm 2: how one margin changes, and the proposals that carry changes to the store."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,13 +35,13 @@ class Proposals(NamedTuple):
     crossed: Tensor
 
     @classmethod
-    def none(cls, device: torch.device, dtype: torch.dtype) -> Proposals:
+    def none(cls, device: torch.device, dtype: torch.dtype) -> Self:
         empty = torch.zeros(0, dtype=torch.bool, device=device)
         return cls(empty.long(), empty.to(dtype), empty, empty)
 
-    def take(self, rows: Tensor) -> Proposals:
+    def take(self, rows: Tensor) -> Self:
         """Those at ``rows``: indices or a mask."""
-        return Proposals(*(column[rows] for column in self))
+        return type(self)(*(column[rows] for column in self))
 
 
 def joined(parts: list[Proposals]) -> Proposals:

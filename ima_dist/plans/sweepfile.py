@@ -4,8 +4,6 @@ The result of a combination of values is a run, or an epoch of one: several comb
 identified by the fingerprint of their configuration, so that equal ones are trained once.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import random
@@ -13,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from annotated_types import Len
@@ -63,7 +61,7 @@ class Distribution:
     bounds: tuple[Any, ...]
 
     @classmethod
-    def read(cls, given: Any) -> Distribution:
+    def read(cls, given: Any) -> Self:
         """From a list of values, or {distribution: [smallest, largest]}. Raises ConfigError."""
         kind, bounds = "choice", given
         if isinstance(given, dict) and len(given) == 1:
@@ -104,7 +102,7 @@ class WrittenSweep(Written):
     all_epochs: bool = False
 
     @model_validator(mode="after")
-    def _fits_together(self) -> WrittenSweep:
+    def _fits_together(self) -> Self:
         if "seed" in self.options:
             raise ConfigError("give seeds: [0, 1, …] in place of the option seed.")
         if len(set(self.seeds)) < len(self.seeds):

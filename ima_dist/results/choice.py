@@ -8,7 +8,7 @@ shows only in the spread over seeds. Two candidates differ only if neither part 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.results.statistics import area_under_curve, t_quantile, wilson_interval
@@ -24,11 +24,6 @@ class Share:
     @property
     def mean(self) -> float:
         return fmean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation over seeds (n - 1); None for a single seed."""
-        return stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def sample_interval(self) -> tuple[float, float]:

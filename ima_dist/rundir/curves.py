@@ -1,9 +1,7 @@
 """The points of a run's curves: accuracy under an attack at a noise level, as ``curves`` in summary.json holds them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -56,7 +54,7 @@ class Point(BaseModel):
         return self.model_dump(exclude={"spsa_samples"} if self.spsa_samples is None else None)
 
     @classmethod
-    def from_json(cls, entry: Any) -> Point:
+    def from_json(cls, entry: Any) -> Self:
         """The point of an entry of summary.json. Raises ValueError if it is not one."""
         return cls.model_validate(entry)
 

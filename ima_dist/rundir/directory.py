@@ -3,8 +3,6 @@
 Every file is written under another name and then renamed, so a reader sees the old file or the new one, never half.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import yaml
@@ -82,7 +80,7 @@ class RunDir:
         return f"RunDir({str(self.path)!r})"
 
     @classmethod
-    def create(cls, config: Config, out: Path | str) -> RunDir:
+    def create(cls, config: Config, out: Path | str) -> Self:
         """Make the directory ``out`` and its config.yaml, with versions and fingerprint.
 
         Raises ConfigError if ``out`` is not free, or cannot be written.
@@ -103,7 +101,7 @@ class RunDir:
         return run
 
     @classmethod
-    def free(cls, out: Path | str) -> RunDir:
+    def free(cls, out: Path | str) -> Self:
         """The run that could be created in ``out``. Writes nothing.
 
         Raises ConfigError if ``out`` holds a run or other files, is a file, or cannot be read or made.
@@ -127,7 +125,7 @@ class RunDir:
         return run
 
     @classmethod
-    def open(cls, path: Path | str) -> RunDir:
+    def open(cls, path: Path | str) -> Self:
         """The run in an existing directory. Raises ConfigError if it has no config.yaml."""
         run = cls(path)
         if not run.config_path.is_file():

@@ -8,8 +8,6 @@ fcntl and not filelock: the lock is on the open file that also holds the text, a
 warning, where filelock changes to a file that outlives a killed process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os
@@ -21,7 +19,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
+from typing import Self, TextIO
 
 from ima_dist.config.errors import ConfigError
 
@@ -44,12 +42,12 @@ class Lease:
     start: int = 0
 
     @classmethod
-    def mine(cls) -> Lease:
+    def mine(cls) -> Self:
         start = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
         return cls(os.getpid(), platform.node(), uuid.uuid4().hex[:8], os.environ.get("SLURM_JOB_ID", ""), start)
 
     @classmethod
-    def read(cls, path: Path) -> Lease | None:
+    def read(cls, path: Path) -> Self | None:
         """The lease in a lock file; None if there is none."""
         try:
             text = path.read_text(encoding="utf-8")
@@ -62,7 +60,7 @@ class Lease:
         job = f" in job {self.job}, start {self.start}" if self.job else ""
         return f"process {self.process} on {self.host}{job} ({self.mark})"
 
-    def succeeds(self, other: Lease | None) -> bool:
+    def succeeds(self, other: Self | None) -> bool:
         """True if this is a later start of the same job, so that the other one must be a leftover."""
         return other is not None and bool(self.job) and self.job == other.job and self.start > other.start
 

@@ -1,13 +1,11 @@
 """One run as a value: the parts of its directory, each read once, when it is first used."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +71,7 @@ class Run:
         self.problems: dict[str, str] = {}
 
     @classmethod
-    def open(cls, path: Path | str, name: str | None = None) -> Run:
+    def open(cls, path: Path | str, name: str | None = None) -> Self:
         """The run in a directory. Raises ConfigError unless its configuration can be read."""
         run = cls(RunDir.open(path), name)
         _ = run.config

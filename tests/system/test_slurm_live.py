@@ -81,6 +81,11 @@ def two_rows(place):
     return submitted("table01", "titanv", *options, "--at-once", "1", "--cards", "1")
 
 
+def _pid_of(directory: Path, node: str) -> int:
+    """Process id of a node's slurmd."""
+    return int((directory / f"slurmd.{node}.pid").read_text())
+
+
 def equal_to_undisturbed(run: str, config: Config, path: Path, samples: int) -> None:
     os.environ["TEST_PAUSE"] = "0"
     RunDir.create(config, path)
@@ -135,7 +140,7 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     head = re.sub(r"\[(\d).*", r"\1", head)
     leftovers = [pid for pid in of_job(job) if processes.environment(pid).get("SLURMD_NODENAME") == head]
     assert leftovers
-    os.kill(local.node_pid(directory, head), 9)
+    os.kill(_pid_of(directory, head), 9)
     in_training(5)
     commands.wait_for(lambda: not any(map(processes.alive, leftovers)), WAIT, "the leftover to notice")
     local.start_node(directory, head)
@@ -283,7 +288,7 @@ def test_doctor_on_nodes(place):
 def test_down_removes_every_trace(tmp_path):
     directory = Path(f"/tmp/slurm-test-{os.getpid()}-b")
     local.up(directory)
-    pids = [local.node_pid(directory, name) for name in local.node_names()]
+    pids = [_pid_of(directory, name) for name in local.node_names()]
     assert all(map(processes.alive, pids))
     again = commands.run("cluster.local", "up", "--dir", directory)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)

@@ -39,12 +39,11 @@ def test_pareto_set():
 def test_spread_over_seeds():
     share = Share((0.90, 0.92, 0.94), samples=1000)
     assert share.mean == pytest.approx(0.92)
-    assert share.deviation == pytest.approx(0.02)
     # The 97.5 % quantile of t with two degrees of freedom is 4.302653 in every table.
     half = 4.302653 * 0.02 / math.sqrt(3)
     assert share.seed_interval == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
     one = Share((0.9,), samples=1000)
-    assert (one.deviation, one.seed_interval, pooled_spread([one, one])) == (None, None, None)
+    assert (one.seed_interval, pooled_spread([one, one])) == (None, None)
     # Squares 2 * 0.02**2 and 2 * 0.01**2 with 2 + 1 degrees of freedom; a single seed adds nothing.
     pooled = pooled_spread([share, Share((0.5, 0.52), 1000), one])
     assert pooled is not None

@@ -7,15 +7,7 @@ import numpy as np
 from ima_dist.dashboard.choosing import choose_run, opened
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider
-from ima_dist.figures.interactive.margins import (
-    Names,
-    audit_figure,
-    class_figure,
-    class_name,
-    extremes_figure,
-    histogram_figure,
-    share_figure,
-)
+from ima_dist.figures.interactive import margins as figures
 from ima_dist.results.margin_audit import TOLERANCE, summarise
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.run import Run
@@ -37,7 +29,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
         arrays = run.extremes
         if arrays is not None and len(arrays["label"]):
             labels = sorted(set(arrays["label"].tolist()))
-            classes = {str(n): class_name(arrays["class_names"], n) for n in labels}
+            classes = {str(n): figures.class_name(arrays["class_names"], n) for n in labels}
             found.append(one_of(state, "class", "Class", classes))
     return found
 
@@ -62,8 +54,8 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
     epoch, eps_max = at["epoch"], run.config.eps_max
     caption = f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max, mean {at['margin_mean']:.4g}."
-    histogram = histogram_figure(history, eps_max, run.config.norm, epoch)
-    share = share_figure(history, eps_max, epoch)
+    histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
+    share = figures.share_figure(history, eps_max, epoch)
     return [
         Plot("histogram", "Histogram", caption, histogram),
         Plot("share", "Share at ε_max by epoch", "The dotted line is the epoch above.", share),
@@ -82,7 +74,7 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
         missing = f"The samples with the smallest and largest margins are not stored. {again}"
         return notes(run.damaged("extremes") or [missing])
     number = int(chosen)
-    name = class_name(arrays["class_names"], number)
+    name = figures.class_name(arrays["class_names"], number)
     own = arrays["label"] == number
     rows = [
         {"index": int(i), "class": name, "margin": float(m), "end": "largest" if large else "smallest"}
@@ -92,7 +84,7 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
     heading = f"Smallest and largest margins of class {name}"
     if arrays["sample"].ndim == 4 or arrays["sample"].shape[1:] == (2,):
         caption = "Correctly classified training samples of one class; among equal margins, the lowest indices."
-        parts.append(Plot("extremes", heading, caption, extremes_figure(arrays, number)))
+        parts.append(Plot("extremes", heading, caption, figures.extremes_figure(arrays, number)))
     return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]
 
 
@@ -101,7 +93,7 @@ def _by_class(run: Run) -> list[Part]:
     if run.margins is None or not run.margins[1].num_rows:
         return damaged or [Note("The run has no complete snapshot of the margins of single samples.")]
     epoch, table = run.margins
-    names: Names = () if run.extremes is None else run.extremes["class_names"]
+    names: figures.Names = () if run.extremes is None else run.extremes["class_names"]
     label, margin = table["label"].to_numpy(), table["margin"].to_numpy()
     rows = []
     for number in np.unique(label).tolist():
@@ -109,7 +101,7 @@ def _by_class(run: Run) -> list[Part]:
         low, middle, high = np.quantile(own, [0.1, 0.5, 0.9]).tolist()
         rows.append(
             {
-                "class": class_name(names, number),
+                "class": figures.class_name(names, number),
                 "samples": len(own),
                 "mean": float(own.mean()),
                 "10 %": low,
@@ -121,7 +113,7 @@ def _by_class(run: Run) -> list[Part]:
     caption = f"After epoch {epoch}. Boxes are quartiles; whiskers go from 5 % to 95 %."
     return [
         *damaged,
-        Plot("classes", "Margins by class", caption, class_figure(label, margin, names, run.config.norm)),
+        Plot("classes", "Margins by class", caption, figures.class_figure(label, margin, names, run.config.norm)),
         Grid("by-class", "Margins by class", list(rows[0]), rows),
     ]
 
@@ -143,5 +135,7 @@ def _audit(run: Run) -> list[Part]:
         f"{found.over:.1%} over-estimated by more than {TOLERANCE:.0%}, "
         f"median of margin / distance {found.median_ratio:.3f}. Lengths in {NORM_SIGN[run.config.norm]}."
     )
-    figure = audit_figure(table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct], run.config.norm)
+    figure = figures.audit_figure(
+        table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct], run.config.norm
+    )
     return [Plot("audit", "Stored margin against audited distance", caption, figure)]
