@@ -35,22 +35,32 @@ class OneLineParser(argparse.ArgumentParser):
         raise ConfigError(message[0].upper() + message[1:].rstrip(".") + f". See {self.prog} --help.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self._add_arguments_of_functions(sys.argv[1:] if args is None else args)
-        known, rest = super().parse_known_args(args, namespace)
+        words = self._with_arguments_of_functions(sys.argv[1:] if args is None else args)
+        known, rest = super().parse_known_args(words, namespace)
         if rest:
             word = rest[0].split("=")[0]
             hint = meant(word, self._option_string_actions)
             raise ConfigError(f"Unknown option {word!r}{hint}. See {self.prog} --help.")
         return known, rest
 
-    def _add_arguments_of_functions(self, words: Sequence[str]) -> None:
-        """Add an option for each argument of the user's functions in ``words``: the user chooses their names."""
+    def _with_arguments_of_functions(self, words: Sequence[str]) -> list[str]:
+        """Add an option for each argument of the user's functions in ``words``: the user chooses their names.
+
+        Returns the words, with a negative number joined to its option: argparse takes -1e-3 for an option.
+        """
+        found: list[str] = []
         for word in words:
             option = word.split("=")[0]
             section, dot, key = option[2:].rpartition(".")
-            is_new = option not in self._option_string_actions
-            if dot and key and is_new and as_option(f"{section}.KEY") in self._option_string_actions:
+            takes_any = bool(dot and key) and as_option(f"{section}.KEY") in self._option_string_actions
+            if takes_any and option not in self._option_string_actions:
                 self.add_argument(option, dest=f"{section}.{key.replace('-', '_')}", type=argument_value)
+            before = found[-1] if found else ""
+            if is_argument(before[2:]) and "=" not in before and isinstance(argument_value(word), int | float):
+                found[-1] = f"{before}={word}"
+            else:
+                found.append(word)
+        return found
 
 
 def cluster_parser(name: str, description: str | None) -> OneLineParser:

@@ -50,7 +50,7 @@ def argument_value(text: str) -> Any:
 
 def argument_text(value: Any) -> str:
     """Inverse of ``argument_value``."""
-    plain = isinstance(value, str) and argument_value(value) == value and not value.startswith("-")
+    plain = isinstance(value, str) and argument_value(value) == value
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 

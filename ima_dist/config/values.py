@@ -61,7 +61,9 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
     words = []
     for name, value in options.items():
         if is_argument(name):
-            words += [as_option(name), argument_text(value)]
+            text = argument_text(value)
+            # argparse takes -1e-05 for an option.
+            words += [f"{as_option(name)}={text}"] if text.startswith("-") else [as_option(name), text]
             continue
         if value is None or value is False:
             continue

@@ -103,13 +103,16 @@ def test_own_data_under_a_preset_have_their_own_name():
     [
         ("32", 32), ("0.5", 0.5), ("1e-4", 1e-4), ("true", True), ("null", None), ("[1, 2.5]", [1, 2.5]),
         ("text", "text"), ('"32"', "32"), ("a,b", "a,b"), ("NaN", "NaN"), ("8/255", "8/255"), ("", ""),
+        ("-1e-5", -1e-5), ("-x", "-x"),
     ],
 )  # fmt: skip
 def test_the_value_of_an_argument_survives_a_command_line_and_a_file(text, value):
     assert argument_value(text) == value
     assert argument_value(argument_text(value)) == value
-    config = of_words("moons", "--data.args.key", text)
+    config = of_words("moons", f"--data.args.key={text}")
     assert config.data.args == {"key": value}
+    if text != "-x":
+        assert of_words("moons", "--data.args.key", text) == config
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
     assert of_words("moons", *as_flags(options_of(config))) == config
 
