@@ -92,6 +92,8 @@ def _train(config: Config, run: RunDir | None, out: Path | None) -> int:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
+        # A second signal ends everything at once, wherever it is.
+        held.push(lambda kind, *_: _how_to_continue(run) if kind is Stopped and run is not None else None)
         cluster = held.enter_context(ray_cluster(config))
         if run is None:
             assert out is not None
@@ -135,8 +137,16 @@ def _record_end(run: RunDir, status: int, message: str | None, start_seconds: fl
     write_json(run.summary_path, {**summary, **end})
 
 
+def _resume_command(run: RunDir) -> str:
+    return f"python -m ima_dist.train --resume {shown(run.path)}"
+
+
+def _how_to_continue(run: RunDir) -> None:
+    print(f"Continue with: {_resume_command(run)}", file=sys.stderr, flush=True)
+
+
 def _report(run: RunDir, status: int, message: str | None) -> None:
-    resume = f"python -m ima_dist.train --resume {shown(run.path)}"
+    resume = _resume_command(run)
     if status == EXIT_DONE:
         show_results(run)
     elif status == EXIT_REQUEUE:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ima_dist import audit, evaluate, train
+from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir
 from tests.support.inline import without_ray
 
@@ -177,3 +178,12 @@ def test_noise_levels_as_shares_of_the_range(code, capsys):
     levels = {point.noise for point in RunDir("run").points() if point.attack == "worst"}
     assert max(levels) == pytest.approx(width / 2)
     assert make_config("moons").eps_max == 0.3
+
+
+def test_a_second_signal_leaves_the_command_that_continues(code, capsys, monkeypatch):
+    def stopped(*_):
+        raise Stopped
+
+    monkeypatch.setattr(train, "_record_end", stopped)
+    assert code.train() == 75
+    assert "Continue with: python -m ima_dist.train --resume run\nStopped." in capsys.readouterr().err
