@@ -78,7 +78,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     for config, points in found:
         for epoch in epochs_of(points):
             own = option_values(config)
-            values = {n: own.get(n) for n in differing if config.method in READ_BY.get(n, METHODS)}
+            values = {n: own.get(n, "not given") for n in differing if config.method in READ_BY.get(n, METHODS)}
             if epoch != config.epochs:
                 values["epoch"] = epoch
             key = with_options(config, {"seed": 0}).fingerprint(), epoch
