@@ -28,20 +28,27 @@ class Inputs(NamedTuple):
     findings: dict[str, Any]
 
 
-def check_inputs(config: Config) -> Inputs:
-    """Load the data and try the network on a few samples, before anything is written. Raises ConfigError."""
+def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int] = ()) -> Inputs:
+    """Load the data and try the network on a few samples, before anything is written.
+
+    Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
+    used. Raises ConfigError.
+    """
     import torch
 
+    from ima_dist.cli.same_network import check_network
     from ima_dist.data.load import load
     from ima_dist.training.door import check_door
     from ima_dist.training.network import make_network
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
-    findings = check_door(make_network(config, data), data, config)
+    network = make_network(config, data)
+    findings = check_door(network, data, config)
+    if run is not None:
+        check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
 
 
@@ -50,6 +57,12 @@ def say_findings(config: Config, findings: dict[str, Any]) -> None:
     say(range_text(findings["inputs"], config.eps_max, config.norm))
     for doubt in door_doubts(findings, [config.eps_max, *config.eval.noise], config.norm):
         print(f"warning: {doubt}", file=sys.stderr, flush=True)
+
+
+def see_users_modules() -> None:
+    """Let modules in the current directory be imported, as those in PYTHONPATH."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
@@ -68,16 +81,6 @@ def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
     if found is not None:
         step = f", step {found.position.step}" if found.position.step else ""
         say(f"Continuing after epoch {found.position.epoch}{step}.")
-
-
-def check_weights(run: RunDir, epoch: int, data: str) -> None:
-    """Raise ConfigError unless there are undamaged weights of ``epoch``, trained on the data with this digest."""
-    from ima_dist.training import checkpoint
-
-    try:
-        checkpoint.weights_file(run, epoch, data)
-    except checkpoint.Damaged as error:
-        raise ConfigError(f"{error}.") from error
 
 
 def on_workers(

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
@@ -50,10 +51,11 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
     network does not turn two samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
+    check_call(factory, config.model.factory, "model.args", 2, config.model.args)
     shape = tuple(data.train.stored.shape[1:])
     with seeded(config.seed):
         try:
-            network = factory(data.num_classes, shape)
+            network = factory(data.num_classes, shape, **config.model.args)
         except Exception as error:
             raise ConfigError(
                 f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
