@@ -104,7 +104,7 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     options = dict(options or {})
     usual = _PRESETS[preset]
     norm = options.get("norm", "linf")
-    tree: dict[str, Any] = {"preset": preset, **usual.functions, **usual.options}
+    tree: dict[str, Any] = {"preset": preset, "eval.order": "stratified", **usual.functions, **usual.options}
     if norm in usual.norms:
         tree["eps_max"], tree["eval.noise"] = usual.norms[norm]
     elif norm in NORMS and ("eps_max" not in options or "eval.noise" not in options):
