@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from scipy.stats import kendalltau
 
 from ima_dist.config.values import with_options

@@ -114,4 +114,5 @@ def describe_attack(entry: dict[str, Any]) -> str:
         "step_length": f"{scale / steps:g}" if scale and steps else "unknown",
         "spsa_samples": entry.get("spsa_samples") or "an unknown number of",
     }
-    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}"
+    which = "; on samples chosen in proportion to the classes" if entry.get("order") == "stratified" else ""
+    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}{which}"

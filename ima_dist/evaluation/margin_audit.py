@@ -18,7 +18,7 @@ from ima_dist.evaluation.stopping import Stop, stoppable
 
 
 def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
-    """Ascending indices of up to ``count`` training samples: see ``to_attack``; with order "first" drawn by the seed."""
+    """Ascending indices of up to ``count`` training samples: as ``to_attack``, or drawn by the seed (order "first")."""
     if config.eval.order == "stratified":
         return to_attack(train, count, "stratified")
     # The first samples of a training set say little, so earlier versions drew some.

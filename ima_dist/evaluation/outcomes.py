@@ -9,7 +9,7 @@ from torch import Tensor
 from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions
-from ima_dist.rundir.curves import Point, noise_key
+from ima_dist.rundir.curves import Point, noise_key, shown_protocols
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_json, write_parquet
 
@@ -49,6 +49,12 @@ def points_of(outcomes: pa.Table, config: Config, test_samples: int) -> list[Poi
         Point(norm=config.norm, split="test", order=order, **row, **protocol(row["attack"], config))
         for row, order in zip(rows, orders, strict=True)
     ]
+
+
+def is_shown(run: RunDir, points: list[Point]) -> bool:
+    """True if tables will show one of ``points``, which have just been measured."""
+    shown = shown_protocols([*run.points(), *points])
+    return any(shown[point.attack, point.epoch] == point.protocol for point in points)
 
 
 def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any]) -> None:

@@ -25,8 +25,8 @@ def next_command(
     """Module and arguments of the next command that the run at ``path`` needs; None if it needs none.
 
     ``epochs``: the epochs whose network is evaluated as ``config.eval`` says. ``then``: options of further
-    evaluations of the last epoch; of two with the same attack the later one counts. A finished run is never trained again. Raises ConfigError if the run of another
-    configuration is there, or its files are damaged.
+    evaluations of the last epoch; of two with the same attack only the later one is asked for. A finished run is never
+    trained again. Raises ConfigError if the run of another configuration is there, or its files are damaged.
     """
     run, flags = RunDir(path), as_flags(options_of(config))
     if not run.config_path.exists():

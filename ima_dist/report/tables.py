@@ -162,7 +162,8 @@ def _attack_differences(config: Config, table: int | None, points: Row) -> tuple
     found = []
     samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
     if is_the_papers(config) and samples < whole:
-        found.append(f"{samples:,} of {whole:,} test samples")
+        which = "chosen in proportion to the classes" if point.order == "stratified" else "the first ones"
+        found.append(f"{samples:,} of {whole:,} test samples, {which}")
     usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
     if point.attack in ("pgd100", "worst"):
         usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]

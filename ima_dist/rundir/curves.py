@@ -112,6 +112,23 @@ def other_rows(points: Iterable[Point], epoch: int) -> list[Row]:
     return list(rows.values())
 
 
+def samples_label(row: Row, test_samples: int | None = None) -> str:
+    """How many test samples a row is of, and which ones if not all: "200, stratified" or "the first 100".
+
+    ``test_samples``: the size of the test set, if it is known.
+    """
+    point = next(iter(row.values()))
+    if point.order == "stratified":
+        return f"{point.samples:,}, stratified"
+    return f"the first {point.samples:,}" if point.samples < (test_samples or 0) else f"{point.samples:,}"
+
+
+def different_samples(rows: Iterable[Row]) -> str | None:
+    """A sentence if these rows, which are to be compared, are not of the same test samples."""
+    labels = sorted({samples_label(row) for row in rows if row})
+    return f"Not all were attacked on the same test samples: {'; '.join(labels)}." if len(labels) > 1 else None
+
+
 def epochs_of(points: Iterable[Point]) -> list[int]:
     """The epochs after which the network was attacked, ascending."""
     return sorted({p.epoch for p in points})

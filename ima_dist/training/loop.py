@@ -214,7 +214,9 @@ class Training:
         state, config, epoch = self.state, self.config, self.state.position.epoch + 1
         accuracies = {"val_accuracy": validation.accuracy(self.network, self.val, config)}
         if config.eval.val_noise is not None:
-            robust = validation.robust_accuracy(self.network, self.val, self.val_attacked, config, config.eval.val_noise)
+            robust = validation.robust_accuracy(
+                self.network, self.val, self.val_attacked, config, config.eval.val_noise
+            )
             accuracies["val_robust_accuracy"] = robust
         self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))
         if state.equilibrium is not None:

@@ -24,9 +24,7 @@ def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None
         return _share(correct, torch.arange(len(data)), data, config)
 
 
-def robust_accuracy(
-    network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float
-) -> float | None:
+def robust_accuracy(network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float) -> float | None:
     """Share of the samples at the indices ``samples`` (M,) that stay correct under a short ``worst`` of radius ``eps``.
 
     Over all workers; None if M = 0. Collective.

@@ -125,7 +125,9 @@ class _Task:
             return
         of_whole_training: dict[str, Any] = {}
         if epoch == config.epochs:
-            artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
+            # A weaker evaluation does not replace the pictures of a stronger one.
+            if outcomes.is_shown(run, outcomes.points_of(found, config, len(test))):
+                artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
             artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}

@@ -44,7 +44,16 @@ def _linear_setting():
 def _audit(path):
     network, train_set, margins, _ = _linear_setting()
     config = make_config("moons")
-    table = audit(network, train_set, margins, config, epoch=1, samples=to_audit(Split(train_set.x, train_set.y), 41, config), augmented=False, batch_size=7)
+    table = audit(
+        network,
+        train_set,
+        margins,
+        config,
+        epoch=1,
+        samples=to_audit(Split(train_set.x, train_set.y), 41, config),
+        augmented=False,
+        batch_size=7,
+    )
     pq.write_table(table, path / f"{torch.distributed.get_rank() if torch.distributed.is_initialized() else 'one'}")
 
 
