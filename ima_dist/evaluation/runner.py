@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
@@ -136,7 +137,8 @@ def _lost(run: RunDir) -> bool:
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
     """Directory for the batches of one attack; its name changes with every setting that matters."""
     of_eval = (getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples"))
-    settings = json.dumps([config.fingerprint(), digest, *of_eval])
+    version = ATTACK_TABLE[attack].version
+    settings = json.dumps([config.fingerprint(), digest, *of_eval, *([version] if version > 1 else [])])
     name = hashlib.sha256(settings.encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 
