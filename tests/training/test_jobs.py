@@ -154,7 +154,7 @@ def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
 
 
 def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
-    config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
+    config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1], "eval.order": "first"})
     run = RunDir.create(config, tmp_path / "run")
     curves = [
         {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5,
