@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
 from scipy.stats import kendalltau
 
 from ima_dist.config.values import with_options
 from ima_dist.core.noise import Phase, sample_keys
+from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.attacks import pgd100
@@ -24,7 +24,7 @@ from ima_dist.training.network import DTYPES, limit_threads, make_network
 
 
 def accuracy(run: RunDir, epoch: int, samples: int, steps: int) -> float:
-    """Share of the first test samples that 100-PGD leaves right at the run's validation noise."""
+    """Share of the attacked test samples that 100-PGD leaves right at the run's validation noise."""
     config = run.config()
     noise = config.eval.val_noise
     assert noise is not None
@@ -34,7 +34,7 @@ def accuracy(run: RunDir, epoch: int, samples: int, steps: int) -> float:
     network = make_network(config, data)
     load_weights(run, epoch, data.digest(), network)
     test = Resident(data.test, "cpu", DTYPES[config.dtype], data.box)
-    indices = torch.arange(min(samples, len(test)))
+    indices = to_attack(data.test, samples, config.eval.order)
     right = 0
     for part in indices.split(100):
         x, y = test.batch(part)

@@ -153,7 +153,8 @@ def show_results(directory: RunDir) -> None:
     figures = draw_all(run)
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
-    say("\n" + robustness_table(points, found[1] if found else None, found[0] if found else None))
+    row, number = (found[1], found[0]) if found else (None, None)
+    say("\n" + robustness_table(points, row, number, run.summary.get("test_samples")))
     for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)

@@ -15,7 +15,7 @@ class Attack:
 
     function: its name in ``evaluation/attacks.py``. rank: 1 is the strictest. about: one line for help texts.
     protocol: how it was done, one sentence without its full stop, with the fields of an entry of summary.json's
-    curves in braces. reads: the options ``eval.…`` that it uses.
+    curves in braces. reads: the options ``eval.…`` that it uses. version: grows with each change to its results.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Attack:
     about: str
     protocol: str
     reads: tuple[str, ...] = ()
+    version: int = 1
 
 
 _TABLE = (
@@ -92,7 +93,7 @@ def mma_step_scale(config: Config) -> float:
 
 
 def protocol(attack: str, config: Config) -> dict[str, Any]:
-    """ "steps" and "step_scale" of an attack as summary.json records them; None where it has no such thing.
+    """ "version", "steps" and "step_scale" of an attack as in summary.json; None where it has no such thing.
 
     For spsa also "spsa_samples", the random directions of an iteration.
     """
@@ -100,6 +101,7 @@ def protocol(attack: str, config: Config) -> dict[str, Any]:
     found = {name: getattr(config.eval, name) if name in read else None for name in ("steps", "step_scale")}
     if attack == "pgd-mma":
         found["step_scale"] = mma_step_scale(config)
+    found["version"] = ATTACK_TABLE[attack].version
     return {**found, **({"spsa_samples": config.eval.spsa_samples} if "spsa_samples" in read else {})}
 
 
@@ -112,4 +114,5 @@ def describe_attack(entry: dict[str, Any]) -> str:
         "step_length": f"{scale / steps:g}" if scale and steps else "unknown",
         "spsa_samples": entry.get("spsa_samples") or "an unknown number of",
     }
-    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}"
+    which = "; on samples chosen in proportion to the classes" if entry.get("order") == "stratified" else ""
+    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}{which}"

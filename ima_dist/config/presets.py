@@ -139,7 +139,7 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
         raise ConfigError(f"--name goes with the preset {OWN}: results of {preset} are shown under its own name.")
     usual = _PRESETS[preset]
     norm = options.get("norm", "linf")
-    tree: dict[str, Any] = {"preset": preset, **usual.functions, **usual.options}
+    tree: dict[str, Any] = {"preset": preset, "eval.order": "stratified", **usual.functions, **usual.options}
     if norm in usual.norms:
         tree["eps_max"], tree["eval.noise"] = usual.norms[norm]
     elif norm in NORMS and ("eps_max" not in options or "eval.noise" not in options):

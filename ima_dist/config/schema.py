@@ -128,13 +128,19 @@ class EvalConfig(Checked):
     step_scale: float = _Aside(4.0, gt=0, description="alpha of pgd100 and worst")
     spsa_samples: int = _Aside(2018, ge=1, description="random directions per iteration of spsa")
     samples: int | None = _Aside(None, ge=1, description="attack at most this many test samples")
+    # New runs have "stratified" (presets.make_config); a config.yaml without the entry is of a run before this option.
+    order: Literal["stratified", "first"] = _Aside(
+        "first",
+        description="which samples to take if not all: stratified, in proportion to the classes and the same in all "
+        "runs on the same data (the default for new runs); or the first ones, as the paper",
+    )
     val_noise: Level | None = _Aside(
         None,
         gt=0,
         description="also attack validation samples after every epoch, at this noise level (a cheap worst, for sweeps)",
     )
     val_steps: int = _Aside(10, ge=1, description="PGD steps of that attack")
-    val_samples: int = _Aside(500, ge=1, description="validation samples of that attack, the first ones")
+    val_samples: int = _Aside(500, ge=1, description="number of validation samples of that attack")
 
 
 class Config(Checked):

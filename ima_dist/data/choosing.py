@@ -1,5 +1,6 @@
-"""Choosing samples: class-balanced subsets and held-out sets."""
+"""Choosing samples: class-balanced subsets, held-out sets, and samples to attack."""
 
+import numpy as np
 import torch
 
 from ima_dist.core.noise import mix64
@@ -32,6 +33,26 @@ def hold_out(split: Split, count: int, num_classes: int, seed: int) -> tuple[Spl
     rest = torch.ones(len(split), dtype=torch.bool)
     rest[held] = False
     return split.view(rest.nonzero().squeeze(1)), split.view(held)
+
+
+def to_attack(split: Split, count: int | None, order: str) -> torch.Tensor:
+    """Ascending indices (M,) int64 of the samples of ``split`` to attack, M = min(count, N); all if count is None.
+
+    order: "first" takes the first ones. "stratified" takes each class in proportion to its size, at least one sample
+    of each if ``count`` allows it. The choice depends only on the split, and contains that of every smaller count.
+    """
+    total = len(split)
+    if order == "first" or count is None or count >= total:
+        return torch.arange(total if count is None else min(count, total))
+    y = split.y.numpy()
+    keyed = mix64(mix64(torch.arange(total)) + int.from_bytes(bytes.fromhex(split.digest()), signed=True)).numpy()
+    in_classes = np.lexsort((keyed, y))
+    sizes = np.bincount(y)
+    turn = np.empty(total, dtype=np.int64)  # place within the class
+    turn[in_classes] = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Sainte-Laguë's method: turn t of a class of n samples is at (t + 1/2) / n. The first turns come before all others.
+    ranking = np.lexsort((keyed, (turn + 0.5) / sizes[y], turn > 0))
+    return torch.from_numpy(np.sort(ranking[:count]))
 
 
 def class_quotas(count: int, num_classes: int) -> list[int]:

@@ -45,6 +45,10 @@ class Split:
         chosen = self.view(indices)
         return type(self)(chosen.x, chosen.y, chosen.names)
 
+    def digest(self) -> str:
+        """A short hash of its size, all labels, and up to 512 samples."""
+        return _digest(self)
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
@@ -67,13 +71,17 @@ class DataSet:
 
         Not all samples, because a run computes it at every start.
         """
-        found = hashlib.sha256()
-        for part in (self.train, self.val, self.test):
-            found.update(f"{(len(part), *part.stored.shape[1:])} {part.stored.dtype}".encode())
-            found.update(part.y.numpy().tobytes())
-            chosen = torch.linspace(0, max(len(part) - 1, 0), min(len(part), _DIGESTED), dtype=torch.float64).long()
-            found.update(part.take(chosen).x.contiguous().view(torch.uint8).numpy().tobytes())
-        return found.hexdigest()[:16]
+        return _digest(self.train, self.val, self.test)
+
+
+def _digest(*parts: Split) -> str:
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{(len(part), *part.stored.shape[1:])} {part.stored.dtype}".encode())
+        found.update(part.y.numpy().tobytes())
+        chosen = torch.linspace(0, max(len(part) - 1, 0), min(len(part), _DIGESTED), dtype=torch.float64).long()
+        found.update(part.take(chosen).x.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 class Resident:

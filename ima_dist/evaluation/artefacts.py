@@ -44,21 +44,27 @@ def write_names(run: RunDir, data: DataSet) -> None:
         write_parquet(run.samples_path, pa.concat_tables(pieces))
 
 
-def write_boundary(run: RunDir, network: nn.Module, train: Resident) -> None:
-    """examples/boundary.npz, for samples in the plane."""
+def write_boundary(run: RunDir, network: nn.Module, train: Resident, points: Tensor) -> None:
+    """examples/boundary.npz, for samples in the plane, with the training samples at the indices ``points``."""
     if train.shape == (2,):
-        _write(run, "boundary", boundary_grid(network, *train.batch(torch.arange(len(train)))))
+        _write(run, "boundary", boundary_grid(network, *train.batch(torch.arange(len(train))), points))
 
 
 def write_noisy_images(
-    run: RunDir, network: nn.Module, test: Resident, config: Config, data: DataSet, should_stop: Callable[[], bool]
+    run: RunDir,
+    network: nn.Module,
+    test: Resident,
+    samples: Tensor,
+    config: Config,
+    data: DataSet,
+    should_stop: Callable[[], bool],
 ) -> None:
     """examples/noisy.npz, for images. Raises Interrupted."""
     if len(test.shape) != 3:
         return
     try:
         with stoppable(network, should_stop):
-            arrays = noisy_images(network, test, config, data.class_names)
+            arrays = noisy_images(network, test, samples, config, data.class_names)
     except Stop:
         raise Interrupted("stopped during the evaluation") from None
     _write(run, "noisy", arrays)
@@ -80,12 +86,12 @@ def _write(run: RunDir, name: str, arrays: dict[str, Any]) -> None:
 
 
 def boundary_grid(
-    network: nn.Module, x: Tensor, y: Tensor, *, side: int = 300, points: int = 4000
+    network: nn.Module, x: Tensor, y: Tensor, points: Tensor, *, side: int = 300
 ) -> dict[str, np.ndarray]:
     """Probability of class 1 on a grid around the points x (N, 2) with labels y (N,).
 
-    Returns arrays grid_x (side,), grid_y (side,), probability (side, side) indexed [y, x], and the first
-    ``points`` samples as points (K, 2) and labels (K,).
+    Returns arrays grid_x (side,), grid_y (side,), probability (side, side) indexed [y, x], and the samples at the
+    indices ``points`` (K,) as points (K, 2) and labels (K,).
     """
     low, high = x.amin(0), x.amax(0)
     pad = 0.15 * (high - low)
@@ -98,8 +104,8 @@ def boundary_grid(
         "grid_x": axes[0].numpy(),
         "grid_y": axes[1].numpy(),
         "probability": probability.view(side, side).cpu().numpy(),
-        "points": x[:points].cpu().numpy(),
-        "labels": y[:points].cpu().numpy(),
+        "points": x[points].cpu().numpy(),
+        "labels": y[points].cpu().numpy(),
     }
 
 
@@ -138,14 +144,14 @@ def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | 
 
 
 def noisy_images(
-    network: nn.Module, test: Resident, config: Config, class_names: tuple[str, ...] | None
+    network: nn.Module, test: Resident, samples: Tensor, config: Config, class_names: tuple[str, ...] | None
 ) -> dict[str, np.ndarray]:
     """The first attacked sample of each of up to five classes, and its noisy images by ``attacks.pgd``.
 
     At each noise level the attack takes ``eval.steps`` steps of cross-entropy from the same start as pgd100.
 
     Args:
-        test: samples of shape (C, H, W), of which the first ``eval.samples`` are used, as in an evaluation.
+        test: samples of shape (C, H, W). samples: ascending indices of those that the evaluation attacks.
         class_names: numbers are used if the data have none.
 
     Returns:
@@ -153,9 +159,8 @@ def noisy_images(
         (S, C, H, W), clean_prediction (S,), noise (L,), noisy (S, L, C, H, W), prediction (S, L); class_names (K,)
         of text. clean and noisy are float16 where that shows the smallest noise, else float32.
     """
-    labels = test.y[: config.eval.samples].cpu().numpy()
-    _, first = np.unique(labels, return_index=True)
-    indices = torch.as_tensor(first[:_CLASSES], device=test.y.device)
+    _, first = np.unique(test.y.cpu().numpy()[samples], return_index=True)
+    indices = samples[first[:_CLASSES]].to(test.y.device)
     x, y = test.batch(indices)
     keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
     images, predictions = [], []

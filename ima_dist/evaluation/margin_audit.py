@@ -11,9 +11,19 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.augment import augment
-from ima_dist.data.types import Resident
+from ima_dist.data.choosing import to_attack
+from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.autoattack import fab_distance
 from ima_dist.evaluation.stopping import Stop, stoppable
+
+
+def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
+    """Ascending indices of up to ``count`` training samples: as ``to_attack``, or drawn by the seed (order "first")."""
+    if config.eval.order == "stratified":
+        return to_attack(train, count, "stratified")
+    # The first samples of a training set say little, so earlier versions drew some.
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))
+    return drawn[:count].sort().values
 
 
 def audit(
@@ -23,26 +33,26 @@ def audit(
     config: Config,
     *,
     epoch: int,
-    samples: int,
+    samples: torch.Tensor,
     augmented: bool,
     batch_size: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pa.Table:
-    """Stored margin and audited distance of up to ``samples`` training samples, drawn by the run's seed.
+    """Stored margin and audited distance of training samples.
 
     Collective. Returns, on every worker, the columns index, label, margin, distance (``fab_distance``) and correct.
 
     Args:
         network: with the weights after ``epoch`` epochs.
         margins: of that epoch, with the columns of the margin shards, sorted by index.
+        samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
 
     Raises:
         Interrupted: a worker was asked to stop.
     """
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(config.seed))[:samples].sort().values
-    mine = distributed.share_of_batch(chosen)
+    mine = distributed.share_of_batch(samples)
     labels, distances = [], []
     stopped = False
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions
-from ima_dist.rundir.curves import Point
+from ima_dist.rundir.curves import Point, noise_key, shown_protocols
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_json, write_parquet
 
@@ -34,8 +34,8 @@ def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, 
     return pa.concat_tables(pieces)
 
 
-def points_of(outcomes: pa.Table, config: Config) -> list[Point]:
-    """The accuracy for each attack, epoch, loss and noise level."""
+def points_of(outcomes: pa.Table, config: Config, test_samples: int) -> list[Point]:
+    """The accuracy for each attack, epoch, loss and noise level; ``test_samples``: the size of the test set."""
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
     grouped = (
         outcomes.append_column("right", right)
@@ -43,22 +43,50 @@ def points_of(outcomes: pa.Table, config: Config) -> list[Point]:
         .aggregate([("right", "mean"), ("right", "count")])
         .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples"])
     )
+    rows = grouped.to_pylist()
+    orders = ["first" if row["samples"] == test_samples else config.eval.order for row in rows]
     return [
-        Point(norm=config.norm, split="test", **row, **protocol(row["attack"], config)) for row in grouped.to_pylist()
+        Point(norm=config.norm, split="test", order=order, **row, **protocol(row["attack"], config))
+        for row, order in zip(rows, orders, strict=True)
     ]
 
 
-def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any]) -> None:
-    """Put one evaluation's outcomes and curves, and ``summary``, beside those of other attacks and epochs.
+def is_shown(run: RunDir, points: list[Point]) -> bool:
+    """True if tables will show one of ``points``, which have just been measured."""
+    shown = shown_protocols([*run.points(), *points])
+    return any(shown[point.attack, point.epoch] == point.protocol for point in points)
 
-    One worker calls it. Raises OSError.
+
+def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any]) -> None:
+    """Put one evaluation's outcomes and curves, and ``summary``, beside those of other attacks, epochs and protocols.
+
+    ``summary``: has "test_samples", the size of the test set. One worker calls it. Raises OSError.
     """
-    points = points_of(outcomes, config)
-    done = {(point.attack, point.epoch) for point in points}
-    kept = [point for point in run.points() if (point.attack, point.epoch) not in done]
+    points, before = points_of(outcomes, config, summary["test_samples"]), run.points()
+    done = {_key(point) for point in points}
+    outcomes = _with_protocol(outcomes, points)
     if run.outcomes_path.exists():
         old = read_parquet(run.outcomes_path)
-        keys = zip(old["attack"].to_pylist(), old["epoch"].to_pylist(), strict=True)
-        outcomes = pa.concat_tables([old.filter(pa.array([key not in done for key in keys])), outcomes])
+        old = old if "protocol" in old.column_names else _with_protocol(old, before)
+        outcomes = pa.concat_tables([_without(old, done), outcomes])
+    kept = [point for point in before if _key(point) not in done]
     write_parquet(run.outcomes_path, outcomes)
     write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})
+
+
+def _key(point: Point) -> tuple[str, int, str, float]:
+    """What is replaced when it is evaluated again."""
+    return point.attack, point.epoch, point.protocol, point.level
+
+
+def _with_protocol(outcomes: pa.Table, points: list[Point]) -> pa.Table:
+    """``outcomes``, which have one protocol for each attack and epoch: that of ``points``."""
+    protocols = {(point.attack, point.epoch): point.protocol for point in points}
+    keys = zip(outcomes["attack"].to_pylist(), outcomes["epoch"].to_pylist(), strict=True)
+    return outcomes.append_column("protocol", pa.array([protocols.get(key, "") for key in keys], pa.string()))
+
+
+def _without(outcomes: pa.Table, done: set[tuple[str, int, str, float]]) -> pa.Table:
+    columns = [outcomes[name].to_pylist() for name in ("attack", "epoch", "protocol")]
+    levels = map(noise_key, outcomes["noise"].to_pylist())
+    return outcomes.filter(pa.array([key not in done for key in zip(*columns, levels, strict=True)], pa.bool_()))

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
+from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
@@ -36,15 +37,17 @@ def evaluate(
     config: Config,
     run: RunDir,
     *,
+    samples: torch.Tensor,
     epoch: int,
     digest: str,
     batch_size: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> pa.Table:
-    """Attack the test samples (the first ``eval.samples`` of them) at every noise level. Collective.
+    """Attack test samples at every noise level. Collective.
 
     Args:
+        samples: ascending indices (M,) of the test samples to attack, on the CPU.
         epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
         batch_size: samples attacked at once.
         should_stop: asked by every worker, so it must look at something that all can see.
@@ -57,11 +60,10 @@ def evaluate(
         Interrupted: a worker was asked to stop; what was finished is kept for the next call.
         LeaseLost: another process has become the run's writer.
     """
-    total = len(test) if config.eval.samples is None else min(config.eval.samples, len(test))
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     # One worker looks: another might already see what a third has written since.
     done = distributed.together(lambda: {a: _read(place)["index"].unique().to_pylist() for a, place in places.items()})
-    mine = {attack: _mine(total, done[attack]) for attack in places}
+    mine = {attack: _mine(samples, done[attack]) for attack in places}
     stopped = False
     try:
         with stoppable(network, lambda: should_stop() or _lost(run)):
@@ -72,7 +74,7 @@ def evaluate(
     distributed.together(run.check_lease)
     if stopped:
         raise Interrupted("stopped during the evaluation")
-    return _joined(places, total) if distributed.rank() == 0 else pa.table({})
+    return _joined(places, samples) if distributed.rank() == 0 else pa.table({})
 
 
 def _attack_mine(
@@ -101,9 +103,11 @@ def _attack_mine(
             on_progress(finished, count)
 
 
-def _joined(places: dict[str, Path], total: int) -> pa.Table:
+def _joined(places: dict[str, Path], samples: torch.Tensor) -> pa.Table:
     """The outcomes of all workers and attacks, sorted."""
-    tables = [_read(place).filter(pc.field("index") < total) for place in places.values()]
+    # An earlier call may have begun with other samples.
+    wanted, total = pa.array(samples.numpy()), len(samples)
+    tables = [_read(place).filter(pc.field("index").isin(wanted)) for place in places.values()]
     for table in tables:
         # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
         counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
@@ -133,7 +137,8 @@ def _lost(run: RunDir) -> bool:
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
     """Directory for the batches of one attack; its name changes with every setting that matters."""
     of_eval = (getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples"))
-    settings = json.dumps([config.fingerprint(), digest, *of_eval])
+    version = ATTACK_TABLE[attack].version
+    settings = json.dumps([config.fingerprint(), digest, *of_eval, *([version] if version > 1 else [])])
     name = hashlib.sha256(settings.encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 
@@ -149,8 +154,7 @@ def _read(place: Path) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
 
 
-def _mine(total: int, done: list[int]) -> torch.Tensor:
-    """This worker's block of the samples below ``total`` that are left to do."""
-    left = torch.ones(total, dtype=torch.bool)
-    left[[i for i in done if i < total]] = False
-    return distributed.share_of_batch(left.nonzero()[:, 0])
+def _mine(samples: torch.Tensor, done: list[int]) -> torch.Tensor:
+    """This worker's block of the ``samples`` that are left to do."""
+    left = samples[~torch.isin(samples, torch.tensor(done, dtype=torch.int64))]
+    return distributed.share_of_batch(left)

@@ -13,6 +13,8 @@ from ima_dist.config.values import as_flags, with_options
 from ima_dist.rundir.curves import Point, noise_key
 from ima_dist.rundir.directory import RunDir
 
+# What defines the result of an evaluation, besides the number of samples.
+_DEFINING = ("noise", "steps", "step_scale", "spsa_samples", "order")
 # How an evaluation runs, as opposed to what it measures.
 _WHERE = ("workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
@@ -23,9 +25,8 @@ def next_command(
     """Module and arguments of the next command that the run at ``path`` needs; None if it needs none.
 
     ``epochs``: the epochs whose network is evaluated as ``config.eval`` says. ``then``: options of further
-    evaluations of the last epoch. A run keeps one result per attack and epoch, so of two evaluations with the same
-    attack the later one counts. A finished run is never trained again. Raises ConfigError if the run of another
-    configuration is there, or its files are damaged.
+    evaluations of the last epoch; of two with the same attack only the later one is asked for. A finished run is never
+    trained again. Raises ConfigError if the run of another configuration is there, or its files are damaged.
     """
     run, flags = RunDir(path), as_flags(options_of(config))
     if not run.config_path.exists():
@@ -58,6 +59,7 @@ def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epo
     # Runs of earlier versions do not state the size of the test set: it is that of their largest evaluation.
     available = summary.get("test_samples") or max((point.samples for point in measured), default=0)
     asked["samples"] = min(config.eval.samples or math.inf, available)
+    asked["order"] = config.eval.order if asked["samples"] < available else "first"
     done = {p.level for p in measured if all(getattr(p, name) in (None, value) for name, value in asked.items())}
     return {noise_key(level) for level in config.eval.noise} <= done
 
@@ -66,7 +68,7 @@ def _options(summary: dict[str, Any], config: Config, attacks: tuple[str, ...]) 
     """Options of ``ima_dist.evaluate``; those that define the result are all given, since the run may have others."""
     options = {name: value for name, value in options_of(config).items() if name in _WHERE}
     options["eval.attacks"] = attacks
-    options |= {f"eval.{name}": getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")}
+    options |= {f"eval.{name}": getattr(config.eval, name) for name in _DEFINING}
     # No number of samples means all of them, but on the command line it would mean the run's own number.
     options["eval.samples"] = config.eval.samples or summary.get("test_samples")
     return options

@@ -12,7 +12,7 @@ from ima_dist.rundir.run import Run
 
 _BINS = 50
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
-_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples")
+_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version")
 
 
 def table_csv(table: Table) -> str:

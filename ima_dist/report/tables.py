@@ -158,7 +158,9 @@ def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, p
     apart = ["seed", *(["beta"] if table in paper.BETA_TABLES else [])]
     if table is not None and config.method in ("adv", "rand"):
         apart.append("eps_max")
-    differs = setting_differences(config, apart) + _attack_differences(config, table, points)
+    differs = setting_differences(config, apart) + _attack_differences(
+        config, table, points, result.summary.get("test_samples")
+    )
     ours: dict[Key, Measured] = {("test", level): Measured(p.share, p.samples) for level, p in points.items()}
     for entry in result.history if table in paper.EPOCHS_TABLES else ():
         if entry["epoch"] == epoch and entry["val_accuracy"] is not None:
@@ -167,13 +169,15 @@ def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, p
     return table, Line(row, attack, epoch, (result,), ours, theirs, differs, point)
 
 
-def _attack_differences(config: Config, table: int | None, points: Row) -> tuple[str, ...]:
+def _attack_differences(config: Config, table: int | None, points: Row, left: int | None) -> tuple[str, ...]:
     point = next(iter(points.values()))
     found = []
     if is_the_papers(config):
         samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
         if samples < whole:
-            found.append(f"{samples:,} of {whole:,} test samples")
+            first = ", the first ones" if samples < (left or 0) else ""  # a subset of the data leaves fewer
+            which = ", chosen in proportion to the classes" if point.order == "stratified" else first
+            found.append(f"{samples:,} of {whole:,} test samples{which}")
     usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
     if point.attack in ("pgd100", "worst"):
         usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]

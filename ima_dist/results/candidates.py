@@ -16,7 +16,7 @@ from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.rundir.curves import Point as Measurement
 from ima_dist.rundir.curves import Row as Curve
-from ima_dist.rundir.curves import attack_rows, epochs_of, fewest_samples, format_noise, levels_of
+from ima_dist.rundir.curves import attack_rows, different_samples, epochs_of, fewest_samples, format_noise, levels_of
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.finding import finished_runs
 
@@ -132,7 +132,9 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
     head = f"Attack: {attack}. Score: {measure}."
     table = _candidate_lines(candidates, choice, levels)
-    return "\n".join([head, *table, _LEGEND, *_verdict(candidates, choice, min_clean)])
+    differing = different_samples(curve for row in measured for curve in row.curves[attack])
+    notes = [differing] if differing else []
+    return "\n".join([head, *table, _LEGEND, *notes, *_verdict(candidates, choice, min_clean)])
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"

@@ -4,7 +4,7 @@ from ima_dist.config.presets import is_the_papers
 from ima_dist.results import obfuscation, paper
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.results.tradeoff import tradeoff_table
-from ima_dist.rundir.curves import attack_rows, format_noise, levels_of, noise_key
+from ima_dist.rundir.curves import attack_rows, format_noise, levels_of, noise_key, samples_label
 from ima_dist.rundir.run import Run
 
 
@@ -25,7 +25,7 @@ def comparison_table(runs: dict[str, Run], table: int | None, epochs: tuple[int,
     lines = [["noise", "", "samples", *map(format_noise, levels)]]
     for name, attacks in ours.items():
         for attack, row in attacks.items():
-            samples = str(max(point.samples for point in row.values()))
+            samples = samples_label(row, runs[name].summary.get("test_samples"))
             values = [accuracy(row[x].accuracy) if x in row else "-" for x in levels]
             lines.append([name, attack, samples, *values])
             comparable = table is not None and is_the_papers(runs[name].config)

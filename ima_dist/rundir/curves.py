@@ -20,8 +20,9 @@ class Point(BaseModel):
     """The accuracy under one attack at one noise level; the fields are the keys of an entry of ``curves``.
 
     loss: "ce", "margin" or "both", the worse of the two for each sample. noise: radius in ``norm``, in units of the
-    data. accuracy: None if it was not finite. epoch: the weights after that many epochs. Keys that this version does
-    not know are kept as they are.
+    data. accuracy: None if it was not finite. epoch: the weights after that many epochs. order: how the samples were
+    chosen (``eval.order``); "first" if all were attacked. version: of the attack. Keys that this version does not know
+    are kept as they are.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
@@ -37,6 +38,8 @@ class Point(BaseModel):
     step_scale: float | None
     epoch: Annotated[int, Field(ge=1)]
     spsa_samples: int | None = None
+    order: str = "first"
+    version: int = 1
 
     @property
     def level(self) -> float:
@@ -49,9 +52,25 @@ class Point(BaseModel):
         assert self.accuracy is not None
         return self.accuracy
 
+    @property
+    def protocol(self) -> str:
+        """How the network was attacked, as the column ``protocol`` of outcomes.parquet has it.
+
+        Points of one attack and epoch with equal protocols belong to one evaluation.
+        """
+        names = ("version", "steps", "step_scale", "spsa_samples", "samples", "order")
+        return " ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    @property
+    def strength(self) -> tuple[int, ...]:
+        """Of two evaluations with the same attack the one with the larger strength is shown."""
+        return self.version, self.steps or 0, self.spsa_samples or 0, self.samples, self.order == "stratified"
+
     def to_json(self) -> dict[str, Any]:
-        """The entry of summary.json."""
-        return self.model_dump(exclude={"spsa_samples"} if self.spsa_samples is None else None)
+        """The entry of summary.json, without what earlier versions did not have and did as the default says."""
+        later = ("spsa_samples", "order", "version")
+        usual = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=usual)
 
     @classmethod
     def from_json(cls, entry: Any) -> Self:
@@ -63,15 +82,51 @@ def attack_rows(points: Iterable[Point], epoch: int | None = None) -> dict[str, 
     """Attack -> noise level -> point, for loss "both" on the test split; points without an accuracy are left out.
 
     ``epoch``: the network after that many epochs. Without it the newest that each attack was run on: a row never
-    mixes two networks.
+    mixes two networks, nor two protocols. Of several protocols the strictest is taken: see ``shown_protocols``.
     """
     chosen = [p for p in points if (p.loss, p.split) == ("both", "test") and p.accuracy is not None]
     newest = {p.attack: p.epoch for p in sorted(chosen, key=lambda p: p.epoch)}
+    shown = shown_protocols(chosen)
     rows: dict[str, Row] = {}
     for p in chosen:
-        if p.epoch == (newest[p.attack] if epoch is None else epoch):
+        right_epoch = p.epoch == (newest[p.attack] if epoch is None else epoch)
+        if right_epoch and p.protocol == shown[p.attack, p.epoch]:
             rows.setdefault(p.attack, {})[p.level] = p
     return rows
+
+
+def shown_protocols(points: Iterable[Point]) -> dict[tuple[str, int], str]:
+    """(Attack, epoch) -> the protocol that tables show: most steps, then most samples, then the newest."""
+    # The newest evaluation comes last, and sorting keeps the order of equals.
+    return {(p.attack, p.epoch): p.protocol for p in sorted(points, key=lambda p: p.strength)}
+
+
+def other_rows(points: Iterable[Point], epoch: int) -> list[Row]:
+    """The evaluations of the network after ``epoch`` epochs that ``attack_rows`` leaves out, one row each."""
+    chosen = [p for p in points if (p.loss, p.split, p.epoch) == ("both", "test", epoch) and p.accuracy is not None]
+    shown = shown_protocols(chosen)
+    rows: dict[tuple[str, str], Row] = {}
+    for p in chosen:
+        if p.protocol != shown[p.attack, epoch]:
+            rows.setdefault((p.attack, p.protocol), {})[p.level] = p
+    return list(rows.values())
+
+
+def samples_label(row: Row, test_samples: int | None = None) -> str:
+    """How many test samples a row is of, and which ones if not all: "200, stratified" or "the first 100".
+
+    ``test_samples``: the size of the test set, if it is known.
+    """
+    point = next(iter(row.values()))
+    if point.order == "stratified":
+        return f"{point.samples:,}, stratified"
+    return f"the first {point.samples:,}" if point.samples < (test_samples or 0) else f"{point.samples:,}"
+
+
+def different_samples(rows: Iterable[Row]) -> str | None:
+    """A sentence if these rows, which are to be compared, are not of the same test samples."""
+    labels = sorted({samples_label(row) for row in rows if row})
+    return f"Not all were attacked on the same test samples: {'; '.join(labels)}." if len(labels) > 1 else None
 
 
 def epochs_of(points: Iterable[Point]) -> list[int]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values
-from ima_dist.rundir.curves import Point
+from ima_dist.rundir.curves import Point, shown_protocols
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import inside, read_arrays, read_json, read_parquet, sentence
 
@@ -165,8 +165,23 @@ class Run:
             self.problems["margins"] = " ".join(complaints)
         return found
 
-    # A row for each test sample, attack, loss and noise level.
-    outcomes = _file("outcomes", read_parquet)
+    @cached_property
+    def outcomes(self) -> pa.Table | None:
+        """outcomes.parquet: a row for each test sample, attack, loss and noise level.
+
+        Of several protocols of an attack only the one that tables show: see ``curves.shown_protocols``.
+        """
+
+        def read(path: Path) -> pa.Table:
+            table = read_parquet(path)
+            if "protocol" not in table.column_names:  # of an earlier version, which kept one
+                return table
+            shown = {(*key, protocol) for key, protocol in shown_protocols(self.points).items()}
+            keys = zip(*(table[name].to_pylist() for name in ("attack", "epoch", "protocol")), strict=True)
+            return table.filter(pa.array([key in shown for key in keys], pa.bool_()))
+
+        return self._part("outcomes", self.dir.outcomes_path, read, None)
+
     # Of a two-class task: the probability of the second class for each sample.
     scores = _file("scores", read_parquet)
     # Stored margins beside distances found by another attack.

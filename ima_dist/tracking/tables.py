@@ -58,6 +58,8 @@ SCHEMAS = {
             **dict.fromkeys(("samples", "steps"), _INT),
             "step_scale": _FLOAT,
             "spsa_samples": _INT,
+            "order": _TEXT,
+            "version": _INT,
         }
     ),
     "history": pa.schema(
@@ -158,7 +160,9 @@ def curves_table(run: Run) -> pa.Table:
 
 def points_of(curves: pa.Table) -> list[Point]:
     """The points of one run's rows: the inverse of ``curves_table``, which has checked them."""
-    return [Point(**row) for row in curves.drop_columns(["run", "low95", "high95"]).to_pylist()]
+    rows = curves.drop_columns(["run", "low95", "high95"]).to_pylist()
+    # The columns that earlier versions did not write.
+    return [Point(**{k: v for k, v in row.items() if v is not None or k not in ("order", "version")}) for row in rows]
 
 
 def margins_table(run: Run) -> pa.Table:
@@ -189,7 +193,7 @@ def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
 
 def _point_row(point: Point) -> dict[str, Any]:
     low, high = (None, None) if point.accuracy is None else wilson_interval(point.accuracy, point.samples)
-    return {**point.to_json(), "low95": low, "high95": high}
+    return {**point.model_dump(), "low95": low, "high95": high}
 
 
 def _fitted(kind: str, run: Run, table: pa.Table) -> pa.Table:

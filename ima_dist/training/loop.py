@@ -12,6 +12,7 @@ from ima_dist.core.distributed import Interrupted
 from ima_dist.core.noise import Phase
 from ima_dist.data.augment import augment
 from ima_dist.data.batch_sizes import attack_batch_size
+from ima_dist.data.choosing import to_attack
 from ima_dist.data.order import batches
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.methods import Attacked, Batch, make_method
@@ -43,6 +44,8 @@ class Training:
         self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
         self.train = Resident(data.train, device, DTYPES[config.dtype], data.box)
         self.val = Resident(data.val, device, DTYPES[config.dtype], data.box)
+        #: Indices of the validation samples that are attacked after each epoch.
+        self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = data.augment
         self.method = make_method(config, data.box)
         self.state = new_state(config, data, self.method, device)
@@ -213,7 +216,9 @@ class Training:
         state, config, epoch = self.state, self.config, self.state.position.epoch + 1
         accuracies = {"val_accuracy": validation.accuracy(self.network, self.val, config)}
         if config.eval.val_noise is not None:
-            robust = validation.robust_accuracy(self.network, self.val, config, config.eval.val_noise)
+            robust = validation.robust_accuracy(
+                self.network, self.val, self.val_attacked, config, config.eval.val_noise
+            )
             accuracies["val_robust_accuracy"] = robust
         self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))
         if state.equilibrium is not None:

@@ -21,13 +21,13 @@ def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None
         return (network(x).argmax(1) == y).sum()
 
     with torch.no_grad(), attack_mode(network):
-        return _share(correct, len(data), data, config)
+        return _share(correct, torch.arange(len(data)), data, config)
 
 
-def robust_accuracy(network: nn.Module, data: Resident, config: Config, eps: float) -> float | None:
-    """Share of the first ``eval.val_samples`` that stay correct under a short ``worst`` of radius ``eps``.
+def robust_accuracy(network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float) -> float | None:
+    """Share of the samples at the indices ``samples`` (M,) that stay correct under a short ``worst`` of radius ``eps``.
 
-    Over all workers; None for an empty split. Collective.
+    Over all workers; None if M = 0. Collective.
     """
     settings = config.eval
 
@@ -48,17 +48,18 @@ def robust_accuracy(network: nn.Module, data: Resident, config: Config, eps: flo
         )
         return (predictions[0] == y).sum()
 
-    return _share(correct, min(settings.val_samples, len(data)), data, config)
+    return _share(correct, samples, data, config)
 
 
-def _share(correct: Callable[[Tensor], Tensor], total: int, data: Resident, config: Config) -> float | None:
-    """The share of samples 0 … total − 1 that ``correct`` counts, each worker looking at its block of them."""
+def _share(correct: Callable[[Tensor], Tensor], samples: Tensor, data: Resident, config: Config) -> float | None:
+    """The share of ``samples`` that ``correct`` counts, each worker looking at its block of them."""
+    total = len(samples)
     if not total:
         return None
     count = torch.zeros((), dtype=torch.int64, device=data.y.device)
     first, last = distributed.block(total, distributed.rank(), distributed.world_size())
     if first < last:  # some networks cannot take an empty batch
-        indices = torch.arange(first, last, device=data.y.device)
+        indices = samples[first:last].to(data.y.device)
         for part in indices.split(attack_batch_size(config.batch_size, data.shape)):
             count += correct(part)
     return int(distributed.all_reduce(count)) / total

@@ -12,10 +12,11 @@ from ima_dist.attacks.common import attack_mode
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.batch_sizes import evaluation_batch_size
+from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
-from ima_dist.evaluation.margin_audit import audit
+from ima_dist.evaluation.margin_audit import audit, to_audit
 from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
@@ -39,7 +40,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
         network = training.fit()
     seconds = {"train": time.perf_counter() - began}
     if distributed.rank() == 0:
-        artefacts.write_boundary(run, network, training.train)
+        artefacts.write_boundary(run, network, training.train, to_attack(task.data.train, 4000, config.eval.order))
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
     task.evaluate(network, config.epochs, seconds)
@@ -73,7 +74,7 @@ def audit_task(
         margins.sort_by("index"),
         config,
         epoch=epoch,
-        samples=samples,
+        samples=to_audit(task.data.train, samples, config),
         augmented=task.data.augment,
         **task.conduct(train, epoch),
     )
@@ -116,13 +117,17 @@ class _Task:
         began = time.perf_counter()
         config, run, digest = self.config, self.run, self.data.digest()
         test = self.resident(self.data.test)
+        samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
+        conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(test, epoch)}
         with watched(run, network, config.hang_after):
-            found = evaluate(network, test, config, run, epoch=epoch, digest=digest, **self.conduct(test, epoch))
+            found = evaluate(network, test, config, run, **conduct)
         if distributed.rank() != 0:
             return
         of_whole_training: dict[str, Any] = {}
         if epoch == config.epochs:
-            artefacts.write_noisy_images(run, network, test, config, self.data, self.should_stop)
+            # A weaker evaluation does not replace the pictures of a stronger one.
+            if outcomes.is_shown(run, outcomes.points_of(found, config, len(test))):
+                artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
             artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}

@@ -9,6 +9,7 @@ import torch
 
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
+from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.outcomes import save
@@ -30,15 +31,17 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     data = load(config.data, config.seed)
     network = make_network(config, data)
     test = Resident(data.test, "cpu", torch.float64, data.box)
+    samples = to_attack(data.test, config.eval.samples, config.eval.order)
+    how = {"samples": samples, "batch_size": batch_size, "should_stop": should_stop}
     where = {"epoch": config.epochs, "digest": data.digest()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ima_dist.evaluation.stopping._LOOK_EVERY", 0.0)
         try:
-            outcomes = evaluate(network, test, config, run, batch_size=batch_size, should_stop=should_stop, **where)
+            outcomes = evaluate(network, test, config, run, **how, **where)
         except distributed.Interrupted:
             assert stop_after is not None
             return
     assert stop_after is None
     if distributed.rank() == 0:
-        save(run, outcomes, config, {})
+        save(run, outcomes, config, {"test_samples": len(test)})
         forget(run, config, **where)

@@ -13,7 +13,7 @@ from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.autoattack import fab_distance
-from ima_dist.evaluation.margin_audit import audit
+from ima_dist.evaluation.margin_audit import audit, to_audit
 from ima_dist.results.margin_audit import summarise
 from ima_dist.rundir.directory import RunDir
 from tests.support import workers
@@ -44,7 +44,16 @@ def _linear_setting():
 def _audit(path):
     network, train_set, margins, _ = _linear_setting()
     config = make_config("moons")
-    table = audit(network, train_set, margins, config, epoch=1, samples=41, augmented=False, batch_size=7)
+    table = audit(
+        network,
+        train_set,
+        margins,
+        config,
+        epoch=1,
+        samples=to_audit(Split(train_set.x, train_set.y), 41, config),
+        augmented=False,
+        batch_size=7,
+    )
     pq.write_table(table, path / f"{torch.distributed.get_rank() if torch.distributed.is_initialized() else 'one'}")
 
 

@@ -254,7 +254,7 @@ def test_evaluation_is_not_in_half_precision(tmp_path, monkeypatch):
     seen = []
     training.network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     validation.accuracy(training.network, training.val, training.config)
-    validation.robust_accuracy(training.network, training.val, training.config, 0.1)
+    validation.robust_accuracy(training.network, training.val, training.val_attacked, training.config, 0.1)
     assert set(seen) == {torch.float32}
     seen.clear()
     training._step(torch.arange(64))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ima_dist.config.values import with_options
+from ima_dist.data.choosing import to_attack
+from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from tests.support import workers
 from tests.support.evaluating import evaluate_on_worker
@@ -56,3 +60,20 @@ def test_another_setting_shares_nothing(tmp_path):
     evaluate_on_worker(other, run.path)
     assert {c["steps"] for c in run.summary()["curves"]} == {6}
     assert _batches(run) == before  # the first one can still be continued
+
+
+def test_continued_with_another_choice_of_samples(tmp_path):
+    """Batches of samples that the new choice lacks are left out; a subset of the whole's outcomes is found."""
+    config, whole = workers.start_run(tmp_path / "whole", "moons", **OPTIONS)
+    evaluate_on_worker(config, whole.path, batch_size=1000)
+    some = with_options(config, {"eval.samples": 30})
+    run = RunDir.create(some, tmp_path / "run")
+    evaluate_on_worker(with_options(some, {"eval.order": "first"}), run.path, 60)
+    assert _batches(run)
+    workers.run_on(2, evaluate_on_worker, some, run.path)
+    data = load(config.data, config.seed)
+    chosen = to_attack(data.test, 30, "stratified")
+    assert data.test.y[chosen].sum() == 15
+    expected = pq.read_table(whole.outcomes_path).filter(pc.field("index").isin(chosen.tolist()))
+    assert pq.read_table(run.outcomes_path).drop_columns("protocol").equals(expected.drop_columns("protocol"))
+    assert {(point.samples, point.order) for point in run.points()} == {(30, "stratified")}

@@ -10,7 +10,6 @@ import torch
 
 from ima_dist import train
 from ima_dist.config.presets import make_config
-from ima_dist.config.values import with_options
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.artefacts import extremes, noisy_images
 from ima_dist.models import fashion_mnist_cnn
@@ -29,7 +28,7 @@ def test_first_sample_of_each_of_five_classes_within_its_ball():
     test = Resident(Split(torch.rand(9, 1, 28, 28), y), "cpu", torch.float32, (0.0, 1.0))
     for norm, size in (("linf", lambda d: np.abs(d).max()), ("l2", lambda d: np.sqrt((d**2).sum()))):
         config = make_config("fashion_mnist", {"norm": norm, "eval.steps": 4, "eval.noise": (0.0, 0.1, 0.3)})
-        found = noisy_images(network, test, config, None)
+        found = noisy_images(network, test, torch.arange(9), config, None)
         assert found["index"].tolist() == [5, 6, 7, 2, 0]
         assert found["label"].tolist() == [0, 1, 2, 3, 7]
         assert found["noisy"].shape == (5, 3, 1, 28, 28)
@@ -42,8 +41,8 @@ def test_first_sample_of_each_of_five_classes_within_its_ball():
                 assert size(image - clean) <= level + 5e-4 * (28 if norm == "l2" else 1)
                 assert image.min() >= 0
                 assert image.max() <= 1
-    few = noisy_images(network, test, with_options(config, {"eval.samples": 3}), None)
-    assert few["index"].tolist() == [2, 0]
+    few = noisy_images(network, test, torch.tensor([0, 2, 5]), config, None)
+    assert few["index"].tolist() == [5, 2, 0]
 
 
 def test_a_run_keeps_them_and_they_agree_with_its_outcomes(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from ima_dist.plans.jobfile import PACKAGED, find_file
 from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import is_sweep
 from ima_dist.results import paper
+from ima_dist.rundir.curves import attack_rows
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from tests.support.commands import ROOT
@@ -120,16 +121,15 @@ def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
     file, out = tmp_path / "own.yaml", tmp_path / "runs"
 
     def do(**evaluation: object) -> dict[str, set[tuple[object, ...]]]:
-        """Run the job; returns (noise, samples, steps) of each attack."""
+        """Run the job; returns (noise, samples, steps) of the row of each attack."""
         options = {"data.subset": 40, "epochs": 1, "method": "ce", "eval.steps": 1, "eval.noise": [0.0, 0.1]}
         options |= {f"eval.{name}": value for name, value in evaluation.items()}
         file.write_text(yaml.safe_dump({"title": "own", "preset": "moons", "options": options, "rows": {"ce": {}}}))
         assert job.main([str(file), "--out", str(out), "--device", "cpu"]) == 0
         found: dict[str, set[tuple[object, ...]]] = {}
         (run,) = map(RunDir, out.iterdir())
-        for c in run.summary()["curves"]:
-            if c["loss"] == "both":
-                found.setdefault(c["attack"], set()).add((c["noise"], c["samples"], c["steps"]))
+        for attack, row in attack_rows(run.points()).items():
+            found[attack] = {(p.noise, p.samples, p.steps) for p in row.values()}
         return found
 
     first = do(samples=3)
@@ -138,16 +138,15 @@ def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
     size = next(iter(everything["worst"]))[1]
     assert size > 3
     assert everything == {attack: {(0.0, size, 1), (0.1, size, 1)} for attack in ("pgd100", "worst")}
-    assert do(noise=[0.0, 0.2])["worst"] == {(0.0, size, 1), (0.2, size, 1)}
+    # Levels of one protocol stand together.
+    everywhere = {(level, size, 1) for level in (0.0, 0.1, 0.2)}
+    assert do(noise=[0.0, 0.2])["worst"] == everywhere
     assert do(noise=[0.0, 0.2], steps=2)["pgd100"] == {(0.0, size, 2), (0.2, size, 2)}
     (run,) = map(RunDir, out.iterdir())
     assert evaluate.main([str(run.path), "--attack", "worst", "--eval.samples", "2", "--device", "cpu"]) == 0
     untouched = run.summary()["curves"]
     assert do(noise=[0.0, 0.2], steps=2)["worst"] == {(0.0, size, 2), (0.2, size, 2)}
-    # Only the attack whose results were no longer the ones asked for was run again.
-    assert [c for c in untouched if c["attack"] == "pgd100"] == [
-        c for c in run.summary()["curves"] if c["attack"] == "pgd100"
-    ]
+    assert run.summary()["curves"] == untouched
     before = run.outcomes_path.stat().st_mtime_ns
     do(noise=[0.0, 0.2], steps=2)
     do(noise=[0.2], steps=2, samples=size + 100)
@@ -155,7 +154,7 @@ def test_done_means_evaluated_as_was_asked(tmp_path, monkeypatch):
 
 
 def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
-    config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1]})
+    config = make_config("moons", {"eval.steps": 5, "eval.noise": [0.1], "eval.order": "first"})
     run = RunDir.create(config, tmp_path / "run")
     curves = [
         {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5,

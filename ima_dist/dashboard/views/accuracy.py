@@ -10,7 +10,7 @@ from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.results import paper
 from ima_dist.results.doubts import doubts
 from ima_dist.results.statistics import with_intervals
-from ima_dist.rundir.curves import Row, attack_rows, fewest_samples, format_noise, levels_of, noise_key
+from ima_dist.rundir.curves import Row, attack_rows, format_noise, levels_of, noise_key, samples_label
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
@@ -67,7 +67,7 @@ def _table(found: list[tuple[Recorded, Row]], attack: str) -> Grid:
     for run, row in found:
         epoch = next(iter(row.values())).epoch
         own = {format_noise(x): row[x].share for x in levels if x in row}
-        samples = fewest_samples(row.values())
+        samples = samples_label(row)
         rows.append({"run": run.name, "what": "ours", "epoch": epoch, "samples": samples, **own})
         theirs = published(run, attack)
         if theirs:

@@ -12,7 +12,7 @@ from ima_dist.results.candidates import INCIDENTAL
 from ima_dist.results.choice import Candidate, Choice, Share, choose, make_candidate
 from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import NORM_SIGN
-from ima_dist.rundir.curves import Row, attack_rows, epochs_of, fewest_samples, format_noise
+from ima_dist.rundir.curves import Row, attack_rows, different_samples, epochs_of, fewest_samples, format_noise
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Trade-off"
@@ -124,7 +124,8 @@ def _candidates(
             groups.append([run for run, _ in members])
         except ConfigError as error:
             problems.append(str(error))
-    return candidates, groups, problems
+    unlike = different_samples(row for members in grouped.values() for _, row in members)
+    return candidates, groups, [*problems, *([unlike] if unlike else [])]
 
 
 def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
