@@ -6,8 +6,9 @@ from torch import Tensor
 from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, margin_loss, misclassified
 from ima_dist.core import noise, norms
 
-# Forward passes of this many images at once keep the device busy and the memory bounded.
+# Forward passes of this many images or values at once keep the device busy and the memory bounded.
 _IMAGES_AT_ONCE = 4096
+_VALUES_AT_ONCE = 1 << 22
 
 
 def spsa(
@@ -23,7 +24,7 @@ def spsa(
     delta: float = 0.01,
     lr: float = 0.01,
     box: Box = None,
-    images_at_once: int = _IMAGES_AT_ONCE,
+    images_at_once: int | None = None,
 ) -> Tensor:
     """Adversarial samples found from logits alone (Uesato et al. 2018, Algorithm 1).
 
@@ -38,7 +39,7 @@ def spsa(
         keys: (B,) int64; the sign vectors of a sample depend only on its key and the iteration.
         samples: sign vectors per iteration, each of which costs two forward passes.
         delta: length of a probe in each component. lr: learning rate of Adam, in the input's units.
-        images_at_once: upper bound on the batch that the model sees.
+        images_at_once: upper bound, at least 2, on the batch that the model sees (default: 4096, fewer large ones).
 
     Returns:
         (B, ...), within eps of x and inside the box.
@@ -48,6 +49,8 @@ def spsa(
     """
     check_batch(x, y, eps, norm)
     out = x.clone()
+    if images_at_once is None:
+        images_at_once = max(2, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // max(x[:1].numel(), 1)))
     with torch.no_grad(), attack_mode(model):
         rows = (~misclassified(model(x), y)).nonzero()[:, 0]
         now, balls = x[rows], norms.Balls(x, eps, norm, box).select(rows)
@@ -56,7 +59,8 @@ def spsa(
             if not len(rows):
                 break
             signs = noise.derived(keys[rows], i)
-            gradient = _estimate(model, now, y[rows], signs, samples, delta, images_at_once)
+            pieces = zip(*(t.split(images_at_once // 2) for t in (now, y[rows], signs)), strict=True)
+            gradient = torch.cat([_estimate(model, *piece, samples, delta, images_at_once) for piece in pieces])
             # Adam (Kingma and Ba 2015) with its usual constants, written out because samples leave the batch.
             first = 0.9 * first + 0.1 * gradient
             squares = gradient.square()

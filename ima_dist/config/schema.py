@@ -158,6 +158,11 @@ class Config(Checked):
         description="half precision for the network's passes in training: float16, or bfloat16 on cards that have it; "
         "never in evaluation",
     )
+    tf32: bool = Field(
+        False,
+        description="on cards from the A100 on, train with float32 products rounded to TF32's 10-bit mantissa: faster; "
+        "never in evaluation",
+    )
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -184,6 +189,8 @@ class Config(Checked):
             )
         if self.autocast != "none" and self.dtype != "float32":
             raise ConfigError(f"--autocast {self.autocast} goes with --dtype float32, not {self.dtype}.")
+        if self.tf32 and self.dtype != "float32":
+            raise ConfigError(f"--tf32 goes with --dtype float32, not {self.dtype}.")
         if self.method == "ddn" and self.norm != "l2":
             raise ConfigError("--method ddn exists only for the L2 norm: add --norm l2, or choose another method.")
         if not attacks or len(set(attacks)) < len(attacks):

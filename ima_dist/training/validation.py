@@ -1,5 +1,6 @@
 """Accuracy on the validation set after an epoch, in full precision."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from ima_dist.data.batch_sizes import attack_batch_size
 from ima_dist.data.types import Resident
 
 
-def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None:
+def accuracy(network: nn.Module, data: Resident, config: Config, at_once: int = sys.maxsize) -> float | None:
     """Share of correctly classified samples, over all workers; None for an empty split. Collective."""
 
     def correct(indices: Tensor) -> Tensor:
@@ -21,10 +22,12 @@ def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None
         return (network(x).argmax(1) == y).sum()
 
     with torch.no_grad(), attack_mode(network):
-        return _share(correct, len(data), data, config)
+        return _share(correct, len(data), data, config, at_once)
 
 
-def robust_accuracy(network: nn.Module, data: Resident, config: Config, eps: float) -> float | None:
+def robust_accuracy(
+    network: nn.Module, data: Resident, config: Config, eps: float, at_once: int = sys.maxsize
+) -> float | None:
     """Share of the first ``eval.val_samples`` that stay correct under a short ``worst`` of radius ``eps``.
 
     Over all workers; None for an empty split. Collective.
@@ -48,17 +51,22 @@ def robust_accuracy(network: nn.Module, data: Resident, config: Config, eps: flo
         )
         return (predictions[0] == y).sum()
 
-    return _share(correct, min(settings.val_samples, len(data)), data, config)
+    return _share(correct, min(settings.val_samples, len(data)), data, config, at_once)
 
 
-def _share(correct: Callable[[Tensor], Tensor], total: int, data: Resident, config: Config) -> float | None:
-    """The share of samples 0 … total − 1 that ``correct`` counts, each worker looking at its block of them."""
+def _share(
+    correct: Callable[[Tensor], Tensor], total: int, data: Resident, config: Config, at_once: int
+) -> float | None:
+    """The share of samples 0 … total − 1 that ``correct`` counts, each worker looking at its block of them.
+
+    at_once: the most samples that fit into this worker's memory.
+    """
     if not total:
         return None
     count = torch.zeros((), dtype=torch.int64, device=data.y.device)
     first, last = distributed.block(total, distributed.rank(), distributed.world_size())
     if first < last:  # some networks cannot take an empty batch
         indices = torch.arange(first, last, device=data.y.device)
-        for part in indices.split(attack_batch_size(config.batch_size, data.shape)):
+        for part in indices.split(min(attack_batch_size(config.batch_size, data.shape), at_once)):
             count += correct(part)
     return int(distributed.all_reduce(count)) / total
