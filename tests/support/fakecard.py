@@ -4,7 +4,7 @@
         ...  # anything, on CUDA0
     card.waits    Counter of (kind, "ima_dist/attacks/bpgd.py:101")
     card.kernels  Counter of (operator, "ima_dist/attacks/bpgd.py:97")
-    card.peak     most bytes in use at once
+    card.highest  most bytes in use at once; what torch reports can be reset
 
 A ``CardTensor`` claims to be on ``cuda:0`` and computes with an ordinary CPU tensor inside, so results equal the
 CPU's bit for bit. Mixing it with a CPU tensor raises ``DeviceMix`` where CUDA would raise. Operations that make the
@@ -140,7 +140,7 @@ class Card(TorchDispatchMode):
         super().__init__()
         self.memory, self.held = memory, 0
         self._storages: set[int] = set()
-        self.peak = 0
+        self.peak = self.highest = 0
         self.reset()
 
     def hold(self, storage: torch.UntypedStorage) -> None:
@@ -151,6 +151,7 @@ class Card(TorchDispatchMode):
         self._storages.add(key)
         self.held += size
         self.peak = max(self.peak, self.held)
+        self.highest = max(self.highest, self.held)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
