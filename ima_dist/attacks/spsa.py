@@ -59,8 +59,12 @@ def spsa(
             if not len(rows):
                 break
             signs = noise.derived(keys[rows], i)
-            pieces = zip(*(t.split(images_at_once // 2) for t in (now, y[rows], signs)), strict=True)
-            gradient = torch.cat([_estimate(model, *piece, samples, delta, images_at_once) for piece in pieces])
+            gradient = torch.cat(
+                [
+                    _estimate(model, now[part], y[rows[part]], signs[part], samples, delta, images_at_once)
+                    for part in torch.arange(len(rows), device=x.device).split(images_at_once // 2)
+                ]
+            )
             # Adam (Kingma and Ba 2015) with its usual constants, written out because samples leave the batch.
             first = 0.9 * first + 0.1 * gradient
             squares = gradient.square()

@@ -1,6 +1,5 @@
 """COVID-19 CT images (Soares et al. 2020; paper, section 3.3) from their published PNG files."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -100,8 +99,6 @@ def _read(path: Path) -> tuple[np.ndarray, bool]:
                 grey = opaque.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
                 return np.asarray(grey), composed
     except Exception as e:  # the parser may raise anything for a damaged file
-        if os.path.exists(path) and not os.path.getsize(path):
-            raise ConfigError(f"{path} is empty") from e
         raise ConfigError(f"{path} cannot be read as a PNG or JPEG file ({first_line(e)})") from e
     raise Unfit(f"{path} has more than 8 bits per channel (mode {mode}): convert it to an 8-bit image")
 

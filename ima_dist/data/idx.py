@@ -94,7 +94,7 @@ def _read_all(title: str, paths: list[Path]) -> dict[str, Split]:
                 "name the right directory with --data.dir"
             )
         arrays.append(_array(path, content, 3 if "idx3" in name else 1))
-    return {"train": _split(*paths[:2], *arrays[:2]), "test": _split(*paths[2:], *arrays[2:])}
+    return {part: _split(paths[i], paths[i + 1], arrays[i], arrays[i + 1]) for part, i in (("train", 0), ("test", 2))}
 
 
 def _split(images: Path, labels: Path, x: np.ndarray, y: np.ndarray) -> Split:
