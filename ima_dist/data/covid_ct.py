@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ima_dist.config.errors import ConfigError, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
@@ -95,7 +95,7 @@ def _read(path: Path) -> tuple[np.ndarray, bool]:
         with Image.open(path, formats=["PNG", "JPEG"]) as image:
             mode = image.mode
             if mode in _MODES:
-                opaque, composed = _opaque(image)
+                opaque, composed = _opaque(ImageOps.exif_transpose(image))
                 grey = opaque.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
                 return np.asarray(grey), composed
     except Exception as e:  # the parser may raise anything for a damaged file

@@ -127,10 +127,20 @@ def test_hidden_files_and_texts_are_left_alone_and_jpegs_are_read(tmp_path):
     picture(90).save(folder / "a.jpg")
     picture(91).save(folder / "b.JPEG", "JPEG")
     picture(92).save(folder / "no ending", "PNG")
+    turned = Image.fromarray(np.repeat(np.uint8([[0, 200]]), 8, 0).repeat(4, 1))
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown turned by a quarter
+    turned.save(folder / "turned.jpg", exif=exif)
     # A wrong ending is no harm.
     picture(93).save(folder / "c.png", "JPEG")
-    found = values(read(COVID, tmp_path))
-    assert len(found) == 10
+    data = read(COVID, tmp_path)
+    found = values(data)
+    assert len(found) == 11
+    (shown,) = (
+        x for p in (data.train, data.val, data.test) for n, x in zip(p.names, p.x, strict=True) if "turned" in n
+    )
+    assert shown[0, 0].float().mean() < 20
+    assert shown[0, -1].float().mean() > 180
     expected = {"a.jpg": 90, "b.JPEG": 91, "no ending": 92, "c.png": 93}
     assert {n: round(found[f"COVID/{n}"]) for n in expected} == expected
 
