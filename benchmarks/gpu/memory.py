@@ -60,8 +60,11 @@ def _fitting(network: nn.Module, shape: tuple[int, ...], limit: float, device: t
     """``most_at_once`` on a card with ``limit`` bytes."""
     x, y = torch.rand(8, *shape, device=device), torch.zeros(8, dtype=torch.int64, device=device)
     torch.cuda.empty_cache()
-    free = {"mem_get_info": lambda _=None: (int(limit) - torch.cuda.memory_reserved(device), int(limit))}
-    with mock.patch.multiple(torch.cuda, **free):
+
+    def free(_: torch.device) -> tuple[int, int]:
+        return int(limit) - torch.cuda.memory_reserved(device), int(limit)
+
+    with mock.patch.object(torch.cuda, "mem_get_info", free):
         return most_at_once(network, x, y)
 
 
