@@ -59,12 +59,7 @@ def spsa(
             if not len(rows):
                 break
             signs = noise.derived(keys[rows], i)
-            gradient = torch.cat(
-                [
-                    _estimate(model, now[part], y[rows[part]], signs[part], samples, delta, images_at_once)
-                    for part in torch.arange(len(rows), device=x.device).split(images_at_once // 2)
-                ]
-            )
+            gradient = _estimate(model, now, y[rows], signs, samples, delta, images_at_once)
             # Adam (Kingma and Ba 2015) with its usual constants, written out because samples leave the batch.
             first = 0.9 * first + 0.1 * gradient
             squares = gradient.square()
@@ -84,6 +79,10 @@ def _estimate(
     model: Network, x: Tensor, y: Tensor, keys: Tensor, samples: int, delta: float, images_at_once: int
 ) -> Tensor:
     """Gradient (B, ...) of the margin loss at x, estimated; nothing depends on ``images_at_once``."""
+    most = max(1, images_at_once // 2)
+    if len(x) > most:
+        pieces = zip(x.split(most), y.split(most), keys.split(most), strict=True)
+        return torch.cat([_estimate(model, *piece, samples, delta, images_at_once) for piece in pieces])
     gradient = torch.zeros_like(x)
     each = max(1, images_at_once // (2 * len(x)))
     for begin in range(0, samples, each):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import pytest
 from PIL import Image
 
 from ima_dist.config.errors import ConfigError, DataWarning
+from ima_dist.config.presets import make_config
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import idx, prepare
 from ima_dist.data.load import load
 from ima_dist.data.types import DataSet
 from ima_dist.evaluation.artefacts import write_names
+from ima_dist.launch.cluster import ray_cluster
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet
 from tests.support.datafiles import write_covid, write_idx
@@ -219,3 +222,9 @@ def test_a_directory_of_any_name_is_read(name, tmp_path):
     (directory / "t10k-labels-idx1-ubyte.gz").unlink()
     assert "t10k-labels-idx1-ubyte.gz is missing" in refusal(MNIST, directory)
     assert "there is no such directory" in refusal(MNIST, directory / "nowhere")
+
+
+def test_ray_is_not_given_a_name_that_it_cannot_write_down(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ima_dist.train", "--data.dir", os.fsdecode(b"/latin-\xe9")])
+    with pytest.raises(ConfigError, match=r"not UTF-8: rename /latin-.xe9, or"), ray_cluster(make_config("moons", {})):
+        pass
