@@ -49,8 +49,6 @@ def spsa(
     """
     check_batch(x, y, eps, norm)
     out = x.clone()
-    if images_at_once is None:
-        images_at_once = max(2, min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // max(x[:1].numel(), 1)))
     with torch.no_grad(), attack_mode(model):
         rows = (~misclassified(model(x), y)).nonzero()[:, 0]
         now, balls = x[rows], norms.Balls(x, eps, norm, box).select(rows)
@@ -76,9 +74,11 @@ def spsa(
 
 
 def _estimate(
-    model: Network, x: Tensor, y: Tensor, keys: Tensor, samples: int, delta: float, images_at_once: int
+    model: Network, x: Tensor, y: Tensor, keys: Tensor, samples: int, delta: float, images_at_once: int | None
 ) -> Tensor:
     """Gradient (B, ...) of the margin loss at x, estimated; nothing depends on ``images_at_once``."""
+    if images_at_once is None:
+        images_at_once = min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // x[0].numel())
     most = max(1, images_at_once // 2)
     if len(x) > most:
         pieces = zip(x.split(most), y.split(most), keys.split(most), strict=True)

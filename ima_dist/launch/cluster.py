@@ -50,7 +50,7 @@ def _check_names() -> None:
             word.encode()
         except UnicodeEncodeError:
             raise ConfigError(
-                f"Ray takes no names that are not UTF-8: rename {printable(word)}, or give a link to it with another name."
+                f"Ray takes no names that are not UTF-8: rename {printable(word)}, or make a link to it."
             ) from None
 
 
