@@ -8,7 +8,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import check_inputs, check_weights, run_task
+from ima_dist.cli.running import check_inputs, run_task
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
@@ -37,7 +37,7 @@ def _main(argv: list[str]) -> int:
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
-        check_weights(run, newest[0], check_inputs(config))
+        check_inputs(config, run, [newest[0]])
         status = run_task("audit", config, run, {"samples": arguments.samples})
     if status == EXIT_DONE:
         _show(run, config, newest[0])

@@ -5,7 +5,8 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
-from ima_dist.cli.running import check_inputs, check_weights, run_task, show_results
+from ima_dist.cli.running import check_inputs, run_task, show_results
+from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
@@ -26,6 +27,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
     add_options(parser, *_ALLOWED)
+    add_unit(parser)
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
@@ -37,11 +39,11 @@ def _main(argv: list[str]) -> int:
         options["eval.attacks"] = (arguments.attack,)
     run = RunDir.open(existing(arguments.run))
     config = with_options(run.config(), options)
+    if arguments.eps_unit == "range":
+        config = in_data_units(config, {name for name in LEVELS if name in options})
     epochs = _epochs(run, config, arguments)
     with run.writing():
-        data = check_inputs(config)
-        for epoch in epochs:
-            check_weights(run, epoch, data)
+        check_inputs(config, run, epochs)
         status = run_task("evaluate", config, run, {"epochs": epochs})
     if status != EXIT_DONE:
         return status

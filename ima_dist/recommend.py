@@ -16,12 +16,11 @@ from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
+from ima_dist.plans.sweepfile import canonical
 from ima_dist.rundir.directory import RunDir
 
 _FEW = 100
 _MANY_AT_MAX = 0.5
-# Options copied from the run into the recommended command.
-_SHARED = ("data.", "model.", "optimizer.", "epochs", "batch_size", "seed", "autocast", "eval.noise")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,12 +85,13 @@ def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
 
 
 def adversarial_command(config: Config, eps: float) -> str:
-    """The command that trains adv with ``eps`` on the data and network of ``config``, with its optimiser."""
-    wanted = with_options(config, {"method": "adv", "eps_max": eps, "delta_eps": None})
-    words = ["python", "-m", "ima_dist.train", config.preset, "--method", "adv", "--norm", config.norm]
-    shared = {name: value for name, value in options_of(wanted).items() if name.startswith(_SHARED)}
-    words += as_flags({"eps_max": f"{eps:g}", **shared})
-    return shlex.join(words)
+    """The command that trains adv with ``eps`` as ``config`` was trained and evaluated: data, network, protocol."""
+    level = float(f"{eps:g}")
+    # The margin expansion is not adv's, and may be larger than its noise level.
+    config = canonical(with_options(config, {"method": "adv", "eps_max": level, "delta_eps": None}))
+    options = options_of(config)
+    first = {name: options.pop(name, getattr(config, name)) for name in ("method", "norm", "eps_max")}
+    return shlex.join(["python", "-m", "ima_dist.train", config.preset, *as_flags({**first, **options})])
 
 
 if __name__ == "__main__":

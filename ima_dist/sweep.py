@@ -14,6 +14,7 @@ from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
+from ima_dist.config.numbers import number
 from ima_dist.config.presets import train_command
 from ima_dist.launch.cluster import set_environment
 from ima_dist.plans.jobfile import run_path
@@ -186,7 +187,7 @@ def _best(argv: list[str]) -> int:
     if attack is not None and attack not in ATTACKS:
         close = did_you_mean(attack, ATTACKS)
         raise ConfigError(f"--attack must be one of {', '.join(ATTACKS)}, not {attack!r}{close}.")
-    noise = listed(arguments.noise, float, "--noise must be numbers such as 0.1,0.2")
+    noise = listed(arguments.noise, number, "--noise must be numbers such as 0.1,0.2")
     levels = tuple(sorted(set(map(noise_key, noise))))
     directory = existing(arguments.directory)
     rows, problems = rows_of_directory(directory)

@@ -4,13 +4,17 @@ import contextlib
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
+from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, show_results
+from ima_dist.cli.show_config import config_text
+from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
-from ima_dist.config.presets import PRESETS, make_config
+from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import ray_cluster
@@ -27,28 +31,48 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.train", description=__doc__, allow_abbrev=False)
-    parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join(PRESETS))
+    parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join((*PRESETS, OWN)))
     parser.add_argument("--out", metavar="RUN_DIR", help="directory for the results (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run with its own configuration")
+    parser.add_argument(
+        "--show-config", action="store_true", help="print what would run, with the values of the preset, and exit"
+    )
+    add_unit(parser)
     add_options(parser)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     if not arguments.resume:
         if not arguments.preset:
-            raise ConfigError(f"Give a preset ({', '.join(PRESETS)}), or a run to continue with --resume RUN_DIR.")
+            raise ConfigError(
+                f"Give a preset ({', '.join((*PRESETS, OWN))}), or a run to continue with --resume RUN_DIR."
+            )
         config = make_config(arguments.preset, options)
+        if arguments.eps_unit == "range":
+            config = in_data_units(config, LEVELS)
+        if arguments.show_config:
+            say(config_text(config, options))
+            return EXIT_DONE
+        out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
+        RunDir.free(out)
         check_inputs(config)
-        return _train(config, None, arguments.out)
+        return _train(config, None, out)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
+    if arguments.eps_unit == "range":
+        raise ConfigError(
+            "--eps-unit cannot be combined with --resume: the run has its noise levels in the data's unit."
+        )
     config = _resumed(run, arguments.preset, options)
+    if arguments.show_config:
+        say(config_text(config, options))
+        return EXIT_DONE
     if run.status == "finished":
         say(f"{run.path} is finished; nothing to do.")
         return EXIT_DONE
     with run.writing():
         run.record(config)
-        check_checkpoints(run, config, check_inputs(config))
+        check_checkpoints(run, config, check_inputs(config, run))
         return _train(config, run, None)
 
 
@@ -64,19 +88,23 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, run: RunDir | None, out: str | None) -> int:
+def _train(config: Config, run: RunDir | None, out: Path | None) -> int:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
+        # A second signal ends everything at once, wherever it is.
+        held.push(lambda kind, *_: _how_to_continue(run) if kind is Stopped and run is not None else None)
         cluster = held.enter_context(ray_cluster(config))
         if run is None:
-            run = RunDir.create(config, absolute_output(out or results_root() / default_name(config, datetime.now())))
+            assert out is not None
+            run = RunDir.create(config, out)
             held.enter_context(run.writing())
+            keep_code(run, config)
         earlier_seconds = _record_start(run, config)
         # Left last but for the cluster and the lease, so that it records how the run ended.
         held.enter_context(Recorder(run, results_root()))
         epochs = f"{config.epochs} epoch{'s' * (config.epochs != 1)}"
-        say(f"{config.preset}, {config.method}, {config.norm}: {epochs} on {cluster}. Results: {shown(run.path)}")
+        say(f"{data_name(config)}, {config.method}, {config.norm}: {epochs} on {cluster}. Results: {shown(run.path)}")
         start_seconds = time.time() - began
         try:
             status, message = on_workers("train", config, run, cluster)
@@ -109,8 +137,16 @@ def _record_end(run: RunDir, status: int, message: str | None, start_seconds: fl
     write_json(run.summary_path, {**summary, **end})
 
 
+def _resume_command(run: RunDir) -> str:
+    return f"python -m ima_dist.train --resume {shown(run.path)}"
+
+
+def _how_to_continue(run: RunDir) -> None:
+    print(f"Continue with: {_resume_command(run)}", file=sys.stderr, flush=True)
+
+
 def _report(run: RunDir, status: int, message: str | None) -> None:
-    resume = f"python -m ima_dist.train --resume {shown(run.path)}"
+    resume = _resume_command(run)
     if status == EXIT_DONE:
         show_results(run)
     elif status == EXIT_REQUEUE:

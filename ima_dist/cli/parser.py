@@ -3,15 +3,17 @@
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from ima_dist.cli.meant import meant
+from ima_dist.config.arguments import argument_value, is_argument
 from ima_dist.config.checked import Accepts, accepts
-from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option
 
@@ -33,12 +35,32 @@ class OneLineParser(argparse.ArgumentParser):
         raise ConfigError(message[0].upper() + message[1:].rstrip(".") + f". See {self.prog} --help.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        known, rest = super().parse_known_args(args, namespace)
+        words = self._with_arguments_of_functions(sys.argv[1:] if args is None else args)
+        known, rest = super().parse_known_args(words, namespace)
         if rest:
-            names = [o for a in self._actions for o in a.option_strings]
             word = rest[0].split("=")[0]
-            raise ConfigError(f"Unknown option {word!r}{did_you_mean(word, names)}. See {self.prog} --help.")
+            hint = meant(word, self._option_string_actions)
+            raise ConfigError(f"Unknown option {word!r}{hint}. See {self.prog} --help.")
         return known, rest
+
+    def _with_arguments_of_functions(self, words: Sequence[str]) -> list[str]:
+        """Add an option for each argument of the user's functions in ``words``: the user chooses their names.
+
+        Returns the words, with a negative number joined to its option: argparse takes -1e-3 for an option.
+        """
+        found: list[str] = []
+        for word in words:
+            option = word.split("=")[0]
+            section, dot, key = option[2:].rpartition(".")
+            takes_any = bool(dot and key) and as_option(f"{section}.KEY") in self._option_string_actions
+            if takes_any and option not in self._option_string_actions:
+                self.add_argument(option, dest=f"{section}.{key.replace('-', '_')}", type=argument_value)
+            before = found[-1] if found else ""
+            if is_argument(before[2:]) and "=" not in before and isinstance(argument_value(word), int | float):
+                found[-1] = f"{before}={word}"
+            else:
+                found.append(word)
+        return found
 
 
 def cluster_parser(name: str, description: str | None) -> OneLineParser:
@@ -51,12 +73,14 @@ def cluster_parser(name: str, description: str | None) -> OneLineParser:
 
 def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
     """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections."""
-    for name, option in _options(Config):
+    for name, option in options_of_model():
         if only and not name.startswith(only):
             continue
         takes = accepts(option.annotation, option.metadata)
-        common: dict[str, Any] = {"dest": name, "default": None, "help": (option.description or "").replace("%", "%%")}
-        if takes.kinds == (bool,):
+        common: dict[str, Any] = {"dest": name, "default": None, "help": help_of(option).replace("%", "%%")}
+        if takes.kinds == (dict,):
+            parser.add_argument(as_option(f"{name}.KEY"), metavar="VALUE", **{**common, "dest": f"{name}.KEY"})
+        elif takes.kinds == (bool,):
             parser.add_argument(as_option(name), action="store_true", **common)
         else:
             kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
@@ -64,13 +88,23 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
             parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
 
 
+def help_of(option: FieldInfo) -> str:
+    """The help text of an option, with its default."""
+    text, default = option.description or "", option.default
+    unsaid = option.is_required() or default is None or isinstance(default, bool | dict) or "(default" in text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return text if unsaid else f"{text} (default: {shown})"
+
+
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The configuration options on the command line, by dotted name.
 
     Directories are made absolute, because workers have another one.
     """
-    names = dict(_options(Config))
-    options = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
+    names = dict(options_of_model())
+    given = {k: v for k, v in vars(arguments).items() if is_argument(k) or (k in names and v is not None)}
+    # That of the help text stands for any key, and is not one that was given.
+    options = {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
     if "data.dir" in options:
         options["data.dir"] = str(Path(options["data.dir"]).absolute())
     return options
@@ -89,10 +123,11 @@ def listed(text: str | None, kind: Callable[[str], Any], must_be: str) -> list[A
     return found
 
 
-def _options(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def options_of_model(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted name and field of every option of a configuration."""
     for name, option in model.model_fields.items():
         if isinstance(option.annotation, type) and issubclass(option.annotation, BaseModel):
-            yield from _options(option.annotation, f"{prefix}{name}.")
+            yield from options_of_model(option.annotation, f"{prefix}{name}.")
         elif name != "preset":
             yield prefix + name, option
 

@@ -20,23 +20,32 @@ from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 
-def check_inputs(config: Config) -> str:
+def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int] = ()) -> str:
     """Load the data and build the network once, before anything is written.
 
-    Returns the digest of the data. Raises ConfigError.
+    Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
+    used. Returns the digest of the data. Raises ConfigError.
     """
     import torch
 
+    from ima_dist.cli.same_network import check_network
     from ima_dist.data.load import load
     from ima_dist.training.network import make_network
 
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
-    make_network(config, data)
+    network = make_network(config, data)
+    if run is not None:
+        check_network(run, config, data, network, epochs)
     return data.digest()
+
+
+def see_users_modules() -> None:
+    """Let modules in the current directory be imported, as those in PYTHONPATH."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
@@ -55,16 +64,6 @@ def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
     if found is not None:
         step = f", step {found.position.step}" if found.position.step else ""
         say(f"Continuing after epoch {found.position.epoch}{step}.")
-
-
-def check_weights(run: RunDir, epoch: int, data: str) -> None:
-    """Raise ConfigError unless there are undamaged weights of ``epoch``, trained on the data with this digest."""
-    from ima_dist.training import checkpoint
-
-    try:
-        checkpoint.weights_file(run, epoch, data)
-    except checkpoint.Damaged as error:
-        raise ConfigError(f"{error}.") from error
 
 
 def on_workers(

@@ -18,6 +18,9 @@ class Checked(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
 
 @dataclass(frozen=True)
 class Accepts:
@@ -83,7 +86,29 @@ def _sentence(error: Any, model: type[BaseModel], owner: str, label: Callable[[s
     value = repr(error["input"])
     shown = value if len(value) < 80 else value[:76] + " …"
     subject = label(name) if inside is None else f"{owner}: {name}"
-    return f"{subject} must {words}, not {shown}{did_you_mean(error['input'], takes.choices)}."
+    return f"{subject} must {words}, not {shown}{_meant(error['input'], takes.choices)}."
+
+
+# Other tools' names of values, in lower case, without dashes and underscores.
+_SYNONYMS = {
+    **dict.fromkeys(("gpu", "gpus", "cuda:0", "nvidia"), "cuda"),
+    **dict.fromkeys(("inf", "infinity", "max", "lmax", "linfinity", "l∞"), "linf"),
+    **dict.fromkeys(("2", "euclidean", "l₂"), "l2"),
+    **dict.fromkeys(("pgd", "at", "pgdat", "madry", "adversarial"), "adv"),
+    **dict.fromkeys(("standard", "clean", "natural", "crossentropy", "none", "erm"), "ce"),
+    **dict.fromkeys(("fp16", "half", "amp"), "float16"),
+    **dict.fromkeys(("bf16",), "bfloat16"),
+    **dict.fromkeys(("fp32", "single", "float"), "float32"),
+    **dict.fromkeys(("fp64", "double"), "float64"),
+    **dict.fromkeys(("pgd20", "pgd50"), "pgd100"),
+    **dict.fromkeys(("aa", "apgd"), "autoattack"),
+}
+
+
+def _meant(value: Any, choices: tuple[str, ...]) -> str:
+    plain = str(value).lower().replace("-", "").replace("_", "")
+    same = next((choice for choice in choices if choice.replace("-", "") == plain), _SYNONYMS.get(plain))
+    return f" (did you mean {same}?)" if same in choices else did_you_mean(value, choices)
 
 
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", dict: "a mapping"}

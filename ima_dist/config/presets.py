@@ -1,12 +1,13 @@
 """The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.schema import NORMS, Config
-from ima_dist.config.values import as_flags, from_dict, nested, option_values
+from ima_dist.config.values import as_flags, as_option, from_dict, nested, option_values
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -73,6 +74,17 @@ _PRESETS = {
 }
 
 PRESETS = tuple(_PRESETS)
+# The preset of one's own data and network.
+OWN = "own"
+# Settings that it cannot know, and an example of each; options of the preset.
+_NEEDED = {
+    "name": "mydata",
+    "data.source": "mine:load",
+    "model.factory": "mine:build",
+    "eps_max": "8/255",
+    "eval.noise": "0,4/255,8/255",
+}
+_OWN_OPTIONS = {"epochs": 60}
 
 # Settings that the paper leaves open and we chose: presets -> setting.
 OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -89,49 +101,88 @@ OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
 
 def is_the_papers(config: Config) -> bool:
     """True if data and network are the ones that the paper used for this preset, so that its tables apply."""
-    given = {"data.source": config.data.source, "model.factory": config.model.factory}
-    return given == _PRESETS[config.preset].functions
+    network = _PRESETS[config.preset].functions["model.factory"] if config.preset in _PRESETS else None
+    return has_papers_data(config) and config.model.factory == network and not config.model.args
+
+
+def has_papers_data(config: Config) -> bool:
+    """True if the data are the ones that the paper used for this preset."""
+    return data_name(config) == config.preset
+
+
+def data_name(config: Config) -> str:
+    """The data set's name for people: that of the preset only if the data are the preset's."""
+    return data_name_of(option_values(config))
+
+
+def data_name_of(options: Mapping[str, Any]) -> str:
+    """``data_name`` of the configuration with these ``option_values``."""
+    preset, source = options["preset"], options["data.source"]
+    usual = _PRESETS[preset].functions["data.source"] if preset in _PRESETS else None
+    theirs = source == usual and not any(name.startswith("data.args.") for name in options)
+    return str(options.get("name") or (preset if theirs else source))
 
 
 def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     """The preset's configuration with ``options`` (dotted names) on top, checked.
 
-    Raises ConfigError for an unknown preset, a norm the paper did not use for it without ``eps_max``
+    Raises ConfigError for an unknown preset, a norm for which it has no noise levels without ``eps_max``
     and ``eval.noise``, or an option that cannot work.
     """
-    if preset not in _PRESETS:
-        raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}. Presets: {', '.join(PRESETS)}.")
     options = dict(options or {})
+    if preset == OWN:
+        return _own_config(options)
+    if preset not in _PRESETS:
+        known = (*PRESETS, OWN)
+        raise ConfigError(f"Unknown preset {preset!r}{did_you_mean(preset, known)}. Presets: {', '.join(known)}.")
+    if options.get("name") is not None:
+        raise ConfigError(f"--name goes with the preset {OWN}: results of {preset} are shown under its own name.")
     usual = _PRESETS[preset]
     norm = options.get("norm", "linf")
     tree: dict[str, Any] = {"preset": preset, **usual.functions, **usual.options}
     if norm in usual.norms:
         tree["eps_max"], tree["eval.noise"] = usual.norms[norm]
     elif norm in NORMS and ("eps_max" not in options or "eval.noise" not in options):
-        raise ConfigError(f"The paper has no {norm} experiment on {preset}: give --eps-max and --eval.noise yourself.")
+        raise ConfigError(f"The preset {preset} has no noise levels for {norm}: give --eps-max and --eval.noise.")
     if options.get("method") == "ce" and preset == "covid_ct":
         tree |= {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01}
     return from_dict(nested({}, tree | options))
 
 
+def _own_config(options: dict[str, Any]) -> Config:
+    missing = [f"{as_option(name)} (such as {text})" for name, text in _NEEDED.items() if options.get(name) is None]
+    if missing:
+        raise ConfigError(f"The preset {OWN} needs {', '.join(missing)}.")
+    plain = str(options["name"]).lower().replace("-", "_")
+    if plain in (*PRESETS, OWN):
+        raise ConfigError(f"--name {options['name']} is a preset's name: give your data another one.")
+    return from_dict(nested({}, {"preset": OWN, **_OWN_OPTIONS, **options}))
+
+
 def preset_config(config: Config) -> Config:
     """The preset's own configuration for the method and norm of ``config``.
 
-    For a norm that the paper did not use on the preset, with the noise levels of ``config``.
+    What the preset cannot know is that of ``config``: for ``own`` its functions and noise levels, for a norm that the
+    paper did not use the noise levels.
     """
     given = {"norm": config.norm, "method": config.method}
-    if config.norm not in _PRESETS[config.preset].norms:
-        return make_config(config.preset, {**given, "eps_max": config.eps_max, "eval.noise": config.eval.noise})
-    return make_config(config.preset, given)
+    own = option_values(config)
+    return make_config(config.preset, {**given, **{name: own[name] for name in _always(config)}})
+
+
+def _always(config: Config) -> tuple[str, ...]:
+    """The options, beside method and norm, that the preset of ``config`` has no value for."""
+    if config.preset == OWN:
+        return tuple(_NEEDED)
+    return () if config.norm in _PRESETS[config.preset].norms else ("eps_max", "eval.noise")
 
 
 def options_of(config: Config) -> dict[str, Any]:
     """The options by dotted name that make ``config`` from its preset; always with method and norm."""
     usual, own = option_values(preset_config(config)), option_values(config)
-    always = {"method", "norm"}
-    if config.norm not in _PRESETS[config.preset].norms:
-        always |= {"eps_max", "eval.noise"}
-    return {name: value for name, value in own.items() if name in always or (name != "preset" and value != usual[name])}
+    always = {"method", "norm", *_always(config)}
+    changed = {name for name, value in own.items() if name not in usual or value != usual[name]}
+    return {name: value for name, value in own.items() if name in always | (changed - {"preset"})}
 
 
 def train_command(config: Config, out: Path | str) -> str:

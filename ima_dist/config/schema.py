@@ -13,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
-from pydantic import AfterValidator, BaseModel, Field, PlainValidator, Strict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
+from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
 from ima_dist.config.checked import Checked
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.numbers import level
 
 Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn"]
 Norm = Literal["linf", "l2"]
@@ -35,8 +37,18 @@ _Aside = partial(Field, json_schema_extra={"alters_result": False})
 def is_reference(value: str) -> str:
     """``value`` if it has the form pkg.module:function; else ValueError."""
     module, _, function = value.partition(":")
-    if not module or not function.isidentifier():
-        raise ValueError("have the form pkg.module:function")
+    if all(part.isidentifier() for part in module.split(".")) and function.isidentifier() and module[-3:] != ".py":
+        return value
+    # People also write the path of the file, or a dot in place of the colon.
+    path = value.removeprefix("./").replace("/", ".").replace(".py:", ":")
+    guess = path if ":" in path else ":".join(path.rsplit(".", 1))
+    close = bool(re.fullmatch(r"[\w.]+\w:\w+", guess)) and not guess.endswith(":py")
+    raise ValueError("have the form pkg.module:function" + f", such as {guess}" * close)
+
+
+def _is_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+        raise ValueError("consist of letters, digits, dots, dashes and underscores")
     return value
 
 
@@ -55,6 +67,8 @@ def _range(text: str) -> tuple[int, int]:
 
 
 Reference = Annotated[str, AfterValidator(is_reference)]
+Arguments = Annotated[dict[str, Any], AfterValidator(checked_arguments)]
+Level = Annotated[float, BeforeValidator(level)]
 
 
 class DataConfig(Checked):
@@ -65,6 +79,7 @@ class DataConfig(Checked):
         None, ge=1, description="train on this many samples, as many of each class; test set in proportion"
     )
     noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
+    args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
 
 
 class ModelConfig(Checked):
@@ -72,6 +87,7 @@ class ModelConfig(Checked):
     sync_batch_norm: bool = Field(
         False, description="batch norm over the global batch instead of each worker's share (GPUs only; slower)"
     )
+    args: Arguments = Field({}, description="keyword argument KEY of your own function that builds the network")
 
 
 class OptimizerConfig(Checked):
@@ -104,14 +120,14 @@ class EvalConfig(Checked):
         ("pgd100", "worst"),
         description="attacks to evaluate with: " + "; ".join(f"{a.name}, {a.about}" for a in ATTACK_TABLE.values()),
     )
-    noise: Annotated[tuple[Annotated[float, Ge(0)], ...], Strict(False)] = _Aside(
-        (), description="noise levels (default: those of the paper's tables)"
+    noise: Annotated[tuple[Annotated[Level, Ge(0)], ...], Strict(False)] = _Aside(
+        (), description="noise levels, such as 0,4/255,8/255 (default: those of the paper's tables)"
     )
     steps: int = _Aside(100, ge=1, description="PGD steps of the attacks, iterations of spsa")
     step_scale: float = _Aside(4.0, gt=0, description="alpha of pgd100 and worst")
     spsa_samples: int = _Aside(2018, ge=1, description="random directions per iteration of spsa")
     samples: int | None = _Aside(None, ge=1, description="attack at most this many test samples")
-    val_noise: float | None = _Aside(
+    val_noise: Level | None = _Aside(
         None,
         gt=0,
         description="also attack validation samples after every epoch, at this noise level (a cheap worst, for sweeps)",
@@ -124,12 +140,15 @@ class Config(Checked):
     """One run. Built by ``presets.make_config``; immutable, so that what is saved is what ran."""
 
     preset: str
+    name: Annotated[str, AfterValidator(_is_name)] | None = Field(
+        None, description="name of your data, with the preset own: results are shown and compared under it"
+    )
     method: Method = Field("ima", description="training method")
     norm: Norm = Field("linf", description="norm of the perturbation")
-    eps_max: float = Field(
+    eps_max: Level = Field(
         gt=0, description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"
     )
-    delta_eps: float | None = Field(
+    delta_eps: Level | None = Field(
         None, description="margin expansion step of ima, smallest radius of mma (default: eps-max / epochs)"
     )
     beta: float = Field(0.5, ge=0, le=1, description="ima: weight of the noisy samples in the loss, 0 to 1")

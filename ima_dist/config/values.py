@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ima_dist.config.arguments import argument_text, is_argument
 from ima_dist.config.checked import validated
 from ima_dist.config.schema import Config, result_fields
 
@@ -33,7 +34,7 @@ def nested(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(node.get(parent), dict):
                 node[parent] = {}
             node = node[parent]
-        node[last] = value
+        node[last] = dict(value) if isinstance(value, dict) else value
     return tree
 
 
@@ -59,6 +60,11 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
     """Command-line words for options by dotted name, the inverse of ``user_options``."""
     words = []
     for name, value in options.items():
+        if is_argument(name):
+            text = argument_text(value)
+            # argparse takes -1e-05 for an option.
+            words += [f"{as_option(name)}={text}"] if text.startswith("-") else [as_option(name), text]
+            continue
         if value is None or value is False:
             continue
         words.append(as_option(name))

@@ -4,7 +4,9 @@ import functools
 import os
 from pathlib import Path
 
+from ima_dist.config.presets import data_name_of
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
+from ima_dist.results.same_data import data_sets
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Recorded
@@ -16,13 +18,13 @@ def label(run: Recorded) -> str:
     """The label of a run in a list."""
     info = run.info
     level = f" {info['eps_max']:g}" if info["method"] in ("adv", "rand") else ""
-    return f"{run.name} ({info['preset']}, {info['norm']}, {info['method']}{level}, seed {info['seed']})"
+    return f"{run.name} ({data_name_of(run.options)}, {info['norm']}, {info['method']}{level}, seed {info['seed']})"
 
 
 def choose_runs(state: State, able: list[Recorded]) -> Several:
     """Any of the runs that a view can show; by default the first few that can be compared with one another."""
-    first = [(r.info["preset"], r.info["norm"]) for r in able[:1]]
-    alike = [r.name for r in able if (r.info["preset"], r.info["norm"]) in first]
+    kinds = list(zip(data_sets(able), (r.info["norm"] for r in able), strict=True))
+    alike = [r.name for r, kind in zip(able, kinds, strict=True) if kind == kinds[0]]
     return some_of(state, "runs", "Runs", {r.name: label(r) for r in able}, alike[:_FIRST])
 
 

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
@@ -18,24 +20,34 @@ from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 def load(config: DataConfig, seed: int) -> DataSet:
     """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
 
-    The function is called with (config, seed) and returns a DataSet, or a dictionary with "train", "test"
-    and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
+    The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train",
+    "test" and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
     "class_names". Without class names, the classes are those that occur in the training set.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
     returns cannot be trained on.
     """
     function = resolve_reference(config.source, "data.source")
+    check_call(function, config.source, "data.args", 2, config.args)
     try:
-        returned = function(config, seed)
+        returned = function(config, seed, **config.args)
     except ConfigError:
         raise
     except Exception as e:
-        raise ConfigError(f"--data.source {config.source} failed, correct it: {first_line(e)}.") from e
+        raise ConfigError(
+            f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
+        ) from e
     try:
         data = _normalise(returned)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
     return data if config.subset is None else _subset(data, config.subset, seed)
+
+
+def _missing_directory(config: DataConfig) -> str:
+    """A remark on ``--data.dir``, if that may be why the user's function has failed."""
+    if config.dir is None:
+        return " (config.dir is None, because --data.dir was not given)"
+    return "" if Path(config.dir).exists() else f" (--data.dir {config.dir} does not exist)"
 
 
 def _subset(data: DataSet, n: int, seed: int) -> DataSet:

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ima_dist.config.presets import data_name
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
@@ -232,7 +233,7 @@ def draw_all(run: Run) -> list[Path]:
         decision_boundary(target("decision_boundary.png"), **run.boundary)
     if attack_rows(run.points):
         published = paper_tables.row_of(config)
-        title = f"{config.preset}, {config.method}: accuracy on the test set"
+        title = f"{data_name(config)}, {config.method}: accuracy on the test set"
         if published:
             title += f" (paper: Table {published[0]}, {paper_tables.attack_of(published[0])})"
         accuracy_curves(target("accuracy.png"), run.points, published[1] if published else None, title)

@@ -129,4 +129,7 @@ def _job(file: WrittenJob, scale: str | None, options: dict[str, Any]) -> Job:
 
 def run_path(root: Path, config: Config) -> Path:
     """Where the run of a configuration lies; rows of several tables share it."""
-    return root / f"{config.preset}-{config.method}-{config.norm}-seed{config.seed}-{config.fingerprint()[:8]}"
+    return (
+        root
+        / f"{config.name or config.preset}-{config.method}-{config.norm}-seed{config.seed}-{config.fingerprint()[:8]}"
+    )

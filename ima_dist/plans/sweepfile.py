@@ -19,6 +19,7 @@ from pydantic import Field, Strict, model_validator
 
 from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.numbers import number
 from ima_dist.config.presets import make_config, preset_config
 from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
@@ -74,7 +75,7 @@ class Distribution:
             return cls(kind, tuple(bounds))
         try:
             # YAML takes 1e-4 for text.
-            low, high = (int(b) if kind == "randint" else float(b) for b in bounds)
+            low, high = (int(b) if kind == "randint" else number(str(b)) for b in bounds)
         except (TypeError, ValueError):
             raise ConfigError(f"{kind} needs two numbers, the smallest and the largest.") from None
         if not low < high or (kind == "loguniform" and low <= 0):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ima_dist.config.presets import data_name
 from ima_dist.report.tables import Measured, Table, setting_differences
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.run import Run
@@ -44,7 +45,7 @@ def table_csv(table: Table) -> str:
                     "paper": theirs.accuracy if theirs else None,
                     "legible": theirs.legible if theirs else None,
                     "difference": round(ours.accuracy - theirs.accuracy, 6) if theirs else None,
-                    "reduced": ("yes" if line.differs else "no") if line.results else None,
+                    "reduced": ("yes" if line.reduced else "no") if line.results else None,
                     "differs": "; ".join(line.differs),
                     "runs": " ".join(r.name for r in line.results),
                 }
@@ -58,7 +59,7 @@ def curves_csv(results: list[Run]) -> str:
     for result in results:
         config = result.config
         names = ("preset", "method", "eps_max", "beta", "seed")
-        run = {"run": result.name, **{name: getattr(config, name) for name in names}}
+        run = {"run": result.name, "data": data_name(config), **{name: getattr(config, name) for name in names}}
         differs = "; ".join(setting_differences(config, {"seed"}))
         for point in result.points:
             known = point.accuracy is not None

@@ -11,6 +11,7 @@ import plotly.io
 from markupsafe import Markup
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.presets import data_name, has_papers_data
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.figures.interactive.margins import class_name, histogram_figure
@@ -20,6 +21,7 @@ from ima_dist.figures.interactive.training import Trained, training_figure
 from ima_dist.report.tables import Line, Table, label, paper_attack
 from ima_dist.results import paper
 from ima_dist.results.choice import pareto_set
+from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import last_epoch_above
 from ima_dist.rundir.run import Arrays, Run
@@ -107,23 +109,27 @@ def _point(line: Line) -> Point | None:
 
 
 def _name(line: Line) -> str:
-    return line.row + (" (reduced)" if line.differs else "") + (f", epoch {line.epoch}" if line.epoch else "")
+    return line.row + (" (reduced)" if line.reduced else "") + (f", epoch {line.epoch}" if line.epoch else "")
 
 
 def _of_run(result: Run) -> Iterator[Drawing]:
     config, name = result.config, _title(result)
-    covid = config.preset == "covid_ct"
+    covid, theirs = config.preset == "covid_ct", has_papers_data(config)
     if result.boundary is not None:
         caption = "Tinted: the regions of the two classes. Circles and crosses: training samples."
-        yield Drawing("Figure 6", f"Decision boundary of {name}", caption, boundary_figure(result.boundary))
+        yield Drawing(
+            "Figure 6" if theirs else "", f"Decision boundary of {name}", caption, boundary_figure(result.boundary)
+        )
     rows = result.margin_history
     if rows:
-        source = "Figures 9 and 14" if covid else "Like Figure 14"
+        source = ("Figures 9 and 14" if covid else "Like Figure 14") if theirs else ""
         caption = "Margins of the training samples, up to ε_max, after each epoch. Dashed: their mean."
         figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
     if result.history:
-        source = {"ima": "Figure 12" if covid else "Figure 11", "ce": "Figure 15"}.get(config.method, "")
+        source = (
+            {"ima": "Figure 12" if covid else "Figure 11", "ce": "Figure 15"}.get(config.method, "") if theirs else ""
+        )
         epoch = _selected(result)
         rule = f"a validation accuracy of at least {_THRESHOLD:g}, the paper's example of a threshold (appendix H)."
         caption = f"Star: epoch {epoch}, the last with {rule}" if epoch else f"No epoch has {rule}"
@@ -141,9 +147,9 @@ def _selected(result: Run) -> int | None:
 def _examples(results: list[Run]) -> Iterator[Drawing]:
     """Figure 10: the same few samples for all runs of a preset and norm."""
     experiments: dict[tuple[str, str], list[tuple[Run, Arrays]]] = {}
-    for result in results:
+    for result, name in zip(results, data_sets(results), strict=True):
         if result.noisy is not None:
-            experiments.setdefault((result.config.preset, result.config.norm), []).append((result, result.noisy))
+            experiments.setdefault((name, result.config.norm), []).append((result, result.noisy))
     for group in experiments.values():
         for index in _easiest([arrays for _, arrays in group]):
             for result, arrays in group:
@@ -164,9 +170,15 @@ def _example(result: Run, arrays: Arrays, place: int) -> Drawing:
     title = f"Sample {arrays['index'][place]} under growing noise, network of {_title(result)}"
     true = class_name(arrays["class_names"], int(arrays["label"][place]))
     marks = "A cross and a thick frame mark a wrong prediction. Below is the difference to the clean image."
-    return Drawing("Figure 10", title, f"True class: {true}. {marks}", sample_figure(arrays, place))
+    return Drawing(
+        "Figure 10" if has_papers_data(result.config) else "",
+        title,
+        f"True class: {true}. {marks}",
+        sample_figure(arrays, place),
+    )
 
 
 def _title(result: Run) -> str:
     config = result.config
-    return f"{result.name} ({paper.DATA_SETS[config.preset]}, {NORM_SIGN[config.norm]}, {label(result)})"
+    name = paper.DATA_SETS[config.preset] if has_papers_data(config) else data_name(config)
+    return f"{result.name} ({name}, {NORM_SIGN[config.norm]}, {label(result)})"

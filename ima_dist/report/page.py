@@ -6,7 +6,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
-from ima_dist.config.presets import OWN_SETTINGS, train_command
+from ima_dist.config.presets import OWN_SETTINGS, data_name, has_papers_data, train_command
 from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
 from ima_dist.report.tables import Line, Table, label, setting_differences
@@ -17,7 +17,7 @@ from ima_dist.rundir.run import Run
 
 def page(results: list[Run], tables: list[Table], drawings: list[Drawing], problems: list[str]) -> str:
     """The whole file. ``problems``: a sentence for each run that is left out or not complete."""
-    presets = {result.config.preset for result in results}
+    presets = {result.config.preset for result in results if has_papers_data(result.config)}
     return _template().render(
         count=f"{len(results)} finished run{'s' * (len(results) != 1)}",
         results=results,
@@ -43,7 +43,8 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    functions = (label, obfuscation.verdict, png_url, setting_differences, table_file, to_html, train_command)
+    labels = (data_name, has_papers_data, label, obfuscation.verdict)
+    functions = (*labels, png_url, setting_differences, table_file, to_html, train_command)
     own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise

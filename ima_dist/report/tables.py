@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.presets import is_the_papers, preset_config
+from ima_dist.config.presets import has_papers_data, is_the_papers, preset_config
 from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
 from ima_dist.results import paper
+from ima_dist.results.same_data import data_sets
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, noise_key
@@ -51,6 +52,11 @@ class Line:
     differs: tuple[str, ...]
     point: Point | None
 
+    @property
+    def reduced(self) -> bool:
+        """Whether the runs are the paper's experiment, but smaller or otherwise changed."""
+        return bool(self.differs) and has_papers_data(self.results[0].config)
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -82,14 +88,15 @@ def make_tables(results: Iterable[Run]) -> list[Table]:
             tables.append(Table(number, paper.title(number), config.preset, config.norm, _lines(number, own)))
     derived = [_table_15(table) for table in tables if table.number == 14]
     tables = sorted([*tables, *(t for t in derived if t.lines)], key=lambda table: table.number or 0)
+    others = [line for table, line in pieces if table is None]
     beside: dict[tuple[str, str], list[Line]] = {}
-    for table, line in pieces:
-        if table is None:
-            config = line.results[0].config
-            beside.setdefault((config.preset, config.norm), []).append(line)
-    for (preset, norm), own in sorted(beside.items()):
-        title = f"Beside the paper's tables: {paper.DATA_SETS[preset]}, {NORM_SIGN[norm]} noise"
-        tables.append(Table(None, title, preset, norm, _lines(None, own)))
+    for name, line in zip(data_sets([line.results[0] for line in others]), others, strict=True):
+        beside.setdefault((name, line.results[0].config.norm), []).append(line)
+    for (name, norm), own in sorted(beside.items()):
+        config = own[0].results[0].config
+        theirs = has_papers_data(config)
+        place = f"Beside the paper's tables: {paper.DATA_SETS.get(name, name)}" if theirs else f"Own data: {name}"
+        tables.append(Table(None, f"{place}, {NORM_SIGN[norm]} noise", config.preset, norm, _lines(None, own)))
     return tables
 
 
@@ -103,7 +110,7 @@ def label(result: Run) -> str:
     config = result.config
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
-    reduced = ", reduced" if setting_differences(config, {"seed", "eps_max", "beta"}) else ""
+    reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, {"seed", "eps_max", "beta"})))
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 
@@ -113,7 +120,10 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     own = option_values(config)
     names = [n for n in differences(config, preset_config(config)) if n not in apart]
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
-    return tuple(f"{n} {_value(own[n])} (paper: {_value(usual[n])})" for n in names if own[n] != usual[n])
+    names = [n for n in names if own.get(n) != usual.get(n)]
+    # The paper says nothing of other people's data.
+    theirs = {n: f" (paper: {_value(usual.get(n))})" if has_papers_data(config) else "" for n in names}
+    return tuple(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names)
 
 
 def _final(result: Run) -> Iterable[_Placed]:
@@ -160,16 +170,18 @@ def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, p
 def _attack_differences(config: Config, table: int | None, points: Row) -> tuple[str, ...]:
     point = next(iter(points.values()))
     found = []
-    samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
-    if is_the_papers(config) and samples < whole:
-        found.append(f"{samples:,} of {whole:,} test samples")
+    if is_the_papers(config):
+        samples, whole = fewest_samples(points.values()), paper.size_of_test_set(config.preset, table)
+        if samples < whole:
+            found.append(f"{samples:,} of {whole:,} test samples")
     usual = {"steps": _USUAL.steps, "spsa_samples": _USUAL.spsa_samples}
     if point.attack in ("pgd100", "worst"):
         usual["step_scale"] = _USUAL.step_scale  # type: ignore[assignment]
     for name, value in usual.items():
         own = getattr(point, name)
         if own not in (None, value):
-            found.append(f"eval.{name} {_value(own)} (paper: {_value(value)})")
+            theirs = f" (paper: {_value(value)})" if has_papers_data(config) else ""
+            found.append(f"eval.{name} {_value(own)}{theirs}")
     return tuple(found)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import PRESETS
+from ima_dist.config.presets import OWN, PRESETS, data_name
 from ima_dist.config.schema import METHODS, NORMS
 from ima_dist.report.csvfiles import curves_csv, margins_csv, table_csv
 from ima_dist.report.figures import draw
@@ -45,7 +45,7 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
 def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:
     """The finished runs at ``paths`` and below, by experiment and method, and a sentence for whatever is left out."""
     runs, problems = finished_runs(paths)
-    known = [run for run in runs if run.config.preset in PRESETS]
+    known = [run for run in runs if run.config.preset in (*PRESETS, OWN)]
     unknown = [run for run in runs if run not in known]
     problems += [f"{run.dir.config_path} names the unknown preset {run.config.preset!r}." for run in unknown]
     problems += [text for run in known for text in run.damaged(*_PARTS)]
@@ -54,5 +54,10 @@ def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:
 
 def _order(run: Run) -> tuple[Any, ...]:
     config = run.config
-    where = PRESETS.index(config.preset), NORMS.index(config.norm), METHODS.index(config.method)
+    where = (
+        (*PRESETS, OWN).index(config.preset),
+        data_name(config),
+        NORMS.index(config.norm),
+        METHODS.index(config.method),
+    )
     return *where, config.eps_max, config.beta, config.seed, run.name

@@ -12,6 +12,7 @@ from ima_dist.config.schema import METHODS, Config
 from ima_dist.config.values import option_values, with_options
 from ima_dist.plans.sweepfile import READ_BY, Point, canonical
 from ima_dist.results.choice import Candidate, Choice, Share, Spread, choose, make_candidate
+from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.rundir.curves import Point as Measurement
 from ima_dist.rundir.curves import Row as Curve
@@ -68,7 +69,8 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     """
     runs, problems = finished_runs([path])
     found = [(canonical(run.config), run.points) for run in runs]
-    kinds = sorted({f"{config.preset} under {config.norm}" for config, _ in found})
+    names = data_sets(runs)
+    kinds = sorted({f"{name} under {config.norm}" for name, (config, _) in zip(names, found, strict=True)})
     if len(kinds) > 1:
         raise ConfigError(f"{path} holds runs of {' and '.join(kinds)}: name a directory with runs of one kind.")
     differing = _differing([config for config, _ in found])
@@ -76,7 +78,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     for config, points in found:
         for epoch in epochs_of(points):
             own = option_values(config)
-            values = {n: own[n] for n in differing if config.method in READ_BY.get(n, METHODS)}
+            values = {n: own.get(n, "not given") for n in differing if config.method in READ_BY.get(n, METHODS)}
             if epoch != config.epochs:
                 values["epoch"] = epoch
             key = with_options(config, {"seed": 0}).fingerprint(), epoch
@@ -88,8 +90,9 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
 
 def _differing(configs: list[Config]) -> list[str]:
     options = [option_values(config) for config in configs]
-    names = [n for n in (options[0] if options else {}) if n not in INCIDENTAL and not n.startswith("eval.")]
-    return [n for n in names if len({str(o[n]) for o in options}) > 1]
+    every = dict.fromkeys(name for own in options for name in own)
+    names = [n for n in every if n not in INCIDENTAL and not n.startswith("eval.")]
+    return [n for n in names if len({repr(own.get(n)) for own in options}) > 1]
 
 
 def sweep_table(rows: Sequence[Row]) -> str:

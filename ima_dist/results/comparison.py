@@ -1,5 +1,6 @@
 """One of the paper's tables: our rows, each with the paper's below it."""
 
+from ima_dist.config.presets import is_the_papers
 from ima_dist.results import obfuscation, paper
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.results.tradeoff import tradeoff_table
@@ -27,7 +28,8 @@ def comparison_table(runs: dict[str, Run], table: int | None, epochs: tuple[int,
             samples = str(max(point.samples for point in row.values()))
             values = [accuracy(row[x].accuracy) if x in row else "-" for x in levels]
             lines.append([name, attack, samples, *values])
-            cells = paper.cells(table=table, method=name, attack=attack) if table is not None else []
+            comparable = table is not None and is_the_papers(runs[name].config)
+            cells = paper.cells(table=table, method=name, attack=attack) if comparable else []
             theirs = {noise_key(cell.noise): cell.accuracy for cell in cells if cell.split != "validation"}
             if theirs:
                 values = [accuracy(theirs.get(x)) for x in levels]

@@ -4,6 +4,7 @@ Every file is written under another name and then renamed, so a reader sees the 
 """
 
 import contextlib
+import os
 import platform
 import warnings
 from collections.abc import Callable, Iterator
@@ -64,6 +65,7 @@ class RunDir:
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
+        self.code_dir = self.path / "code"
         self.stacks_dir = self.path / "stacks"
         self.margins_dir = self.path / "margins"
         self.checkpoints_dir = self.path / "checkpoints"
@@ -72,6 +74,7 @@ class RunDir:
         self.boundary_path = self.examples_dir / "boundary.npz"
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
+        self.answers_path = self.examples_dir / "answers.npz"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -80,19 +83,12 @@ class RunDir:
     def create(cls, config: Config, out: Path | str) -> Self:
         """Make the directory ``out`` and its config.yaml, with versions and fingerprint.
 
-        Raises ConfigError if ``out`` holds a run or other files, is a file, or cannot be written.
+        Raises ConfigError if ``out`` is not free, or cannot be written.
         """
-        run = cls(out)
+        run = cls.free(out)
         new = not run.path.exists()
         try:
-            if run.config_path.exists():
-                resume = f"continue it with --resume {run.path}"
-                raise ConfigError(f"{run.path} already holds a run: {resume}, or give another --out.")
-            if run.path.exists() and not run.path.is_dir():
-                raise ConfigError(f"{run.path} is a file: give another --out.")
             run.path.mkdir(parents=True, exist_ok=True)
-            if any(run.path.iterdir()):
-                raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
             run.lock_path.touch()
             run._write_config(config, versions())
         except OSError as error:
@@ -101,6 +97,30 @@ class RunDir:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
             reason = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
+        return run
+
+    @classmethod
+    def free(cls, out: Path | str) -> Self:
+        """The run that could be created in ``out``. Writes nothing.
+
+        Raises ConfigError if ``out`` holds a run or other files, is a file, or cannot be read or made.
+        """
+        run = cls(out)
+        try:
+            if run.config_path.exists():
+                resume = f"continue it with --resume {run.path}"
+                raise ConfigError(f"{run.path} already holds a run: {resume}, or give another --out.")
+            if run.path.exists() and not run.path.is_dir():
+                raise ConfigError(f"{run.path} is a file: give another --out.")
+            if run.path.exists() and any(run.path.iterdir()):
+                raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
+            above = next(place for place in (run.path, *run.path.parents) if place.exists())
+            if not above.is_dir() or not os.access(above, os.W_OK):
+                reason = "Permission denied" if above.is_dir() else "Not a directory"
+                raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.")
+        except OSError as error:
+            reason = error.strerror or str(error)
             raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
         return run
 
@@ -235,7 +255,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def default_name(config: Config, now: datetime) -> str:
     """Name of a run directory, such as ``moons-ima-linf-seed0-20261122-220700``."""
-    return f"{config.preset}-{config.method}-{config.norm}-seed{config.seed}-{now:%Y%m%d-%H%M%S}"
+    return f"{config.name or config.preset}-{config.method}-{config.norm}-seed{config.seed}-{now:%Y%m%d-%H%M%S}"
 
 
 def versions() -> dict[str, str | None]:

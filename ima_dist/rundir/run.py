@@ -1,5 +1,6 @@
 """One run as a value: the parts of its directory, each read once, when it is first used."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -94,6 +95,18 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """summary.json; {} before it is written."""
         return self._part("summary", self.dir.summary_path, lambda path: self.dir.summary(), {})
+
+    @cached_property
+    def data_digest(self) -> str | None:
+        """What identifies the data that the run was trained on (``DataSet.digest``); None if that is not known."""
+        found = self.summary.get("data_digest")
+        # Runs of earlier versions have it in their checkpoints only.
+        for path in () if found else sorted(self.dir.checkpoints_dir.glob("epoch=*/state.json"), reverse=True):
+            with contextlib.suppress(ConfigError, OSError):
+                found = (read_json(inside(self.dir.path, path)) or {}).get("data")
+            if found:
+                break
+        return None if found is None else str(found)
 
     @property
     def status(self) -> str:

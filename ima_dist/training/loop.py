@@ -19,6 +19,7 @@ from ima_dist.data.types import DataSet, Resident
 from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
+from ima_dist.training.answers import write_answers
 from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, running_statistics, use_tf32
 from ima_dist.training.numerics import check_gradient
 from ima_dist.training.reporter import Reporter
@@ -230,6 +231,8 @@ class Training:
                 self.run.write_equilibrium(self.equilibria)
         state.begin_epoch(epoch)
         checkpoint.save(self.run, self.identity, state)
+        if distributed.rank() == 0:
+            write_answers(self.run, self.network, self.train, epoch)
         self._report("training")
 
     def _report(self, stage: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
+from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
@@ -43,12 +44,13 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
     training samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
+    check_call(factory, config.model.factory, "model.args", 2, config.model.args)
     shape = tuple(data.train.stored.shape[1:])
     # Only the CPU's generator: the others would wake every card of the machine, on the driver too.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            network = factory(data.num_classes, shape)
+            network = factory(data.num_classes, shape, **config.model.args)
         except Exception as error:
             raise ConfigError(
                 f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "

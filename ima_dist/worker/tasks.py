@@ -135,7 +135,7 @@ class _Task:
             artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
-        about = {**_description(config, network, test), "seconds": seconds, **of_whole_training}
+        about = {**_description(config, network, test, digest), "seconds": seconds, **of_whole_training}
         outcomes.save(run, found, config, about)
         forget(run, config, epoch, digest)
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
@@ -150,7 +150,7 @@ class _Task:
         return found
 
 
-def _description(config: Config, network: nn.Module, test: Resident) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
@@ -158,6 +158,7 @@ def _description(config: Config, network: nn.Module, test: Resident) -> dict[str
         "paper_table": row[0] if row else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "test_samples": len(test),
+        "data_digest": digest,
     }
 
 

@@ -98,7 +98,7 @@ def test_a_configuration_is_a_value():
         ({"data": 3}, "The configuration: data must be a mapping of names to values, not 3."),
         ({"data.sbset": 1}, "The configuration has an unknown entry 'data.sbset' (did you mean subset?)."),
         ({"workers": 1.5}, "--workers must be a whole number, or a range such as 1-4, not 1.5."),
-        ({"device": "gpu"}, "--device must be one of auto, cpu, cuda, not 'gpu' (did you mean cpu?)."),
+        ({"device": "gpu"}, "--device must be one of auto, cpu, cuda, not 'gpu' (did you mean cuda?)."),
         (
             {"method": "x" * 99},
             "--method must be one of ima, ce, adv, rand, trades, mma, ddn, not '" + "x" * 75 + " ….",

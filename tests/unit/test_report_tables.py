@@ -101,9 +101,9 @@ def test_own_data_are_shown_but_not_beside_the_paper(tmp_path):
     (table,) = make_tables(collect([run.path])[0])
     assert table.number is None
     assert [(line.row, line.theirs) for line in table.lines] == [("ima", {})]
-    assert table.lines[0].differs == ("data.source mine:load (paper: ima_dist.data.moons:load)",)
+    assert table.lines[0].differs == ("data.source mine:load",)
     page = report_on(tmp_path / "out", run.path)
-    assert any("Beside the paper's tables: Moons" in h for h in page.texts["h2"])
+    assert any("Own data: mine:load" in h for h in page.texts["h2"])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["curves.csv", "report.html"]
 
 

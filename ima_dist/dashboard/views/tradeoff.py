@@ -10,6 +10,7 @@ from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
 from ima_dist.results.candidates import INCIDENTAL
 from ima_dist.results.choice import Candidate, Choice, Share, choose, make_candidate
+from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Row, attack_rows, epochs_of, fewest_samples, format_noise
 from ima_dist.tracking.collection import Collection, Recorded
@@ -26,10 +27,9 @@ _ROBUST = "robust"
 
 def controls(runs: Collection, state: State) -> list[Control]:
     experiments: dict[str, str] = {}
-    for run in runs.runs.values():
-        if run.curves_table.num_rows:
-            preset, norm = run.info["preset"], run.info["norm"]
-            experiments[f"{preset}-{norm}"] = f"{preset}, {NORM_SIGN.get(norm, norm)}"
+    for data, run in _evaluated(runs):
+        norm = run.info["norm"]
+        experiments[f"{data}-{norm}"] = f"{data}, {NORM_SIGN.get(norm, norm)}"
     which = one_of(state, "experiment", "Experiment", experiments, long=len(experiments) > 4)
     own = _of(runs, which.value)
     found = {p.attack for r in own for p in r.points}
@@ -91,8 +91,13 @@ def _row(i: int, candidate: Candidate, point: Point, choice: Choice) -> dict[str
 
 
 def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
-    evaluated = (r for r in runs.runs.values() if r.curves_table.num_rows)
-    return [r for r in evaluated if f"{r.info['preset']}-{r.info['norm']}" == experiment]
+    return [run for data, run in _evaluated(runs) if f"{data}-{run.info['norm']}" == experiment]
+
+
+def _evaluated(runs: Collection) -> list[tuple[str, Recorded]]:
+    """The runs that have curves, each with its data set: what has been trained on other data is another experiment."""
+    found = [r for r in runs.runs.values() if r.curves_table.num_rows]
+    return list(zip(data_sets(found), found, strict=True))
 
 
 def _candidates(

@@ -1,0 +1,60 @@
+"""What will run, on one screen: every option with its value, the preset's where that is another, and what it means."""
+
+import shutil
+from collections.abc import Container
+from typing import Any
+
+from ima_dist.cli.parser import options_of_model
+from ima_dist.config.presets import preset_config
+from ima_dist.config.schema import METHODS, Config
+from ima_dist.config.values import as_flags, as_option, option_values
+from ima_dist.plans.sweepfile import READ_BY
+from ima_dist.results.text import aligned
+
+_LONGEST = 36  # characters of a value
+
+
+def config_text(config: Config, given: Container[str]) -> str:
+    """A line for each option that the method reads; ``given``: the options that the user typed, which get a star."""
+    own, usual = option_values(config), option_values(preset_config(config))
+    about = {name: option.description or "" for name, option in options_of_model()}
+    own = {name: value for name, value in own.items() if name != "preset"}
+    unread = [name for name in own if config.method not in READ_BY.get(name, METHODS)]
+    head = ["", "option", "value", "preset", ""]
+    rows = [
+        ["*" * (name in given), as_option(name), _shown(name, value), _usual(name, value, usual), _about(name, about)]
+        for name, value in own.items()
+        if name not in unread
+    ]
+    width = shutil.get_terminal_size((120, 50)).columns
+    lines = [line.rstrip() for line in aligned([head, *rows], left=len(head))]
+    lines = [line if len(line) <= width else line[: width - 2] + " …" for line in lines]
+    notes = [f"Preset {config.preset}; fingerprint {config.fingerprint()}. *: given. preset: its value, if another."]
+    if unread:
+        notes.append(f"Not read by --method {config.method}: {', '.join(map(as_option, unread))}.")
+    return "\n".join([*lines, *notes])
+
+
+def _about(name: str, about: dict[str, str]) -> str:
+    """The help text of an option; of an argument of the user's function that of all of them."""
+    return about.get(name) or about[name.rpartition(".")[0]]
+
+
+def _shown(name: str, value: Any) -> str:
+    numbers = value if isinstance(value, list) else [value]
+    if any(isinstance(number, float) for number in numbers):  # 0.0313 in place of 0.03137254901960784
+        return _short(",".join(f"{number:.3g}" for number in numbers))
+    words = as_flags({name: value})
+    text = words[1] if len(words) > 1 else "yes" if words else "no" if value is False else "-"
+    return _short(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _usual(name: str, value: Any, usual: dict[str, Any]) -> str:
+    """The preset's value, if it is another one than ``value``."""
+    if name not in usual:
+        return "-"
+    return "" if usual[name] == value else _shown(name, usual[name])
