@@ -10,7 +10,10 @@ import time
 from benchmarks.gpu.check import Check
 
 # Each is a module here with a function ``run``: first whether the results are right, then how fast they come.
-PARTS = ("environment", "collectives", "noise", "methods", "attacks", "waits", "memory", "boundary", "table2", "speed")
+PARTS = (
+    "environment", "precision", "collectives", "noise", "methods", "attacks", "waits", "memory", "boundary", "table2",
+    "speed",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.check import Check, Skip
 from ima_dist import models
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
+from ima_dist.attacks.memory import most_at_once
 from ima_dist.data.batch_sizes import attack_batch_size
 
 _TITAN_V = 12e9
@@ -19,8 +22,8 @@ _CASES = [
     ("cifar10, global batch 1024", models.wrn_28_4, (3, 32, 32), 1024),
     ("covid_ct", models.resnet18_in, (1, 224, 224), 32),
 ]
-# Images that spsa takes at once, whatever their size.
-_SPSA = 4096
+# Images that spsa takes at once, and their values.
+_SPSA, _SPSA_VALUES = 4096, 1 << 22
 
 
 def run(check: Check) -> None:
@@ -34,17 +37,35 @@ def run(check: Check) -> None:
                 with check.attempt("memory", case=case, limit_gb=limit / 1e9):
                     check.need_time()
                     network = factory(input_shape=shape).to(check.device)
+                    fitting = _fitting(network, shape, limit, check.device)
+                    check.say("memory", case=case, limit_gb=limit / 1e9, what="samples at once", samples=fitting)
                     for what, use, samples in (
-                        ("attack step", attack_step, attack_batch_size(batch, shape)),
+                        ("attack step", attack_step, min(attack_batch_size(batch, shape), fitting)),
                         # Clean and noisy samples; a larger global batch is for several workers.
                         ("training step", training_step, 2 * min(batch, 128)),
-                        ("forward pass of spsa", forward_pass, _SPSA),
+                        ("forward pass of spsa", forward_pass, min(_SPSA, _SPSA_VALUES // math.prod(shape))),
                     ):
                         peak = _peak_gb(use, network, (samples, *shape), check.device)
                         found = {"out_of_memory": True} if peak is None else {"peak_gb": peak}
-                        check.say("memory", case=case, limit_gb=limit / 1e9, what=what, samples=samples, **found)
+                        which = {"case": case, "limit_gb": limit / 1e9, "what": what, "samples": samples}
+                        if what == "attack step":
+                            check.judge("memory", peak is not None, **which, **found)
+                        else:
+                            check.say("memory", **which, **found)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, check.device)
+
+
+def _fitting(network: nn.Module, shape: tuple[int, ...], limit: float, device: torch.device) -> int:
+    """``most_at_once`` on a card with ``limit`` bytes."""
+    x, y = torch.rand(8, *shape, device=device), torch.zeros(8, dtype=torch.int64, device=device)
+    torch.cuda.empty_cache()
+
+    def free(_: torch.device) -> tuple[int, int]:
+        return int(limit) - torch.cuda.memory_reserved(device), int(limit)
+
+    with mock.patch.object(torch.cuda, "mem_get_info", free):
+        return most_at_once(network, x, y)
 
 
 def _peak_gb(

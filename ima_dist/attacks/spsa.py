@@ -6,8 +6,9 @@ from torch import Tensor
 from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, margin_loss, misclassified
 from ima_dist.core import noise, norms
 
-# Forward passes of this many images at once keep the device busy and the memory bounded.
+# Forward passes of this many images or values at once keep the device busy and the memory bounded.
 _IMAGES_AT_ONCE = 4096
+_VALUES_AT_ONCE = 1 << 22
 
 
 def spsa(
@@ -23,7 +24,7 @@ def spsa(
     delta: float = 0.01,
     lr: float = 0.01,
     box: Box = None,
-    images_at_once: int = _IMAGES_AT_ONCE,
+    images_at_once: int | None = None,
 ) -> Tensor:
     """Adversarial samples found from logits alone (Uesato et al. 2018, Algorithm 1).
 
@@ -38,7 +39,7 @@ def spsa(
         keys: (B,) int64; the sign vectors of a sample depend only on its key and the iteration.
         samples: sign vectors per iteration, each of which costs two forward passes.
         delta: length of a probe in each component. lr: learning rate of Adam, in the input's units.
-        images_at_once: upper bound on the batch that the model sees.
+        images_at_once: upper bound, at least 2, on the batch that the model sees (default: 4096, fewer large ones).
 
     Returns:
         (B, ...), within eps of x and inside the box.
@@ -73,9 +74,15 @@ def spsa(
 
 
 def _estimate(
-    model: Network, x: Tensor, y: Tensor, keys: Tensor, samples: int, delta: float, images_at_once: int
+    model: Network, x: Tensor, y: Tensor, keys: Tensor, samples: int, delta: float, images_at_once: int | None
 ) -> Tensor:
     """Gradient (B, ...) of the margin loss at x, estimated; nothing depends on ``images_at_once``."""
+    if images_at_once is None:
+        images_at_once = min(_IMAGES_AT_ONCE, _VALUES_AT_ONCE // x[0].numel())
+    most = max(1, images_at_once // 2)
+    if len(x) > most:
+        pieces = zip(x.split(most), y.split(most), keys.split(most), strict=True)
+        return torch.cat([_estimate(model, *piece, samples, delta, images_at_once) for piece in pieces])
     gradient = torch.zeros_like(x)
     each = max(1, images_at_once // (2 * len(x)))
     for begin in range(0, samples, each):

@@ -3,10 +3,12 @@
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ima_dist.config.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED, ConfigError
+from ima_dist.config.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED, ConfigError, DataWarning
 from ima_dist.launch.signals import Stopped, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
 
@@ -20,6 +22,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
         if isinstance(stream, io.TextIOWrapper):
             # An ASCII log shows a question mark for a letter it lacks.
             stream.reconfigure(errors="replace")
+    warnings.formatwarning = _format_warning
     try:
         with stopping_at_once():
             return command(argv)
@@ -38,6 +41,18 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
     except LeaseLost as error:
         print(f"error: {error}.", file=sys.stderr)
         return EXIT_FAILED
+
+
+_usual_format = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
+    """A sentence for the user without the line of code that it comes from; other warnings as usual."""
+    return (
+        f"warning: {message}\n"
+        if issubclass(category, DataWarning)
+        else _usual_format(message, category, *where, **line)
+    )
 
 
 def say(text: str) -> None:

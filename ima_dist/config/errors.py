@@ -12,6 +12,16 @@ class ConfigError(ValueError):
     """A configuration or an input is at fault. The message is one sentence for the user; exit status 2."""
 
 
+class DataWarning(UserWarning):
+    """Something about the data that the user should know. The message is one sentence."""
+
+
+def printable(name: str) -> str:
+    """A file's name on one line of valid text: line breaks, and bytes that are not UTF-8, as backslash and number."""
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: Any, names: Any) -> str:
     close = difflib.get_close_matches(str(word), list(names), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -189,6 +189,11 @@ class Config(Checked):
         description="train a network that the check at the start refuses: random, its answers differ from call to "
         "call; coupled, an answer depends on the other samples of the batch; not-finite, NaN or infinite values",
     )
+    tf32: bool = Field(
+        False,
+        description="on cards from the A100 on, train with float32 products rounded to TF32's 10-bit mantissa: faster; "
+        "never in evaluation",
+    )
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -215,6 +220,8 @@ class Config(Checked):
             )
         if self.autocast != "none" and self.dtype != "float32":
             raise ConfigError(f"--autocast {self.autocast} goes with --dtype float32, not {self.dtype}.")
+        if self.tf32 and self.dtype != "float32":
+            raise ConfigError(f"--tf32 goes with --dtype float32, not {self.dtype}.")
         if self.method == "ddn" and self.norm != "l2":
             raise ConfigError("--method ddn exists only for the L2 norm: add --norm l2, or choose another method.")
         if not attacks or len(set(attacks)) < len(attacks):

@@ -11,9 +11,9 @@ _CPU_VALUES = 1 << 16
 def attack_batch_size(batch_size: int, shape: tuple[int, ...]) -> int:
     """Samples of ``shape`` in a batch of the margin pass or the validation.
 
-    Four training batches need less memory than one training step with its clean and noisy samples and their graph
-    of activations and parameters. Tiny samples go by the ten thousand, because a small network spends its time
-    launching operations. It depends on nothing else, so that a resumed run cuts the same batches.
+    Tiny samples go by the ten thousand, because a small network spends its time launching operations. It depends on
+    nothing else, so that all workers take the same number of turns, before and after a resume. ``batch_size`` is the
+    global one: what a worker's card has no memory for is cut further (``attacks.memory``).
     """
     return max(4 * batch_size, (1 << 17) // max(math.prod(shape), 1))
 

@@ -1,9 +1,11 @@
 """MNIST and Fashion-MNIST from their published idx files, plain or gzipped."""
 
 import gzip
+import hashlib
 import math
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,11 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.published import Download, Published
+from ima_dist.data.published import Download, Published, Unfit
 from ima_dist.data.types import DataSet, Split
 
 _FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-_UNSIGNED_BYTE = 0x08
+_UNSIGNED_BYTE, GZIP, _ZIP = 0x08, b"\x1f\x8b", b"PK\x03\x04"
 # 5000 of the 60000 training images become the validation set, whose size the paper does not give.
 _VAL_SHARE = 12
 _CLASSES = 10
@@ -41,14 +43,29 @@ def load_mnist(config: DataConfig, seed: int) -> DataSet:
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The array of unsigned bytes with ``dims`` dimensions in an idx file, gzipped if its name ends in .gz.
+    """The array of unsigned bytes with ``dims`` dimensions in an idx file, plain or gzipped whatever its name.
 
     Raises ConfigError, without a full stop so that a hint can follow, if the file is anything else.
     """
+    return _array(path, _content(path)[0], dims)
+
+
+# ---- helpers -------------------------------------------------------------------------------------------
+
+
+def _content(path: Path) -> tuple[bytes, tuple[str, ...]]:
+    """A file's content, uncompressed, and the MD5 checksums of what it holds and of the file itself."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        stored = path.read_bytes()
+        content = gzip.decompress(stored) if stored.startswith(GZIP) else stored
     except (OSError, EOFError, zlib.error) as e:
         raise ConfigError(f"{path} cannot be read ({first_line(e)})") from e
+    if content.startswith(_ZIP):
+        raise Unfit(f"{path} is a ZIP archive: unpack it")
+    return content, tuple(hashlib.md5(c, usedforsecurity=False).hexdigest() for c in {content, stored})
+
+
+def _array(path: Path, content: bytes, dims: int) -> np.ndarray:
     if content[:4] != bytes([0, 0, _UNSIGNED_BYTE, dims]):
         raise ConfigError(f"{path} does not begin like an idx file of bytes with {dims} dimensions")
     header = 4 + 4 * dims
@@ -58,15 +75,29 @@ def read_idx(path: Path, dims: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-# ---- helpers -------------------------------------------------------------------------------------------
+def _spellings(name: str) -> Iterator[str]:
+    """The names under which people pass a file on: with a dot, gzipped or not, in a folder of that name (Kaggle)."""
+    files = [base + end for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    yield from files
+    for folder in files:
+        yield from (f"{folder}/{file}" for file in files)
 
 
-def _read_all(paths: list[Path]) -> dict[str, Split]:
-    return {"train": _read_split(paths[0], paths[1]), "test": _read_split(paths[2], paths[3])}
+def _read_all(title: str, paths: list[Path]) -> dict[str, Split]:
+    arrays = []
+    for name, path in zip(_FILES, paths, strict=True):
+        content, sums = _content(path)
+        owner = next((_KNOWN[md5] for md5 in sums if md5 in _KNOWN), (title, name))
+        if owner != (title, name):
+            raise Unfit(
+                f"{path} is the published {owner[1]} of {owner[0]}, where {name} of {title} is needed: "
+                "name the right directory with --data.dir"
+            )
+        arrays.append(_array(path, content, 3 if "idx3" in name else 1))
+    return {part: _split(paths[i], paths[i + 1], arrays[i], arrays[i + 1]) for part, i in (("train", 0), ("test", 2))}
 
 
-def _read_split(images: Path, labels: Path) -> Split:
-    x, y = read_idx(images, 3), read_idx(labels, 1)
+def _split(images: Path, labels: Path, x: np.ndarray, y: np.ndarray) -> Split:
     if x.shape[1:] != (28, 28):
         raise ConfigError(f"{images} holds images of {x.shape[1]}×{x.shape[2]} pixels instead of 28×28")
     if len(x) == 0:
@@ -104,8 +135,9 @@ def _published(
         layouts=(layout, "", "raw"),
         data_layouts=(layout,),
         hint=f"{hint}pass --data.dir with a directory of whole files, or pass --data.download",
-        read=_read_all,
+        read=partial(_read_all, title),
         elsewhere=(elsewhere,) if elsewhere else (),
+        spellings=_spellings,
         suffix=".gz",
         checksums=checksums,
         downloads=downloads,
@@ -138,3 +170,19 @@ MNIST = _published(
         ((4542, "ec29112dd5afa0611ce80d1b7f02629c"), (10008, "27ae3e4e09519cfbb04c329615203637")),
     ),
 )
+# MD5 checksums of published files that have the same names, plain or gzipped: the set and the name of each. KMNIST's
+# are torchvision's.
+_KUZUSHIJI = (
+    "bdb82020997e1d708af4cf47b453dcf7",
+    "e144d726b3acfaa3e44228e80efcd344",
+    "5c965bf0a639b31b8f53240b1b52f4d7",
+    "7320c461ea6c1c855c0b718fb2a4b134",
+)
+_KNOWN = {
+    **{md5: ("KMNIST", file) for md5, file in zip(_KUZUSHIJI, _FILES, strict=True)},
+    **{
+        md5: (published.title, file.removesuffix(".gz"))
+        for published in (FASHION_MNIST, MNIST)
+        for file, (_, md5) in published.checksums.items()
+    },
+}

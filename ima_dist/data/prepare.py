@@ -2,18 +2,18 @@
 
 import gzip
 import hashlib
+import os
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, did_you_mean, first_line, printable
 from ima_dist.config.presets import make_config
 from ima_dist.data import prepared
 from ima_dist.data.cifar10 import CIFAR10
 from ima_dist.data.covid_ct import COVID_CT
-from ima_dist.data.idx import FASHION_MNIST, MNIST
+from ima_dist.data.idx import FASHION_MNIST, GZIP, MNIST
 from ima_dist.data.published import Published
 from ima_dist.data.svhn import SVHN
 
@@ -112,29 +112,33 @@ def _sources(published: Published, paths: list[Path]) -> dict[str, Any]:
 
     Raises ConfigError for a file with the size of the published one but different contents.
     """
-    known = published.checksums
-    files = []
-    for path in (file for found in paths for file in published.contents(found)):
+    known, files = published.checksums, []
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    contents = [
+        (name, file) for name, path in zip(published.names, paths, strict=True) for file in published.contents(path)
+    ]
+    for name, path in contents:
         try:
             content = path.read_bytes()
         except OSError as e:
             raise published.damaged(ConfigError(f"{path} cannot be read ({first_line(e)})")) from e
-        found, (size, md5) = _md5(content), known.get(path.name, (None, None))
-        same = found == md5 or _is_published_inside(path, content, known)
+        zipped = content.startswith(GZIP)
+        size, md5 = known.get(name + (published.suffix if zipped else ""), (None, None))
+        found = _md5(content)
+        same = found == md5 or (zipped and _is_published_inside(content, known.get(name)))
         if not same and len(content) == size:
+            published.read_files(paths)  # says more if it is another set's
             wrong = f"{path} is damaged (it has the size of the published file, but not its MD5 checksum {md5})"
             raise published.damaged(ConfigError(wrong))
-        name = path.relative_to(paths[0].parent).as_posix()
+        name = printable(path.relative_to(root).as_posix())
         files.append({"name": name, "bytes": len(content), "md5": found, "published": same if known else None})
-    return {"directory": str(paths[0].parent.absolute()), "files": files, "digest": prepared.digest(files)}
+    return {"directory": printable(str(root.absolute())), "files": files, "digest": prepared.digest(files)}
 
 
-def _is_published_inside(path: Path, content: bytes, known: Mapping[str, tuple[int, str]]) -> bool:
-    """True for a published file that is compressed differently."""
-    if path.suffix != ".gz":
-        return False
+def _is_published_inside(content: bytes, plain: tuple[int, str] | None) -> bool:
+    """True for a published file that is compressed differently; ``plain``: its size and MD5 checksum."""
     try:
-        return known.get(path.stem, (0, ""))[1] == _md5(gzip.decompress(content))
+        return plain is not None and plain[1] == _md5(gzip.decompress(content))
     except (OSError, EOFError, zlib.error):  # the loader reports what is wrong with it
         return False
 

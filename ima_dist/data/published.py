@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.errors import ConfigError, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import prepared
 from ima_dist.data.choosing import hold_out
@@ -16,13 +16,18 @@ from ima_dist.data.types import UINT8_BOX, DataSet, Split
 Download = tuple[list[str], str, str]  # addresses to try in turn, name of the file there, its MD5 checksum
 
 
+class Unfit(ConfigError):
+    """A file or folder is whole, but not what is needed; the message says what to do, so that no hint follows."""
+
+
 @dataclass(frozen=True)
 class Published:
     """The part of a data set that does not depend on the seed.
 
     Attributes:
         name: as in the preset. title: for messages. class_names: one for each label.
-        names: files or folders, all needed. Each may have ``suffix`` added (".gz").
+        names: files or folders, all needed.
+        spellings: other names under which each is found, in this order; of files only. suffix: of the fetched files.
         cache: directory in ~/.cache/ima_dist.
         layouts: subdirectories of ``--data.dir`` to search, in this order; the first is torchvision's layout.
         data_layouts: the same for ./data. elsewhere: other directories to search.
@@ -46,6 +51,7 @@ class Published:
     hint: str
     read: Callable[[list[Path]], dict[str, Split]]
     elsewhere: tuple[str, ...] = ()
+    spellings: Callable[[str], Iterable[str]] | None = None
     suffix: str = ""
     checksums: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     contents: Callable[[Path], list[Path]] = lambda path: [path]
@@ -74,7 +80,8 @@ class Published:
 
     def damaged(self, error: ConfigError) -> ConfigError:
         """``error``, whose message has no full stop, followed by the hint."""
-        return ConfigError(f"{self.title}: {error}: {self.hint}.")
+        remedy = "" if isinstance(error, Unfit) else f": {self.hint}"
+        return ConfigError(printable(f"{self.title}: {error}{remedy}."))
 
     def find(self, config: DataConfig) -> list[Path]:
         """The paths of ``names``, in that order, all in one directory.
@@ -87,8 +94,8 @@ class Published:
         downloads = self.downloads if config.download else None
         if config.dir is not None:
             root = Path(config.dir).expanduser()
-            if not root.is_dir() and downloads is None:
-                raise ConfigError(f"--data.dir {config.dir}: there is no such directory.")
+            if not os.path.isdir(root) and downloads is None:
+                raise ConfigError(printable(f"--data.dir {config.dir}: there is no such directory."))
             directories = [root / layout for layout in self.layouts]
             target = directories[0]
         else:
@@ -108,17 +115,18 @@ class Published:
         for directory, found in present.items():
             if found:
                 missing = next(name for name in self.names if name not in found)
-                raise ConfigError(f"{self.title}: {directory / missing}{self.suffix} is missing: {self.hint}.")
+                raise self.damaged(ConfigError(f"{directory / missing}{self.suffix} is missing"))
         looked = ", ".join(str(d) for d in directories)
-        raise ConfigError(f"{self.title}: {self.names[0]}{self.suffix} is in none of {looked}: {self.hint}.")
+        raise self.damaged(ConfigError(f"{self.names[0]}{self.suffix} is in none of {looked}"))
 
     def _present(self, directory: Path) -> dict[str, Path]:
         found = {}
         for name in self.names:
-            for candidate in dict.fromkeys((name, name + self.suffix)):
-                if (directory / candidate).exists():
-                    found[name] = directory / candidate
-                    break
+            candidates = (name,) if self.spellings is None else self.spellings(name)
+            exists = os.path.exists if self.spellings is None else os.path.isfile
+            path = next((directory / candidate for candidate in candidates if exists(directory / candidate)), None)
+            if path is not None:
+                found[name] = path
         return found
 
     def _fetch(self, urls: list[str], name: str, md5: str, target: Path) -> None:

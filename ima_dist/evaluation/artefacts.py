@@ -195,12 +195,12 @@ def _short(x: Tensor, smallest: float) -> Tensor:
     return half if bool((error <= _VISIBLE * smallest).all()) else x.float()
 
 
-def scores_table(network: nn.Module, splits: dict[str, Resident]) -> pa.Table:
+def scores_table(network: nn.Module, splits: dict[str, Resident], at_once: int = _AT_ONCE) -> pa.Table:
     """One row per sample: split, index in it, label, and the probability of class 1."""
     pieces = []
     with torch.no_grad(), attack_mode(network):
         for name, data in splits.items():
-            parts = torch.arange(len(data), device=data.x.device).split(_AT_ONCE)
+            parts = torch.arange(len(data), device=data.x.device).split(min(at_once, _AT_ONCE))
             probability = torch.cat([network(data.batch(part)[0]).softmax(1)[:, 1].double() for part in parts])
             pieces.append(
                 pa.table(

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
@@ -43,6 +43,17 @@ def set_environment() -> str | None:
     return address
 
 
+def _check_names() -> None:
+    """Raise ConfigError for a path that Ray, which records the command, cannot write down."""
+    for word in (*sys.argv, os.getcwd()):
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"Ray takes no names that are not UTF-8: rename {printable(word)}, or make a link to it."
+            ) from None
+
+
 @contextlib.contextmanager
 def ray_cluster(config: Config) -> Iterator[Cluster]:
     """Join the cluster named by RAY_ADDRESS (as under ``ray job submit``) or start one on this machine.
@@ -50,6 +61,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     Yields the workers that fit the configuration; raises ConfigError if it cannot be met. A cluster that was started
     here is stopped at the end.
     """
+    _check_names()
     address = set_environment()
     import ray
 

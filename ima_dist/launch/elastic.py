@@ -18,6 +18,9 @@ from ima_dist.worker import ray_internals
 
 # Seconds that workers have for the checkpoint before their number changes.
 _SAVING = 60.0
+# Seconds that a worker waits for the others in a collective: in an evaluation their shares may differ by hours. A dead
+# worker is noticed by Ray, long before.
+_COLLECTIVES = 24 * 3600
 # Seconds to wait for nodes while there are too few.
 _PATIENCE = 60.0
 
@@ -87,6 +90,9 @@ class _Backend(ray_internals.TorchBackend):
 
 class NodeInterface(TorchConfig):
     """TorchConfig whose workers communicate over the interface that has their node's address in the Ray cluster."""
+
+    def __init__(self) -> None:
+        super().__init__(timeout_s=_COLLECTIVES)
 
     @property
     def backend_cls(self) -> type:

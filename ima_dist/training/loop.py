@@ -1,11 +1,13 @@
 """The training loop of one worker (paper, Algorithms 1 and 2, over all epochs)."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
@@ -19,7 +21,7 @@ from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
-from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, running_statistics
+from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, running_statistics, use_tf32
 from ima_dist.training.numerics import check_gradient
 from ima_dist.training.reporter import Reporter
 from ima_dist.training.resume import check_same_data, resume
@@ -60,6 +62,8 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self.equilibria: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        #: The most samples that this worker attacks at once; ``begin`` measures it.
+        self.at_once = sys.maxsize
 
     # ---- the whole run
 
@@ -93,6 +97,8 @@ class Training:
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
         if distributed.world_size() > 1:
             self.trained = autocast(data_parallel(self.network, self.device), self.config.autocast)
+        use_tf32(self.config.tf32)
+        self.at_once = most_at_once(self.network, *self.train.batch(torch.arange(min(8, len(self.train)))))
 
     # ---- an epoch (Algorithm 1)
 
@@ -101,6 +107,7 @@ class Training:
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(config, position.epoch)
         self.network.train()
+        use_tf32(config.tf32)
         counters.start_clock()
         for indices in batches(len(self.train), config.batch_size, config.seed, position.epoch, position.step):
             self._step(indices)
@@ -189,8 +196,8 @@ class Training:
         for turn in range(turns):
             part = torch.arange(store.first + turn * size, min(store.first + (turn + 1) * size, store.last))
             part = part[~done[part - store.first]] if len(part) else part
-            if len(part):
-                indices = part.to(self.device)
+            for piece in part.split(self.at_once) if len(part) else ():
+                indices = piece.to(self.device)
                 batch = self._batch(indices, store.shard[indices - store.first], Phase.MARGIN)
                 attacked = self.method.estimate(self.view, batch)
                 self._propose(batch, attacked)
@@ -214,10 +221,11 @@ class Training:
         """Write the epoch's rows and its checkpoint."""
         distributed.together(self.run.check_lease)
         state, config, epoch = self.state, self.config, self.state.position.epoch + 1
-        accuracies = {"val_accuracy": validation.accuracy(self.network, self.val, config)}
+        use_tf32(False)  # until the next epoch: nothing is measured in TF32
+        accuracies = {"val_accuracy": validation.accuracy(self.network, self.val, config, self.at_once)}
         if config.eval.val_noise is not None:
             robust = validation.robust_accuracy(
-                self.network, self.val, self.val_attacked, config, config.eval.val_noise
+                self.network, self.val, self.val_attacked, config, config.eval.val_noise, self.at_once
             )
             accuracies["val_robust_accuracy"] = robust
         self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))

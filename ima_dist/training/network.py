@@ -44,6 +44,19 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(of_python)
 
 
+def use_tf32(allowed: bool) -> None:
+    """Let cards round float32 products to TF32's 10-bit mantissa, or compute all of float32 as float32.
+
+    torch allows TF32 in cuDNN's convolutions by default, so it must be switched off; and the user's modules may have
+    switched it on for everything. Process-wide.
+    """
+    if hasattr(torch.backends, "fp32_precision"):
+        # What is not set one by one follows this one.
+        torch.backends.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def make_network(config: Config, data: DataSet) -> nn.Module:
     """The configured network with weights drawn from the seed, in the configured precision.
 
@@ -53,6 +66,7 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
     factory = resolve_reference(config.model.factory, "model.factory")
     check_call(factory, config.model.factory, "model.args", 2, config.model.args)
     shape = tuple(data.train.stored.shape[1:])
+    # Only the CPU's generators: the others would wake every card of the machine, on the driver too.
     with seeded(config.seed):
         try:
             network = factory(data.num_classes, shape, **config.model.args)

@@ -1,5 +1,6 @@
 """Accuracy on the validation set after an epoch, in full precision."""
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -13,7 +14,7 @@ from ima_dist.data.batch_sizes import attack_batch_size
 from ima_dist.data.types import Resident
 
 
-def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None:
+def accuracy(network: nn.Module, data: Resident, config: Config, at_once: int = sys.maxsize) -> float | None:
     """Share of correctly classified samples, over all workers; None for an empty split. Collective."""
 
     def correct(indices: Tensor) -> Tensor:
@@ -21,10 +22,12 @@ def accuracy(network: nn.Module, data: Resident, config: Config) -> float | None
         return (network(x).argmax(1) == y).sum()
 
     with torch.no_grad(), attack_mode(network):
-        return _share(correct, torch.arange(len(data)), data, config)
+        return _share(correct, torch.arange(len(data)), data, config, at_once)
 
 
-def robust_accuracy(network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float) -> float | None:
+def robust_accuracy(
+    network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float, at_once: int = sys.maxsize
+) -> float | None:
     """Share of the samples at the indices ``samples`` (M,) that stay correct under a short ``worst`` of radius ``eps``.
 
     Over all workers; None if M = 0. Collective.
@@ -48,11 +51,16 @@ def robust_accuracy(network: nn.Module, data: Resident, samples: Tensor, config:
         )
         return (predictions[0] == y).sum()
 
-    return _share(correct, samples, data, config)
+    return _share(correct, samples, data, config, at_once)
 
 
-def _share(correct: Callable[[Tensor], Tensor], samples: Tensor, data: Resident, config: Config) -> float | None:
-    """The share of ``samples`` that ``correct`` counts, each worker looking at its block of them."""
+def _share(
+    correct: Callable[[Tensor], Tensor], samples: Tensor, data: Resident, config: Config, at_once: int
+) -> float | None:
+    """The share of ``samples`` that ``correct`` counts, each worker looking at its block of them.
+
+    at_once: the most samples that fit into this worker's memory.
+    """
     total = len(samples)
     if not total:
         return None
@@ -60,6 +68,6 @@ def _share(correct: Callable[[Tensor], Tensor], samples: Tensor, data: Resident,
     first, last = distributed.block(total, distributed.rank(), distributed.world_size())
     if first < last:  # some networks cannot take an empty batch
         indices = samples[first:last].to(data.y.device)
-        for part in indices.split(attack_batch_size(config.batch_size, data.shape)):
+        for part in indices.split(min(attack_batch_size(config.batch_size, data.shape), at_once)):
             count += correct(part)
     return int(distributed.all_reduce(count)) / total

@@ -110,7 +110,7 @@ def _unseen(run: RunDir) -> str | None:
 
 
 def _ending_with_head() -> contextlib.AbstractContextManager[None]:
-    """End this process when it is cut off: it could wait for the other workers for half an hour, and Ray lets it."""
+    """End this process when it is cut off: it could wait for the other workers for a day, and Ray lets it."""
     import ray
 
     if not ray.is_initialized():

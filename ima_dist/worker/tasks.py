@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ima_dist.attacks.common import attack_mode
+from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.batch_sizes import evaluation_batch_size
@@ -23,7 +24,7 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
 from ima_dist.training.checkpoint import load_weights
 from ima_dist.training.loop import Training
-from ima_dist.training.network import DTYPES, limit_threads, make_network
+from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
 from ima_dist.worker.watchdog import watched
 
 _FINISHED = {"status": "finished", "message": None}
@@ -68,15 +69,16 @@ def audit_task(
     epoch, margins = newest
     task = _Task(config, run, device, should_stop)
     train = task.resident(task.data.train)
+    network = task.trained_network(epoch)
     found = audit(
-        task.trained_network(epoch),
+        network,
         train,
         margins.sort_by("index"),
         config,
         epoch=epoch,
         samples=to_audit(task.data.train, samples, config),
         augmented=task.data.augment,
-        **task.conduct(train, epoch),
+        **task.conduct(network, train, epoch),
     )
     if distributed.rank() == 0:
         write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
@@ -101,15 +103,20 @@ class _Task:
     def resident(self, split: Split, device: torch.device | None = None) -> Resident:
         return Resident(split, device or self.device, DTYPES[self.config.dtype], self.data.box)
 
-    def conduct(self, samples: Resident, epoch: int) -> dict[str, Any]:
-        """How an evaluation of these samples runs, as arguments: in which batches, until when, and what it reports."""
+    def conduct(self, network: nn.Module, samples: Resident, epoch: int) -> dict[str, Any]:
+        """How an evaluation of these samples runs, as arguments: in which batches, until when, and what it reports.
+
+        Never in TF32: the user's modules, imported by now, may have switched it on.
+        """
+        use_tf32(False)
+        self.at_once = most_at_once(network, *samples.batch(torch.arange(min(8, len(samples)))))
 
         def write(done: int, total: int) -> None:
             if distributed.rank() == 0:
                 progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
                 write_json(self.run.progress_path, {**progress, "epoch": epoch, "epochs": self.config.epochs})
 
-        batch_size = evaluation_batch_size(self.config.batch_size, samples)
+        batch_size = min(evaluation_batch_size(self.config.batch_size, samples), self.at_once)
         return {"batch_size": batch_size, "should_stop": self.should_stop, "on_progress": write}
 
     def evaluate(self, network: nn.Module, epoch: int, seconds: dict[str, float]) -> None:
@@ -118,7 +125,7 @@ class _Task:
         config, run, digest = self.config, self.run, self.data.digest()
         test = self.resident(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
-        conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(test, epoch)}
+        conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         with watched(run, network, config.hang_after):
             found = evaluate(network, test, config, run, **conduct)
         if distributed.rank() != 0:
@@ -138,11 +145,11 @@ class _Task:
 
     def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
         """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
-        found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, self.device)}
+        found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, self.at_once)}
         if self.data.num_classes == 2 and self.data.class_names:
             found["class_names"] = list(self.data.class_names)
             splits = {"validation": self.resident(self.data.val), "test": test}
-            write_parquet(self.run.scores_path, artefacts.scores_table(network, splits))
+            write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
         return found
 
 
@@ -158,11 +165,11 @@ def _description(config: Config, network: nn.Module, test: Resident, digest: str
     }
 
 
-def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) -> float:
+def _clean_accuracy(network: nn.Module, test: Resident, at_once: int) -> float:
     """Share of the whole test set that is classified correctly, whether attacked or not."""
     right = 0
     with torch.no_grad(), attack_mode(network):
-        for part in torch.arange(len(test), device=device).split(1024):
+        for part in torch.arange(len(test), device=test.y.device).split(min(1024, at_once)):
             x, y = test.batch(part)
             right += int((network(x).argmax(1) == y).sum())
     return right / len(test)

@@ -4,6 +4,7 @@
         ...  # anything, on CUDA0
     card.waits    Counter of (kind, "ima_dist/attacks/bpgd.py:101")
     card.kernels  Counter of (operator, "ima_dist/attacks/bpgd.py:97")
+    card.highest  most bytes in use at once; what torch reports can be reset
 
 A ``CardTensor`` claims to be on ``cuda:0`` and computes with an ordinary CPU tensor inside, so results equal the
 CPU's bit for bit. Mixing it with a CPU tensor raises ``DeviceMix`` where CUDA would raise. Operations that make the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +79,8 @@ class CardTensor(torch.Tensor):
         layout = {"strides": elem.stride(), "storage_offset": elem.storage_offset(), "dtype": elem.dtype}
         outer = torch.Tensor._make_wrapper_subclass(cls, elem.shape, device="meta", requires_grad=False, **layout)
         outer.elem = elem
+        if Card.active is not None:
+            Card.active.hold(elem.untyped_storage())
         return outer
 
     device = property(lambda self: CUDA0)  # type: ignore[assignment]
@@ -132,9 +136,30 @@ class Card(TorchDispatchMode):
 
     active: ClassVar[Card | None] = None
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
         super().__init__()
+        self.memory, self.held = memory, 0
+        self._storages: set[int] = set()
+        self.peak = self.highest = 0
         self.reset()
+
+    def hold(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage's bytes until nothing refers to it."""
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._storages:
+            return
+        self._storages.add(key)
+        self.held += size
+        self.peak = max(self.peak, self.held)
+        self.highest = max(self.highest, self.held)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._storages.discard(key)
+        self.held -= size
+
+    def reset_peak(self, device: Any = None) -> None:
+        self.peak = self.held
 
     def reset(self) -> None:
         """Set both counters to zero."""
@@ -244,8 +269,8 @@ class _Translated(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def fake_card() -> Iterator[Card]:
-    """The card, and the patches that code outside torch's dispatcher needs."""
+def fake_card(memory: int = 80 << 30) -> Iterator[Card]:
+    """The card with ``memory`` bytes, and the patches that code outside torch's dispatcher needs."""
     optimizer = importlib.import_module("torch.optim.optimizer")
     load_file, fork_rng = safetensors.torch.load_file, torch.random.fork_rng
 
@@ -265,7 +290,16 @@ def fake_card() -> Iterator[Card]:
             types = [*module._foreach_supported_types, CardTensor]
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", types))
         stack.enter_context(_Translated())
-        yield stack.enter_context(Card())
+        card = Card(memory)
+        statistics = {
+            "memory_allocated": lambda device=None: card.held,
+            "memory_reserved": lambda device=None: card.held,
+            "max_memory_allocated": lambda device=None: card.peak,
+            "reset_peak_memory_stats": card.reset_peak,
+            "mem_get_info": lambda device=None: (card.memory - card.held, card.memory),
+        }
+        stack.enter_context(mock.patch.multiple(torch.cuda, **statistics))
+        yield stack.enter_context(card)
 
 
 def _on_card(device: Any) -> bool:

@@ -347,7 +347,7 @@ def test_wrong_covid_ct_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"COVID \(2\).png has more than 8 bits per channel .mode I.*: convert it to"):
         read("covid_ct", tmp_path)
     deep.unlink()
-    with pytest.raises(ConfigError, match=f"{tmp_path}/COVID holds 2 PNG files, where at least 3 are needed"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/COVID holds 2 PNG or JPEG files, where at least 3 are needed"):
         read("covid_ct", tmp_path)
 
 

@@ -33,7 +33,7 @@ def test_all_parts_run_in_small_sizes_and_what_is_skipped_is_said():
     assert lines[-1]["part"] == "summary"
     assert lines[-1]["failed"] == []
     skipped = {line["part"]: line["skipped"] for line in lines if "skipped" in line and line["part"] != "summary"}
-    assert {"environment", "waits", "memory", "boundary", "kernels"} == skipped.keys()
+    assert {"environment", "precision", "waits", "memory", "boundary", "kernels"} == skipped.keys()
     assert all("card" in reason for reason in skipped.values())
     assert not any(line.get("passed") is False for line in lines)
     assert {"methods", "attacks", "noise", "collectives"} <= {line["part"] for line in lines if line.get("passed")}

@@ -483,7 +483,7 @@ def eleventh_label(content: bytes) -> bytes:
         ("train-images-idx3-ubyte.gz", too_long, "is truncated or too long"),
         ("train-images-idx3-ubyte.gz", only_a_magic_number, "is truncated or too long"),
         ("train-images-idx3-ubyte.gz", flipped_bit, "cannot be read"),
-        ("t10k-images-idx3-ubyte.gz", web_page, "cannot be read .BadGzipFile"),
+        ("t10k-images-idx3-ubyte.gz", web_page, "does not begin like an idx file"),
         ("train-images-idx3-ubyte.gz", small_images, "images of 14×14 pixels instead of 28×28"),
         ("train-images-idx3-ubyte.gz", no_images, "holds no images"),
         ("train-labels-idx1-ubyte.gz", fewer_labels, "has 239 labels for the 240 images"),

@@ -422,7 +422,9 @@ def test_mistakes_get_one_sentence(tmp_path: Path, files: Path, refused: Callabl
     assert "--source nowhere: there is no such directory" in refused("prepare", "mnist", "--source", "nowhere", *to)
     assert "pass --source download" in refused("prepare", "svhn", "--source", files, *to)
     (files / "train-labels-idx1-ubyte.gz").write_bytes(b"<html>")
-    assert "train-labels-idx1-ubyte.gz cannot be read" in refused("prepare", "mnist", "--source", files, *to)
+    assert "train-labels-idx1-ubyte.gz does not begin like an idx file" in refused(
+        "prepare", "mnist", "--source", files, *to
+    )
 
 
 def test_target_that_cannot_be_written(tmp_path: Path, files: Path, refused: Callable[..., str]) -> None:
