@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from ima_dist.attacks.common import attack_mode
+from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.batch_sizes import evaluation_batch_size
@@ -159,5 +159,5 @@ def _clean_accuracy(network: nn.Module, test: Resident, device: torch.device) ->
     with torch.no_grad(), attack_mode(network):
         for part in torch.arange(len(test), device=device).split(1024):
             x, y = test.batch(part)
-            right += int((network(x).argmax(1) == y).sum())
+            right += int((predicted(network(x)) == y).sum())
     return right / len(test)
