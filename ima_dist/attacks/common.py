@@ -10,6 +10,8 @@ from torch import Tensor, nn
 Network = Callable[[Tensor], Tensor]
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 Box = tuple[float, float] | None
+# In place of an infinite entry of a gradient. Its square fits into float32, so that the L2 norm stays finite.
+_LARGE = 1e15
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def soft_margin_gradient(logits: Tensor, y: Tensor) -> Tensor:
 def logits_and_gradient(
     model: Network, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x.
+    """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x, made ``finite``.
 
     For ``cross_entropy`` the gradient is divided by each sample's probability of being in another class:
     cross-entropy is log(1 + exp(soft margin loss)), so both losses have gradients of the same direction, and
@@ -91,12 +93,44 @@ def logits_and_gradient(
             (gradient,) = torch.autograd.grad(logits, x, soft_margin_gradient(logits.detach(), y))
         else:
             (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
-    return logits.detach(), gradient
+    return logits.detach(), finite(gradient)
+
+
+def finite(gradient: Tensor) -> Tensor:
+    """The gradient with 0 for NaN, and a large number of the same sign for infinity.
+
+    One NaN would otherwise spread over its sample by way of the norm, and make all further iterates NaN.
+    """
+    return gradient.nan_to_num(0.0, _LARGE, -_LARGE)
+
+
+class _FiniteGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return finite(gradient)
+
+
+def with_finite_gradient(model: Network) -> Network:
+    """The network for attacks that compute its gradient themselves: the gradient is made ``finite``."""
+    return lambda x: model(_FiniteGradient.apply(x))
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """The class with the largest logit, (B, C) -> (B,) int64; -1 where that logit is NaN or infinite.
+
+    The arg max alone would count a sample whose logits are all NaN as one of class 0.
+    """
+    top, label = logits.max(1)
+    return label.masked_fill_(top - top != 0, -1)
 
 
 def misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """(B, C), (B,) -> (B,) bool."""
-    return logits.argmax(1) != y
+    """(B, C), (B,) -> (B,) bool; logits that are NaN or infinite are right for no class."""
+    return predicted(logits) != y
 
 
 def check_batch(x: Tensor, y: Tensor, eps: Tensor | float, norm: str, start: Tensor | None = None) -> None:

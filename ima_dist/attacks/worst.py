@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, logits_and_gradient, resolve_loss
+from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, logits_and_gradient, predicted, resolve_loss
 from ima_dist.attacks.pgd import pgd_until_wrong
 from ima_dist.core import norms
 
@@ -64,7 +64,7 @@ class _Search:
     def __init__(self, model: Network, x: Tensor, y: Tensor, norm: str, losses: Sequence[str], rivals: int) -> None:
         logits = model(x)
         self.model, self.x, self.y, self.norm = model, x, y, norm
-        self.predicted, self.spent, self.classes = logits.argmax(1), len(x), logits.shape[1]
+        self.predicted, self.spent, self.classes = predicted(logits), len(x), logits.shape[1]
         if self.classes == 2 and {"ce", "margin"} <= set(losses):
             # The gradient of ce is that of margin times a positive number, which can underflow to zero.
             losses = [name for name in losses if name != "ce"]
@@ -110,7 +110,7 @@ class _Search:
         for rows, gone, _, _, logits in passes:
             self.spent += len(rows)
             if len(gone):
-                self.predicted[rows[gone]] = logits[gone].argmax(1)
+                self.predicted[rows[gone]] = predicted(logits[gone])
 
     def _nearest(self) -> Tensor:
         """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples left.

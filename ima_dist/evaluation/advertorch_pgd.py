@@ -17,6 +17,8 @@ vars(importlib.import_module("torch.autograd.gradcheck")).setdefault("zero_gradi
 from advertorch.attacks.iterative_projected_gradient import perturb_iterative  # noqa: E402
 from advertorch.loss import LogitMarginLoss  # noqa: E402
 
+from ima_dist.attacks.common import with_finite_gradient  # noqa: E402
+
 
 def advertorch_pgd(
     network: nn.Module,
@@ -42,7 +44,7 @@ def advertorch_pgd(
         adv = perturb_iterative(
             x,
             y,
-            network,
+            with_finite_gradient(network),
             nb_iter=steps,
             eps=eps,
             eps_iter=step_scale * eps / steps,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks import spsa, worst
-from ima_dist.attacks.common import Box, attack_mode
+from ima_dist.attacks.common import Box, attack_mode, predicted
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
 from ima_dist.config.schema import Config
 from ima_dist.core import noise, norms
@@ -28,7 +28,7 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
     """The paper's protocol: final iterate, each level separately, the worse of both losses (section 3)."""
     out: Predictions = {}
     with attack_mode(network), torch.no_grad():
-        clean = network(x).argmax(1)
+        clean = predicted(network(x))
         for eps in config.eval.noise:
             xi = noise.start(keys, x, eps, config.norm)
             for loss in ("ce", "margin"):
@@ -36,7 +36,7 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
                     out[loss, eps] = clean
                     continue
                 adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
-                out[loss, eps] = network(adv).argmax(1)
+                out[loss, eps] = predicted(network(adv))
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
     return out
 
@@ -65,18 +65,18 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
     out: Predictions = {}
     settings = {**_settings(config, box), "step_scale": mma_step_scale(config)}
     with attack_mode(network), torch.no_grad():
-        clean = network(x).argmax(1)
+        clean = predicted(network(x))
         for eps in config.eval.noise:
-            predicted = clean.clone()
+            answers = clean.clone()
             for restart in range(2 * _MMA_RESTARTS if eps > 0 else 0):
-                rows = (predicted == y).nonzero()[:, 0]
+                rows = (answers == y).nonzero()[:, 0]
                 if not len(rows):
                     break
                 loss = "ce" if restart < _MMA_RESTARTS else "margin"
                 xi = noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm)
                 adv = advertorch_pgd(network, x[rows], y[rows], eps, loss=loss, start=xi, **settings)
-                predicted[rows] = network(adv).argmax(1)
-            out["both", eps] = predicted
+                answers[rows] = predicted(network(adv))
+            out["both", eps] = answers
     return out
 
 
@@ -104,21 +104,19 @@ def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 
 def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
     with attack_mode(network), torch.no_grad():
-        return {("both", eps): network(attacked(eps)).argmax(1) for eps in config.eval.noise}
+        return {("both", eps): predicted(network(attacked(eps))) for eps in config.eval.noise}
 
 
 def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """The standard version of AutoAttack; a sample broken at a smaller radius is not attacked again."""
     out: Predictions = {}
     with attack_mode(network), torch.no_grad():
-        predicted = network(x).argmax(1)
+        answers = predicted(network(x))
         for eps in config.eval.noise:
-            rows = (predicted == y).nonzero()[:, 0]
+            rows = (answers == y).nonzero()[:, 0]
             if eps > 0 and len(rows):
-                predicted[rows] = autoattack(
-                    network, x[rows], y[rows], eps, norm=config.norm, seed=config.seed, box=box
-                )
-            out["both", eps] = predicted.clone()
+                answers[rows] = autoattack(network, x[rows], y[rows], eps, norm=config.norm, seed=config.seed, box=box)
+            out["both", eps] = answers.clone()
     return out
 
 

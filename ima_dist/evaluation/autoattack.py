@@ -5,7 +5,7 @@ from pyautoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import Box, attack_mode
+from ima_dist.attacks.common import Box, attack_mode, predicted, with_finite_gradient
 from ima_dist.core import norms
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -13,47 +13,64 @@ _NORMS = {"linf": "Linf", "l2": "L2"}
 _FEWEST_CLASSES = 4
 _STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 _FEW_CLASSES = ["apgd-ce", "fab", "square"]
-# Square cuts an image into fifths under L2.
-_LOWEST_IMAGE = 5
 
 
 class _InUnitBox(nn.Module):
-    """A network as AutoAttack expects it: images (B, C, H, W) with values from 0 to 1."""
+    """A network as AutoAttack expects it: float32 images (B, C, H, W) with values from 0 to 1, float32 logits."""
 
-    def __init__(self, network: nn.Module, low: float, width: float, shape: torch.Size) -> None:
+    def __init__(self, network: nn.Module, low: float, width: float, x: Tensor) -> None:
         super().__init__()
-        self.network, self.low, self.width, self.shape = network, low, width, shape
+        self.network, self.low, self.width, self.shape, self.dtype = network, low, width, x.shape[1:], x.dtype
+
+    def samples(self, z: Tensor) -> Tensor:
+        """(B, ...) as the network takes them, from images."""
+        return (z.to(self.dtype) * self.width + self.low).view(-1, *self.shape)
+
+    def images(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) float32; a volume's planes are channels."""
+        z = ((x - self.low) / self.width).float()
+        return z.flatten(1, -3) if z.ndim > 4 else z.view(len(z), *([1] * (4 - z.ndim)), *z.shape[1:])
 
     def forward(self, z: Tensor) -> Tensor:
-        logits: Tensor = self.network((z * self.width + self.low).view(-1, *self.shape))
-        return logits
+        return with_finite_gradient(self.network)(self.samples(z)).float()
 
 
 def _in_unit_box(network: nn.Module, x: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
     """The network and the samples (B, ...) as images; without a box there is ``room`` around all samples."""
     low, high = box if box is not None else (float(x.min()) - room, float(x.max()) + room)
-    model = _InUnitBox(network, low, high - low, x.shape[1:])
-    return model, ((x - low) / model.width).view(len(x), *([1] * (4 - x.ndim)), *x.shape[1:])
+    model = _InUnitBox(network, low, high - low, x)
+    return model, model.images(x)
+
+
+def square_fits(height: int, width: int, norm: str) -> bool:
+    """Whether Square can attack images of this size: its first tiles, under L2, would stick out of some sizes."""
+    side = height // 5
+    if norm != "l2" or not side:
+        return norm != "l2"
+    begin = (height - 5 * side) // 2
+    return all(begin + length // side * side <= length for length in (height, width))
 
 
 def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: str, seed: int, box: Box) -> Tensor:
     """Predictions (B,) int64 under the standard version of AutoAttack for x (B, ...) with labels y (B,).
 
-    With fewer than four classes it consists of apgd-ce, untargeted FAB and Square; under L2 Square is left out for
-    samples that are lower or narrower than five pixels. AutoAttack only knows the box [0, 1], so other data are
+    With fewer than four classes it consists of apgd-ce, untargeted FAB and Square; Square is left out where it does
+    not fit (``square_fits``). It computes in float32; its results are put into ball and box, and judged, in the
+    network's own precision. AutoAttack only knows the box [0, 1], so other data are
     scaled evenly into it; without a box, so far from its walls that they do not matter. AutoAttack draws its own
     noise from ``seed``, which depends on the other samples in the batch.
     """
     model, z = _in_unit_box(network, x, box, eps)
     with attack_mode(network), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        predicted = network(x).argmax(1)
-        rows = (predicted == y).nonzero()[:, 0]
+        answers = predicted(network(x))
+        rows = (answers == y).nonzero()[:, 0]
         if not len(rows):
-            return predicted
+            return answers
         classes = network(x[:1]).shape[1]
         settings = {"norm": _NORMS[norm], "eps": eps / model.width, "seed": seed, "device": x.device}
         attacks = _FEW_CLASSES if classes < _FEWEST_CLASSES else _STANDARD
-        if norm == "l2" and min(z.shape[2:]) < _LOWEST_IMAGE:
+        height, width = z.shape[2:]
+        if not square_fits(height, width, norm):
             attacks = [name for name in attacks if name != "square"]
         attack = AutoAttack(model, version="custom", attacks=attacks, **settings)
         # What "standard" means; it can be asked for by name for ten or more classes alone.
@@ -61,8 +78,8 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         attack.verbose = False
         adversarial, _ = attack.run_standard_evaluation(z[rows], y[rows], batch_size=len(rows))
-        predicted[rows] = model(adversarial).argmax(1)
-    return predicted
+        answers[rows] = predicted(network(norms.clip(model.samples(adversarial), x[rows], eps, norm, box)))
+    return answers
 
 
 def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Box) -> Tensor:
@@ -75,10 +92,11 @@ def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Bo
     model, z = _in_unit_box(network, x, box, 10 * float(x.max() - x.min()))
     with attack_mode(network), torch.no_grad():
         logits = network(x)
-        distance = torch.where(logits.argmax(1) == y, torch.inf, 0.0).to(x)
+        distance = torch.where(predicted(logits) == y, torch.inf, 0.0).to(x)
         fab = FABAttack_PT(model, norm=_NORMS[norm], n_iter=100, device=x.device)
         for fab.target_class in range(2, 2 + min(9, logits.shape[1] - 1)):
             found = fab.attack_single_run(z, y, use_rand_start=False, is_targeted=True)
-            length = norms.length((found - z) * model.width, norm)
-            distance = torch.where(model(found).argmax(1) != y, torch.minimum(distance, length), distance)
+            point = model.samples(found)
+            length = norms.length((found - z) * model.width, norm).to(x)
+            distance = torch.where(predicted(network(point)) != y, torch.minimum(distance, length), distance)
     return distance

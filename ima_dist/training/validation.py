@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks import worst
-from ima_dist.attacks.common import attack_mode
+from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
 from ima_dist.data.batch_sizes import attack_batch_size
@@ -19,7 +19,7 @@ def accuracy(network: nn.Module, data: Resident, config: Config, at_once: int = 
 
     def correct(indices: Tensor) -> Tensor:
         x, y = data.batch(indices)
-        return (network(x).argmax(1) == y).sum()
+        return (predicted(network(x)) == y).sum()
 
     with torch.no_grad(), attack_mode(network):
         return _share(correct, torch.arange(len(data)), data, config, at_once)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from ima_dist.attacks.common import attack_mode
+from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -171,5 +171,5 @@ def _clean_accuracy(network: nn.Module, test: Resident, at_once: int) -> float:
     with torch.no_grad(), attack_mode(network):
         for part in torch.arange(len(test), device=test.y.device).split(min(1024, at_once)):
             x, y = test.batch(part)
-            right += int((network(x).argmax(1) == y).sum())
+            right += int((predicted(network(x)) == y).sum())
     return right / len(test)

@@ -1,0 +1,130 @@
+"""Gradients and logits that are NaN or infinite, samples of any shape and precision: no attack is fooled by them."""
+
+import pytest
+import torch
+from torch import nn
+
+from ima_dist.attacks import bpgd, ddn, pgd, spsa, worst
+from ima_dist.attacks.common import cross_entropy, finite, logits_and_gradient, misclassified, predicted
+from ima_dist.config.presets import make_config
+from ima_dist.core import noise
+from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
+from ima_dist.evaluation.autoattack import square_fits
+
+BOX = (0.0, 1.0)
+
+
+class Root(nn.Module):
+    """√x of positive pixels, then a linear layer; its gradient is NaN where a pixel is 0, unless ``safe``."""
+
+    def __init__(self, inner: nn.Module, safe: bool) -> None:
+        super().__init__()
+        self.inner, self.safe = inner, safe
+
+    def forward(self, x):
+        under = torch.where(x > 0, x, torch.ones_like(x)) if self.safe else x
+        return self.inner(torch.where(x > 0, under.sqrt(), torch.zeros_like(x)))
+
+
+def dark_images(n: int = 24) -> tuple[torch.Tensor, torch.Tensor, nn.Module, nn.Module]:
+    """Images whose border is exactly black, labels, and the same network with and without NaN gradients."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 3
+    x = torch.zeros(n, 1, 6, 6)
+    x[:, 0, 1:5, 1:5] = 0.2 + 0.2 * y[:, None, None] + 0.1 * torch.rand(n, 4, 4, generator=generator)
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    y = Root(linear, safe=True)(x).argmax(1)
+    return x, y, Root(linear, safe=False), Root(linear, safe=True)
+
+
+def evaluated(attack: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str, **options: object):
+    config = make_config(
+        "fashion_mnist", {"norm": norm, "eval.noise": [0.0, 0.1, 0.5], "eval.steps": 10, "eps_max": 0.3, **options}
+    )
+    keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(len(x)))
+    found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, BOX)
+    return {eps: labels for (loss, eps), labels in found.items() if loss == "both"}
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma"])
+def test_a_nan_gradient_breaks_as_many_samples_as_the_finite_gradient_of_the_same_function(attack, norm):
+    x, y, broken, safe = dark_images()
+    _, gradient = logits_and_gradient(broken, x, y, cross_entropy)
+    assert gradient.isfinite().all()
+    ours, right = (evaluated(attack, network, x, y, norm) for network in (broken, safe))
+    for eps, labels in right.items():
+        assert labels.min() >= 0
+        assert (ours[eps] == y).sum() == (labels == y).sum(), (attack, norm, eps)
+    assert (right[0.5] != y).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_training_attacks_stay_finite_and_in_ball_and_box(norm):
+    x, y, broken, _ = dark_images()
+    found = bpgd(broken, x, y, 0.3, norm=norm, box=BOX)
+    points = [pgd(broken, x, y, 0.3, norm=norm, box=BOX), found.x]
+    if norm == "l2":
+        points.append(ddn(broken, x, y, box=BOX, max_norm=0.3).x)
+    for point in points:
+        assert point.isfinite().all()
+        assert point.min() >= 0
+        assert point.max() <= 1
+        length = (point - x).flatten(1)
+        size = length.abs().amax(1) if norm == "linf" else length.norm(dim=1)
+        assert (size <= 0.3 + 1e-5).all()
+
+
+def test_logits_that_are_not_finite_are_right_for_no_class():
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[nan, nan], [1.0, nan], [inf, 0.0], [-inf, -inf], [0.0, -inf], [1.0, 2.0]])
+    assert predicted(logits).tolist() == [-1, -1, -1, -1, 0, 1]
+    assert misclassified(logits, torch.zeros(6, dtype=torch.int64)).tolist() == [True, True, True, True, False, True]
+    assert finite(torch.tensor([nan, inf, -inf, 2.0])).tolist() == pytest.approx([0.0, 1e15, -1e15, 2.0])
+
+
+def test_a_network_that_returns_nan_under_noise_is_broken_there_not_of_class_0():
+    class Fragile(nn.Module):
+        def forward(self, x):
+            logits = torch.stack([x.flatten(1).sum(1) + 10, x.flatten(1).sum(1)], 1)
+            return logits.log() * torch.where(x.flatten(1).amax(1, keepdim=True) > 0.55, torch.nan, 1.0)
+
+    x, y = torch.full((4, 1, 5, 5), 0.5), torch.zeros(4, dtype=torch.int64)
+    for attack in ("pgd100", "worst", "white-noise"):
+        found = evaluated(attack, Fragile(), x, y, "linf")
+        assert (found[0.0] == 0).all()
+        assert (found[0.5] == -1).all(), attack
+    keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(4))
+    assert spsa(Fragile(), x, y, 0.5, keys, norm="linf", box=BOX, samples=4, iterations=2).isfinite().all()
+    predictions, _ = worst(Fragile(), x, y, [0.5], norm="linf", steps=3, box=BOX)
+    assert (predictions[0] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm"),
+    [((6,), "linf"), ((6,), "l2"), ((1, 7, 7), "l2"), ((1, 8, 10), "l2"), ((2, 3, 6, 6), "linf"), ((2, 3, 6, 6), "l2")],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autoattack_takes_samples_of_any_shape_and_precision(shape, norm, dtype):
+    torch.manual_seed(1)
+    x = torch.rand(8, *shape, dtype=dtype)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 4)).to(dtype)
+    y = network(x).argmax(1)
+    found = evaluated("autoattack", network, x, y, norm, **{"eval.noise": [0.0, 0.02, 2.0]})
+    assert (found[0.0] == y).all()
+    assert (found[2.0] != y).any()
+    # Exact on a linear network without walls: |w_i - w_y| in the dual norm is how fast a rival gains.
+    weight = network[1].weight
+    logits = network(x)
+    gap = (logits.gather(1, y[:, None]) - logits).scatter(1, y[:, None], torch.inf)
+    speed = (weight[None] - weight[y][:, None]).norm(1 if norm == "linf" else 2, dim=2)
+    margin = (gap / speed.scatter(1, y[:, None], 1.0)).amin(1)
+    assert (found[0.02] == y)[margin > 0.02].all()
+
+
+def test_square_is_left_out_where_its_tiles_do_not_fit():
+    sides = [side for side in range(1, 33) if not square_fits(side, side, "l2")]
+    assert sides == [1, 2, 3, 4, 7, 8, 9, 12, 14, 18, 19, 24]
+    assert square_fits(8, 8, "linf")
+    assert not square_fits(10, 7, "l2") or 10 // 5 * (7 // 2) <= 7
