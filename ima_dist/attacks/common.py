@@ -81,6 +81,17 @@ def logits_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x, made ``finite``.
 
+    See ``logits_and_raw_gradient``.
+    """
+    logits, gradient = logits_and_raw_gradient(model, x, y, loss)
+    return logits, finite(gradient)
+
+
+def logits_and_raw_gradient(
+    model: Network, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C) at x and the gradient (B, ...) of the summed loss with respect to x.
+
     For ``cross_entropy`` the gradient is divided by each sample's probability of being in another class:
     cross-entropy is log(1 + exp(soft margin loss)), so both losses have gradients of the same direction, and
     attacks use only the direction. In float32 the gradient of cross-entropy itself loses the true class's part
@@ -93,7 +104,7 @@ def logits_and_gradient(
             (gradient,) = torch.autograd.grad(logits, x, soft_margin_gradient(logits.detach(), y))
         else:
             (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
-    return logits.detach(), finite(gradient)
+    return logits.detach(), gradient
 
 
 def finite(gradient: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from ima_dist.rundir.run import Run
 _TINY, _HUGE = 0.001, 0.5
 # Larger shares of samples without a gradient are no coincidence.
 _FEW_ZERO = 0.05
+# Of the trained network's gradients: an honest network may lose a few.
+_FEW_LOST = 0.01
 # One noise level cannot suit features whose ranges differ by more.
 _SPREAD = 100.0
 
@@ -31,11 +33,34 @@ _SQUASHED = {
 
 def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
-    findings = run.summary.get("findings")
+    findings, gradients = run.summary.get("findings"), run.summary.get("gradients")
+    found = gradient_doubts(gradients) if isinstance(gradients, dict) else ()
     if not isinstance(findings, dict):
-        return ()
+        return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
-    return door_doubts(findings, levels, run.config.norm)
+    return (*found, *door_doubts(findings, levels, run.config.norm))
+
+
+def gradient_doubts(gradients: dict[str, Any]) -> tuple[str, ...]:
+    """From the counts that ``evaluation.gradients`` made after each epoch that was evaluated; the newest counts."""
+    counts = gradients.get(max(gradients, key=lambda epoch: int(epoch) if epoch.isdigit() else 0, default=""))
+    if not isinstance(counts, dict):
+        return ()
+    total, zero, not_finite, bad = (_number(counts.get(n)) for n in ("samples", "zero", "not_finite", "bad_logits"))
+    found = []
+    if total and zero and zero / total > _FEW_LOST:
+        found.append(
+            f"{_percent(zero / total)} of the {total:,.0f} attacked samples had no gradient: attacks that follow it do "
+            "nothing there, so accuracies under attack may be too high. Compare with spsa or autoattack."
+        )
+    if total and not_finite:
+        found.append(
+            f"{_percent(not_finite / total)} of the {total:,.0f} attacked samples had NaN or infinity in the gradient, "
+            "which was taken as 0 or as very large."
+        )
+    if total and bad:
+        found.append(f"{_percent(bad / total)} of the {total:,.0f} attacked samples had NaN or infinite logits.")
+    return tuple(found)
 
 
 def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
+from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -144,7 +144,7 @@ class _Door:
             ends = ends.clamp(*self.data.box)
         points, labels = torch.cat([x, ends]), torch.cat([y, y[:few], y[:few]])
         try:
-            logits, gradient = logits_and_gradient(self.logits, points, labels, cross_entropy)
+            logits, gradient = logits_and_raw_gradient(self.logits, points, labels, cross_entropy)
         except ConfigError:
             raise
         except Exception as error:

@@ -17,6 +17,7 @@ from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
+from ima_dist.evaluation.gradients import gradient_counts
 from ima_dist.evaluation.margin_audit import audit, to_audit
 from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
@@ -128,6 +129,7 @@ class _Task:
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         with watched(run, network, config.hang_after):
             found = evaluate(network, test, config, run, **conduct)
+            gradients = gradient_counts(network, test, samples, config, conduct["batch_size"])
         if distributed.rank() != 0:
             return
         of_whole_training: dict[str, Any] = {}
@@ -139,6 +141,7 @@ class _Task:
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about = {**_description(config, network, test, digest), "seconds": seconds, **of_whole_training}
+        about["gradients"] = {**run.summary().get("gradients", {}), str(epoch): gradients}
         outcomes.save(run, found, config, about)
         forget(run, config, epoch, digest)
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})

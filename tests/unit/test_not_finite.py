@@ -8,8 +8,11 @@ from ima_dist.attacks import bpgd, ddn, pgd, spsa, worst
 from ima_dist.attacks.common import cross_entropy, finite, logits_and_gradient, misclassified, predicted
 from ima_dist.config.presets import make_config
 from ima_dist.core import noise
+from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.autoattack import square_fits
+from ima_dist.evaluation.gradients import gradient_counts
+from ima_dist.results.doubts import gradient_doubts
 
 BOX = (0.0, 1.0)
 
@@ -128,3 +131,30 @@ def test_square_is_left_out_where_its_tiles_do_not_fit():
     assert sides == [1, 2, 3, 4, 7, 8, 9, 12, 14, 18, 19, 24]
     assert square_fits(8, 8, "linf")
     assert not square_fits(10, 7, "l2") or 10 // 5 * (7 // 2) <= 7
+
+
+def test_samples_without_a_gradient_are_counted_and_said():
+    x, y, broken, safe = dark_images()
+    config = make_config("fashion_mnist", {"eval.noise": [0.0, 0.1], "eps_max": 0.3})
+    data = Resident(Split(x, y), "cpu", torch.float32, BOX)
+    samples = torch.arange(0, 24, 2)
+
+    def counted(network: nn.Module) -> dict[str, int]:
+        return gradient_counts(network, data, samples, config, batch_size=5)
+
+    assert counted(safe) == {"samples": 12, "zero": 0, "not_finite": 0, "bad_logits": 0}
+    assert gradient_doubts({"3": counted(safe)}) == ()
+    found = counted(broken)
+    assert found == {"samples": 12, "zero": 0, "not_finite": 12, "bad_logits": 0}
+    assert "100 % of the 12 attacked samples had NaN or infinity" in gradient_doubts({"3": found})[0]
+
+    class Rounded(Root):
+        def forward(self, x):
+            return super().forward((x * 16).round() / 16)
+
+    found = counted(Rounded(safe.inner, safe=True))
+    assert (found["zero"], found["not_finite"]) == (12, 0)
+    # The newest epoch counts, and a file that was damaged raises neither doubts nor errors.
+    sentences = gradient_doubts({"9": counted(safe), "10": found, "x": {}})
+    assert [s.split(":")[0] for s in sentences] == ["100 % of the 12 attacked samples had no gradient"]
+    assert gradient_doubts({"1": {"samples": "many"}}) == gradient_doubts({"1": None}) == gradient_doubts({}) == ()
