@@ -5,7 +5,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
-from ima_dist.cli.running import check_inputs, run_task, say_findings, show_results
+from ima_dist.cli.running import check_inputs, run_task, say_failures, say_findings, show_results
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, ConfigError
@@ -55,7 +55,7 @@ def _main(argv: list[str]) -> int:
     else:
         points = [point for point in run.points() if point.epoch in epochs and point.attack in config.eval.attacks]
         say("\n" + tradeoff_table(config, points, run.read_history()))
-    return EXIT_DONE
+    return say_failures(run, config, epochs)
 
 
 def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:

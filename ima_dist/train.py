@@ -10,7 +10,7 @@ from typing import Any
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, say_findings, show_results
+from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, say_failures, say_findings, show_results
 from ima_dist.cli.show_config import config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
@@ -118,7 +118,7 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
             # Such as a full disk: the user must still be told why the run ended, and how to continue it.
             status, message = EXIT_FAILED, message or describe_os_error(error)
     _report(run, status, message)
-    return status
+    return say_failures(run, config, [config.epochs]) if status == EXIT_DONE else status
 
 
 def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> float:

@@ -68,12 +68,13 @@ def anpgd(
             point = x + norms.per_sample(distance, x) * unit
             return point if box is None else point.clamp(*box)
 
-        crossed = soft_margin_loss(model(adv), y) >= 0
+        # Not ">= 0": a loss that is NaN counts as crossed.
+        crossed = ~(soft_margin_loss(model(adv), y) < 0)
         inside = torch.where(crossed, torch.zeros_like(size), size)
         outside = torch.where(crossed, size, torch.full_like(size, max_eps))
         for _ in range(bisections):
             middle = (inside + outside) / 2
-            wrong = soft_margin_loss(model(at(middle)), y) >= 0
+            wrong = ~(soft_margin_loss(model(at(middle)), y) < 0)
             inside, outside = torch.where(wrong, inside, middle), torch.where(wrong, middle, outside)
             crossed = crossed | wrong
         distance = (inside + outside) / 2

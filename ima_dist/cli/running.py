@@ -15,7 +15,7 @@ from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
-from ima_dist.results.doubts import door_doubts, doubts, range_text
+from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
@@ -109,6 +109,17 @@ def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) 
     return status
 
 
+def say_failures(run: RunDir, config: Config, epochs: Iterable[int]) -> int:
+    """Print which of the configured attacks failed on the networks after ``epochs``; returns an exit status."""
+    summary = run.summary()
+    failed = {attack: why for epoch in epochs for attack, why in failed_attacks(summary, epoch).items()}
+    failed = {attack: why for attack, why in failed.items() if attack in config.eval.attacks}
+    for attack, why in failed.items():
+        again = f"python -m ima_dist.evaluate {shown(run.path)} --attack {attack}"
+        print(f"error: {attack} failed ({why}); all other results are stored. To try again: {again}", file=sys.stderr)
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
 def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterable[dict[str, Any]] = ()) -> int:
     """Run in this process, one after another, the commands that the run at ``path`` still needs.
 
@@ -154,7 +165,8 @@ def show_results(directory: RunDir) -> None:
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
     row, number = (found[1], found[0]) if found else (None, None)
-    say("\n" + robustness_table(points, row, number, run.summary.get("test_samples")))
+    failed = failed_attacks(run.summary, config.epochs)
+    say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
     for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)

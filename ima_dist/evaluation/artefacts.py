@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks import pgd
-from ima_dist.attacks.common import attack_mode
+from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import noise
 from ima_dist.core.distributed import Interrupted
@@ -171,7 +171,7 @@ def noisy_images(
             settings: dict[str, Any] = {"norm": config.norm, "step_scale": config.eval.step_scale, "box": test.box}
             adv = pgd(network, x, y, eps, steps=steps, start=xi, **settings)
             images.append(adv)
-            predictions.append(network(adv).argmax(1))
+            predictions.append(predicted(network(adv)))
     smallest = min((eps for eps in config.eval.noise if eps > 0), default=0.0)
     if config.norm == "l2":
         smallest /= math.sqrt(math.prod(test.shape))  # of each value, where all of them change
@@ -180,7 +180,7 @@ def noisy_images(
         "index": indices.cpu().numpy(),
         "label": y.cpu().numpy(),
         "clean": both[:, 0].cpu().numpy(),
-        "clean_prediction": logits.argmax(1).cpu().numpy(),
+        "clean_prediction": predicted(logits).cpu().numpy(),
         "noise": np.array(config.eval.noise),
         "noisy": both[:, 1:].cpu().numpy(),
         "prediction": torch.stack(predictions, 1).cpu().numpy(),

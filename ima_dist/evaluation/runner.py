@@ -3,13 +3,14 @@
 Every worker takes a block of the samples that are left to do and writes the outcomes of each batch to
 ``evaluation/<attack>-…/`` in the run directory as soon as it has been attacked at all noise levels. These files are
 read at the start, whatever the number of workers was, so an interruption costs at most one batch per worker.
+The workers finish one attack together before they begin the next, so that its outcomes can be stored.
 """
 
 import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from ima_dist.config.attacks import ATTACK_TABLE
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
 from ima_dist.core.distributed import Interrupted
@@ -41,86 +42,93 @@ def evaluate(
     epoch: int,
     digest: str,
     batch_size: int,
+    on_finished: Callable[[pa.Table], None],
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pa.Table:
-    """Attack test samples at every noise level. Collective.
+) -> dict[str, str]:
+    """Attack test samples at every noise level, with one attack after the other. Collective.
 
     Args:
         samples: ascending indices (M,) of the test samples to attack, on the CPU.
         epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
         batch_size: samples attacked at once.
+        on_finished: called on worker 0 after each attack, with a row per sample, loss and noise level, sorted.
         should_stop: asked by every worker, so it must look at something that all can see.
         on_progress: told (samples attacked, samples to attack) of this worker, summed over the attacks.
 
     Returns:
-        On worker 0 a row per sample, attack, loss and noise level, sorted; no rows on the others.
+        Why an attack failed, by attack, on every worker; {} if none did. The others are not affected.
 
     Raises:
         Interrupted: a worker was asked to stop; what was finished is kept for the next call.
         LeaseLost: another process has become the run's writer.
+        OSError: outcomes cannot be written.
     """
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     # One worker looks: another might already see what a third has written since.
     done = distributed.together(lambda: {a: _read(place)["index"].unique().to_pylist() for a, place in places.items()})
     mine = {attack: _mine(samples, done[attack]) for attack in places}
-    stopped = False
-    try:
-        with stoppable(network, lambda: should_stop() or _lost(run)):
-            _attack_mine(network, test, config, mine, places, epoch, batch_size, on_progress)
-    except Stop:
-        stopped = True
-    stopped = any(distributed.gather_objects(stopped))
-    distributed.together(run.check_lease)
-    if stopped:
-        raise Interrupted("stopped during the evaluation")
-    return _joined(places, samples) if distributed.rank() == 0 else pa.table({})
-
-
-def _attack_mine(
-    network: nn.Module,
-    test: Resident,
-    config: Config,
-    mine: dict[str, torch.Tensor],
-    places: dict[str, Path],
-    epoch: int,
-    batch_size: int,
-    on_progress: Callable[[int, int], None],
-) -> None:
-    """Attack this worker's samples ``mine`` (by attack), and write the outcomes of each batch to its place."""
-    count, finished = sum(len(indices) for indices in mine.values()), 0
+    count, finished = sum(map(len, mine.values())), 0
     on_progress(finished, count)
+    failed = {}
     for attack, place in places.items():
-        for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-            indices = part.to(test.x.device)
-            x, y = test.batch(indices)
-            keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-            found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
-            # Each sample is done once, so the first index of a batch is a unique name.
-            file = place / f"from-{int(part[0]):09d}.parquet"
-            write_parquet(file, outcomes_table(attack, found, part, y, config, epoch))
-            finished += len(part)
-            on_progress(finished, count)
+        stopped, reason = False, None
+        try:
+            with stoppable(network, lambda: should_stop() or _lost(run)):
+                for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
+                    _attack_batch(attack, network, test, part, config, place, epoch)
+                    finished += len(part)
+                    on_progress(finished, count)
+        except Stop:
+            stopped = True
+        except OSError:
+            raise
+        except Exception as error:
+            reason = first_line(error)
+        answers = distributed.gather_objects((stopped, reason))
+        distributed.together(run.check_lease)
+        if any(stopped for stopped, _ in answers):
+            raise Interrupted("stopped during the evaluation")
+        reasons = [reason for _, reason in answers if reason]
+        if reasons:
+            failed[attack] = reasons[0]
+        else:
+            distributed.together(lambda place=place: on_finished(_joined(place, samples)))  # type: ignore[misc]
+    return failed
 
 
-def _joined(places: dict[str, Path], samples: torch.Tensor) -> pa.Table:
-    """The outcomes of all workers and attacks, sorted."""
+def _attack_batch(
+    attack: str, network: nn.Module, test: Resident, part: torch.Tensor, config: Config, place: Path, epoch: int
+) -> None:
+    """Attack the samples ``part`` (B,), and write their outcomes."""
+    indices = part.to(test.x.device)
+    x, y = test.batch(indices)
+    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+    found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
+    # Each sample is done once, so the first index of a batch is a unique name.
+    file = place / f"from-{int(part[0]):09d}.parquet"
+    write_parquet(file, outcomes_table(attack, found, part, y, config, epoch))
+
+
+def _joined(place: Path, samples: torch.Tensor) -> pa.Table:
+    """The outcomes of one attack from all workers, sorted."""
     # An earlier call may have begun with other samples.
-    wanted, total = pa.array(samples.numpy()), len(samples)
-    tables = [_read(place).filter(pc.field("index").isin(wanted)) for place in places.values()]
-    for table in tables:
-        # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
-        counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
-        for row in counts.to_pylist():
-            distinct, count = row["index_count_distinct"], row["index_count"]
-            if not distinct == count == total:
-                raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
-    return pa.concat_tables(tables).sort_by([(name, "ascending") for name in ("attack", "loss", "noise", "index")])
+    table, total = _read(place).filter(pc.field("index").isin(pa.array(samples.numpy()))), len(samples)
+    # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
+    counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
+    for row in counts.to_pylist():
+        distinct, count = row["index_count_distinct"], row["index_count"]
+        if not distinct == count == total:
+            raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
+    return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")])
 
 
-def forget(run: RunDir, config: Config, epoch: int, digest: str) -> None:
-    """Remove the files of single batches, once the outcomes are saved together; one worker calls it."""
-    for attack in config.eval.attacks:
+def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:
+    """Remove the files of single batches, once all outcomes are saved; one worker calls it.
+
+    Those of attacks that ``failed`` are kept: the next evaluation continues with them.
+    """
+    for attack in set(config.eval.attacks) - set(failed):
         shutil.rmtree(_place(run, attack, config, epoch, digest), ignore_errors=True)
     with contextlib.suppress(OSError):  # another evaluation's batches may be left
         (run.path / "evaluation").rmdir()

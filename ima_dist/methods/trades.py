@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ima_dist.attacks.common import Network, attack_mode, cross_entropy
+from ima_dist.attacks.common import Network, attack_mode, cross_entropy, misclassified
 from ima_dist.methods.base import Attacked, Batch, Method
 
 START = 1e-3
@@ -40,7 +40,7 @@ class Trades(Method):
         return Attacked(
             inputs=torch.cat([batch.x, noisy]),
             noisy_of=torch.arange(len(noisy), device=noisy.device),
-            correct=target.argmax(1) == batch.y,
+            correct=~misclassified(target, batch.y),
             evaluations=(self.config.attack.steps + 1) * len(noisy),
         )
 

@@ -35,10 +35,19 @@ def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
     findings, gradients = run.summary.get("findings"), run.summary.get("gradients")
     found = gradient_doubts(gradients) if isinstance(gradients, dict) else ()
+    failed = failed_attacks(run.summary, run.config.epochs)
+    found = (*found, *(f"{attack} failed ({why})." for attack, why in failed.items()))
     if not isinstance(findings, dict):
         return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
     return (*found, *door_doubts(findings, levels, run.config.norm))
+
+
+def failed_attacks(summary: dict[str, Any], epoch: int) -> dict[str, str]:
+    """Attack -> why it failed when it was last tried on the network after ``epoch`` epochs."""
+    failed = summary.get("failed_attacks")
+    found = failed.get(str(epoch)) if isinstance(failed, dict) else None
+    return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
 def gradient_doubts(gradients: dict[str, Any]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ def robustness_table(
     paper: dict[float, float] | None,
     paper_table: int | None,
     test_samples: int | None = None,
+    failed: Iterable[str] = (),
 ) -> str:
     """Table for the terminal: one row per attack, one column per noise level.
 
@@ -31,11 +32,13 @@ def robustness_table(
     ``paper_table`` its number. The paper's row, and the difference (ours minus the paper's), stand below the attack
     that the paper's table used. Lines below the table give the number of samples (and which ones, if they are not all
     ``test_samples`` of the test set), the largest 95 % uncertainty, and the evaluations by weaker protocols.
+    Attacks that ``failed`` and have no earlier result have a row that says so.
     """
     points = list(points)
     attacks = attack_rows(points)
     if not attacks:
-        return "No accuracy under attack on the test set yet: run python -m ima_dist.evaluate."
+        said = "".join(f"{attack} failed. " for attack in failed)
+        return f"{said}No accuracy under attack on the test set yet: run python -m ima_dist.evaluate."
     levels = levels_of(attacks.values())
     published = {noise_key(x): value for x, value in (paper or {}).items() if noise_key(x) in levels}
     paper_attack = paper_tables.attack_of(paper_table) if paper_table is not None else "pgd100"
@@ -48,6 +51,7 @@ def robustness_table(
             lines.append([label, *(accuracy(published.get(x)) for x in levels)])
             both = row.keys() & published.keys()
             lines.append(["difference", *(f"{row[x].share - published[x]:+.4f}" if x in both else "-" for x in levels)])
+    lines += [[attack, *["failed"] * len(levels)] for attack in failed if attack not in attacks]
     if published and paper_attack not in attacks:
         lines.append([f"{label}, {paper_attack}", *(accuracy(published.get(x)) for x in levels)])
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ima_dist.attacks.common import misclassified
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -148,7 +149,9 @@ class Training:
         logits = self.trained(attacked.inputs)
         losses = self.method.loss(logits, batch, attacked)
         loss, noisy = losses.sum(), attacked.noisy_of
-        correct = logits[: len(indices)].argmax(1) == batch.y if attacked.correct is None else attacked.correct
+        correct = attacked.correct
+        if correct is None:
+            correct = ~misclassified(logits[: len(indices)], batch.y)
         self.state.counters.add(
             loss.detach(), correct.sum(), seen=len(indices), noisy=len(noisy), evaluations=attacked.evaluations
         )

@@ -5,6 +5,9 @@ from torch import Tensor, nn
 
 from ima_dist.core import distributed
 
+# A network whose weights are all smaller has not diverged.
+_ORDINARY = 100.0
+
 
 class NumericalError(Exception):
     """Loss or gradient became NaN or infinite. One sentence; the last checkpoint is kept."""
@@ -32,16 +35,22 @@ def check_gradient(
         scaler_skips = not all(bool(torch.isfinite(g).all()) for g in gradients)
         if scaler_skips:
             return
-    raise NumericalError(_sentence(samples[wrong].tolist(), where, half=scaler.is_enabled()))
+    raise NumericalError(_sentence(network, samples[wrong].tolist(), where, half=scaler.is_enabled()))
 
 
-def _sentence(bad: list[int], where: tuple[int, int], half: bool) -> str:
+def _sentence(network: nn.Module, bad: list[int], where: tuple[int, int], half: bool) -> str:
     """Which samples of which workers have a loss that is not finite, and what to do. Collective."""
     lists = distributed.gather_objects(sorted(set(bad)))
     found = [f"worker {rank}: samples {', '.join(map(str, b[:10]))}" for rank, b in enumerate(lists) if b]
     what, details = ("loss", "; ".join(found)) if found else ("gradient", "every sample's loss is still finite")
-    remedy = ", or --autocast none" if half else ""
+    remedy = f"a smaller --optimizer.lr is the usual remedy{', or --autocast none' if half else ''}"
+    largest = max(float(p.detach().abs().max()) for p in network.parameters() if p.numel())
+    if largest <= _ORDINARY and not half:
+        remedy = (
+            f"no weight is larger than {largest:.2g}, so the network has not diverged: look in it for a square root, "
+            "logarithm, norm or division whose value or derivative is not finite, such as that of a square root at 0"
+        )
     return (
         f"The {what} became NaN or infinite in epoch {where[0]}, step {where[1]} ({details}). "
-        f"The last good checkpoint is kept; a smaller --optimizer.lr is the usual remedy{remedy}."
+        f"The last good checkpoint is kept; {remedy}."
     )

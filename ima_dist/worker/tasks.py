@@ -127,23 +127,30 @@ class _Task:
         test = self.resident(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
+        about, points = _description(config, network, test, digest), []
+
+        def save(found: pa.Table) -> None:
+            points.extend(outcomes.points_of(found, config, len(test)))
+            outcomes.save(run, found, config, about)
+
         with watched(run, network, config.hang_after):
-            found = evaluate(network, test, config, run, **conduct)
+            failed = evaluate(network, test, config, run, on_finished=save, **conduct)
             gradients = gradient_counts(network, test, samples, config, conduct["batch_size"])
         if distributed.rank() != 0:
             return
         of_whole_training: dict[str, Any] = {}
         if epoch == config.epochs:
             # A weaker evaluation does not replace the pictures of a stronger one.
-            if outcomes.is_shown(run, outcomes.points_of(found, config, len(test))):
+            if outcomes.is_shown(run, points):
                 artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
             artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
-        about = {**_description(config, network, test, digest), "seconds": seconds, **of_whole_training}
+        about |= {"seconds": seconds, **of_whole_training}
         about["gradients"] = {**run.summary().get("gradients", {}), str(epoch): gradients}
-        outcomes.save(run, found, config, about)
-        forget(run, config, epoch, digest)
+        about["failed_attacks"] = _failures(run, config, epoch, failed)
+        write_json(run.summary_path, {**run.summary(), **about})
+        forget(run, config, epoch, digest, failed)
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
     def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
@@ -166,6 +173,13 @@ def _description(config: Config, network: nn.Module, test: Resident, digest: str
         "test_samples": len(test),
         "data_digest": digest,
     }
+
+
+def _failures(run: RunDir, config: Config, epoch: int, failed: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Epoch -> attack -> why it failed when it was last tried."""
+    before: dict[str, dict[str, str]] = run.summary().get("failed_attacks", {})
+    others = {attack: why for attack, why in before.get(str(epoch), {}).items() if attack not in config.eval.attacks}
+    return {name: found for name, found in {**before, str(epoch): {**others, **failed}}.items() if found}
 
 
 def _clean_accuracy(network: nn.Module, test: Resident, at_once: int) -> float:

@@ -32,16 +32,19 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     network = make_network(config, data)
     test = Resident(data.test, "cpu", torch.float64, data.box)
     samples = to_attack(data.test, config.eval.samples, config.eval.order)
+
+    def keep(outcomes):
+        save(run, outcomes, config, {"test_samples": len(test)})
+
     how = {"samples": samples, "batch_size": batch_size, "should_stop": should_stop}
     where = {"epoch": config.epochs, "digest": data.digest()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ima_dist.evaluation.stopping._LOOK_EVERY", 0.0)
         try:
-            outcomes = evaluate(network, test, config, run, **how, **where)
+            evaluate(network, test, config, run, on_finished=keep, **how, **where)
         except distributed.Interrupted:
             assert stop_after is not None
             return
     assert stop_after is None
     if distributed.rank() == 0:
-        save(run, outcomes, config, {"test_samples": len(test)})
         forget(run, config, **where)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ima_dist import evaluate, train
 from ima_dist.config.values import with_options
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
+from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.rundir.directory import RunDir
 from tests.support import workers
 from tests.support.evaluating import evaluate_on_worker
+from tests.support.inline import without_ray
 
 OPTIONS = {"data__subset": 1000, "dtype": "float64", "eval__steps": 5, "eval__noise": (0.0, 0.1, 0.3)}
 
@@ -68,7 +73,7 @@ def test_continued_with_another_choice_of_samples(tmp_path):
     evaluate_on_worker(config, whole.path, batch_size=1000)
     some = with_options(config, {"eval.samples": 30})
     run = RunDir.create(some, tmp_path / "run")
-    evaluate_on_worker(with_options(some, {"eval.order": "first"}), run.path, 60)
+    evaluate_on_worker(with_options(some, {"eval.order": "first"}), run.path, 40)
     assert _batches(run)
     workers.run_on(2, evaluate_on_worker, some, run.path)
     data = load(config.data, config.seed)
@@ -77,3 +82,40 @@ def test_continued_with_another_choice_of_samples(tmp_path):
     expected = pq.read_table(whole.outcomes_path).filter(pc.field("index").isin(chosen.tolist()))
     assert pq.read_table(run.outcomes_path).drop_columns("protocol").equals(expected.drop_columns("protocol"))
     assert {(point.samples, point.order) for point in run.points()} == {(30, "stratified")}
+
+
+def test_what_an_attack_has_finished_is_stored_before_the_next_begins(tmp_path, monkeypatch, capsys):
+    without_ray(monkeypatch)
+    known = dict(EVALUATION_ATTACKS)
+
+    def fails(*arguments):
+        raise RuntimeError("expected Float\nbut found Double.")
+
+    def looks(network, x, y, keys, config, box):
+        seen.update(point.attack for point in RunDir(out).points())
+        return known["worst"](network, x, y, keys, config, box)
+
+    seen, out = set(), tmp_path / "run"
+    monkeypatch.setitem(EVALUATION_ATTACKS, "spsa", fails)
+    monkeypatch.setitem(EVALUATION_ATTACKS, "worst", looks)
+    options = "--data.subset 40 --epochs 1 --method ce --eval.steps 1 --eval.noise 0,0.3 --device cpu"
+    asked = ["--eval.attacks", "pgd100,spsa,worst"]
+    assert train.main(["moons", *options.split(), *asked, "--out", str(out)]) == 1
+    assert seen == {"pgd100"}
+    shown = capsys.readouterr()
+    assert re.search(r"^ *spsa +failed +failed$", shown.out, re.MULTILINE)
+    assert "Doubtful: spsa failed (RuntimeError: expected Float)." in shown.out
+    assert re.search(r"error: spsa failed .* all other results are stored\. .* --attack spsa$", shown.err, re.MULTILINE)
+    run = RunDir(out)
+    assert run.status == "finished"
+    assert {point.attack for point in run.points()} == {"pgd100", "worst"}
+    assert run.summary()["failed_attacks"] == {"1": {"spsa": "RuntimeError: expected Float"}}
+
+    # Another attack does not ask after it; the same one that works is forgiven.
+    assert evaluate.main([str(out), "--attack", "white-noise", "--device", "cpu"]) == 0
+    assert "spsa" in run.summary()["failed_attacks"]["1"]
+    monkeypatch.setitem(EVALUATION_ATTACKS, "spsa", known["white-noise"])
+    assert evaluate.main([str(out), "--attack", "spsa", "--device", "cpu"]) == 0
+    assert run.summary()["failed_attacks"] == {}
+    assert "spsa" in {point.attack for point in run.points()}
+    assert not (out / "evaluation").exists()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ima_dist.attacks import bpgd, ddn, pgd, spsa, worst
+from ima_dist.attacks import anpgd, bpgd, ddn, pgd, spsa, worst
 from ima_dist.attacks.common import cross_entropy, finite, logits_and_gradient, misclassified, predicted
 from ima_dist.config.presets import make_config
 from ima_dist.core import noise
@@ -13,6 +13,7 @@ from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.autoattack import square_fits
 from ima_dist.evaluation.gradients import gradient_counts
 from ima_dist.results.doubts import gradient_doubts
+from ima_dist.training.numerics import NumericalError, check_gradient
 
 BOX = (0.0, 1.0)
 
@@ -158,3 +159,29 @@ def test_samples_without_a_gradient_are_counted_and_said():
     sentences = gradient_doubts({"9": counted(safe), "10": found, "x": {}})
     assert [s.split(":")[0] for s in sentences] == ["100 % of the 12 attacked samples had no gradient"]
     assert gradient_doubts({"1": {"samples": "many"}}) == gradient_doubts({"1": None}) == gradient_doubts({}) == ()
+
+
+class NanBeyond(nn.Module):
+    """Class 0 everywhere; NaN where the first value is above 0.6."""
+
+    def forward(self, x):
+        first = x.flatten(1)[:, :1]
+        return torch.cat([first * 0 + 1 + x.flatten(1)[:, 1:2], -first], 1) * torch.where(first > 0.6, torch.nan, 1.0)
+
+
+def test_mma_takes_nan_logits_for_a_boundary():
+    x, y = torch.full((3, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    start = torch.full_like(x, 0.2)
+    found = anpgd(NanBeyond(), x, y, 0.2, norm="linf", max_eps=0.4, steps=1, start=start, box=BOX)
+    assert found.crossed.all()
+    torch.testing.assert_close(found.x[:, 0], torch.full((3,), 0.6), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.5, "a square root at 0"), (1e6, r"a smaller --optimizer\.lr")])
+def test_training_names_the_network_or_the_learning_rate(weight, said):
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, weight)
+    network(torch.zeros(1, 2)).sum().sqrt().mul(torch.nan).backward()
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    with pytest.raises(NumericalError, match=said):
+        check_gradient(network, scaler, torch.ones(1), torch.arange(1), (1, 1))

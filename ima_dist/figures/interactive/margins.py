@@ -133,5 +133,7 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
 
 
 def class_name(names: Names, number: int) -> str:
-    """Name of a class, or its number if there are fewer names."""
-    return str(names[number]) if 0 <= number < len(names) else str(number)
+    """Name of a class, or its number if there are fewer names; -1 stands for logits that are not finite."""
+    if number < 0:
+        return "NaN"
+    return str(names[number]) if number < len(names) else str(number)
