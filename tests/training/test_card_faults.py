@@ -54,7 +54,11 @@ def train(tmp_path: Path) -> None:
     short = {"attack.steps": 4, "attack.bisections": 2, "eval.steps": 2, "eval.samples": 10, "delta_eps": 0.1}
     evaluation = {"eval.noise": (0.0, 0.1), "eval.attacks": ("pgd100", "worst")}
     config = make_config("moons", {"data.subset": 100, "epochs": 1, "batch_size": 50, **short, **evaluation})
-    train_task(config, RunDir.create(config, tmp_path / "run"), CUDA0, lambda: False)
+    run = RunDir.create(config, tmp_path / "run")
+    train_task(config, run, CUDA0, lambda: False)
+    # An attack that fails does not end the evaluation.
+    if failed := run.summary()["failed_attacks"]:
+        raise RuntimeError(str(failed))
 
 
 FAULTS = [
