@@ -34,7 +34,8 @@ def test_ce_reproduces_table_1(tmp_path):
 def test_fashion_mnist_on_two_workers(tmp_path, norm):
     done = commands.run(
         "ima_dist.train", "fashion_mnist", "--norm", norm, "--data.subset", "100", "--epochs", "2",
-        "--workers", "2", "--attack.steps", "5", "--eval.steps", "5", "--eval.samples", "50", "--out", tmp_path / "run",
+        "--workers", "2", "--attack.steps", "5", "--eval.steps", "5", "--eval.samples", "50", "--eval.order", "first",
+        "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = RunDir(tmp_path / "run")

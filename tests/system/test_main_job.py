@@ -60,6 +60,7 @@ def test_a_finished_run_is_left_alone(moons_run):
 def test_evaluate_adds_to_a_finished_run(moons_run):
     run, _ = moons_run
     before = pgd100_accuracies(run)
+    stronger = [c for c in run.summary()["curves"] if c["attack"] == "worst"]
     done = commands.run(
         "ima_dist.evaluate", run.path, "--attack", "worst", "--eval.noise", "0,0.1", "--eval.samples", "300",
         "--eval.steps", "20", "--workers", "2",
@@ -67,4 +68,8 @@ def test_evaluate_adds_to_a_finished_run(moons_run):
     assert done.returncode == 0, done.stderr
     assert pgd100_accuracies(run) == before
     worst = [c for c in run.summary()["curves"] if c["attack"] == "worst"]
-    assert [(c["noise"], c["samples"], c["steps"]) for c in worst] == [(0.0, 300, 20), (0.1, 300, 20)]
+    # What was measured with more steps and samples stays, and the table shows it.
+    assert worst[: len(stronger)] == stronger
+    added = [(c["noise"], c["samples"], c["steps"], c["order"]) for c in worst[len(stronger) :]]
+    assert added == [(0.0, 300, 20, "stratified"), (0.1, 300, 20, "stratified")]
+    assert "Also kept: " in done.stdout
