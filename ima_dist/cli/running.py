@@ -15,7 +15,7 @@ from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
-from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text
+from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
@@ -170,6 +170,8 @@ def show_results(directory: RunDir) -> None:
     for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)
+    if "without_square" in remarks(run.summary, config.epochs):
+        say("autoattack: without Square, which cannot attack samples of this shape under L2")
     for doubt in doubts(run):
         say(f"Doubtful: {doubt}")
     for problem in run.problems.values():

@@ -1,5 +1,9 @@
 """AutoAttack (Croce and Hein 2020), from its authors' own package, which only this module imports."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
+
 import torch
 from pyautoattack import AutoAttack
 from pyautoattack.fab_pt import FABAttack_PT
@@ -13,6 +17,33 @@ _NORMS = {"linf": "Linf", "l2": "L2"}
 _FEWEST_CLASSES = 4
 _STANDARD = ["apgd-ce", "apgd-t", "fab-t", "square"]
 _FEW_CLASSES = ["apgd-ce", "fab", "square"]
+# Words in AutoAttack's warnings -> their names in summary.json; the last one is ours.
+_REMARKS = {
+    "randomized defense": "random",
+    "probability distribution": "probabilities",
+    "zero gradient": "zero_gradient",
+    "decreased the robust accuracy": "square",
+    "dynamic defense": "dynamic",
+    "without Square": "without_square",
+}
+_LOGGER = logging.getLogger("auto-attack")
+
+
+@contextlib.contextmanager
+def remarks() -> Iterator[set[str]]:
+    """The names of the warnings that AutoAttack logs inside the block, in which they are printed nowhere."""
+    found: set[str] = set()
+    handler = logging.Handler()
+    handler.emit = lambda record: found.update(  # type: ignore[method-assign]
+        name for words, name in _REMARKS.items() if words in record.getMessage()
+    )
+    propagate, _LOGGER.propagate = _LOGGER.propagate, False
+    _LOGGER.addHandler(handler)
+    try:
+        yield found
+    finally:
+        _LOGGER.removeHandler(handler)
+        _LOGGER.propagate = propagate
 
 
 class _InUnitBox(nn.Module):
@@ -72,6 +103,7 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         height, width = z.shape[2:]
         if not square_fits(height, width, norm):
             attacks = [name for name in attacks if name != "square"]
+            _LOGGER.warning("without Square")
         attack = AutoAttack(model, version="custom", attacks=attacks, **settings)
         # What "standard" means; it can be asked for by name for ten or more classes alone.
         attack.apgd.n_restarts = attack.fab.n_restarts = 1

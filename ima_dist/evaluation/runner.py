@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ from ima_dist.core import distributed, noise
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Resident
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
+from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
@@ -42,7 +44,7 @@ def evaluate(
     epoch: int,
     digest: str,
     batch_size: int,
-    on_finished: Callable[[pa.Table], None],
+    on_finished: Callable[[pa.Table, list[str]], None],
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
@@ -52,7 +54,8 @@ def evaluate(
         samples: ascending indices (M,) of the test samples to attack, on the CPU.
         epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
         batch_size: samples attacked at once.
-        on_finished: called on worker 0 after each attack, with a row per sample, loss and noise level, sorted.
+        on_finished: called on worker 0 after each attack, with a row per sample, loss and noise level, sorted,
+            and the names of the warnings of ``autoattack.remarks``.
         should_stop: asked by every worker, so it must look at something that all can see.
         on_progress: told (samples attacked, samples to attack) of this worker, summed over the attacks.
 
@@ -72,29 +75,39 @@ def evaluate(
     on_progress(finished, count)
     failed = {}
     for attack, place in places.items():
-        stopped, reason = False, None
-        try:
+
+        def attack_mine(attack: str = attack, place: Path = place) -> None:
+            nonlocal finished
             with stoppable(network, lambda: should_stop() or _lost(run)):
                 for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
                     _attack_batch(attack, network, test, part, config, place, epoch)
                     finished += len(part)
                     on_progress(finished, count)
-        except Stop:
-            stopped = True
-        except OSError:
-            raise
-        except Exception as error:
-            reason = first_line(error)
-        answers = distributed.gather_objects((stopped, reason))
-        distributed.together(run.check_lease)
-        if any(stopped for stopped, _ in answers):
-            raise Interrupted("stopped during the evaluation")
-        reasons = [reason for _, reason in answers if reason]
-        if reasons:
-            failed[attack] = reasons[0]
+
+        reason = _reason(attack_mine, run)
+        if reason:
+            failed[attack] = reason
         else:
-            distributed.together(lambda place=place: on_finished(_joined(place, samples)))  # type: ignore[misc]
+            distributed.together(lambda place=place: on_finished(_joined(place, samples), _remarks(place)))  # type: ignore[misc]
     return failed
+
+
+def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
+    """Why an attack failed on any worker, or None. Collective. Raises as ``evaluate`` does."""
+    stopped, reason = False, None
+    try:
+        attack_mine()
+    except Stop:
+        stopped = True
+    except OSError:
+        raise
+    except Exception as error:
+        reason = first_line(error)
+    answers = distributed.gather_objects((stopped, reason))
+    distributed.together(run.check_lease)
+    if any(stopped for stopped, _ in answers):
+        raise Interrupted("stopped during the evaluation")
+    return next((reason for _, reason in answers if reason), None)
 
 
 def _attack_batch(
@@ -104,10 +117,12 @@ def _attack_batch(
     indices = part.to(test.x.device)
     x, y = test.batch(indices)
     keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-    found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
+    with remarks() as said:
+        found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    write_parquet(file, outcomes_table(attack, found, part, y, config, epoch))
+    table = outcomes_table(attack, found, part, y, config, epoch)
+    write_parquet(file, table.replace_schema_metadata({"remarks": " ".join(sorted(said))}))
 
 
 def _joined(place: Path, samples: torch.Tensor) -> pa.Table:
@@ -120,7 +135,13 @@ def _joined(place: Path, samples: torch.Tensor) -> pa.Table:
         distinct, count = row["index_count_distinct"], row["index_count"]
         if not distinct == count == total:
             raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
-    return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")])
+    return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")]).replace_schema_metadata()
+
+
+def _remarks(place: Path) -> list[str]:
+    """The names of the warnings that were logged while the batches in ``place`` were attacked."""
+    found = [pq.read_schema(file).metadata or {} for file in place.glob("from-*.parquet")]
+    return sorted({name for metadata in found for name in metadata.get(b"remarks", b"").decode().split()})
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:

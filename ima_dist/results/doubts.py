@@ -29,6 +29,14 @@ _SQUASHED = {
     "sigmoid": "All outputs of the network lie between 0 and 1: if it ends in a sigmoid, attacks are weaker, so "
     "accuracies under attack may be too high. Return the values before it.",
 }
+# Warnings of AutoAttack that put its result in doubt, by their names in summary.json.
+_REMARKS = {
+    "random": "the network's answers are random",
+    "probabilities": "its outputs are probabilities",
+    "zero_gradient": "some samples have no gradient",
+    "square": "Square, which needs no gradient, broke samples that the other attacks did not",
+    "dynamic": "it computes gradients or changes itself in its forward pass",
+}
 
 
 def doubts(run: Run) -> tuple[str, ...]:
@@ -37,6 +45,9 @@ def doubts(run: Run) -> tuple[str, ...]:
     found = gradient_doubts(gradients) if isinstance(gradients, dict) else ()
     failed = failed_attacks(run.summary, run.config.epochs)
     found = (*found, *(f"{attack} failed ({why})." for attack, why in failed.items()))
+    said = [_REMARKS[name] for name in remarks(run.summary, run.config.epochs) if name in _REMARKS]
+    if said:
+        found = (*found, f"AutoAttack warns of this network that {'; '.join(said)}.")
     if not isinstance(findings, dict):
         return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
@@ -48,6 +59,14 @@ def failed_attacks(summary: dict[str, Any], epoch: int) -> dict[str, str]:
     failed = summary.get("failed_attacks")
     found = failed.get(str(epoch)) if isinstance(failed, dict) else None
     return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
+
+
+def remarks(summary: dict[str, Any], epoch: int) -> list[str]:
+    """The names of what was logged while AutoAttack attacked the network after ``epoch`` epochs."""
+    found: Any = summary.get("remarks")
+    for key in (str(epoch), "autoattack"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def gradient_doubts(gradients: dict[str, Any]) -> tuple[str, ...]:

@@ -128,8 +128,10 @@ class _Task:
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         about, points = _description(config, network, test, digest), []
+        said: dict[str, list[str]] = {}
 
-        def save(found: pa.Table) -> None:
+        def save(found: pa.Table, remarks: list[str]) -> None:
+            said[found["attack"][0].as_py()] = remarks
             points.extend(outcomes.points_of(found, config, len(test)))
             outcomes.save(run, found, config, about)
 
@@ -148,7 +150,8 @@ class _Task:
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["gradients"] = {**run.summary().get("gradients", {}), str(epoch): gradients}
-        about["failed_attacks"] = _failures(run, config, epoch, failed)
+        about["remarks"] = _merged(run, "remarks", config, epoch, said)
+        about["failed_attacks"] = _merged(run, "failed_attacks", config, epoch, failed)
         write_json(run.summary_path, {**run.summary(), **about})
         forget(run, config, epoch, digest, failed)
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
@@ -175,11 +178,12 @@ def _description(config: Config, network: nn.Module, test: Resident, digest: str
     }
 
 
-def _failures(run: RunDir, config: Config, epoch: int, failed: dict[str, str]) -> dict[str, dict[str, str]]:
-    """Epoch -> attack -> why it failed when it was last tried."""
-    before: dict[str, dict[str, str]] = run.summary().get("failed_attacks", {})
-    others = {attack: why for attack, why in before.get(str(epoch), {}).items() if attack not in config.eval.attacks}
-    return {name: found for name, found in {**before, str(epoch): {**others, **failed}}.items() if found}
+def _merged(run: RunDir, name: str, config: Config, epoch: int, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Epoch -> attack -> what there is to say of its last evaluation: the entry ``name`` of summary.json."""
+    before: dict[str, dict[str, Any]] = run.summary().get(name, {})
+    others = {attack: said for attack, said in before.get(str(epoch), {}).items() if attack not in config.eval.attacks}
+    here = {**others, **{attack: said for attack, said in found.items() if said}}
+    return {key: value for key, value in {**before, str(epoch): here}.items() if value}
 
 
 def _clean_accuracy(network: nn.Module, test: Resident, at_once: int) -> float:

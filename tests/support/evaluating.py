@@ -33,7 +33,7 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     test = Resident(data.test, "cpu", torch.float64, data.box)
     samples = to_attack(data.test, config.eval.samples, config.eval.order)
 
-    def keep(outcomes):
+    def keep(outcomes, remarks):
         save(run, outcomes, config, {"test_samples": len(test)})
 
     how = {"samples": samples, "batch_size": batch_size, "should_stop": should_stop}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pyarrow.compute as pc
@@ -119,3 +120,12 @@ def test_what_an_attack_has_finished_is_stored_before_the_next_begins(tmp_path, 
     assert run.summary()["failed_attacks"] == {}
     assert "spsa" in {point.attack for point in run.points()}
     assert not (out / "evaluation").exists()
+
+    def warns(*arguments):
+        logging.getLogger("auto-attack").warning("it seems to be a dynamic defense!")
+        return known["white-noise"](*arguments)
+
+    monkeypatch.setitem(EVALUATION_ATTACKS, "autoattack", warns)
+    assert evaluate.main([str(out), "--attack", "autoattack", "--device", "cpu"]) == 0
+    assert run.summary()["remarks"] == {"1": {"autoattack": ["dynamic"]}}
+    assert "Doubtful: AutoAttack warns of this network that it computes gradients" in capsys.readouterr().out

@@ -10,10 +10,13 @@ from ima_dist.config.presets import make_config
 from ima_dist.core import noise
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
-from ima_dist.evaluation.autoattack import square_fits
+from ima_dist.evaluation.autoattack import remarks, square_fits
 from ima_dist.evaluation.gradients import gradient_counts
-from ima_dist.results.doubts import gradient_doubts
+from ima_dist.results.doubts import doubts, gradient_doubts
+from ima_dist.rundir.files import write_json
+from ima_dist.rundir.run import Run
 from ima_dist.training.numerics import NumericalError, check_gradient
+from tests.support.summaries import make_run
 
 BOX = (0.0, 1.0)
 
@@ -185,3 +188,27 @@ def test_training_names_the_network_or_the_learning_rate(weight, said):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     with pytest.raises(NumericalError, match=said):
         check_gradient(network, scaler, torch.ones(1), torch.arange(1), (1, 1))
+
+
+def test_autoattacks_own_warnings_are_named_and_said(tmp_path, capsys):
+    class Random(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4] + 0.2 * torch.rand(len(x), 4)
+
+    x = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    honest = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    names = {}
+    for kind, network in (("honest", honest), ("softmax", nn.Sequential(honest, nn.Softmax(1))), ("random", Random())):
+        with remarks() as names[kind]:
+            evaluated("autoattack", network, x, network(x).argmax(1), "l2", **{"eval.noise": [0.05]})
+    assert names["honest"] == {"without_square"}
+    assert names["softmax"] == {"without_square", "probabilities"}
+    assert "random" in names["random"]
+    assert "auto-attack" not in capsys.readouterr().err
+
+    run = make_run(tmp_path / "run", "moons", {0.1: 0.5})
+    for said, expected in ((["without_square"], 0), (["probabilities", "unknown"], 1), ([3], 0), ({"a": 1}, 0)):
+        write_json(run.summary_path, {**run.summary(), "remarks": {str(run.config().epochs): {"autoattack": said}}})
+        found = doubts(Run(run))
+        assert len(found) == expected
+        assert all(text == "AutoAttack warns of this network that its outputs are probabilities." for text in found)
