@@ -28,11 +28,16 @@ def next_command(
     evaluations of the last epoch; of two with the same attack only the later one is asked for. A finished run is never
     trained again. Raises ConfigError if the run of another configuration is there, or its files are damaged.
     """
-    run, flags = RunDir(path), as_flags(options_of(config))
+    run = RunDir(path)
     if not run.config_path.exists():
-        return "ima_dist.train", [config.preset, "--out", str(path), *flags]
-    if run.config().fingerprint() != config.fingerprint():
+        return "ima_dist.train", [config.preset, "--out", str(path), *as_flags(options_of(config))]
+    stored = run.config()
+    if stored.fingerprint() != config.fingerprint():
         raise ConfigError(f"{path} holds the run of another configuration: move it away.")
+    if "order" not in stored.eval.model_fields_set:
+        # A run from before the option was attacked on the first samples; that counts, and is continued.
+        config = with_options(config, {"eval.order": "first"})
+    flags = as_flags(options_of(config))
     if run.status != "finished":
         return "ima_dist.train", ["--resume", str(path), *flags]
     wanted = {(epoch, attack): config for epoch in epochs for attack in config.eval.attacks}
