@@ -78,8 +78,9 @@ def gradient_doubts(gradients: dict[str, Any]) -> tuple[str, ...]:
     found = []
     if total and zero and zero / total > _FEW_LOST:
         found.append(
-            f"{_percent(zero / total)} of the {total:,.0f} attacked samples had no gradient: attacks that follow it do "
-            "nothing there, so accuracies under attack may be too high. Compare with spsa or autoattack."
+            f"{_percent(zero / total)} of the {total:,.0f} attacked samples had no gradient, or under L2 one too small "
+            "or too large for advertorch: attacks that follow it do nothing there, so accuracies under attack may be "
+            "too high. Compare with spsa or autoattack."
         )
     if total and not_finite:
         found.append(

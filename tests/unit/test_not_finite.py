@@ -33,6 +33,15 @@ class Root(nn.Module):
         return self.inner(torch.where(x > 0, under.sqrt(), torch.zeros_like(x)))
 
 
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def dark_images(n: int = 24) -> tuple[torch.Tensor, torch.Tensor, nn.Module, nn.Module]:
     """Images whose border is exactly black, labels, and the same network with and without NaN gradients."""
     generator = torch.Generator().manual_seed(0)
@@ -158,9 +167,17 @@ def test_samples_without_a_gradient_are_counted_and_said():
 
     found = counted(Rounded(safe.inner, safe=True))
     assert (found["zero"], found["not_finite"]) == (12, 0)
+    # Gradients whose norm advertorch takes for 0, or for infinity.
+    right = {}
+    l2 = make_config("fashion_mnist", {"norm": "l2", "eval.noise": [0.0, 0.2], "eps_max": 0.3})
+    for factor, lost in ((1e-10, 12), (1.0, 0), (1e30, 12)):
+        counts = gradient_counts(nn.Sequential(safe, Times(factor)), data, samples, l2, batch_size=5)
+        assert counts["zero"] == lost
+        right[factor] = int((evaluated("pgd100", nn.Sequential(safe, Times(factor)), x, y, "l2")[0.5] == y).sum())
+    assert right[1e-10] == right[1e30] > right[1.0]
     # The newest epoch counts, and a file that was damaged raises neither doubts nor errors.
     sentences = gradient_doubts({"9": counted(safe), "10": found, "x": {}})
-    assert [s.split(":")[0] for s in sentences] == ["100 % of the 12 attacked samples had no gradient"]
+    assert [s.split(",")[0] for s in sentences] == ["100 % of the 12 attacked samples had no gradient"]
     assert gradient_doubts({"1": {"samples": "many"}}) == gradient_doubts({"1": None}) == gradient_doubts({}) == ()
 
 
