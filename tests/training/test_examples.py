@@ -74,7 +74,7 @@ def test_the_smallest_noise_survives_in_stored_images():
         x = low + (high - low) * torch.rand(4, 1, 28, 28)
         test = Resident(Split(x, torch.arange(4)), "cpu", torch.float32, None)
         config = make_config("fashion_mnist", {"norm": norm, "eval.steps": 2, "eval.noise": (0.0, eps)})
-        found = noisy_images(network, test, config, None)
+        found = noisy_images(network, test, torch.arange(4), config, None)
         moved = found["noisy"][:, 1].astype(float) - found["clean"].astype(float)
         size = np.abs(moved).max((1, 2, 3)) if norm == "linf" else np.sqrt((moved**2).sum((1, 2, 3)))
         assert size == pytest.approx(np.full(4, eps), rel=0.05)
