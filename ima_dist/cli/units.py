@@ -22,10 +22,11 @@ def in_data_units(config: Config, names: Iterable[str]) -> Config:
     """
     from ima_dist.cli.running import see_users_modules
     from ima_dist.data.load import load
+    from ima_dist.training.door import input_range
 
     see_users_modules()
-    data = load(config.data, config.seed)
-    low, high = data.box or (float(data.train.stored.min()), float(data.train.stored.max()))
+    found = input_range(load(config.data, config.seed))
+    low, high = found["box"] or (found["low"], found["high"])
     own = {name: value for name, value in option_values(config).items() if name in names and value is not None}
     scaled = {
         name: [level * (high - low) for level in value] if isinstance(value, list) else value * (high - low)

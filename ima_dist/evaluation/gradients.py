@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
+from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise, norms
 from ima_dist.data.types import Resident
@@ -46,11 +46,11 @@ def gradient_counts(
 
 
 def _look(network: nn.Module, x: Tensor, y: Tensor, norm: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Which gradients (B,) are zero, which are not finite, and which logits are not."""
+    """Which gradients (B,) are zero, which are not finite, and which logits name no class."""
     logits, gradient = logits_and_raw_gradient(network, x, y, cross_entropy)
     gradient = gradient.flatten(1)
     zero = (gradient == 0).all(1)
     if norm == "l2":
         size = gradient.square().sum(1).sqrt()  # overflows where advertorch's does
         zero = (size <= _LOST) | (size.isinf() & gradient.isfinite().all(1))
-    return zero, ~gradient.isfinite().all(1), ~logits.isfinite().all(1)
+    return zero, ~gradient.isfinite().all(1), predicted(logits) < 0

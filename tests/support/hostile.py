@@ -39,6 +39,17 @@ def settings(factory, **options):
     return make_config("moons", {**functions, "device": "cpu", **options})
 
 
+class Times(nn.Module):
+    """Multiplies what it is given."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 class _Inside(nn.Module):
     """A small honest network, to be called by a hostile one."""
 

@@ -14,6 +14,7 @@ from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradi
 from ima_dist.core import norms
 from ima_dist.models import moons_mlp
 from tests.support import reference
+from tests.support.hostile import Times
 
 NORMS = ("linf", "l2")
 SIDES = ("midpoint", "inside", "outside")
@@ -430,15 +431,6 @@ def test_confidence_does_not_blind_an_attack(norm, factor):
     # Where the gradient of cross-entropy, as it stands, has lost the true class's part.
     probability = sure(x.float()).softmax(1).gather(1, y[:, None])[:, 0]
     assert bool(((probability == 1) & broken[0]).any())
-
-
-class Times(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x):
-        return self.factor * x
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -16,6 +16,7 @@ from ima_dist.results.doubts import doubts, gradient_doubts
 from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
 from ima_dist.training.numerics import NumericalError, check_gradient
+from tests.support.hostile import Times
 from tests.support.summaries import make_run
 
 BOX = (0.0, 1.0)
@@ -31,15 +32,6 @@ class Root(nn.Module):
     def forward(self, x):
         under = torch.where(x > 0, x, torch.ones_like(x)) if self.safe else x
         return self.inner(torch.where(x > 0, under.sqrt(), torch.zeros_like(x)))
-
-
-class Times(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x):
-        return self.factor * x
 
 
 def dark_images(n: int = 24) -> tuple[torch.Tensor, torch.Tensor, nn.Module, nn.Module]:
