@@ -32,7 +32,7 @@ def _main(argv: list[str]) -> int:
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
-    rule = 'the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    rule = 'the last epoch with such a validation accuracy, "val_accuracy>=0.90", or best-robust on validation samples'
     which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)

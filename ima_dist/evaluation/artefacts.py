@@ -18,11 +18,32 @@ from ima_dist.data.types import DataSet, Resident
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import replacing, write_parquet
+from ima_dist.rundir.inputs import Inputs, SplitInputs
 
 # Half precision is enough for pictures if it errs by less than this share of what must be seen.
 _VISIBLE = 1 / 50
 # Samples whose scores are computed at once; samples per class among the extremes; classes among the noisy images.
 _AT_ONCE, _EACH, _CLASSES = 256, 6, 5
+# Training samples whose range data.json states: the set may be larger than the memory.
+_LOOKED_AT = 512
+
+
+def describe(data: DataSet) -> Inputs:
+    """What data.json says of a data set."""
+    x = data.train.view(torch.linspace(0, len(data.train) - 1, min(len(data.train), _LOOKED_AT)).long()).x
+    low, high = (float(value) / (255 if x.dtype == torch.uint8 else 1) for value in torch.aminmax(x))
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return Inputs(
+        shape=tuple(x.shape[1:]),
+        dtype="uint8" if x.dtype == torch.uint8 else "float",
+        box=data.box,
+        low=low,
+        high=high,
+        classes=data.num_classes,
+        class_names=data.class_names,
+        splits={name: SplitInputs(samples=len(part), digest=part.digest()) for name, part in splits.items()},
+        digest=data.digest(),
+    )
 
 
 def write_names(run: RunDir, data: DataSet) -> None:

@@ -56,6 +56,7 @@ class RunDir:
         self.mark: str | None = None  # of our lease, while we hold the run
         self._held: lease.Held | None = None
         self.config_path = self.path / "config.yaml"
+        self.data_path = self.path / "data.json"
         self.lock_path = self.path / "lock"
         self.summary_path = self.path / "summary.json"
         self.progress_path = self.path / "progress.json"

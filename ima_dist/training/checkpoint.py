@@ -221,13 +221,19 @@ def _restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
 
 
 def weights_file(run: RunDir, epoch: int, data: str) -> Path:
-    """Undamaged weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
+    """Whole weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
     file = run.checkpoints_dir / Position(epoch).name / "model.safetensors"
     _check_exists(file)
     state = _read_state(file.parent)
     _check(file, state["files"].get(_relative(run, file)))
     _check_data(file.parent, state, data)
     return file
+
+
+def digest_of(file: Path) -> str | None:
+    """The SHA-256 that a file of weights should have, as its state.json says. Raises Damaged."""
+    found: str | None = _read_state(file.parent)["files"].get(f"checkpoints/{file.parent.name}/{file.name}")
+    return found
 
 
 def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:

@@ -58,21 +58,25 @@ def use_tf32(allowed: bool) -> None:
 
 
 def make_network(config: Config, data: DataSet) -> nn.Module:
-    """The configured network with weights drawn from the seed, in the configured precision.
+    """``build_network`` for a data set."""
+    return build_network(config, data.num_classes, tuple(data.train.stored.shape[1:]))
+
+
+def build_network(config: Config, num_classes: int, shape: tuple[int, ...]) -> nn.Module:
+    """The configured network with weights drawn from the seed, in the configured precision, for samples of ``shape``.
 
     Lazy modules get their weights here, too. Raises ConfigError if the factory fails, returns no nn.Module, or its
     network does not turn two samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
     check_call(factory, config.model.factory, "model.args", 2, config.model.args)
-    shape = tuple(data.train.stored.shape[1:])
     # Only the CPU's generators: the others would wake every card of the machine, on the driver too.
     with seeded(config.seed):
         try:
-            network = factory(data.num_classes, shape, **config.model.args)
+            network = factory(num_classes, shape, **config.model.args)
         except Exception as error:
             raise ConfigError(
-                f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
+                f"--model.factory {config.model.factory} failed for {num_classes} classes and samples of "
                 f"shape {shape}: {first_line(error)}."
             ) from error
         if not isinstance(network, nn.Module):
@@ -81,9 +85,9 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
             )
         trial = torch.zeros(2, *shape)
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
-            _tried(config, network, trial, data.num_classes)
+            _tried(config, network, trial, num_classes)
         network = network.to(DTYPES[config.dtype])
-        _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)
+        _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)
     return network.train()
 
 

@@ -23,6 +23,7 @@ from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
+from ima_dist.rundir.inputs import write_inputs
 from ima_dist.training.checkpoint import load_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
@@ -36,6 +37,7 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     began = time.perf_counter()
     task = _Task(config, run, device, should_stop)
     if distributed.rank() == 0:
+        write_inputs(run.data_path, artefacts.describe(task.data))
         artefacts.write_names(run, task.data)
     training = Training(config, run, task.data, device, should_stop)
     with watched(run, training.network, config.hang_after):
