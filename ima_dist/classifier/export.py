@@ -24,8 +24,6 @@ from ima_dist.rundir.files import write_json, write_text_atomic
 from ima_dist.rundir.run import Run
 from ima_dist.training.network import DTYPES
 
-FORMATS = ("safetensors", "onnx", "torch")
-
 
 def check_place(to: Path) -> None:
     """Raise ConfigError if an export cannot be written there."""
@@ -52,7 +50,7 @@ def write_export(
         parameter.requires_grad_(False)
     card, checks = make_card(run, epoch, inputs), {}
     with _aside(to) as place:
-        safetensors.save_model(network, str(place / WEIGHTS), metadata={"format": "pt"})
+        _write_weights(network, place / WEIGHTS)
         x = programs.samples_to_compare(network, data, config) if set(formats) - {"safetensors"} else None
         for name, write in (("torch", programs.write_program), ("onnx", programs.write_onnx)):
             if name in formats and x is not None:
@@ -72,6 +70,14 @@ def write_export(
         ).write(place)
         write_text_atomic(place / README, readme(card, formats, checks))
     return card
+
+
+def _write_weights(network: nn.Module, file: Path) -> None:
+    safetensors.save_model(network, str(file), metadata={"format": "pt"})  # copes with tied weights
+    # safetensors lets only the owner read its files, and these are to be handed on.
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
 
 
 @contextmanager

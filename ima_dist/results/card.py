@@ -12,6 +12,7 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.doubts import doubts, failed_attacks
 from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
 from ima_dist.rundir.inputs import Inputs
 from ima_dist.rundir.run import Run
@@ -105,7 +106,7 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
 def _limits(config: Config, inputs: Inputs) -> list[str]:
     found = [
         "Accuracies under attack are upper bounds: a stronger attack may find more errors.",
-        f"They hold for perturbations within the {config.norm} ball of the noise level, and for samples like those of "
+        f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level, and for samples like those of "
         "the test set: same devices, same people, same preparation.",
         "Probabilities are the softmax of the logits; they are not calibrated.",
         "One seed: another gives other accuracies.",

@@ -39,7 +39,7 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
     data, shape = card["data"], ", ".join(map(str, card["data"]["shape"]))
     image = len(data["shape"]) == 3
     use = [_USE[name].format(shape=shape, dtype=card["network"]["dtype"]) for name in formats if name in _USE]
-    names = data["class_names"]
+    names, argument = data["class_names"], '["image.png"]' if image else "x"
     parts = [
         _front_matter(card, image, formats),
         f"# {card['name']}",
@@ -56,7 +56,7 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
         "## Use",
         "With `ima_dist` installed:",
         '```python\nimport ima_dist\n\nclassifier = ima_dist.load("DIR")  # this directory\n'
-        f"labels, probabilities = classifier.predict({'["image.png"]' if image else 'x'})\n```",
+        f"labels, probabilities = classifier.predict({argument})\n```",
         *use,
         f"Samples are floating point, (N, {shape})" + _range(data) + _image_note(data, image) + ".",
         *_checked(checks),
