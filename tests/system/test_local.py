@@ -58,5 +58,6 @@ def test_what_fails_in_this_process_is_said_in_one_sentence(tmp_path):
         "--data.subset", 2000, "--batch-size", 10, "--out", run.path, cwd=tmp_path,
     )  # fmt: skip
     assert failed.returncode == 1
-    assert "KeyError: 'a mistake'" in failed.stderr and "Traceback" not in failed.stderr
+    assert "KeyError: 'a mistake'" in failed.stderr
+    assert "Traceback" not in failed.stderr
     assert run.status == "failed"
