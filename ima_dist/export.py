@@ -50,7 +50,7 @@ def _main(argv: list[str]) -> int:
     see_users_modules()
     config = with_options(run.config, user_options(arguments))
     data = load(config.data, config.seed)
-    network = make_network(config, data)
+    network = make_network(config, data, trained=True)
     check_network(run.dir, config, data, network, [epoch])
     load_weights(run.dir, epoch, data.digest(), network)
     card = write_export(run, epoch, network, data, chosen, to)

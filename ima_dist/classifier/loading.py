@@ -86,7 +86,7 @@ def _of_export(path: Path) -> Classifier:
 
 def _built(config: Config, inputs: Inputs, code: Path) -> nn.Module:
     try:
-        return build_network(config, inputs.classes, inputs.shape)
+        return build_network(config, inputs.classes, inputs.shape, trained=True)
     except ConfigError as error:
         raise ConfigError(f"{str(error).rstrip('.')}{_kept(code)}.") from error
 
