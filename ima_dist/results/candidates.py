@@ -1,5 +1,6 @@
 """The runs of a sweep, or of any directory, as rows: the options that differ, and the accuracies reached."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,13 @@ INCIDENTAL = ("seed", *_RESOURCES, "data.dir", "data.download")
 class Row:
     """One combination of options.
 
-    values: option -> value. planned: the number of its seeds, finished or not. curves: attack -> one curve per seed
-    that was evaluated.
+    values: option -> value. planned: the number of its seeds, finished or not. runs: directory and epoch of each seed
+    that was evaluated, where they are known. curves: attack -> one curve per such seed.
     """
 
     values: dict[str, Any]
     planned: int = 0
+    runs: list[tuple[Path, int]] = field(default_factory=list)
     curves: dict[str, list[Curve]] = field(default_factory=dict)
 
     def add(self, points: Sequence[Measurement], epoch: int) -> None:
@@ -68,14 +70,14 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     the runs have several data sets or norms, which cannot be compared.
     """
     runs, problems = finished_runs([path])
-    found = [(canonical(run.config), run.points) for run in runs]
+    found = [(canonical(run.config), run.points, run.dir.path) for run in runs]
     names = data_sets(runs)
-    kinds = sorted({f"{name} under {config.norm}" for name, (config, _) in zip(names, found, strict=True)})
+    kinds = sorted({f"{name} under {config.norm}" for name, (config, *_) in zip(names, found, strict=True)})
     if len(kinds) > 1:
         raise ConfigError(f"{path} holds runs of {' and '.join(kinds)}: name a directory with runs of one kind.")
-    differing = _differing([config for config, _ in found])
+    differing = _differing([config for config, *_ in found])
     rows: dict[tuple[str, int], Row] = {}
-    for config, points in found:
+    for config, points, place in found:
         for epoch in epochs_of(points):
             own = option_values(config)
             values = {n: own.get(n, "not given") for n in differing if config.method in READ_BY.get(n, METHODS)}
@@ -84,6 +86,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
             key = with_options(config, {"seed": 0}).fingerprint(), epoch
             row = rows.setdefault(key, Row(values))
             row.planned += 1
+            row.runs.append((place, epoch))
             row.add(points, epoch)
     return sorted(rows.values(), key=lambda row: [str(v) for v in row.values.values()]), problems
 
@@ -132,9 +135,10 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
     head = f"Attack: {attack}. Score: {measure}."
     table = _candidate_lines(candidates, choice, levels)
+    exports = [] if choice.best is None else export_commands(measured[choice.best].runs)
     differing = different_samples(curve for row in measured for curve in row.curves[attack])
     notes = [differing] if differing else []
-    return "\n".join([head, *table, _LEGEND, *notes, *_verdict(candidates, choice, min_clean)])
+    return "\n".join([head, *table, _LEGEND, *notes, *_verdict(candidates, choice, min_clean), *exports])
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"
@@ -173,6 +177,15 @@ def _verdict(candidates: Sequence[Candidate], choice: Choice, min_clean: float) 
     if choice.score_spread is None:
         text.append("Each candidate has one seed, so the spread over seeds is unknown: add seeds.")
     return text
+
+
+def export_commands(runs: Sequence[tuple[Path, int]]) -> list[str]:
+    """Lines that name the networks of a choice, by run and epoch, and the command that exports each."""
+    return [
+        f"{path.name}, epoch {epoch}: {shlex.join(['python', '-m', 'ima_dist.export', str(path)])} --to DIR "
+        f"--epoch {epoch}"
+        for path, epoch in runs
+    ]
 
 
 def _candidates(rows: Sequence[Row], attack: str, levels: Sequence[float]) -> list[Candidate]:

@@ -1,6 +1,7 @@
 """The card of a trained network, as plain values: what it is, how good it is, why that may be doubted, how to redo it."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -64,8 +65,11 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
 
 
 def without_directory(config: Config) -> Config:
-    """The configuration with a word in place of the directory of the data, which is of this machine."""
-    return config if config.data.dir is None else with_options(config, {"data.dir": _DIRECTORY})
+    """The configuration without directories of this machine, in which its data and starting weights lie."""
+    changes = {} if config.data.dir is None else {"data.dir": _DIRECTORY}
+    if config.model.weights:
+        changes["model.weights"] = Path(config.model.weights).name
+    return with_options(config, changes)
 
 
 def _clean(accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
