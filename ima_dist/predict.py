@@ -27,7 +27,9 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("folder", metavar="FOLDER", help="a folder with PNG or JPEG files, also in subfolders")
     parser.add_argument("--to", required=True, metavar="CSV", help="a file that does not exist yet")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--epoch", type=int, metavar="N", help="of a run, the weights after N epochs (default: the last)")
+    which.add_argument(
+        "--epoch", type=int, metavar="N", help="of a run, the weights after N epochs (default: the last)"
+    )
     which.add_argument("--select", metavar="RULE", help=f"of a run, {RULES}: the epoch that this rule selects")
     parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="auto", help="where to compute")
     arguments = parser.parse_args(argv)
