@@ -77,7 +77,8 @@ def write_onnx(network: nn.Module, x: Tensor, directory: Path) -> dict[str, Any]
             )
     except Exception as error:
         raise ConfigError(
-            f"The network cannot be written as ONNX ({first_line(error)}): leave it out with --format safetensors,torch."
+            f"The network cannot be written as ONNX ({first_line(error)}): leave it out with --format "
+            "safetensors,torch."
         ) from error
     return compared(ONNX, network, onnx_answers(directory / ONNX), x)
 

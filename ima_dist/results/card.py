@@ -1,4 +1,4 @@
-"""The card of a trained network, as plain values: what it is, how good it is, why that may be doubted, how to redo it."""
+"""The card of a trained network, as plain values: what it is, how good, why that may be doubted, how to redo it."""
 
 import shlex
 from pathlib import Path
@@ -94,8 +94,8 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
     found = list(doubts(run))
     if not rows:
         found.append(
-            f"This network, after epoch {epoch}, has not been attacked: nothing is known of its robustness. Evaluate it "
-            f"with python -m ima_dist.evaluate RUN_DIR --epochs {epoch}."
+            f"This network, after epoch {epoch}, has not been attacked: nothing is known of its robustness. Evaluate "
+            f"it with python -m ima_dist.evaluate RUN_DIR --epochs {epoch}."
         )
     fewest = min((point.samples for row in rows.values() for point in row.values()), default=None)
     if fewest is not None and fewest < inputs.splits["test"].samples:
@@ -110,8 +110,8 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
 def _limits(config: Config, inputs: Inputs) -> list[str]:
     found = [
         "Accuracies under attack are upper bounds: a stronger attack may find more errors.",
-        f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level, and for samples like those of "
-        "the test set: same devices, same people, same preparation.",
+        f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level, and for samples like "
+        "those of the test set: same devices, same people, same preparation.",
         "Probabilities are the softmax of the logits; they are not calibrated.",
         "One seed: another gives other accuracies.",
     ]

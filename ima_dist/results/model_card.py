@@ -142,8 +142,8 @@ def _image_note(data: dict[str, Any], image: bool) -> str:
 
 def _checked(checks: dict[str, Any]) -> list[str]:
     return [
-        f"`{name}` was compared with PyTorch on {found['samples']} test samples, clean and attacked: logits differ by at "
-        f"most {found['difference']:.1e} of the largest."
+        f"`{name}` was compared with PyTorch on {found['samples']} test samples, clean and attacked: logits differ by "
+        f"at most {found['difference']:.1e} of the largest."
         for name, found in checks.items()
     ]
 

@@ -268,6 +268,5 @@ def test_the_examples_of_the_page_run(places, monkeypatch, capsys):
     assert len(examples) >= 5
     known: dict = {}
     with pytest.warns(DataWarning, match="prepared by"):
-        for example in examples:
-            exec(example, known)
+        exec("\n".join(examples), known)
     assert "pgd100 0.0" in capsys.readouterr().out

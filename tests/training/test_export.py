@@ -189,7 +189,7 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path, monkeypatch):
 def test_the_most_robust_epoch():
     rows = [{"epoch": e, "val_accuracy": 0.9, "val_robust_accuracy": a} for e, a in enumerate([0.2, 0.6, 0.6, 0.5], 1)]
     assert select_epoch("best-robust", rows) == 3
-    with pytest.raises(ConfigError, match="--eval.val-noise"):
+    with pytest.raises(ConfigError, match=r"--eval\.val-noise"):
         select_epoch("best-robust", [{"epoch": 1, "val_accuracy": 0.9, "val_robust_accuracy": None}])
 
 
