@@ -91,7 +91,7 @@ class Classifier(nn.Module):
             return
         paths = self.files(images)
         if not self._source.startswith("ima_dist."):
-            colour, (height, width) = COLOURS[self.shape[0]], self.shape[1:]
+            colour, (height, width) = {1: "grey", 3: "RGB"}[self.shape[0]], self.shape[1:]
             warnings.warn(
                 DataWarning(
                     f"The training data were prepared by {self._source}; files are now converted to {colour}, resized "

@@ -110,7 +110,7 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
 def _limits(config: Config, inputs: Inputs) -> list[str]:
     found = [
         "Accuracies under attack are upper bounds: a stronger attack may find more errors.",
-        f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level, and for samples like "
+        f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level and samples like "
         "those of the test set: same devices, same people, same preparation.",
         "Probabilities are the softmax of the logits; they are not calibrated.",
         "One seed: another gives other accuracies.",
