@@ -1,12 +1,11 @@
 """``python -m ima_dist.export RUN_DIR --to DIR``: write a run's network, with a card, for others to use."""
 
 import sys
-import warnings
 
 from ima_dist.cli.entry import absolute_output, existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import see_users_modules
-from ima_dist.config.errors import EXIT_DONE, ConfigError, DataWarning, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import RULES, chosen_epoch
 from ima_dist.rundir.run import Run
@@ -55,7 +54,7 @@ def _main(argv: list[str]) -> int:
     load_weights(run.dir, epoch, data.digest(), network)
     card = write_export(run, epoch, network, data, chosen, to)
     for warning in card["warnings"]:
-        warnings.warn(DataWarning(warning), stacklevel=1)
+        print(f"warning: {warning}", file=sys.stderr)
     for name, found in card["checks"].items():
         say(
             f"{name}: compared on {found['samples']} test samples, clean and attacked; logits differ by at most "
