@@ -80,6 +80,13 @@ class DataConfig(Checked):
         None, ge=1, description="train on this many samples, as many of each class; test set in proportion"
     )
     noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
+    # Runs from before this option have 5000 (presets.py has the sizes of new ones).
+    val_size: int = Field(
+        5000,
+        ge=1,
+        description="fashion_mnist, mnist, svhn, cifar10: how many of the published training images are held out for "
+        "validation; of fewer files the same share",
+    )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
 
 
