@@ -1,4 +1,4 @@
-"""``python -m benchmarks.validation_size``: which sizes of the validation sets fit the accuracies that the paper prints.
+"""``python -m benchmarks.validation_size``: the sizes of validation sets that the accuracies in the paper allow.
 
 The paper says that validation sets exist, and not how large those of Fashion-MNIST, SVHN and CIFAR-10 are. But the last
 columns of its Tables 16 to 21 are accuracies on them. On N samples an accuracy is a k/N with whole k, so a size fits

@@ -1,4 +1,4 @@
-"""``python -m ima_dist.config > docs/settings.md``: the settings of the paper's experiments and where they come from."""
+"""``python -m ima_dist.config > docs/settings.md``: the settings of the presets, and where they come from."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

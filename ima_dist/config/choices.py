@@ -38,7 +38,6 @@ class Setting:
         return config.preset in self.presets and config.method in self.methods and config.norm in self.norms
 
 
-
 def _choice(what: str, source: str, origin: Origin = "ours", **scope: Any) -> Setting:
     return Setting(what, origin, source, is_option=False, **scope)
 
@@ -67,8 +66,9 @@ CHOICES: tuple[Setting, ...] = (
         methods=("ima",),
     ),
     _choice(
-        "Both losses of pgd100 start from one ξ, drawn once for each sample and noise level",
-        'section 3 says that 100-PGD runs "twice"',
+        "pgd100 counts a sample as wrong if either loss finds an error; both start from one ξ, drawn once for each "
+        "sample and noise level",
+        'section 3 says only that 100-PGD runs "twice", with MarginalLoss and CrossEntropyLoss',
     ),
     _choice(
         "No model selection: the network after the last epoch is evaluated",
@@ -88,23 +88,23 @@ CHOICES: tuple[Setting, ...] = (
         norms=("l2",),
     ),
     _choice(
-        "TRADES: start uniform within 0.001 of the sample in each value, steps of eq. 1 in both norms, the box kept from "
-        "the start on, one forward pass for clean and noisy samples",
+        "TRADES: start uniform within 0.001 of the sample in each value, steps of eq. 1 in both norms, the box kept "
+        "from the start on, one forward pass for clean and noisy samples",
         "the paper gives the number and size of the steps (section 3); Zhang et al. start from normal noise",
         methods=("trades",),
     ),
     _choice(
         "MMA: search in evaluation mode, up to 1.05·d_max, along the normalised direction and inside the box; steps of "
         "2.5·ε/N; weight 1/3 for the clean loss",
-        "the paper gives the number of iterations (section 3); the rest is as in the MMA paper's code, but for the mode, "
-        "the direction and the box",
+        "the paper gives the number of iterations (section 3); the rest is as in the MMA paper's code, but for the "
+        "mode, the direction and the box",
         methods=("mma",),
     ),
     _choice(
         "DDN: cross-entropy at the adversarial sample only, norms that start at 1 and change by 5 % per step, cut at "
         "ε_max; no epochs of standard training before",
-        "the paper has results of DDN (Tables 3 and 5) and no settings; Rony et al. 2019 begin with standard training on "
-        "CIFAR-10",
+        "the paper has results of DDN (Tables 3 and 5) and no settings; Rony et al. 2019 begin with standard training "
+        "on CIFAR-10",
         methods=("ddn",),
     ),
     # Data
@@ -136,8 +136,8 @@ CHOICES: tuple[Setting, ...] = (
     ),
     # Networks
     _choice(
-        "Instance norm has no parameters and keeps no running statistics; layer norm has parameters; leaky ReLU has the "
-        "slope 0.01",
+        "Instance norm has no parameters and keeps no running statistics; layer norm has parameters; leaky ReLU has "
+        "the slope 0.01",
         "PyTorch's defaults: the paper names only the layers",
         presets=("fashion_mnist", "svhn"),
     ),
@@ -173,7 +173,8 @@ CHOICES: tuple[Setting, ...] = (
     ),
     _choice(
         "The 2.75 % of appendix A are right answers that the noise turns wrong, as a share of all test samples",
-        "11 of 400 are 2.75 %, and no number of the 383 right ones is; the errors of ce without noise (Table 6) are more",
+        "11 of 400 are 2.75 %, and no number of the 383 right ones is; the errors of ce without noise (Table 6) "
+        "are more",
         "inferred",
         presets=("covid_ct",),
         methods=("ce",),

@@ -139,7 +139,7 @@ class EvalConfig(Checked):
     order: Literal["stratified", "first"] = _Aside(
         "first",
         description="which samples to take if not all: stratified, in proportion to the classes and the same in all "
-        "runs on the same data (the default for new runs); or the first ones, as the paper",
+        "runs on the same data (the default for new runs); or the first ones, as in the paper's Tables 9 and 12",
     )
     val_noise: Level | None = _Aside(
         None,

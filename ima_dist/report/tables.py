@@ -126,8 +126,8 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
     names = [n for n in names if own.get(n) != usual.get(n)]
     # The paper says nothing of other people's data.
-    theirs = {n: f" ({preset_says(n, config)}: {_value(usual.get(n))})" if has_papers_data(config) else "" for n in names}
-    copied = paper.copied(config)
+    known, copied = has_papers_data(config), paper.copied(config)
+    theirs = {n: f" ({preset_says(n, config)}: {_value(usual.get(n))})" if known else "" for n in names}
     return (*(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names), *([copied] if copied else []))
 
 
