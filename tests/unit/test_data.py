@@ -389,7 +389,7 @@ def test_held_out_images_of_fashion_mnist_depend_on_the_seed() -> None:
     assert counts(a.train, 10) == [100] * 10
     assert torch.equal(a.train.x, b.train.x)
     assert not torch.equal(a.val.x, c.val.x)
-    # 1000 of 55000: 10000 × 1000 / 55000 = 182 test images.
+    # DataConfig's own split, 55000: 10000 × 1000 / 55000 = 182 test images.
     assert len(a.test) == 182
 
 

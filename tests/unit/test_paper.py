@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 
 from benchmarks import validation_size
 from ima_dist.attacks import worst
@@ -15,10 +16,11 @@ from ima_dist.config.__main__ import configs, page
 from ima_dist.config.attacks import describe_attack, protocol
 from ima_dist.config.choices import CHOICES
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import PRESETS, make_config
+from ima_dist.config.presets import PRESETS, make_config, train_command
 from ima_dist.config.provenance import NAMES, OPTIONS, holds, not_the_papers, origin_of, preset_says
 from ima_dist.config.schema import METHODS, NORMS
 from ima_dist.config.values import flatten, option_values, with_options
+from ima_dist.data.load import load
 from ima_dist.evaluation.outcomes import outcomes_table, points_of
 from ima_dist.plans.jobfile import PACKAGED, read_job
 from ima_dist.plans.sweepfile import READ_BY
@@ -26,8 +28,14 @@ from ima_dist.report.tables import setting_differences
 from ima_dist.results import paper, white_noise
 from ima_dist.results.comparison import comparison_table
 from ima_dist.rundir.curves import Point
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
+from ima_dist.tracking.tables import curves_table
+from ima_dist.tracking.tables import points_of as points_in
 from tests.support.commands import ROOT
+from tests.support.datafiles import write_idx
+from tests.support.reports import report_on
 from tests.support.summaries import make_run
 
 # Options that only these presets read.
@@ -140,6 +148,26 @@ def test_the_script_prints_them(capsys):
     assert "SVHN, no k/5000: 0.8983, 0.9095, 0.9173, 0.9229, 0.9257, 0.9293" in printed
 
 
+def test_a_run_from_before_the_option_keeps_its_split(tmp_path):
+    """Checkpoints are told apart by fingerprint and digest of the data: with both equal, the run continues."""
+    options = {"data.dir": str(write_idx(tmp_path / "data", n=240)), "epochs": 2}
+    started = make_config("fashion_mnist", {**options, "data.val_size": 5000})
+    run = RunDir.create(started, tmp_path / "run")
+    tree = yaml.safe_load(run.config_path.read_text())
+    del tree["data"]["val_size"]
+    run.config_path.write_text(yaml.safe_dump(tree))
+    resumed, new = run.config(), make_config("fashion_mnist", options)
+    splits = {config.data.val_size: load(config.data, 0) for config in (started, resumed, new)}
+    assert {size: (len(data.train), len(data.val)) for size, data in splits.items()} == {
+        5000: (220, 20),
+        6000: (216, 24),
+    }
+    assert resumed.fingerprint() == started.fingerprint() != new.fingerprint()
+    assert load(resumed.data, 0).digest() == load(started.data, 0).digest() != load(new.data, 0).digest()
+    assert "--data.val-size 5000" in train_command(resumed, "out")
+    assert "data.val_size 5000 (preset: 6000)" in setting_differences(resumed)
+
+
 def test_other_presets_refuse_the_option():
     with pytest.raises(ConfigError, match=r"--data\.val-size goes with fashion_mnist, svhn, mnist, cifar10"):
         make_config("moons", {"data.val_size": 100})
@@ -158,6 +186,8 @@ def test_rows_of_mma_that_the_paper_copied_are_marked(tmp_path):
     assert paper.copied(make_config("mnist", {"method": "mma", "data.source": "mine:load"})) is None
     run = make_run(tmp_path / "mma", "mnist", {0.1: 0.5}, method="mma")
     assert "mma: trained with the settings of ima; the paper's" in comparison_table({"mma": Run(run)}, 8)
+    page = report_on(tmp_path / "out", run.path)
+    assert "100,000 steps and 40 PGD steps" in page.row("mma-0.45-sd0 seed 0")[0]
 
 
 @pytest.mark.parametrize(("main", "by_epoch", "last"), [(10, 20, "epsmax=200de"), (11, 21, "epsmax=200de")])
@@ -218,7 +248,7 @@ def white_noise_points(before: list[int], after: list[int], **options: Any) -> l
     return points_of(table.take(pa.array(range(2 * len(y))[::-1])), config, len(y))
 
 
-def test_right_answers_that_white_noise_turns_wrong_are_counted_apart():
+def test_right_answers_that_white_noise_turns_wrong_are_counted_apart(tmp_path):
     # 17 of 400 are wrong without noise, as in Table 6; noise turns 11 right ones wrong, and 5 wrong ones right.
     points = white_noise_points([1] * 17 + [0] * 383, [0] * 5 + [1] * 12 + [1] * 11 + [0] * 372)
     noisy = next(point for point in points if point.noise > 0)
@@ -228,9 +258,14 @@ def test_right_answers_that_white_noise_turns_wrong_are_counted_apart():
     assert Point.from_json(noisy.to_json()) == noisy
     clean = next(point for point in points if point.noise == 0)
     assert "turned_wrong" not in clean.to_json()
+    run = make_run(tmp_path / "run", "covid_ct", {}, method="ce")
+    write_json(run.summary_path, {**run.summary(), "curves": [point.to_json() for point in points]})
+    assert points_in(curves_table(Run(run))) == points
+    report_on(tmp_path / "out", run.path)
     config = make_config("covid_ct", {"method": "ce"})
     said = "White noise turns right answers wrong: 0.0275 at 0.05, 11 of 400 samples"
     assert white_noise.describe(points, config) == f"{said} (paper, appendix A: 0.0275)."
+    assert f"{said} (paper, appendix A: 0.0275)." in (tmp_path / "out/report.html").read_text()
     assert white_noise.describe(points, make_config("covid_ct")) == f"{said}."
     assert white_noise.describe([clean], config) is None
 
