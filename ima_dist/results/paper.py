@@ -31,9 +31,9 @@ DATA_SETS = {
 # Ding et al. 2020, and their released code.
 _MMA_PAPERS = {
     "mnist": "Adam at a learning rate of 1e-4, batches of 50, 100,000 steps and 40 PGD steps, and took the checkpoint "
-    "with the best margins on validation samples",
+    "with the largest mean margin on validation samples",
     "cifar10": "a learning rate of 0.3 that falls to 0.09, 0.03 and 0.009, weight decay 2e-4 and 50,000 steps, and "
-    "took the checkpoint with the best margins on validation samples",
+    "took the checkpoint with the largest mean margin on validation samples",
 }
 # Size of the test sets of section 3; Tables 9 and 12 use the first 100 samples of theirs.
 _TEST_SAMPLES = dict(zip(DATA_SETS, (2000, 10000, 26032, 400, 10000, 10000), strict=True))
