@@ -96,7 +96,7 @@ def test_the_paper_s_figures_are_redrawn_and_every_setting_is_in_the_page(runs, 
     commands = page.texts["code"]
     assert train_command(RunDir(runs / "ima").config(), "ima") in commands
     assert f"{RunDir(runs / 'images').summary()['parameters']:,}" in page.texts["body"][0]
-    assert "not affine" in page.texts["body"][0]
+    assert "Instance norm has no parameters" in page.texts["body"][0]
     assert "batches of 128" not in page.texts["body"][0]  # no run on CIFAR-10
 
 
