@@ -97,7 +97,7 @@ def test_the_paper_s_figures_are_redrawn_and_every_setting_is_in_the_page(runs, 
     assert train_command(RunDir(runs / "ima").config(), "ima") in commands
     assert f"{RunDir(runs / 'images').summary()['parameters']:,}" in page.texts["body"][0]
     assert "Instance norm has no parameters" in page.texts["body"][0]
-    assert "batches of 128" not in page.texts["body"][0]  # no run on CIFAR-10
+    assert "WRN-28-4" not in page.texts["body"][0]  # no run on CIFAR-10
 
 
 def examples_of(run: Path) -> list[int]:
