@@ -85,7 +85,7 @@ class DataConfig(Checked):
         5000,
         ge=1,
         description="fashion_mnist, mnist, svhn, cifar10: how many of the published training images are held out for "
-        "validation; of fewer files the same share",
+        "validation; of fewer images the same share (default: a tenth)",
     )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from benchmarks import validation_size
+from ima_dist import job
 from ima_dist.attacks import worst
 from ima_dist.config.__main__ import configs, page
 from ima_dist.config.attacks import describe_attack, protocol
@@ -168,6 +169,13 @@ def test_a_run_from_before_the_option_keeps_its_split(tmp_path):
     assert "data.val_size 5000 (preset: 6000)" in setting_differences(resumed)
 
 
+def test_a_job_takes_up_its_runs_from_before_the_option(capsys):
+    assert job.main(["table02", "--rows", "ce", "--list", "--data.val-size", "5000"]) == 0
+    assert "fashion_mnist-ce-linf-seed0-c8a46166" in capsys.readouterr().out
+    assert job.main(["table02", "--rows", "ce", "--list"]) == 0
+    assert "fashion_mnist-ce-linf-seed0-4a7fc1d2" in capsys.readouterr().out
+
+
 def test_other_presets_refuse_the_option():
     with pytest.raises(ConfigError, match=r"--data\.val-size goes with fashion_mnist, svhn, mnist, cifar10"):
         make_config("moons", {"data.val_size": 100})
@@ -201,8 +209,8 @@ def test_the_last_rows_of_tables_20_and_21_are_of_seed_1(main, by_epoch, last):
     first, second = (read_job(PACKAGED / f"table{number}.yaml") for number in (main, by_epoch))
     assert second.rows["ima_s1"].seed == 1
     assert second.rows["ima_s1"].fingerprint() == first.rows["ima_s1"].fingerprint()
-    for job in (first, second):
-        assert {attack for config in job.rows.values() for attack in config.eval.attacks} == {"pgd-mma", "pgd100"}
+    for read in (first, second):
+        assert {attack for config in read.rows.values() for attack in config.eval.attacks} == {"pgd-mma", "pgd100"}
 
 
 # ---- the attack worst ----------------------------------------------------------------------------------
@@ -277,8 +285,7 @@ def test_the_papers_share_is_one_of_all_test_samples():
 
 
 def test_appendix_a_has_a_job():
-    job = read_job(PACKAGED / "appendix_a.yaml")
-    (config,) = job.rows.values()
+    (config,) = read_job(PACKAGED / "appendix_a.yaml").rows.values()
     assert (config.preset, config.method) == ("covid_ct", "ce")
     assert (config.eval.attacks, config.eval.noise) == (("white-noise",), (0.0, 0.05))
     assert config.fingerprint() == read_job(PACKAGED / "table06.yaml").rows["ce"].fingerprint()
