@@ -58,7 +58,7 @@ OPTIONS: tuple[Setting, ...] = (
     Setting(
         "eps_max",
         "ours",
-        f"{_IMAS}. Section 3.2 has 0.3 for ima, MMA and TRADES on Fashion-MNIST under L∞ only",
+        f"{_IMAS}; section 3.2 names only 0.3, for Fashion-MNIST",
         presets=("fashion_mnist", "svhn"),
         methods=("mma", "trades"),
     ),
