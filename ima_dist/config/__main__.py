@@ -78,10 +78,10 @@ def _values(entry: Setting, name: str, every: list[Config]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == {}:
+    if value is None or value in ({}, []):
         return "not set"
-    if value is False:
-        return "off"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
     if isinstance(value, float):
