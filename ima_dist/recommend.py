@@ -91,7 +91,10 @@ def _compared(run: RunDir, beside: list[RunDir], configs: list[Config], root: Pa
         if status != EXIT_DONE:
             return status
         trained[name] = Run(RunDir(run_path(root, config)), name)
-    others = {f"{directory.config().method} ({directory.path.name})": Run(directory) for directory in (run, *beside)}
+    others: dict[str, Run] = {}
+    for other in (run, *beside):
+        method = other.config().method  # the paper's name of the row
+        others[f"{method} ({other.path.name})" if method in others else method] = Run(other)
     table = min(paper.rows_of(run.config()), default=None)
     say("\n" + comparison_table({**others, **trained}, table))
     for sentence in beside_the_best({**others, **trained}, trained):

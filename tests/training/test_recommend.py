@@ -32,7 +32,7 @@ def test_the_recommended_networks_are_trained_and_compared(tmp_path, capsys, mon
         assert (config.method, config.data.subset, config.eval.samples) == ("adv", 60, 20)
         assert f"adv{config.eps_max:g} under worst: " in printed
     table = printed[printed.rindex("\nnoise ") + 1 :]
-    assert {line.split()[0] for line in table.splitlines()} >= {"ima", "mma", f"adv{config.eps_max:g}"}
+    assert {line.split()[0] for line in table.splitlines()} >= {"ima", "paper", "mma", f"adv{config.eps_max:g}"}
     assert "another seed gives other ones" in printed
     # Again: nothing is left to train.
     before = {path: (path / "summary.json").stat().st_mtime_ns for path in trained}
