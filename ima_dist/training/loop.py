@@ -135,8 +135,9 @@ class Training:
         # Leaves the network as it is if the gradient was too large for the scale.
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        # Each worker's batch norm has seen only its share. All attack the same network, so they agree on one.
-        distributed.average_(self.running)
+        # Each worker's batch norm has seen only its share, which may be empty. All attack the same network, so they
+        # agree on one.
+        distributed.average_(self.running, weight=len(indices))
 
     def _loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""
