@@ -1,11 +1,14 @@
 """The collective operations that the project uses. Without a process group there is one worker."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ima_dist.config.errors import first_line
 
 _T = TypeVar("_T")
 Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
@@ -102,11 +105,20 @@ def together(act: Callable[[], _T], group: Group = None) -> _T:
         try:
             value = act()
         except Exception as error:
-            raised = error
+            raised = _portable(error)
     value, raised = share_object((value, raised), group)
     if raised is not None:
         raise raised
     return cast(_T, value)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or its text if it cannot be sent to other workers: they would never hear of it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(first_line(error))
+    return error
 
 
 def barrier(group: Group = None) -> None:

@@ -94,7 +94,7 @@ class Training:
 
         Called by ``fit``, and before single steps on several workers.
         """
-        check_same_data(self.identity)
+        check_same_data(self.identity.data)
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
         if distributed.world_size() > 1:
             self.trained = autocast(data_parallel(self.network, self.device), self.config.autocast)

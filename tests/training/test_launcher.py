@@ -165,7 +165,7 @@ def test_nodes_that_are_dead_or_leaving_are_not_counted(monkeypatch):
 
 
 def _look(path):
-    main._VISIBLE_WITHIN = 0.1
+    main.VISIBLE_WITHIN = 0.1
     assert main._unseen(RunDir(path)) is None
     elsewhere = RunDir(path / "elsewhere") if distributed.rank() else RunDir(path)
     sentence = main._unseen(elsewhere)
