@@ -50,7 +50,10 @@ WHAT: dict[str, Callable[[], BaseException]] = {
 
 @dataclass(frozen=True)
 class Plant:
-    """Worker ``rank`` meets ``what`` (a key of WHAT, "dies", or "differs": other data) in its ``call``-th call of ``where``."""
+    """Worker ``rank`` meets ``what`` in its ``call``-th call of ``where``.
+
+    what: a key of WHAT, "dies", or "differs": the call, which loads data, returns other data.
+    """
 
     where: str
     what: str

@@ -52,6 +52,7 @@ TRAINING = [
     (Plant("ima_dist.training.loop:Training._loss", "exit", call=2), told(1, "SystemExit: 0")),
     (Plant("ima_dist.training.loop:Training._loss", "dies", call=2), "Worker 1 died: it was killed"),
     (Plant("ima_dist.margins.store:MarginStore.propose", "mistake", call=2), told(1, MISTAKE)),
+    (Plant("ima_dist.training.reporter:Reporter.write", "mistake", rank=0), told(0, MISTAKE)),
     (Plant("ima_dist.training.validation:accuracy", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.training.checkpoint:_write_margins", "damaged"), DAMAGED),
     (Plant("ima_dist.margins.snapshots:write_shard", "full"), told(1, FULL)),
@@ -68,7 +69,7 @@ EVALUATING = [
     (Plant("ima_dist.worker.tasks:load_weights", "damaged"), DAMAGED),
     (Plant("ima_dist.worker.tasks:most_at_once", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.evaluation.runner:write_parquet", "full"), told(1, FULL)),
-    (Plant("ima_dist.evaluation.runner:_joined", "damaged", rank=0), DAMAGED),
+    (Plant("ima_dist.evaluation.runner:wait_for", "stale", rank=0), told(0, "OSError: [Errno 116] Stale file handle")),
     (Plant("ima_dist.worker.tasks:gradient_counts", "mistake"), told(1, MISTAKE)),
 ]
 AUDITING = [
