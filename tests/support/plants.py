@@ -85,6 +85,9 @@ def group(plant: Plant, payload: dict[str, Any]) -> dict[str, Any]:
                 try:
                     kind, found = ends[rank].recv()
                 except EOFError:
+                    # Ray may hear of what another worker raises before it notices the death.
+                    if wait([other for other in ends if other is not end], timeout=1.0):
+                        continue
                     kind, found = "failure", WorkerHealthCheckFailedError("It is gone.", RuntimeError())
                 (answers if kind == "answer" else failures)[rank] = found
     finally:
