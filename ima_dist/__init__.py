@@ -1,6 +1,7 @@
 """Increasing-margin adversarial (IMA) training on one machine or many.
 
-The Python face: ``ima_dist.load`` gives the classifier of a run or an export. Its parts are imported when they are
+The Python face: ``ima_dist.load`` gives the classifier of a run or an export, ``ima_dist.IncreasingMargin`` the method
+for a training loop of one's own. Its parts are imported when they are
 first used, so ``import ima_dist`` itself takes neither torch nor Ray.
 """
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from ima_dist.classifier.loading import load as load
     from ima_dist.classifier.network import Classifier as Classifier
     from ima_dist.classifier.network import Predictions as Predictions
+    from ima_dist.methods.own_loop import IncreasingMargin as IncreasingMargin
 
 __version__ = "0.1.0"
 
@@ -19,8 +21,9 @@ _FACE = {
     "load": "ima_dist.classifier.loading",
     "Classifier": "ima_dist.classifier.network",
     "Predictions": "ima_dist.classifier.network",
+    "IncreasingMargin": "ima_dist.methods.own_loop",
 }
-__all__ = ["Classifier", "Predictions", "load"]
+__all__ = ["Classifier", "IncreasingMargin", "Predictions", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,8 @@ import yaml
 
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import OWN_SETTINGS, data_name, options_of, train_command
+from ima_dist.config.presets import data_name, options_of, train_command
+from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.doubts import doubts, failed_attacks
@@ -117,8 +118,7 @@ def _limits(config: Config, inputs: Inputs) -> list[str]:
     ]
     if inputs.splits["val"].samples == 0:
         found.append("There was no validation set.")
-    own = [text for presets, text in OWN_SETTINGS if config.preset in presets]
-    return [*found, *(f"Not from the paper: {text[0].lower()}{text[1:]}" for text in own)]
+    return [*found, *(f"Not from the paper: {text}" for text in not_the_papers([config]))]
 
 
 def _commands(config: Config, epoch: int, rows: dict[str, Row]) -> list[str]:

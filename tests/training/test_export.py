@@ -113,7 +113,7 @@ def test_the_card_has_the_numbers_of_the_run(run, exported):
         "test": 16,
     }
     assert card["data"]["split_level"].startswith("not known: tests.support.small_images")
-    assert card["reproduce"][0].startswith("python -m ima_dist.train own --name scans --method ima --norm linf --eps-max 0.1")
+    assert card["reproduce"][0].startswith("python -m ima_dist.train own --name scans --method ima ")
     assert card["checks"].keys() == {"model.pt2", "model.onnx"}
 
 
