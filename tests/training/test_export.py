@@ -146,6 +146,7 @@ def test_another_epoch_that_was_not_attacked(run, tmp_path, capsys):
         "config.json",
         "card.json",
         "README.md",
+        "code",
     }
     assert (tmp_path / "a" / "model.safetensors").stat().st_mode & 0o044
 
