@@ -45,7 +45,8 @@ def exported(run):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_programs_answer_as_the_network(name, tmp_path):
+def test_programs_answer_as_the_network(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_STEPS", 3)
     pytest.importorskip("onnxruntime")
     shape, preset = NETWORKS[name]
     classes = 2 if len(shape) == 1 or preset == "covid_ct" else 10
