@@ -18,7 +18,7 @@ _PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version
 def table_csv(table: Table) -> str:
     """A row for each row, attack, split and noise level: our accuracy and the paper's.
 
-    ours is the mean over the runs; low95, high95 its Wilson interval; spread the standard deviation over
+    ours is the mean over the runs; low95, high95 its interval (see ``Measured``); spread the standard deviation over
     seeds; difference ours less the paper's; legible whether the paper's digits could be read.
     """
     rows = []
