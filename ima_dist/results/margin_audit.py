@@ -27,7 +27,7 @@ class AuditSummary(NamedTuple):
 
 
 def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
-    """``table``: as in audit.parquet. The mean distance is of distances capped at ``eps_max``, as margins are.
+    """``table``: as in audit.parquet. The mean distance is of distances capped at ``eps_max`` or the largest margin.
 
     Raises ValueError if no sample is classified correctly.
     """
@@ -43,7 +43,7 @@ def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
         mean_excess=float((margin - distance)[over].mean()) if over.any() else 0.0,
         median_ratio=float(np.median(margin / distance)),
         mean_margin=float(margin.mean()),
-        mean_distance=float(np.minimum(distance, eps_max).mean()),
+        mean_distance=float(np.minimum(distance, max(eps_max, margin.max())).mean()),
     )
 
 
