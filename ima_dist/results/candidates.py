@@ -130,7 +130,7 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     attack = attack or common[0]
     _, candidates, pairs, notes = candidates_of([(row.name, row.networks) for row in measured], attack, levels)
     if not candidates:
-        raise ConfigError(notes[-1])
+        raise ConfigError(" ".join(notes))
     choice = choose(candidates, min_clean, levels)
     measure = f"mean accuracy at noise {', '.join(map(format_noise, levels))}" if levels else _AREA
     head = [f"Attack: {attack}. Score: {measure}.", *([] if levels else [AVERAGE])]
@@ -146,8 +146,9 @@ AVERAGE = (
     "robustness” (appendix E). Choose from the Pareto set, or name the noise that matters."
 )
 _LEGEND = (
-    "P: Pareto set. *: choice. ~: equal to it within noise. ±: half the 95 % interval for the test samples, and for the "
-    "seeds; together, the root of the sum of the squares. less *: interval of the score less that of the choice."
+    "P: Pareto set. *: choice. ~: equal to it within noise. ±: half the 95 % interval for the test samples, and for "
+    "the seeds; for both together, the root of the sum of their squares. less *: interval of the score less that of "
+    "the choice, allowing for the number of candidates."
 )
 
 
@@ -166,9 +167,7 @@ def _candidate_lines(candidates: Sequence[Candidate], choice: Choice, levels: Se
     return aligned(lines, left=2)
 
 
-def _verdict(
-    candidates: Sequence[Candidate], choice: Choice, min_clean: float, levels: Sequence[float]
-) -> list[str]:
+def _verdict(candidates: Sequence[Candidate], choice: Choice, min_clean: float, levels: Sequence[float]) -> list[str]:
     front = "; ".join(candidates[i].name for i in choice.pareto)
     where = f"noise {', '.join(map(format_noise, (0.0, *levels)))}" if levels else "every noise level"
     text = [f"Pareto set (no other is as good at {where} and better at one): {front}."]

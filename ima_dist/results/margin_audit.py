@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ima_dist.results.statistics import wilson_interval
+
 # A margin is over-estimated if it exceeds the audited distance by more than this share of the distance.
 TOLERANCE = 0.05
 
@@ -49,12 +51,13 @@ def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
 
 def audit_text(summary: AuditSummary, epoch: int) -> str:
     """The summary as text for the terminal."""
+    low, high = wilson_interval(summary.over, summary.correct)
     return "\n".join(
         [
             f"Margins of {summary.correct} correctly classified training samples (of {summary.samples} drawn) after "
             f"epoch {epoch}, against the distance at which FAB crosses the boundary:",
-            f"  over-estimated by more than {TOLERANCE:.0%}: {summary.over:.1%} of them, by {summary.mean_excess:.4g} "
-            "on average",
+            f"  over-estimated by more than {TOLERANCE:.0%}: {summary.over:.1%} of them (95 % interval "
+            f"{max(low, 0):.1%} to {min(high, 1):.1%}), by {summary.mean_excess:.4g} on average",
             f"  mean margin {summary.mean_margin:.4g}, mean distance {summary.mean_distance:.4g} (capped like margins)",
             f"  median of margin / distance: {summary.median_ratio:.3f}",
             "The distance is an upper bound: the true boundary may be closer.",

@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ class Network:
     def seed(self) -> int:
         return int(self.run.options["seed"])
 
-    @property
+    @cached_property
     def evaluations(self) -> dict[tuple[str, str], Row]:
         """(Attack, protocol) -> noise level -> point."""
         return protocol_rows(self.run.points, self.epoch)

@@ -56,7 +56,9 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     # An epoch without a histogram shows the one before.
     at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
     epoch, eps_max = at["epoch"], run.config.eps_max
-    caption = f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max or above, mean {at['margin_mean']:.4g}."
+    caption = (
+        f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max or above, mean {at['margin_mean']:.4g}."
+    )
     histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
     share = figures.share_figure(history, eps_max, epoch)
     return [

@@ -28,7 +28,9 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
     dashed = {"color": COLOURS[1], "width": 2, "dash": "dash"}
     fig = figure(
         [
-            go.Bar(x=centres[: len(counts)], y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
+            go.Bar(
+                x=centres[: len(counts)], y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"
+            ),
             go.Scatter(x=[mean, mean], y=[0, max(counts)], mode="lines", line=dashed, name="mean margin"),
         ],
         height=460 if slider else 400,
@@ -60,7 +62,9 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
             (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
         )
     ]
-    fig = figure(traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)]))
+    fig = figure(
+        traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)])
+    )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
 
