@@ -68,8 +68,9 @@ def one_per_seed(
 ) -> tuple[list[tuple[Network, Row]], list[str]]:
     """One network per seed with its row, all attacked by one protocol, and a sentence for what is left out.
 
-    The protocol is the one that most seeds have, of equals the strictest. Of several runs with one seed, the one whose
-    results were written last is taken. ``settings``: only protocols with these settings of the attack.
+    The protocol is the one that most seeds have, of equals the strictest. Of several runs with one seed, those with the
+    most noise levels, and of these the one whose results were written last, is taken. ``settings``: only protocols
+    with these settings of the attack.
     """
     found: dict[str, dict[int, list[tuple[Network, Row]]]] = {}
     strength: dict[str, tuple[int, ...]] = {}
@@ -84,12 +85,13 @@ def one_per_seed(
     chosen = found[max(found, key=lambda protocol: (len(found[protocol]), strength[protocol]))]
     kept, sentences = [], []
     for seed, several in sorted(chosen.items()):
-        several.sort(key=lambda pair: pair[0].written)
+        several.sort(key=lambda pair: (len(pair[1]), pair[0].written))
         kept.append(several[-1])
         if len(several) > 1:
             others = ", ".join(network.run.name for network, _ in several[:-1])
             sentences.append(
-                f"{len(several)} runs have seed {seed}: {several[-1][0].run.name}, the newest, counts; not {others}."
+                f"{len(several)} runs have seed {seed}: {several[-1][0].run.name} counts, the newest with all noise levels; "
+                f"not {others}."
             )
     used = {network for pairs in chosen.values() for network, _ in pairs}
     otherwise = [network.run.name for network in networks if network not in used]

@@ -42,7 +42,7 @@ def test_three_runs_of_one_seed_are_one(tmp_path):
         run_at(tmp_path / name, (0.9, accuracy), age, seed=1)
     (row,) = rows_of_directory(tmp_path)[0]
     assert (row.seeds, len(row.networks)) == ({1}, 3)
-    said = "3 runs have seed 1: newest, the newest, counts; not old, older."
+    said = "3 runs have seed 1: newest counts, the newest with all noise levels; not old, older."
     table = sweep_table([row])
     assert re.search(r"pgd100 +1/1 +0\.9000 +0\.8000$", table, re.MULTILINE)
     assert "±" not in table
@@ -50,6 +50,11 @@ def test_three_runs_of_one_seed_are_one(tmp_path):
     text = best_text([row], 0.5)
     assert f"all: {said}" in text
     assert "Each candidate has one seed" in text
+    # One that is newer still, but lacks a noise level, does not replace it.
+    part = make_run(tmp_path / "part", "moons", {0.0: 0.9}, seed=1)
+    assert part.summary_path.stat().st_mtime > 1e9
+    (row,) = rows_of_directory(tmp_path)[0]
+    assert "4 runs have seed 1: newest counts" in sweep_table([row])
     run_at(tmp_path / "other", (0.9, 0.6), seed=2)
     (row,) = rows_of_directory(tmp_path)[0]
     assert re.search(r"pgd100 +2/2 +0\.9000 ±0\.0000 +0\.7000 ±0\.1414$", sweep_table([row]), re.MULTILINE)
@@ -208,7 +213,7 @@ def test_the_dashboard_counts_one_run_of_a_seed_and_one_protocol(tmp_path):
     assert (row["seeds"], row["verdict"]) == (2, "best")
     assert row["robust"] == pytest.approx(0.825)
     said = " ".join(getattr(part, "text", "") for part in parts)
-    assert "2 runs have seed 1: new, the newest, counts; not old." in said
+    assert "2 runs have seed 1: new counts, the newest with all noise levels; not old." in said
     assert "Not counted, as not attacked with pgd100 in the same way: weak." in said
     assert "clearly not a good measure" in said
     # One interval for samples and seeds.
