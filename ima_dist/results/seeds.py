@@ -89,9 +89,9 @@ def one_per_seed(
         kept.append(several[-1])
         if len(several) > 1:
             others = ", ".join(network.run.name for network, _ in several[:-1])
+            one = several[-1][0].run.name
             sentences.append(
-                f"{len(several)} runs have seed {seed}: {several[-1][0].run.name} counts, the newest with all noise levels; "
-                f"not {others}."
+                f"{len(several)} runs have seed {seed}: {one} counts, the newest with all noise levels; not {others}."
             )
     used = {network for pairs in chosen.values() for network, _ in pairs}
     otherwise = [network.run.name for network in networks if network not in used]
