@@ -95,7 +95,7 @@ def margin_histogram(
         groups, names = [values[labels == c] for c in classes], [f"class {c}" for c in classes]
     else:
         colours, groups, names = [_BLUE], [values], None
-    ax.hist(groups, bins=edges, stacked=True, color=colours, label=names)
+    ax.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=names)
     ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
     ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
