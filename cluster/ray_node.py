@@ -23,6 +23,8 @@ ROOM_FOR_RAY = 64
 ROOM_FOR_OURS = 24
 # Training passes nothing through the object store.
 _OBJECT_STORE_BYTES = 256 * 2**20
+# Where a short link to a long path is made.
+_SHORT = "/tmp"
 _LOCK, _NEW = "lock", "lock.new"
 _SLOW, _ATTEMPTS = "timed out during startup", 3
 
@@ -44,27 +46,62 @@ def environment(token: Path) -> dict[str, str]:
     }
 
 
+def mig_slices(visible: str) -> int:
+    """How many slices of GPUs (MIG) CUDA_VISIBLE_DEVICES names; 0 for whole GPUs.
+
+    Ray counts the cards behind them, so that two slices of one card would be one.
+    """
+    return sum(1 for name in visible.split(",") if name.strip().startswith("MIG-"))
+
+
 def fits(base: str) -> bool:
     """Whether Ray's sockets, below a private directory in ``base``, have short enough paths."""
     return len(os.fsencode(base)) + ROOM_FOR_OURS + ROOM_FOR_RAY <= SOCKET_PATH
 
 
+def expanded(path: str, what: str) -> str:
+    """``path`` with variables and ~ replaced by their values on this node. Raises ConfigError if one is not set."""
+    found = os.path.expanduser(os.path.expandvars(path))
+    if "$" in found:
+        raise ConfigError(f"{what} is {path}, but the variable is not set on {socket.gethostname()}: correct its name.")
+    return found
+
+
 def temporary_base(wanted: str | None) -> str:
     """Directory in which the private one is made: the partition's, the job's TMPDIR, or /tmp. Raises ConfigError."""
-    candidates = [wanted] if wanted else [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]
-    for base in candidates:
-        if base and fits(base) and os.access(base, os.W_OK | os.X_OK):
+    if wanted:
+        base = expanded(wanted, "temp in partitions.toml")
+        # One per job, such as /scratch/$SLURM_JOB_ID, may not exist yet.
+        with contextlib.suppress(OSError):
+            os.makedirs(base, mode=0o700, exist_ok=True)
+    candidates = [base] if wanted else [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), _SHORT]
+    for base in filter(None, candidates):
+        if os.access(base, os.W_OK | os.X_OK):
             return base
-    longest = SOCKET_PATH - ROOM_FOR_OURS - ROOM_FOR_RAY
     raise ConfigError(
         f"No usable temporary directory on {socket.gethostname()}: {' and '.join(filter(None, candidates))} cannot be "
-        f"written, or the path is longer than {longest} bytes; name a short directory as temp in partitions.toml."
+        "written; name another as temp in partitions.toml."
     )
 
 
 @contextlib.contextmanager
 def private_directory(base: str, job: str) -> Iterator[Path]:
-    """A new directory that only this user can enter, removed at the end; leftovers of killed tasks go first."""
+    """A new directory that only this user can enter, removed at the end; leftovers of killed tasks go first.
+
+    Where ``base`` is too long for Ray's sockets, the directory is reached by a link in a private directory of /tmp.
+    """
+    if not fits(base):
+        with _private(base, job) as there, _private(_SHORT, job) as link:
+            link.rmdir()
+            link.symlink_to(there)
+            yield link
+        return
+    with _private(base, job) as inner:
+        yield inner
+
+
+@contextlib.contextmanager
+def _private(base: str, job: str) -> Iterator[Path]:
     for old in Path(base).glob("ima-*"):
         with contextlib.suppress(OSError):
             if not old.is_symlink() and old.stat().st_uid == os.getuid():
@@ -147,6 +184,8 @@ class RayNode:
         words += [f"--node-ip-address={self.address}", f"--temp-dir={self.temp}", f"--num-cpus={self.cpus}"]
         words += ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false"]
         words += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        if slices := mig_slices(os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+            words += [f"--num-gpus={slices}"]
         # Other people's Ray may hold the usual ports of a node.
         words += [f"--dashboard-agent-listen-port={free_port(self.address)}"]
         if self.head is None:
