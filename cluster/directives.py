@@ -121,6 +121,16 @@ def gpus(directives: Directives, nodes: int) -> int:
     return max(found)
 
 
+def gpu_kind(directives: Directives) -> str:
+    """What a request for GPUs names, as sinfo lists it: "gpu:v100", or "gpu" for any; "" if none is asked for."""
+    for name in sorted(_GPU_REQUESTS & directives.keys()):
+        for part in str(directives[name]).split(","):
+            pieces = [p for p in re.split("[:/=]", part) if p not in ("gres", "gpu")]
+            if name.startswith("gpus") or "gpu" in part:
+                return ":".join(["gpu", *(p for p in pieces[:1] if not p.isdigit())])
+    return ""
+
+
 def _count(name: str, directives: Directives) -> int:
     """GPUs that one option asks for. Raises ConfigError if it cannot be read."""
     value = directives.get(name)

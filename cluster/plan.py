@@ -66,11 +66,8 @@ def plan(
     if nodes < 1 or at_once < 1:
         raise ConfigError("--nodes and --at-once must be at least 1.")
     chosen = partitions.choose(partition, partitions_file, **changes).for_nodes(nodes, changes.get("cards"))
-    options = dict(options or {})
-    asks_cpus = options.get("device") == "cpu"
-    # Without a device a run that sees no card would use the CPU, for weeks.
-    options.setdefault("device", "cuda" if chosen.gpus(nodes) else "cpu")
-    _check_device(options, chosen, nodes)
+    asks_cpus = (options or {}).get("device") == "cpu"
+    options = _with_device(options or {}, chosen, nodes)
     job_file = find_file(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
     suffix = f"-{scale}" if scale else ""
@@ -116,20 +113,24 @@ def _job_rows(
     return found
 
 
-def _check_device(options: dict[str, Any], partition: Partition, nodes: int) -> None:
-    """Raises ConfigError for CUDA in a job that asks for no GPU."""
-    if options["device"] == "cuda" and not partition.gpus(nodes):
+def _with_device(options: dict[str, Any], partition: Partition, nodes: int) -> dict[str, Any]:
+    """The options with a device. Raises ConfigError for CUDA in a job that asks for no GPU."""
+    if options.get("device") == "cuda" and not partition.gpus(nodes):
         raise ConfigError(
             f"--device cuda was given, but partition {partition.name} asks sbatch for no GPU: set gres (or "
             "sbatch = {gpus-per-node = …}) in partitions.toml, or use --sbatch gpus-per-node=N."
         )
+    # Without a device a run that sees no card would use the CPU, for weeks.
+    return {**options, "device": options.get("device") or ("cuda" if partition.gpus(nodes) else "cpu")}
 
 
 def _check_directories(configs: Iterable[Config], given: str | None) -> None:
     """Raises ConfigError for a directory of data that is not here; a variable in ``given`` is expanded on the node."""
     for place in dict.fromkeys(c.data.dir for c in configs if c.data.dir and not c.data.download):
         if "$" in place and place != given:
-            raise ConfigError(f"data.dir is {place} in the job file: give it as --data.dir, where variables are expanded.")
+            raise ConfigError(
+                f"data.dir is {place} in the job file: give it as --data.dir, where variables are expanded."
+            )
         if "$" not in place and not Path(place).expanduser().exists():
             raise ConfigError(
                 f"--data.dir {place}: there is no such directory here. Name one that all nodes share, or, for one that "

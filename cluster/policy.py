@@ -134,9 +134,7 @@ class Decision:
     counted: bool = False
 
 
-def decide(
-    status: int, message: str, situation: Situation, failures: int, output: Any = "", idle: int = 0
-) -> Decision:
+def decide(status: int, message: str, situation: Situation, failures: int, output: Any = "", idle: int = 0) -> Decision:
     """What becomes of a job whose run ended with ``status``.
 
     message: what went wrong, if known. failures: consecutive failures without progress, this start included.

@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
         "--sbatch", action="append", default=[], metavar="KEY=VALUE",
         help="option of sbatch (repeatable), such as mail-type=END; an empty VALUE leaves one out, a KEY alone has none",
     )  # fmt: skip
-    parser.add_argument("--no-snapshot", action="store_true", help="jobs run the checkout, not a copy of it as it is now")
+    parser.add_argument(
+        "--no-snapshot", action="store_true", help="jobs run the checkout, not a copy of it as it is now"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what sbatch would get, and submit nothing")
     parser.add_argument("--watch", action="store_true", help="wait until all rows have ended, then print the table")
     add_ask_every(parser)

@@ -93,7 +93,9 @@ def test_cards_that_nobody_asks_for(monkeypatch):
     Path("partitions.toml").write_text(OWN)
     offers = "(null)\ngpu:v100:4(S:0-1)\n"
     monkeypatch.setattr(ready.slurm, "command", lambda *words: offers)
-    with pytest.raises(ConfigError, match=r"The nodes of partition site have GPUs \(gpu:v100:4\(S:0-1\)\), but none is"):
+    with pytest.raises(
+        ConfigError, match=r"The nodes of partition site have GPUs \(gpu:v100:4\(S:0-1\)\), but none is"
+    ):
         ready.check_gpus(submit.plan(JOB, "site"))
     ready.check_gpus(submit.plan(JOB, "site", options={"device": "cpu"}))
     offers = "(null)\n"
@@ -109,10 +111,25 @@ def test_every_directive_can_be_given_replaced_and_left_out(capsys):
     assert not {"partition", "requeue", "mem"} & set(found)
     assert (found["export"], found["mail-type"], found["mem-per-cpu"], found["exclusive"]) == ("NONE", "END", "2G", "")
     assert (found["gres"], found["qos"], found["time"]) == ("gpu:a:4", "normal", "60")
-    words = ["mem=", "mail-type=", "dependency=afterok:7", "p=gpu2", "qos=long", "signal=", "time=", "nodelist=n1", "x=n2"]
+    words = [
+        "mem=",
+        "mail-type=",
+        "dependency=afterok:7",
+        "p=gpu2",
+        "qos=long",
+        "signal=",
+        "time=",
+        "nodelist=n1",
+        "x=n2",
+    ]
     found = asked(capsys, entries, *(word for key in words for word in ("--sbatch", key)), "--sbatch", "no-requeue")
     assert not {"mail-type", "signal", "time", "mem"} & set(found)
-    assert (found["dependency"], found["partition"], found["qos"], found["exclude"]) == ("afterok:7", "gpu2", "long", "n2")
+    assert (found["dependency"], found["partition"], found["qos"], found["exclude"]) == (
+        "afterok:7",
+        "gpu2",
+        "long",
+        "n2",
+    )
     assert "no-requeue" in found
     found = asked(capsys, 'memory = "10G"\n', "--sbatch", "mem=")
     assert not {"mem", "mem-per-cpu"} & set(found)

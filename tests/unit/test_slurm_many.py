@@ -135,7 +135,9 @@ def test_130_rows_with_a_command_that_is_interrupted_and_given_again(many, capsy
 def test_another_command_does_not_take_up_what_is_held_back(many):
     many(12, 20, 10)
     assert submit.main(WORDS) == 0
-    plans = [submit.plan("many.yaml", "v100", options={"device": "cpu"}, **o) for o in ({}, {"nodes": 2}, {"at_once": 1})]
+    plans = [
+        submit.plan("many.yaml", "v100", options={"device": "cpu"}, **o) for o in ({}, {"nodes": 2}, {"at_once": 1})
+    ]
     assert [submission.unfinished(plan) is not None for plan in plans] == [True, False, False]
 
 
