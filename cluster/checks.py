@@ -277,8 +277,8 @@ def requeue() -> tuple[str, str]:
     """Whether the run on this node can ask for what SLURM wants of it, and requeue its job."""
     if shutil.which("scontrol") is None:
         return WARNING, (
-            "scontrol is missing where Python runs (a container?): the batch script requeues the job at its time limit, "
-            "but the run cannot tell pre-emption from scancel, and then ends: submit it again."
+            "scontrol is missing where Python runs (in a container?): at its time limit the batch script requeues the "
+            "job, but a run that is pre-empted looks cancelled, and then must be submitted again."
         )
     return OK, "scontrol is available"
 

@@ -63,7 +63,7 @@ def normalised(given: Mapping[str, Any]) -> Directives:
 
 
 def parse_words(words: list[str]) -> Directives:
-    """``KEY=VALUE`` words of --sbatch: an empty value leaves the option out, a KEY alone has none. Raises ConfigError."""
+    """Words of --sbatch: KEY=VALUE; KEY= leaves an option out, KEY alone has no value. Raises ConfigError."""
     pairs = (word.partition("=") for word in words)
     return normalised({key.strip(): value if equals else True for key, equals, value in pairs})
 

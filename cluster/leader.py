@@ -263,7 +263,7 @@ class Leader(Start):
 
 
 def expanded(command: list[str]) -> list[str]:
-    """A row's command with the variables in its --data.dir replaced by their values on this node. Raises ConfigError."""
+    """A row's command with the variables in its --data.dir replaced by their values here. Raises ConfigError."""
     words = list(command)
     for i, word in enumerate(words[:-1]):
         if word == "--data.dir":

@@ -174,7 +174,7 @@ def failures_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
 
 
 def idle_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
-    """Consecutive starts without progress, the one that wrote ``tries`` included, if ``progress`` is saved at its end."""
+    """Consecutive starts without progress, if the one that wrote ``tries`` ended with ``progress`` saved."""
     return int(tries.get("idle", 0)) + 1 if tries["progress"] == progress else 0
 
 

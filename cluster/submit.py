@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cards", type=int, metavar="N", help="cards per node")
     parser.add_argument(
         "--sbatch", action="append", default=[], metavar="KEY=VALUE",
-        help="option of sbatch (repeatable), such as mail-type=END; an empty VALUE leaves one out, a KEY alone has none",
+        help="option of sbatch (repeatable), such as mail-type=END; KEY= leaves one out, KEY alone has no value",
     )  # fmt: skip
     parser.add_argument(
         "--no-snapshot", action="store_true", help="jobs run the checkout, not a copy of it as it is now"

@@ -46,7 +46,7 @@ class Queue:
         self._asked, self._answered = -float("inf"), time.monotonic()
 
     def jobs(self) -> dict[str, dict[str, str]] | None:
-        """The user's jobs, as of the last answer; None before the first. Raises ConfigError after minutes of silence."""
+        """The user's jobs, as of the last answer; None before the first. Raises ConfigError after long silence."""
         now = time.monotonic()
         if now - self._asked > self._every:
             self._asked = now

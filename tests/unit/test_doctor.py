@@ -61,8 +61,8 @@ def test_all_is_well(answers, tmp_path, monkeypatch):
     found = levels(V100, tmp_path)
     assert {f.level for name, f in found.items() if name != "disk space"} == {OK}, found
     assert list(found) == [
-        "SLURM", "accounting", "grace", "partition", "cards", "limits", "directory", "disk space", "clock", "socket path",
-        "ports", "torch",
+        "SLURM", "accounting", "grace", "partition", "cards", "limits", "directory", "disk space", "clock",
+        "socket path", "ports", "torch",
     ]  # fmt: skip
     assert "1 of 2 nodes" in found["cards"].text
 
