@@ -78,7 +78,9 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     if address:
         _check_admission(address)
     try:
-        with starting_ray():
+        # Ray gives workers the driver's directory as the first place for modules: under SLURM that of the job's code.
+        code = os.environ.get("IMA_DIST_CODE") if address else None
+        with starting_ray(), contextlib.chdir(code) if code else contextlib.nullcontext():
             # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
             dashboard = None if address else True
             ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)

@@ -21,7 +21,7 @@ def test_jobs_run_the_code_as_it_was(tmp_path, monkeypatch):
     Path("finds_then.py").write_text("HERE = __file__\ndef load(seed):\n    return 1\n")
     (tmp_path / "ima_dist").mkdir()
     (tmp_path / "ima_dist" / "__init__.py").write_text("raise SystemExit('the checkout of today')\n")
-    config = make_config("own", {"model.factory": "mine_then:build", "data.source": "finds_then:load", "eps_max": 0.1})
+    config = make_config("moons", {"model.factory": "mine_then:build", "data.source": "finds_then:load"})
     said = snapshot.take(tmp_path / "records", [config])
     assert said["modules"] == ["helper_then.py", "mine_then.py"]
     assert said["in_place"] == ["finds_then.py"]
@@ -31,7 +31,7 @@ def test_jobs_run_the_code_as_it_was(tmp_path, monkeypatch):
     assert not list(code.rglob("__pycache__"))
     Path("helper_then.py").write_text("SAID = 'now'\n")
     lines = snapshot.exports(said["path"], tmp_path)
-    show = "import ima_dist, cluster, mine_then, helper_then, finds_then, sys; print(helper_then.SAID, ima_dist.__file__, finds_then.HERE)"
+    show = "import ima_dist, mine_then, helper_then as h, finds_then as f; print(h.SAID, ima_dist.__file__, f.HERE)"
     words = "\n".join([*lines, f'{sys.executable} -c "{show}"'])
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.stdout.split() == ["then", str(code / "ima_dist" / "__init__.py"), str(tmp_path / "finds_then.py")], (
