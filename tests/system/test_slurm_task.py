@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,8 +277,9 @@ def test_a_requeue_that_slurm_refuses_at_first(job):
 def test_without_scontrol_the_batch_script_is_asked_to_requeue(job):
     """As in a container: the run asks the script around it, and leaves the result that is true if SLURM refuses."""
     asked = job.folder / "requeue-7_1"
+    (job.folder / "sleep").symlink_to(str(shutil.which("sleep")))
     hidden = f"import os\nos.environ.update(PATH={str(job.folder)!r}, IMA_DIST_REQUEUE_FILE={str(asked)!r})\n"
-    ended = "import os; print('dir', os.environ['IMA_DIST_LAST_START']); os._exit(75)"
+    ended = "import os; print('dir', os.environ['IMA_DIST_LAST_START'], flush=True); os._exit(75)"
     status, _, err = job.run(ended, before=f"{hidden}os.environ['SLURM_JOB_END_TIME'] = '1800000000'\n")
     assert (status, job.requeued(), asked.read_text()) == (0, 0, "ima"), err
     output = job.record.output.read_text()
