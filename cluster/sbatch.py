@@ -28,7 +28,7 @@ _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 _BEFORE = """\
 trap : TERM
 job=$SLURM_JOB_ID
-[ -n "$SLURM_ARRAY_TASK_ID" ] && job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+if [ -n "${{SLURM_ARRAY_TASK_ID:-}}" ]; then job=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID; fi
 export {variable}={folder}/requeue-$job
 rm -f "${variable}"
 # With --export=NONE srun would start its tasks without this environment.

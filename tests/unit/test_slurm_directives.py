@@ -137,6 +137,20 @@ def test_every_directive_can_be_given_replaced_and_left_out(capsys):
     assert "memory" not in asked(capsys, 'memory = ""\nreservation = ""\n')
 
 
+def test_the_documented_sites(capsys):
+    """Each file of docs/sites.md is complete, asks for its GPUs, and leaves out what such a site refuses."""
+    files = re.findall(r"```toml\n(.*?)```", (ROOT / "docs" / "sites.md").read_text(), re.DOTALL)
+    refused = {"gpu": {"gpus-per-node"}, "boost": {"gres", "mem"}, "whole": {"gres"}, "long": {"mem", "gpus-per-node"}}
+    assert len(files) == len(refused)
+    for text in files:
+        Path("partitions.toml").write_text(text)
+        (name,) = set(partitions.load()) - {"v100", "titanv"}
+        planned = submit.plan(JOB, name, nodes=2, rows=["ima"])
+        assert planned.partition.gpus(2) == planned.partition.cards == 4
+        assert planned.rows[0].command[-1] == "cuda"
+        assert not refused[name] & set(planned.partition.asked(2))
+
+
 def test_an_entry_of_the_package_can_be_unset(capsys):
     Path("partitions.toml").write_text('[v100]\nmemory = ""\ngres = ""\nsbatch = {mem-per-cpu = "4G"}\n')
     given = partitions.choose("v100").asked(1)

@@ -132,6 +132,12 @@ def test_130_rows_with_a_command_that_is_interrupted_and_given_again(many, capsy
     assert {path.name for path in folder.parent.iterdir()} == {"many", "many-2"}
 
 
+def test_from_python(many):
+    many(3, 20, 10)
+    jobs = submit.submit(submit.plan("many.yaml", "v100", options={"device": "cpu"}))
+    assert [job.job_id for job in jobs] == ["100_0", "100_1", "100_2"]
+
+
 def test_another_command_does_not_take_up_what_is_held_back(many):
     many(12, 20, 10)
     assert submit.main(WORDS) == 0
