@@ -100,9 +100,8 @@ class Partition(Checked):
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether bfloat16 is available, as far as is known; a job without GPUs computes it on its CPUs."""
-        without = not directives.gpus(self.asked(1), 1)
-        return without or (self.autocast == "bfloat16" if self.autocast else self._may_have_bfloat16)
+        """Whether the cards have bfloat16, as far as is known."""
+        return self.autocast == "bfloat16" if self.autocast else self._may_have_bfloat16
 
     def asked(self, nodes: int) -> Directives:
         """What sbatch is asked for, but for the names of job and log, and the array."""
@@ -114,6 +113,7 @@ class Partition(Checked):
             "gres": self.gres if counted or not self.gres else f"{self.gres}:{self.cards}",
             "mem": self.memory,
             "nodes": str(nodes),
+            "ntasks": str(nodes),  # some sites want it said, and so does gpus-per-task
             "ntasks-per-node": "1",
             "partition": self.partition,
             "qos": self.qos,

@@ -67,7 +67,9 @@ def plan(
         raise ConfigError("--nodes and --at-once must be at least 1.")
     chosen = partitions.choose(partition, partitions_file, **changes).for_nodes(nodes, changes.get("cards"))
     asks_cpus = (options or {}).get("device") == "cpu"
-    options = _with_device(options or {}, chosen, nodes)
+    # Without a device a run that sees no card would use the CPU, for weeks.
+    options = dict(options or {})
+    options.setdefault("device", "cuda" if chosen.gpus(nodes) else "cpu")
     job_file = find_file(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
     suffix = f"-{scale}" if scale else ""
@@ -111,17 +113,6 @@ def _job_rows(
         command = ["-m", "ima_dist.job", words[0], "--rows", name, *words[1:], *as_flags(options)]
         found.append(Row(label, command, str(run_path(place, job.rows[name]))))
     return found
-
-
-def _with_device(options: dict[str, Any], partition: Partition, nodes: int) -> dict[str, Any]:
-    """The options with a device. Raises ConfigError for CUDA in a job that asks for no GPU."""
-    if options.get("device") == "cuda" and not partition.gpus(nodes):
-        raise ConfigError(
-            f"--device cuda was given, but partition {partition.name} asks sbatch for no GPU: set gres (or "
-            "sbatch = {gpus-per-node = …}) in partitions.toml, or use --sbatch gpus-per-node=N."
-        )
-    # Without a device a run that sees no card would use the CPU, for weeks.
-    return {**options, "device": options.get("device") or ("cuda" if partition.gpus(nodes) else "cpu")}
 
 
 def _check_directories(configs: Iterable[Config], given: str | None) -> None:

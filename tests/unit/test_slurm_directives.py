@@ -85,18 +85,21 @@ def test_a_request_for_gpus_means_cuda(tmp_path):
         submit.plan(JOB, "site", cards=4)
     Path("partitions.toml").write_text(OWN)
     assert submit.plan(JOB, "site").rows[0].command[-1] == "cpu"
-    with pytest.raises(ConfigError, match="--device cuda was given, but partition site asks sbatch for no GPU"):
-        submit.plan(JOB, "site", options={"device": "cuda"})
+    # Some sites give whole nodes and have no GPUs in SLURM: nothing but the option says that they are there.
+    Path("partitions.toml").write_text(f'{OWN}compute_capability = "7.5"\n')
+    assert submit.plan(JOB, "site", options={"device": "cuda"}).rows[0].command[-1] == "cuda"
+    with pytest.raises(ConfigError, match="no bfloat16"):
+        submit.plan(JOB, "site", options={"device": "cuda", "autocast": "bfloat16"})
+    assert submit.plan(JOB, "site", options={"autocast": "bfloat16"}).rows[0].command[-1] == "cpu"
 
 
 def test_cards_that_nobody_asks_for(monkeypatch):
     Path("partitions.toml").write_text(OWN)
     offers = "(null)\ngpu:v100:4(S:0-1)\n"
     monkeypatch.setattr(ready.slurm, "command", lambda *words: offers)
-    with pytest.raises(
-        ConfigError, match=r"The nodes of partition site have GPUs \(gpu:v100:4\(S:0-1\)\), but none is"
-    ):
-        ready.check_gpus(submit.plan(JOB, "site"))
+    for options in ({}, {"device": "cuda"}):
+        with pytest.raises(ConfigError, match=r"The nodes of partition site have GPUs .gpu:v100:4.*, but none is"):
+            ready.check_gpus(submit.plan(JOB, "site", options=options))
     ready.check_gpus(submit.plan(JOB, "site", options={"device": "cpu"}))
     offers = "(null)\n"
     ready.check_gpus(submit.plan(JOB, "site"))
