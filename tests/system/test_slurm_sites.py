@@ -58,8 +58,13 @@ def place(tmp_path_factory):
     os.chdir(place)
     scratch = place / ("scratch-" + "x" * 90)
     scratch.mkdir()
+    programs = place / "programs"
+    programs.mkdir()
+    for program in os.scandir("/usr/bin"):
+        if not program.name.startswith(("scontrol", "squeue", "sinfo", "sbatch", "srun", "scancel")):
+            (programs / program.name).symlink_to(program.path)
     container = place / "container"
-    container.write_text(f'#!/bin/bash\nPATH={place}/nothing exec {shlex.quote(sys.executable)} "$@"\n')
+    container.write_text(f'#!/bin/bash\nPATH={programs} exec {shlex.quote(sys.executable)} "$@"\n')
     container.chmod(0o755)
     Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container))))
     Path("mine.py").write_text(NETWORK)
@@ -88,6 +93,11 @@ def submitted(*words: str, **environment: str) -> tuple[Path, dict[str, str]]:
     return folder, row
 
 
+def said(record: RowRecord) -> str:
+    files = [record.output, *record.path.glob("start-*/ray-*.log")]
+    return "\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in files)
+
+
 def test_a_site_with_rules_of_its_own(place):
     """Submitted inside an allocation; the checkout changes; the time limit comes in mid-training, without scontrol."""
     inherited = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "99999999", "SBATCH_GRES": "gpu:nosuch:9"}
@@ -98,7 +108,7 @@ def test_a_site_with_rules_of_its_own(place):
     assert (asked["MinMemoryCPU"], asked["TresPerNode"]) == ("1500M", "gres:gpu:titanv:1")
 
     def in_training() -> bool:
-        assert record.result() is None, record.output.read_text()
+        assert record.result() is None, said(record)
         return training(record, row["run"], 0, STEPS)
 
     commands.wait_for(in_training, WAIT, "the run to train")
@@ -110,7 +120,7 @@ def test_a_site_with_rules_of_its_own(place):
     slurm.command("scontrol", "update", f"JobId={row['id']}", "TimeLimit=30")
     (result,) = submit.wait(folder, ask_every=2.0).values()
     output = record.output.read_text()
-    assert result["status"] == 0, output
+    assert result["status"] == 0, said(record)
     assert "there is no scontrol here, so the job's batch script asks SLURM to requeue it" in output
     assert not list(place.glob("scratch-*/*")), "scratch is left"
     code = (read_json(folder / "job.json") or {})["code"]

@@ -39,9 +39,9 @@ def test_dry_run_shows_what_sbatch_gets(tmp_path, capsys):
     text = capsys.readouterr().out
     assert flags(text) == {
         "account": "lab42", "array": "0-3%2", "cpus-per-task": "32", "exclude": "node7", "gres": "gpu:v100:4",
-        "job-name": "table11", "mem": "160G", "nodes": "4", "ntasks": "4", "ntasks-per-node": "1", "open-mode": "append",
-        "output": f"{tmp_path}/runs/cluster/table11/%A_%a_0_log.out", "partition": "v100", "requeue": "",
-        "reservation": "night", "signal": "USR2@180", "time": "1440",
+        "job-name": "table11", "mem": "160G", "nodes": "4", "ntasks": "4", "ntasks-per-node": "1",
+        "open-mode": "append", "output": f"{tmp_path}/runs/cluster/table11/%A_%a_0_log.out", "partition": "v100",
+        "requeue": "", "reservation": "night", "signal": "USR2@180", "time": "1440",
     }  # fmt: skip
     lines = text.splitlines()
     setup = lines.index("module load cuda/12.6")
