@@ -1,9 +1,11 @@
 """The code that a submission's jobs run: a copy, so that later changes of the checkout do not reach them."""
 
 import contextlib
+import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,9 +56,9 @@ def exports(code: str, here: Path) -> list[str]:
 def _users_modules(configs: Iterable[Config]) -> dict[str, Path]:
     """Files and packages of the user at the top level, and the directories from which they are imported."""
     from ima_dist.cli.own_code import own_files
-    from ima_dist.cli.running import see_users_modules
 
-    see_users_modules()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     found = {}
     for config in {(c.data.source, c.model.factory): c for c in configs}.values():
         # What cannot be imported here may exist only where jobs run.

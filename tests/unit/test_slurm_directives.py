@@ -12,6 +12,7 @@ import pytest
 from cluster import directives, partitions, ray_node, ready, sbatch, submit
 from cluster.reasons import words_of
 from ima_dist.config.errors import ConfigError
+from ima_dist.data.prepared import MANIFEST
 from tests.support.commands import ROOT
 
 JOB = ROOT / "jobs" / "table02.yaml"
@@ -255,5 +256,8 @@ def test_data_are_looked_for_before_the_job(tmp_path, capsys):
     assert "nowhere: there is no such directory here" in capsys.readouterr().err
     assert submit.main([*words, "$TMPDIR/images"]) == 0
     assert submit.main([*words, str(tmp_path)]) == 0
-    with pytest.raises(ConfigError, match="is in none of"):
+    with pytest.raises(ConfigError, match=r"is in none of|is missing"):
         ready.check_data(submit.plan(JOB, "v100", options={"data.dir": str(tmp_path)}))
+    (tmp_path / MANIFEST).touch()
+    ready.check_data(submit.plan(JOB, "v100", options={"data.dir": str(tmp_path)}))
+    ready.check_data(submit.plan(JOB, "v100", options={"data.dir": "$TMPDIR/images"}))
