@@ -14,6 +14,7 @@ import torch
 from cluster import checks, doctor, ray_node, slurm
 from cluster.checks import FAILURE, OK, WARNING, Finding, run_check
 from cluster.partitions import Partition
+from ima_dist.launch import temporary
 
 V100 = Partition(
     name="v100", partition="v100", cards=2, cpus_per_card=4, time=600, gres="gpu:v100", memory="40G",
@@ -173,11 +174,11 @@ def test_socket_path_too_long(tmp_path):
 
 def test_room_for_sockets_is_enough():
     """A socket at the longest path that passes the check can be bound."""
-    base = "/" + "x" * (ray_node.SOCKET_PATH - ray_node.ROOM_FOR_OURS - ray_node.ROOM_FOR_RAY - 1)
+    base = "/" + "x" * (temporary.SOCKET_PATH - temporary.ROOM_FOR_OURS - temporary.ROOM_FOR_RAY - 1)
     assert ray_node.fits(base)
     assert not ray_node.fits(base + "x")
     below = "/ima-12345678-abcdefgh/r/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
-    assert len(base + below) <= ray_node.SOCKET_PATH
+    assert len(base + below) <= temporary.SOCKET_PATH
 
 
 def test_no_free_port(monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 from cluster import partitions, ray_node, slurm, status, submit, watch
 from cluster.records import progress_of, write_private
 from ima_dist.config.errors import ConfigError
+from ima_dist.launch import temporary
 from tests.support.commands import ROOT
 
 
@@ -228,7 +229,7 @@ def test_a_long_temporary_directory_is_reached_by_a_short_link(tmp_path, monkeyp
     base = ray_node.temporary_base("$MINE/job")
     assert base == f"{os.environ['MINE']}/job"
     with ray_node.private_directory(base, "123") as inner:
-        assert len(str(inner)) + ray_node.ROOM_FOR_RAY <= ray_node.SOCKET_PATH
+        assert len(str(inner)) + temporary.ROOM_FOR_RAY <= temporary.SOCKET_PATH
         assert Path(os.path.realpath(inner)).is_relative_to(base)
         (inner / "session").mkdir()
         (private,) = Path(base).iterdir()
