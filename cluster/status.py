@@ -158,6 +158,8 @@ def follow(folder: Path, row: dict[str, Any], ask_every: float = ASK_EVERY) -> N
 def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
     """Start running or ended jobs again from their last checkpoint. Raises ConfigError."""
     for name, folder, row in rows:
+        if not row["id"]:
+            raise ConfigError(f"{name} is not submitted yet: give the command of the submission again.")
         try:
             slurm.command("scontrol", "requeue", row["id"])
         except ConfigError as error:
