@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ima_dist.config.errors import ConfigError, printable
 from ima_dist.config.schema import Config
@@ -103,7 +104,7 @@ def _connect(address: str | None, temp: Path | None) -> None:
         code = os.environ.get("IMA_DIST_CODE") if address else None
         with starting_ray(), contextlib.chdir(code) if code else contextlib.nullcontext():
             # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
-            options = {} if temp is None else {"include_dashboard": True, "_temp_dir": str(temp)}
+            options: dict[str, Any] = {} if temp is None else {"include_dashboard": True, "_temp_dir": str(temp)}
             ray.init(address or "local", **options, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
