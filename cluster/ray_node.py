@@ -140,6 +140,8 @@ class RayNode:
         else:
             words += [f"--address={self.head}"]
         ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        # Ray's dashboard makes further sockets in TMPDIR, whose path may be too long for them.
+        ours["TMPDIR"] = str(self.temp)
         self.process = processes.start(words, {**ours, **environment(self.token)}, self.log)
 
     def up(self) -> bool:

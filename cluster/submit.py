@@ -25,7 +25,16 @@ from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.rundir.files import read_json
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
-RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
+RUN_OPTIONS = (
+    "workers",
+    "cpus_per_worker",
+    "device",
+    "data.dir",
+    "data.download",
+    "data.val_size",
+    "dtype",
+    "autocast",
+)
 _OVERRIDES = ("account", "qos", "constraint", "reservation")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import ConfigError, printable
+from ima_dist.config.errors import ConfigError, one_line, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
@@ -105,7 +105,15 @@ def _connect(address: str | None, temp: Path | None) -> None:
         with starting_ray(), contextlib.chdir(code) if code else contextlib.nullcontext():
             # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
             options: dict[str, Any] = {} if temp is None else {"include_dashboard": True, "_temp_dir": str(temp)}
-            ray.init(address or "local", **options, log_to_driver=False, logging_level=logging.ERROR)
+            usual = os.environ.get("TMPDIR")
+            if temp is not None:
+                # Ray's dashboard makes further sockets there.
+                os.environ["TMPDIR"] = str(temp)
+            try:
+                ray.init(address or "local", **options, log_to_driver=False, logging_level=logging.ERROR)
+            finally:
+                os.environ.pop("TMPDIR", None)
+                os.environ.update({"TMPDIR": usual} if usual is not None else {})
     except Exception as error:
         what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"Could not {what}: {one_line(error)}.") from error
@@ -209,8 +217,3 @@ def trials_at_once(configs: list[Config], nodes: list[dict[str, float]]) -> int:
     """How many trials of the largest kind fit on the nodes at once. Raises ConfigError if not even one does."""
     needs = [fit_to(config, nodes) for config in configs]
     return min(max(1, _room(nodes, n.use_gpu, n.cpus_per_worker) // (n.least or n.workers)) for n in needs)
-
-
-def one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
