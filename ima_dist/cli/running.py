@@ -17,7 +17,6 @@ from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
 from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 
@@ -99,7 +98,7 @@ def on_workers(
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
     with ray_cluster(config) as cluster, Recorder(run, results_root()):
-        write_json(run.progress_path, {"stage": "starting"})
+        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
     if status == EXIT_REQUEUE:

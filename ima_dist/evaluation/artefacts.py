@@ -17,7 +17,6 @@ from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import replacing, write_parquet
 
 # Half precision is enough for pictures if it errs by less than this share of what must be seen.
 _VISIBLE = 1 / 50
@@ -41,7 +40,7 @@ def write_names(run: RunDir, data: DataSet) -> None:
         if split.names is not None
     ]
     if pieces:
-        write_parquet(run.samples_path, pa.concat_tables(pieces))
+        run.write_parquet(run.samples_path, pa.concat_tables(pieces))
 
 
 def write_boundary(run: RunDir, network: nn.Module, train: Resident, points: Tensor) -> None:
@@ -78,7 +77,7 @@ def write_extremes(run: RunDir, train: Resident, data: DataSet) -> None:
 
 
 def _write(run: RunDir, name: str, arrays: dict[str, Any]) -> None:
-    with replacing(run.examples_dir / f"{name}.npz") as file:
+    with run.replacing(run.examples_dir / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
 
 

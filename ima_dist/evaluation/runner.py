@@ -30,7 +30,7 @@ from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_parquet
+from ima_dist.rundir.files import read_parquet
 from ima_dist.rundir.lease import LeaseLost
 
 
@@ -80,7 +80,7 @@ def evaluate(
             nonlocal finished
             with stoppable(network, lambda: should_stop() or _lost(run)):
                 for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    _attack_batch(attack, network, test, part, config, place, epoch)
+                    _attack_batch(attack, network, test, part, config, run, place, epoch)
                     finished += len(part)
                     on_progress(finished, count)
 
@@ -111,7 +111,14 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 
 
 def _attack_batch(
-    attack: str, network: nn.Module, test: Resident, part: torch.Tensor, config: Config, place: Path, epoch: int
+    attack: str,
+    network: nn.Module,
+    test: Resident,
+    part: torch.Tensor,
+    config: Config,
+    run: RunDir,
+    place: Path,
+    epoch: int,
 ) -> None:
     """Attack the samples ``part`` (B,), and write their outcomes."""
     indices = part.to(test.x.device)
@@ -122,7 +129,7 @@ def _attack_batch(
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
     table = outcomes_table(attack, found, part, y, config, epoch)
-    write_parquet(file, table.replace_schema_metadata({"remarks": " ".join(sorted(said))}))
+    run.write_parquet(file, table.replace_schema_metadata({"remarks": " ".join(sorted(said))}))
 
 
 def _joined(place: Path, samples: torch.Tensor) -> pa.Table:

@@ -1,6 +1,7 @@
 """Run a task on the workers of a Ray cluster (``worker.main.work_in_group``), and forward signals to them."""
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker.failure import Failure, first_cause
 from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work_in_group
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
@@ -47,11 +48,12 @@ def run_workers(
     """
     import ray
 
-    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
+    stop = run.path / STOP_FILE
     stop.unlink(missing_ok=True)
 
     def before_exit() -> None:
-        write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+        with contextlib.suppress(LeaseLost):
+            run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 
     with forwarding_signals(stop, before_exit):
@@ -60,9 +62,19 @@ def run_workers(
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
-            stop.unlink(missing_ok=True)
-            pause.unlink(missing_ok=True)
-            shutil.rmtree(run.path / ".ray", ignore_errors=True)
+            _tidy(run)
+
+
+def _tidy(run: RunDir) -> None:
+    """Remove what is of no use without the workers; if another process has the run by now, it is that one's."""
+    from ima_dist.training.aside import clear_unfinished
+
+    with contextlib.suppress(LeaseLost):
+        run.check_lease()
+        for name in (STOP_FILE, PAUSE_FILE):
+            (run.path / name).unlink(missing_ok=True)
+        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        clear_unfinished(run)
 
 
 def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:

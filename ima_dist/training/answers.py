@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ima_dist.attacks.common import attack_mode
 from ima_dist.data.types import Resident
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_arrays, replacing
+from ima_dist.rundir.files import read_arrays
 
 _SAMPLES = 16
 # Share of the largest logit by which two devices may differ.
@@ -23,7 +23,7 @@ def write_answers(run: RunDir, network: nn.Module, train: Resident, epoch: int) 
     """Keep the answers after ``epoch`` epochs. Raises OSError."""
     index = torch.linspace(0, len(train) - 1, min(len(train), _SAMPLES), dtype=torch.float64).long()
     logits = _logits(network, train, index).numpy()
-    with replacing(run.answers_path) as file:
+    with run.replacing(run.answers_path) as file:
         np.savez_compressed(file, epoch=np.array(epoch), index=index.numpy(), logits=logits)
 
 

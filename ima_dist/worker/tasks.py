@@ -22,7 +22,6 @@ from ima_dist.evaluation.margin_audit import audit, to_audit
 from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json, write_parquet
 from ima_dist.training.checkpoint import Damaged, load_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
@@ -37,18 +36,21 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     began = time.perf_counter()
     task = _Task(config, run, device, should_stop)
     if distributed.rank() == 0:
-        artefacts.write_names(run, task.data)
+        run.for_display(lambda: artefacts.write_names(run, task.data))
     training = Training(config, run, task.data, device, should_stop)
     with watched(run, training.network, config.hang_after):
         network = training.fit()
     seconds = {"train": time.perf_counter() - began}
     if distributed.rank() == 0:
-        artefacts.write_boundary(run, network, training.train, to_attack(task.data.train, 4000, config.eval.order))
+        points = to_attack(task.data.train, 4000, config.eval.order)
+        run.for_display(lambda: artefacts.write_boundary(run, network, training.train, points))
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
     task.evaluate(network, config.epochs, seconds)
     if distributed.rank() == 0:
-        write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
+        if not run.samples_path.exists():  # there was no room for it
+            artefacts.write_names(run, task.data)
+        run.write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
     return dict(_FINISHED)
 
 
@@ -83,8 +85,8 @@ def audit_task(
         **task.conduct(network, train, epoch),
     )
     if found is not None:
-        write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
-        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+        run.write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
+        _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
 
 
@@ -123,7 +125,7 @@ class _Task:
         def write(done: int, total: int) -> None:
             if distributed.rank() == 0:
                 progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
-                write_json(self.run.progress_path, {**progress, "epoch": epoch, "epochs": self.config.epochs})
+                _show(self.run, {**progress, "epoch": epoch, "epochs": self.config.epochs})
 
         batch_size = min(evaluation_batch_size(self.config.batch_size, samples), self.at_once)
         return {"batch_size": batch_size, "should_stop": self.should_stop, "on_progress": write}
@@ -152,17 +154,19 @@ class _Task:
         if epoch == config.epochs:
             # A weaker evaluation does not replace the pictures of a stronger one.
             if outcomes.is_shown(run, points):
-                artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
-            artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
+                images = (test, samples, config, self.data, self.should_stop)
+                run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
+            train = self.resident(self.data.train, torch.device("cpu"))
+            run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["gradients"] = {**run.summary().get("gradients", {}), str(epoch): gradients}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
         about["failed_attacks"] = _merged(run, "failed_attacks", config, epoch, failed)
-        write_json(run.summary_path, {**run.summary(), **about})
+        run.write_json(run.summary_path, {**run.summary(), **about})
         forget(run, config, epoch, digest, failed)
-        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+        _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
     def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
         """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
@@ -170,8 +174,13 @@ class _Task:
         if self.data.num_classes == 2 and self.data.class_names:
             found["class_names"] = list(self.data.class_names)
             splits = {"validation": self.resident(self.data.val), "test": test}
-            write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
+            self.run.write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
         return found
+
+
+def _show(run: RunDir, state: dict[str, Any]) -> None:
+    """Rewrite progress.json."""
+    run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
 
 
 def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:
