@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import pyarrow as pa
 import yaml
@@ -23,8 +23,9 @@ from ima_dist.config.values import from_dict, to_dict
 from ima_dist.margins import snapshots
 from ima_dist.rundir import files, lease
 from ima_dist.rundir.curves import Point
-from ima_dist.rundir.files import read_json, read_parquet
+from ima_dist.rundir.files import read_json, read_parquet, read_row_groups
 
+_T = TypeVar("_T")
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
 _FLOAT = pa.float64()
 # Types that inference would get wrong, because the first epoch may hold None or a whole number.
@@ -266,17 +267,28 @@ class RunDir:
     def newest_margins(self, complain: Callable[[str], object] = warnings.warn) -> tuple[int, pa.Table] | None:
         """The newest epoch with a complete snapshot of the margins, and its table; None if there is none.
 
-        The table has the columns index, margin, label, correct and crossed, and one row per sample, in no order. If a
-        shard is damaged, ``complain`` (by default a warning) names it and the epoch before is used.
+        The table has the columns index, margin, label, correct and crossed, and one row per sample, by index. If a
+        shard is damaged or missing, ``complain`` (by default a warning) names it and the epoch before is used.
+        """
+        return self.over_margins(lambda pieces, samples: pa.concat_tables(pieces), complain)
+
+    def over_margins(
+        self, take: Callable[[Iterator[pa.Table], int], _T], complain: Callable[[str], object] = warnings.warn
+    ) -> tuple[int, _T] | None:
+        """As ``newest_margins``, without all of them in memory: ``take(pieces, samples)`` in place of their table.
+
+        pieces: tables of at most ``snapshots.ROWS`` rows each. samples: the number of rows of all of them. If a piece
+        cannot be read, ``take`` is called again with the margins of the epoch before.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch, directory in sorted(epochs.items(), reverse=True):
+            if not (directory / snapshots.MANIFEST).exists():
+                continue  # not a snapshot
             try:
-                shards = snapshots.read_manifest(directory).shards
-                return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
-            except FileNotFoundError:
-                continue
-            except (ConfigError, ValueError) as error:
+                manifest = snapshots.read_manifest(directory)
+                pieces = (piece for shard in manifest.shards for piece in read_row_groups(directory / shard.file))
+                return epoch, take(pieces, manifest.samples)
+            except (ConfigError, ValueError, FileNotFoundError) as error:
                 complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
         return None
 

@@ -144,10 +144,22 @@ def write_parquet(path: Path, table: pa.Table, check: Callable[[], object] = _at
 
 def read_parquet(path: Path) -> pa.Table:
     """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read."""
-    try:
+    with _reading(path), pq.ParquetFile(path) as file:
         # pq.read_table would add a column for a parent directory called epoch=0001.
-        with pq.ParquetFile(path) as file:
-            return file.read()
+        return file.read()
+
+
+def read_row_groups(path: Path) -> Iterator[pa.Table]:
+    """The row groups of one file, one after the other. Raises as ``read_parquet``."""
+    with _reading(path), pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
