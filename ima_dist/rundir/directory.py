@@ -270,15 +270,15 @@ class RunDir:
         The table has the columns index, margin, label, correct and crossed, and one row per sample, by index. If a
         shard is damaged or missing, ``complain`` (by default a warning) names it and the epoch before is used.
         """
-        return self.over_margins(lambda pieces, samples: pa.concat_tables(pieces), complain)
+        return self.over_margins(lambda epoch, samples, pieces: (epoch, pa.concat_tables(pieces)), complain)
 
     def over_margins(
-        self, take: Callable[[Iterator[pa.Table], int], _T], complain: Callable[[str], object] = warnings.warn
-    ) -> tuple[int, _T] | None:
-        """As ``newest_margins``, without all of them in memory: ``take(pieces, samples)`` in place of their table.
+        self, take: Callable[[int, int, Iterator[pa.Table]], _T], complain: Callable[[str], object] = warnings.warn
+    ) -> _T | None:
+        """``take(epoch, samples, pieces)`` for the margins of ``newest_margins``, which need not be in memory at once.
 
-        pieces: tables of at most ``snapshots.ROWS`` rows each. samples: the number of rows of all of them. If a piece
-        cannot be read, ``take`` is called again with the margins of the epoch before.
+        samples: their number. pieces: their tables of at most ``snapshots.ROWS`` rows each. If a piece cannot be read,
+        ``take`` is called again with the margins of the epoch before.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch, directory in sorted(epochs.items(), reverse=True):
@@ -287,7 +287,7 @@ class RunDir:
             try:
                 manifest = snapshots.read_manifest(directory)
                 pieces = (piece for shard in manifest.shards for piece in read_row_groups(directory / shard.file))
-                return epoch, take(pieces, manifest.samples)
+                return take(epoch, manifest.samples, pieces)
             except (ConfigError, ValueError, FileNotFoundError) as error:
                 complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
         return None

@@ -108,6 +108,22 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file, all of it or nothing. Makes missing parents. Raises OSError."""
+    make_directory(path.parent)
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
 def write_text_atomic(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8. Raises OSError."""
     with replacing(path) as file:

@@ -27,8 +27,8 @@ MOST_MARGINS = 1 << 22
 Arrays = dict[str, np.ndarray]
 
 
-def _if_few(pieces: Iterator[pa.Table], samples: int) -> pa.Table | None:
-    return pa.concat_tables(pieces) if samples <= MOST_MARGINS else None
+def _if_few(epoch: int, samples: int, pieces: Iterator[pa.Table]) -> tuple[int, pa.Table] | None:
+    return (epoch, pa.concat_tables(pieces)) if samples <= MOST_MARGINS else None
 
 
 def _boundary(path: Path) -> Arrays:
@@ -156,18 +156,21 @@ class Run:
     def margins(self) -> tuple[int, pa.Table] | None:
         """The newest epoch with a complete snapshot of the margins, and its table, as ``RunDir.newest_margins``.
 
-        None also if it has more than ``MOST_MARGINS`` rows: use ``RunDir.over_margins``, or the histogram in
+        None also if it has more than ``MOST_MARGINS`` rows: use ``over_margins``, or the histogram in
         ``margin_history``. Damaged snapshots are skipped, and named in ``problems``.
         """
+        return self.over_margins(_if_few)
+
+    def over_margins(self, take: Callable[[int, int, Iterator[pa.Table]], _T]) -> _T | None:
+        """As ``RunDir.over_margins``. Damaged snapshots are skipped, and named in ``problems``."""
         complaints: list[str] = []
-
-        def read(path: Path) -> tuple[int, pa.Table] | None:
-            for file in path.glob("epoch=*/*"):
+        try:
+            for file in self.dir.margins_dir.glob("epoch=*/*"):
                 inside(self.dir.path, file)
-            newest = self.dir.over_margins(_if_few, complaints.append)
-            return None if newest is None or newest[1] is None else (newest[0], newest[1])
-
-        found = self._part("margins", self.dir.margins_dir, read, None)
+        except ConfigError as error:
+            self.problems["margins"] = str(error)
+            return None
+        found = self.dir.over_margins(take, complaints.append)
         if complaints:
             self.problems["margins"] = " ".join(complaints)
         return found

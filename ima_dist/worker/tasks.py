@@ -1,10 +1,11 @@
 """The tasks of a worker: train (and then evaluate), evaluate, audit. All workers call one together."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -68,19 +69,20 @@ def audit_task(
     config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], samples: int
 ) -> dict[str, Any]:
     """Compare the newest stored margins with an independent attack; see ``evaluation.margin_audit``."""
-    # Only one worker looks: another might not see the newest directory yet.
-    newest = run.newest_margins() if distributed.rank() == 0 else None
-    epoch: int = distributed.together(lambda: _epoch_of(newest))
     task = _Task(config, run, device, should_stop)
     train = task.resident(task.data.train)
+    chosen = to_audit(task.data.train, samples, config)
+    # Only one worker looks: another might not see the newest directory yet.
+    newest = run.over_margins(_picking(chosen)) if distributed.rank() == 0 else None
+    epoch: int = distributed.together(lambda: _epoch_of(newest))
     network = task.trained_network(epoch)
     found = audit(
         network,
         train,
-        None if newest is None else newest[1].sort_by("index"),
+        None if newest is None else newest[1],
         config,
         epoch=epoch,
-        samples=to_audit(task.data.train, samples, config),
+        samples=chosen,
         augmented=task.data.augment,
         **task.conduct(network, train, epoch),
     )
@@ -88,6 +90,16 @@ def audit_task(
         run.write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
         _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
+
+
+def _picking(samples: torch.Tensor) -> Callable[[int, int, Iterator[pa.Table]], tuple[int, pa.Table]]:
+    """What ``RunDir.over_margins`` takes, for the rows of these samples."""
+    wanted = pa.array(samples.numpy())
+
+    def pick(epoch: int, total: int, pieces: Iterator[pa.Table]) -> tuple[int, pa.Table]:
+        return epoch, pa.concat_tables(piece.filter(pc.is_in(piece["index"], wanted)) for piece in pieces)
+
+    return pick
 
 
 def _epoch_of(newest: tuple[int, pa.Table] | None) -> int:
