@@ -46,7 +46,7 @@ def audit(
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, with the columns of the margin shards, by index, at least of ``samples``; only one worker needs them.
+        margins: of that epoch, of ``samples`` at least, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
 
@@ -77,13 +77,12 @@ def audit(
     )
     if margins is None:
         return None
+    at = np.searchsorted(margins["index"].to_numpy(), index)
     return pa.table(
         {
             "index": index,
             "label": label,
-            "margin": margins["margin"]
-            .to_numpy()[np.searchsorted(margins["index"].to_numpy(), index)]
-            .astype(np.float64),
+            "margin": margins["margin"].to_numpy()[at].astype(np.float64),
             "distance": distance,
             "correct": distance > 0,
         }
