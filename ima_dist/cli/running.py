@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ima_dist.cli.entry import results_root, say, shown
+from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.config.schema import Config
@@ -170,7 +170,11 @@ def show_results(directory: RunDir) -> None:
 
     run = Run(directory)
     config = run.config
-    figures = draw_all(run)
+    figures: list[Path] = []
+    try:
+        figures = draw_all(run)
+    except OSError as error:
+        print(f"warning: figures are missing: {describe_os_error(error)}", file=sys.stderr, flush=True)
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
     row, number = (found[1], found[0]) if found else (None, None)

@@ -126,15 +126,14 @@ def extremes(
         few = min(_EACH, size // 2)
         for largest, found in enumerate(ends):
             own = np.flatnonzero(found["label"] == label)[:few]
-            rows.append(
-                {**{name: column[own] for name, column in found.items()}, "largest": np.full(len(own), largest)}
-            )
+            row = {name: column[own] for name, column in found.items()}
+            rows.append({**row, "largest": np.full(len(own), largest)})
     columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in _OF_EXTREMES}
     x, _ = train.batch(torch.from_numpy(columns["index"].astype(np.int64)))
     names = class_names or range(int(train.y.max()) + 1)
     return {
         **columns,
-        "index": columns["index"].astype(np.int64),
+        **{name: columns[name].astype(np.int64) for name in ("index", "label")},
         "largest": columns["largest"].astype(bool),
         "sample": (_short(x, float(x.max() - x.min()) / 5 if len(x) else 0.0) if len(train.shape) == 3 else x.float())
         .cpu()

@@ -46,7 +46,7 @@ def audit(
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, of ``samples`` at least, with the columns of the margin shards, by index; one worker needs them.
+        margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
 

@@ -1,9 +1,11 @@
 """The report's figures as tidy CSV: one row per accuracy."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ima_dist.config.presets import data_name
 from ima_dist.report.tables import Measured, Table, setting_differences
@@ -73,16 +75,28 @@ def margins_csv(results: list[Run]) -> str | None:
     """Histogram of each run's margins over the training samples, from 0 to ε_max; None without margins."""
     parts = []
     for result in results:
-        if result.margins is None:
+        if not result.margin_count:
             continue
-        epoch, margins = result.margins
         config = result.config
-        # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-        values = np.clip(margins["margin"].to_numpy(), 0, config.eps_max)
-        counts, edges = np.histogram(values, bins=_BINS, range=(0, config.eps_max))
+        epoch, counts = result.over_margins(_counting(config.eps_max)) or (0, np.zeros(_BINS, np.int64))
+        edges = np.histogram_bin_edges([], _BINS, (0, config.eps_max))
         run = {"run": result.name, "preset": config.preset, "method": config.method, "norm": config.norm}
         parts.append(pd.DataFrame({**run, "epoch": epoch, "low": edges[:-1], "high": edges[1:], "samples": counts}))
     return pd.concat(parts).to_csv(index=False, lineterminator="\n") if parts else None
+
+
+def _counting(eps_max: float) -> Callable[[int, int, Iterator[pa.Table]], tuple[int, np.ndarray]]:
+    """What ``Run.over_margins`` takes, for the epoch and the counts of the margins in each bin."""
+
+    def count(epoch: int, samples: int, pieces: Iterator[pa.Table]) -> tuple[int, np.ndarray]:
+        counts = np.zeros(_BINS, np.int64)
+        for piece in pieces:
+            # float32 margins may exceed eps_max by rounding: they belong in the last bin.
+            values = np.clip(piece["margin"].to_numpy(), 0, eps_max)
+            counts += np.histogram(values, bins=_BINS, range=(0, eps_max))[0]
+        return epoch, counts
+
+    return count
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

@@ -161,6 +161,11 @@ class Run:
         """
         return self.over_margins(_if_few)
 
+    @cached_property
+    def margin_count(self) -> int:
+        """The number of rows of the newest snapshot, also if they are too many for ``margins``; 0 without one."""
+        return self.over_margins(lambda epoch, samples, pieces: samples) or 0
+
     def over_margins(self, take: Callable[[int, int, Iterator[pa.Table]], _T]) -> _T | None:
         """As ``RunDir.over_margins``. Damaged snapshots are skipped, and named in ``problems``."""
         complaints: list[str] = []

@@ -17,7 +17,7 @@ from ima_dist.worker import main
 
 
 @contextlib.contextmanager
-def _cluster(config: Config) -> Iterator[Cluster]:
+def _cluster(config: Config, local: bool = False) -> Iterator[Cluster]:
     yield Cluster(workers=1, cpus_per_worker=1, use_gpu=False)
 
 
@@ -29,5 +29,5 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         return main.work(payload(task, config, run, *further))
 
     for module in (train, running):
-        monkeypatch.setattr(module, "ray_cluster", _cluster)
+        monkeypatch.setattr(module, "workers_of", _cluster)
     monkeypatch.setattr(running, "run_workers", run_workers)
