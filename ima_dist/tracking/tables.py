@@ -99,14 +99,17 @@ def root_of(run: RunDir, usual: Path) -> Path | None:
     return None
 
 
-def make_dataset(root: Path) -> None:
-    """Make ``root`` a results directory, which has a data set.
-
-    Raises ConfigError if it has a folder of that name with other content, which is left as it is; OSError.
-    """
+def check_dataset(root: Path) -> None:
+    """Raise ConfigError if ``root`` has a folder of the data set's name with other content; OSError."""
     folder = root / FOLDER
     if folder.exists() and any(folder.iterdir()) and not is_dataset(folder):
         raise ConfigError(f"{folder} holds files that are not ours: rename it, or keep runs in another directory.")
+
+
+def make_dataset(root: Path) -> None:
+    """Make ``root`` a results directory, which has a data set. Raises as ``check_dataset``."""
+    check_dataset(root)
+    folder = root / FOLDER
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     if not (folder / MARKER).exists():
