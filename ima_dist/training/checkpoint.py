@@ -128,7 +128,8 @@ def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides
     if store is None:
         return {}
     if position.step == 0:
-        digests = store.save(asides.margins, state.labels, identity.fingerprint)
+        with naming(asides.margins) as directory:
+            digests = store.save(directory, state.labels, identity.fingerprint)
         return {_relative(run, _margins_dir(run, position) / name): digest for name, digest in digests.items()}
     file = asides.checkpoint / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
     with naming(file):

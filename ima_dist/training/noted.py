@@ -37,4 +37,5 @@ def missing(run: RunDir) -> list[str]:
             wait_for(run.path / file for file in (read_json(state) or {}).get("files", {}))
         except (OSError, ConfigError):
             pass  # whoever reads the checkpoint says what is wrong with it
-    return [] if state.exists() else [f"{state.parent} is missing"]
+    # One that is there but not whole is named by whoever reads it.
+    return [] if state.parent.exists() else [f"{state.parent} is missing"]
