@@ -104,16 +104,17 @@ def in_this_process(
         return {"status": "lost", "message": str(error)}
     finally:
         if distributed.rank() == 0:
-            _for_the_driver(lambda: (run.check_lease(), pause.unlink(missing_ok=True)))
+            _for_the_driver(run.check_lease, lambda: pause.unlink(missing_ok=True))
     if distributed.rank() == 0 and task == "train":
         _for_the_driver(lambda: run.write_json(run.summary_path, {**run.summary(), **answer}))
     return answer
 
 
-def _for_the_driver(act: Callable[[], object]) -> None:
+def _for_the_driver(*acts: Callable[[], object]) -> None:
     """Do what the driver does, too, unless it has died: a full disk must not take the place of the first cause."""
     with contextlib.suppress(OSError, ConfigError, LeaseLost):
-        act()
+        for act in acts:
+            act()
 
 
 def _unseen(run: RunDir) -> str | None:
