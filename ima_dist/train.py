@@ -108,6 +108,7 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
             run = RunDir.create(config, out)
             held.enter_context(run.writing())
             keep_code(run, config)
+            _keep_start(run, config)
         earlier_seconds = _record_start(run, config, findings)
         # Left last but for the cluster and the lease, so that it records how the run ended.
         held.enter_context(Recorder(run, results_root()))
@@ -127,6 +128,12 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
             status, message = EXIT_FAILED, message or describe_os_error(error)
     _report(run, status, message)
     return say_failures(run, config, [config.epochs]) if status == EXIT_DONE else status
+
+
+def _keep_start(run: RunDir, config: Config) -> None:
+    from ima_dist.training.start_weights import keep
+
+    keep(run, config.model)
 
 
 def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> float:

@@ -53,8 +53,8 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = load(config.data, config.seed)
-    network = make_network(config, data)
-    findings = check_door(network, data, config)
+    network = make_network(config, data, run)
+    findings = check_door(network, data, config, run)
     if run is not None:
         check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
