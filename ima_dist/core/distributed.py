@@ -11,6 +11,8 @@ from torch import Tensor
 from ima_dist.config.errors import first_line
 
 _T = TypeVar("_T")
+#: Note on an exception that worker 0 has raised and the others repeat.
+REPEATED = "raised by worker 0"
 Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
 
 
@@ -108,6 +110,8 @@ def together(act: Callable[[], _T], group: Group = None) -> _T:
             raised = _portable(error)
     value, raised = share_object((value, raised), group)
     if raised is not None:
+        if rank(group) != 0:
+            raised.add_note(REPEATED)
         raise raised
     return cast(_T, value)
 

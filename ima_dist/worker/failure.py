@@ -13,8 +13,8 @@ from typing import Any, Self
 from ima_dist.config.errors import one_line
 from ima_dist.core import distributed
 
-# Seconds that a worker waits with an error of a collective: another worker's failure or death, of which it is only the
-# consequence, must reach Ray first. Whatever that is, it ends this wait.
+# Seconds that a worker waits with an exception that is only the consequence of another worker's failure or death: that
+# must reach Ray first, and then ends this wait.
 _CAUSE_WITHIN = 20.0
 
 
@@ -24,7 +24,7 @@ class Failure(Exception):
     Args:
         sentence: for the user.
         final: the run is at fault, or its files, so that starting other workers is of no use.
-        consequence: a collective has failed, seldom a first cause.
+        consequence: a collective has failed, or worker 0 has told of its failure; seldom a first cause.
         moment: when it was raised (Unix time).
     """
 
@@ -50,7 +50,7 @@ def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: 
     try:
         answer = work(payload)
     except BaseException as error:  # a sys.exit() in the user's code, too
-        failure = Failure.now(one_line(error), final=False, consequence=_of_collective(error))
+        failure = Failure.now(one_line(error), final=False, consequence=_is_consequence(error))
         if failure.consequence:
             time.sleep(_CAUSE_WITHIN)
         raise failure from error
@@ -60,13 +60,14 @@ def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: 
 
 
 def first_cause(failures: Iterable[Failure]) -> Failure | None:
-    """The failure that came first, but an error of a collective only if there is no other; None of none."""
+    """The failure that came first, but a consequence of another only if there is no other; None of none."""
     return min(failures, key=lambda failure: (failure.consequence, failure.moment), default=None)
 
 
-def _of_collective(error: BaseException) -> bool:
-    """Whether a collective has failed, as it does when another worker has gone."""
+def _is_consequence(error: BaseException) -> bool:
+    """Whether a collective has failed, as it does when another worker has gone, or worker 0 has failed."""
     import torch.distributed as dist
 
     # gloo's errors have no type of their own, but name its files.
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+    failed = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+    return failed or distributed.REPEATED in getattr(error, "__notes__", ())
