@@ -118,12 +118,8 @@ class _Task:
 
     def trained_network(self, epoch: int) -> nn.Module:
         """The run's network after ``epoch`` epochs."""
-<<<<<<< HEAD
         check_same_data(self.data.digest())
-        network = make_network(self.config, self.data).to(self.device)
-=======
         network = make_network(self.config, self.data, trained=True).to(self.device)
->>>>>>> main
         load_weights(self.run, epoch, self.data.digest(), network)
         return network
 
