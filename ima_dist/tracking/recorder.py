@@ -109,7 +109,8 @@ class _Follower(threading.Thread):
 
 
 def _warn(text: str) -> None:
-    print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk
+        print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_values(row: dict[str, Any]) -> dict[str, float]:

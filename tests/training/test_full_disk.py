@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import resource
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from ima_dist import train
+from ima_dist.cli.entry import say
 from ima_dist.rundir import files
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import append, read_json
@@ -117,6 +119,18 @@ def test_a_checkpoint_that_is_due_ends_it_with_one_sentence(disk, whole, tmp_pat
     wanted, wanted_margins = workers.final_state(run.config(), whole)
     assert workers.largest_difference(weights, wanted) == 0
     assert margins.tolist() == wanted_margins.tolist()
+
+
+class _FullLog(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(FULL.errno, FULL.strerror)
+
+
+def test_a_log_on_a_full_disk_does_not_end_a_run(monkeypatch):
+    monkeypatch.setattr("sys.stdout", _FullLog())
+    monkeypatch.setattr("sys.stderr", _FullLog())
+    say("a line")
+    recorder._warn("a warning")
 
 
 @pytest.fixture
