@@ -42,16 +42,13 @@ def audit(
     """Stored margin and audited distance of training samples.
 
     Collective. Returns the columns index, label, margin, distance (``fab_distance``) and correct where ``margins`` are
-    given, elsewhere None.
+    given, elsewhere None. Raises Interrupted if a worker was asked to stop.
 
     Args:
         network: with the weights after ``epoch`` epochs.
         margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
-
-    Raises:
-        Interrupted: a worker was asked to stop.
     """
     mine = distributed.share_of_batch(samples)
     labels, distances = [], []
