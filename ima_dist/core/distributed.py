@@ -101,6 +101,8 @@ def share_object(value: Any, group: Group = None) -> Any:
 
 def together(act: Callable[[], _T], group: Group = None) -> _T:
     """Worker 0 calls ``act``; all workers return its value, or raise the exception that it raised."""
+    if world_size(group) == 1:
+        return act()
     value: Any = None
     raised: Exception | None = None
     if rank(group) == 0:

@@ -195,10 +195,11 @@ def _worker_error(error: Exception) -> str:
     """One sentence. A dead worker comes first, since it explains what the others complain of."""
     from ima_dist.worker.ray_internals import WorkerHealthCheckFailedError
 
-    for rank, failure in sorted((getattr(error, "worker_failures", None) or {}).items()):
+    failures = dict(sorted((getattr(error, "worker_failures", None) or {}).items()))
+    for rank, failure in failures.items():
         if isinstance(failure, WorkerHealthCheckFailedError):
             return f"Worker {rank} died: it was killed, perhaps for lack of memory, or its node was lost"
     told = _told(error)
     if told is None:
-        return f"The workers failed: {one_line(error)}"
+        return f"The workers failed: {one_line(next(iter(failures.values()), error))}"
     return f"The workers failed; worker {told.rank} on {told.host} was the first to report: {told.sentence}"

@@ -50,7 +50,10 @@ WHAT: dict[str, Callable[[], BaseException]] = {
 
 @dataclass(frozen=True)
 class Plant:
-    """Worker ``rank`` meets ``what`` (a key of WHAT, "dies", or "differs": other data) in its ``call``-th call of ``where``."""
+    """Worker ``rank`` meets ``what`` in its ``call``-th call of ``where``.
+
+    what: a key of WHAT, "dies", or "differs": the call, which loads data, returns other data.
+    """
 
     where: str
     what: str
@@ -82,6 +85,9 @@ def group(plant: Plant, payload: dict[str, Any]) -> dict[str, Any]:
                 try:
                     kind, found = ends[rank].recv()
                 except EOFError:
+                    # Ray may hear of what another worker raises before it notices the death.
+                    if wait([other for other in ends if other is not end], timeout=1.0):
+                        continue
                     kind, found = "failure", WorkerHealthCheckFailedError("It is gone.", RuntimeError())
                 (answers if kind == "answer" else failures)[rank] = found
     finally:

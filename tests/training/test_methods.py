@@ -379,7 +379,7 @@ def test_workers_attack_networks_with_the_same_running_statistics(tmp_path):
     workers.run_on(2, _compare_running_statistics, config, tmp_path)
 
 
-def _set_to_rank():
+def _averages():
     tensors = [torch.full((2, 3), float(distributed.rank())), torch.tensor(10.0 * distributed.rank())]
     distributed.average_(tensors)
     assert torch.equal(tensors[0], torch.full((2, 3), 0.5))
@@ -392,13 +392,14 @@ def _set_to_rank():
 
 
 def _last_step_without_samples(config, path):
+    _averages()
     training = Training(config, RunDir(path), load(config.data, config.seed), torch.device("cpu"))
     training.begin()
-    (mean, variance) = training.running
-    mean.fill_(7.0), variance.fill_(7.0)
+    mean, variance = training.running
     # What the step of a single sample makes of the statistics where there are no other workers.
     alone = nn.BatchNorm1d(len(mean), dtype=mean.dtype)
-    alone.running_mean.fill_(7.0), alone.running_var.fill_(7.0)
+    for statistic in (mean, variance, alone.running_mean, alone.running_var):
+        statistic.fill_(7.0)
     seen = []
     layer = next(m for m in training.network.modules() if isinstance(m, nn.BatchNorm1d))
     layer.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0].detach()) if module.training else None)
@@ -414,14 +415,10 @@ def _last_step_without_samples(config, path):
     assert not (mean == 7.0).any()
 
 
-def test_a_worker_without_samples_leaves_the_running_statistics_to_the_others(tmp_path):
+def test_running_statistics_are_averaged_and_a_worker_without_samples_leaves_them_to_the_others(tmp_path):
     options = {**SMALL, "data__subset": 128, "model__factory": "tests.support.user_code:with_batch_norm"}
     config, _ = workers.start_run(tmp_path, "moons", method="adv", **options)
     workers.run_on(2, _last_step_without_samples, config, tmp_path)
-
-
-def test_average_over_the_workers():
-    workers.run_on(2, _set_to_rank)
 
 
 def test_batch_norm_can_be_synchronised_on_gpus_alone(tmp_path):

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from ima_dist.core import distributed
 from ima_dist.launch import workers as launcher
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.workers import payload, run_workers
@@ -17,7 +16,7 @@ from ima_dist.rundir import files
 from ima_dist.rundir.directory import RunDir
 from ima_dist.worker.failure import Failure, first_cause
 from tests.support import workers
-from tests.support.plants import PLANTED, Plant, Strange, group
+from tests.support.plants import PLANTED, Plant, group
 
 OPTIONS = {
     "data__subset": 64, "epochs": 2, "batch_size": 32, "checkpoint_every": 1, "attack__steps": 2, "eval__steps": 2,
@@ -52,6 +51,7 @@ TRAINING = [
     (Plant("ima_dist.training.loop:Training._loss", "exit", call=2), told(1, "SystemExit: 0")),
     (Plant("ima_dist.training.loop:Training._loss", "dies", call=2), "Worker 1 died: it was killed"),
     (Plant("ima_dist.margins.store:MarginStore.propose", "mistake", call=2), told(1, MISTAKE)),
+    (Plant("ima_dist.training.reporter:Reporter.write", "mistake", rank=0), told(0, MISTAKE)),
     (Plant("ima_dist.training.validation:accuracy", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.training.checkpoint:_write_margins", "damaged"), DAMAGED),
     (Plant("ima_dist.margins.snapshots:write_shard", "full"), told(1, FULL)),
@@ -68,7 +68,7 @@ EVALUATING = [
     (Plant("ima_dist.worker.tasks:load_weights", "damaged"), DAMAGED),
     (Plant("ima_dist.worker.tasks:most_at_once", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.rundir.directory:RunDir.write_parquet", "full"), told(1, FULL)),
-    (Plant("ima_dist.evaluation.runner:_joined", "damaged", rank=0), DAMAGED),
+    (Plant("ima_dist.evaluation.runner:wait_for", "stale", rank=0), told(0, "OSError: [Errno 116] Stale file handle")),
     (Plant("ima_dist.worker.tasks:gradient_counts", "mistake"), told(1, MISTAKE)),
 ]
 AUDITING = [
@@ -165,18 +165,6 @@ def test_the_first_of_several_causes_counts_and_a_collective_that_failed_counts_
     assert first_cause([lost, late, early]) is early
     assert first_cause([lost]) is lost
     assert first_cause([]) is None
-
-
-def _raise_strange():
-    def strange():
-        raise Strange(1, "what a library throws")
-
-    with pytest.raises(RuntimeError, match=r"^Strange: what a library throws$"):
-        distributed.together(strange)
-
-
-def test_an_exception_that_cannot_be_sent_reaches_the_others_as_text():
-    workers.run_on(2, _raise_strange)
 
 
 def test_a_file_that_another_worker_has_written_is_waited_for(tmp_path, monkeypatch):
