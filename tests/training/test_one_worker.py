@@ -57,6 +57,7 @@ TRAINING = [
     (Plant("ima_dist.margins.snapshots:write_shard", "full"), told(1, FULL)),
     (Plant("ima_dist.training.checkpoint:_write_tensors", "full", rank=0), told(0, FULL)),
     (Plant("ima_dist.training.loop:write_answers", "mistake", rank=0), told(0, MISTAKE)),
+    (Plant("ima_dist.rundir.directory:RunDir.write_history", "lost", rank=0), "/runs has been taken over"),
     (Plant("ima_dist.evaluation.artefacts:write_boundary", "mistake", rank=0), told(0, MISTAKE)),
 ]
 RESUMING = [
