@@ -37,8 +37,8 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
-    The answer has a "message" and a "status": "finished", "interrupted" or "failed", the last also if another process has
-    taken over the run. A signal to stop reaches the workers through a file in the run directory.
+    The answer has a "message" and a "status": "finished", "interrupted" or "failed", also if another process has taken
+    over the run. A signal to stop reaches the workers through a file in the run directory.
 
     When a node is drained, the workers write a checkpoint and the run is interrupted. If the number of workers may
     change, it continues with those that are left, also after one has died.
