@@ -34,14 +34,14 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
     run = RunDir.open(existing(arguments.run))
     config = with_options(run.config(), user_options(arguments))
-    newest = run.newest_margins()
+    newest = run.over_margins(lambda epoch, samples, pieces: epoch)
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
-        check_inputs(config, run, [newest[0]])
+        check_inputs(config, run, [newest])
         status = run_task("audit", config, run, {"samples": arguments.samples}, local=arguments.local)
     if status == EXIT_DONE:
-        _show(run, config, newest[0])
+        _show(run, config, newest)
     return status
 
 

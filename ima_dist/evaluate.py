@@ -13,7 +13,6 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 
 _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
@@ -46,7 +45,7 @@ def _main(argv: list[str]) -> int:
     epochs = _epochs(run, config, arguments)
     with run.writing():
         findings = check_inputs(config, run, epochs).findings
-        write_json(run.summary_path, {**run.summary(), "findings": findings})
+        run.write_json(run.summary_path, {**run.summary(), "findings": findings})
         say_findings(config, findings)
         status = run_task("evaluate", config, run, {"epochs": epochs}, local=arguments.local)
     if status != EXIT_DONE:

@@ -42,16 +42,13 @@ def audit(
     """Stored margin and audited distance of training samples.
 
     Collective. Returns the columns index, label, margin, distance (``fab_distance``) and correct where ``margins`` are
-    given, elsewhere None.
+    given, elsewhere None. Raises Interrupted if a worker was asked to stop.
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, with the columns of the margin shards, sorted by index; only one worker needs them.
+        margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
-
-    Raises:
-        Interrupted: a worker was asked to stop.
     """
     mine = distributed.share_of_batch(samples)
     labels, distances = [], []
@@ -77,11 +74,12 @@ def audit(
     )
     if margins is None:
         return None
+    at = np.searchsorted(margins["index"].to_numpy(), index)
     return pa.table(
         {
             "index": index,
             "label": label,
-            "margin": margins["margin"].to_numpy()[index].astype(np.float64),
+            "margin": margins["margin"].to_numpy()[at].astype(np.float64),
             "distance": distance,
             "correct": distance > 0,
         }

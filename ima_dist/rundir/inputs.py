@@ -7,7 +7,8 @@ from pydantic import Field, Strict
 
 from ima_dist.config.checked import Checked, validated
 from ima_dist.config.values import to_dict
-from ima_dist.rundir.files import read_json, write_json
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json
 
 _Pair = Annotated[tuple[float, float], Strict(False)]
 
@@ -42,9 +43,9 @@ class Inputs(Checked):
         return self.box == (0.0, 1.0)
 
 
-def write_inputs(path: Path, inputs: Inputs) -> None:
-    """Raises OSError."""
-    write_json(path, to_dict(inputs))
+def write_inputs(run: RunDir, inputs: Inputs) -> None:
+    """Raises LeaseLost, OSError."""
+    run.write_json(run.data_path, to_dict(inputs))
 
 
 def read_inputs(path: Path) -> Inputs | None:

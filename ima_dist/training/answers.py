@@ -14,7 +14,7 @@ from ima_dist.attacks.common import attack_mode
 from ima_dist.config.errors import ConfigError
 from ima_dist.data.types import Resident
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_arrays, replacing
+from ima_dist.rundir.files import read_arrays
 
 _SAMPLES = 16
 # Share of the largest logit by which two devices may differ.
@@ -29,7 +29,7 @@ def write_answers(run: RunDir, network: nn.Module, train: Resident, epoch: int) 
     # As it is stored, uint8 takes a quarter of the space.
     kept = (x * 255).round().to(torch.uint8) if train.x.dtype == torch.uint8 else x
     logits = _logits(network, x).numpy()
-    with replacing(run.answers_path) as file:
+    with run.replacing(run.answers_path) as file:
         np.savez_compressed(
             file, epoch=np.array(epoch), index=index.numpy(), x=kept.detach().cpu().numpy(), logits=logits
         )

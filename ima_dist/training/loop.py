@@ -242,7 +242,7 @@ class Training:
         state.begin_epoch(epoch)
         checkpoint.save(self.run, self.identity, state)
         if distributed.rank() == 0:
-            write_answers(self.run, self.network, self.train, epoch)
+            self.run.for_display(lambda: write_answers(self.run, self.network, self.train, epoch))
         self._report("training")
 
     def _report(self, stage: str) -> None:
