@@ -10,6 +10,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import Box, attack_mode, predicted, with_finite_gradient
+from ima_dist.attacks.counting import put_back
 from ima_dist.core import norms
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -110,7 +111,8 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         attack.verbose = False
         adversarial, _ = attack.run_standard_evaluation(z[rows], y[rows], batch_size=len(rows))
-        answers[rows] = predicted(network(norms.clip(model.samples(adversarial), x[rows], eps, norm, box)))
+        found = put_back(network, model.samples(adversarial), x[rows], eps, norm, box)
+        answers[rows] = predicted(network(norms.clip(found, x[rows], eps, norm, box)))
     return answers
 
 

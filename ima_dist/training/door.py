@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
+from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient, predicted
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -152,8 +152,10 @@ class _Door:
                 f"{self.who} has no gradient with respect to its input ({first_line(error)}): compute the logits with "
                 "torch's differentiable operations, without detach(), no_grad() or a conversion to whole numbers."
             ) from error
-        for what, tensor in (("logits", logits), ("gradients", gradient)):
-            bad = int((~tensor.flatten(1).isfinite().all(1)).sum())
+        # −∞ is a legitimate logit of a class that is masked, as long as the largest one is finite.
+        wrong = {"logits": predicted(logits) < 0, "gradients": ~gradient.flatten(1).isfinite().all(1)}
+        for what, samples in wrong.items():
+            bad = int(samples.sum())
             if bad:
                 self.refuse(
                     "not-finite",
