@@ -1,12 +1,14 @@
 """Shared by the commands that train or evaluate: checks before a run, the run itself, its results afterwards."""
 
+from __future__ import annotations
+
 import importlib
 import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ima_dist.cli.entry import results_root, say, shown
 from ima_dist.cli.progress import ProgressView
@@ -20,6 +22,9 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
+if TYPE_CHECKING:
+    from ima_dist.data.types import DataSet
+
 
 class Inputs(NamedTuple):
     """digest: of the data. findings: what ``training.door.check_door`` found, for summary.json."""
@@ -28,11 +33,13 @@ class Inputs(NamedTuple):
     findings: dict[str, Any]
 
 
-def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int] = ()) -> Inputs:
+def check_inputs(
+    config: Config, run: RunDir | None = None, epochs: Sequence[int] = (), data: DataSet | None = None
+) -> Inputs:
     """Load the data and try the network on a few samples, before anything is written.
 
     Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
-    used. Raises ConfigError.
+    used. ``data``: those of the configuration, if they have been loaded. Raises ConfigError.
     """
     import torch
 
@@ -44,7 +51,7 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = load(config.data, config.seed)
+    data = data or load(config.data, config.seed)
     network = make_network(config, data)
     findings = check_door(network, data, config)
     if run is not None:

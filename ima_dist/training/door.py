@@ -30,7 +30,7 @@ _AGAIN = 2
 # Largest relative difference of two equal answers: of the same pass, and of passes that round differently.
 _SAME, _ROUNDED = 1e-5, 1e-3
 # Input values that are looked at for their range.
-_VALUES = 1 << 26
+_VALUES, _AT_ONCE = 1 << 26, 1 << 23
 
 
 def check_door(network: nn.Module, data: DataSet, config: Config) -> Findings:
@@ -244,24 +244,34 @@ def smallest_share(samples: int, config: Config) -> tuple[int, int]:
     return min(shares - {0}), int(high)
 
 
-def input_range(data: DataSet) -> dict[str, Any]:
+def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
     """Range of the training inputs as the network sees them, as plain values.
+
+    ``every``: look at all samples, however many there are, and not at 2²⁶ values of samples spread over the whole set.
 
     low, high: smallest and largest value. size: values of a sample. box: as in DataSet. spread: for samples with one
     axis, the range of the widest feature in units of that of the narrowest one that varies; else None.
     """
     x, size = data.train.stored, math.prod(data.train.stored.shape[1:])
-    count = min(len(data.train), max(1, _VALUES // max(size, 1)))
-    x = data.train.view(torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()).x
-    low, high = (float(value) for value in torch.aminmax(x))
-    spread = None
+    count = len(data.train) if every else min(len(data.train), max(1, _VALUES // max(size, 1)))
+    places = torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()
+    # In parts, because each is copied.
+    ends = [_ends(data.train.view(part).x) for part in places.split(max(1, _AT_ONCE // max(size, 1)))]
+    lows, highs = (torch.stack(found) for found in zip(*ends, strict=True))
+    lowest, highest = lows.amin(0), highs.amax(0)
+    low, high, spread = float(lowest.min()), float(highest.max()), None
     if x.dim() == 2:
-        widths = x.amax(0).double() - x.amin(0).double()
+        widths = highest.double() - lowest.double()
         widths = widths[widths > 0]
         spread = float(widths.max() / widths.min()) if len(widths) else None
     scale = 255 if x.dtype == torch.uint8 else 1
     box = None if data.box is None else list(data.box)
     return {"low": low / scale, "high": high / scale, "size": size, "box": box, "spread": spread}
+
+
+def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each feature (N, F) -> (F,), or of all samples (N, ...) -> ()."""
+    return (x.amin(0), x.amax(0)) if x.dim() == 2 else (x.min(), x.max())
 
 
 def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:

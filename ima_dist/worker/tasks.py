@@ -17,7 +17,7 @@ from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
-from ima_dist.evaluation.margin_audit import audit, to_audit
+from ima_dist.evaluation.margin_audit import audit, keep, to_audit
 from ima_dist.evaluation.runner import Met, evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.curves import Point
@@ -82,7 +82,7 @@ def audit_task(
         **task.conduct(network, train, epoch),
     )
     if distributed.rank() == 0:
-        write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
+        keep(run, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
 

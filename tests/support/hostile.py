@@ -93,6 +93,7 @@ def _named(inner, x):
     return {"logits": inner(x)}
 
 
+masked = network(lambda inner, x: inner(x).masked_fill(torch.arange(CLASSES) == 2, -torch.inf))
 rounded = network(lambda inner, x: inner(torch.round(x * 16) / 16))
 steep = network(_steep)
 resized = network(_resized)

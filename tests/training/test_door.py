@@ -16,9 +16,11 @@ from ima_dist.dashboard.views import accuracy
 from ima_dist.data.types import DataSet, Split
 from ima_dist.report.write import write_report
 from ima_dist.results.doubts import door_doubts, doubts, range_text, share
+from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection
 from ima_dist.training.door import check_door, input_range, smallest_share
+from ima_dist.training.loop import Training
 from ima_dist.training.network import make_network
 from tests.support import hostile
 from tests.support.hostile import images, settings
@@ -96,6 +98,29 @@ def test_honest_networks_pass_without_a_doubt(factory):
     found = checked(factory)
     assert (found["zero_gradient"], found["squashed"], found["allowed"]) == (0, None, [])
     assert doubts_of(factory) == ()
+
+
+@pytest.mark.parametrize("method", ["ima", "trades"])
+def test_a_masked_class_may_have_a_logit_of_minus_infinity(method):
+    of_two = DataSet(
+        **{part: Split(s.x, s.y % 2) for part, s in vars(images()).items() if isinstance(s, Split)},
+        box=(0.0, 1.0),
+        num_classes=3,
+    )
+    found = checked("masked", of_two)
+    assert (found["zero_gradient"], found["squashed"], found["allowed"]) == (0, None, [])
+    with pytest.raises(ConfigError, match=r"infinite loss in training mode.*--allow not-finite"):
+        checked("masked")  # some of these samples belong to the masked class
+    config = settings("masked", method=method, epochs=1, **{"attack.steps": 3})
+    training = Training(config, RunDir("unused"), of_two, torch.device("cpu"))
+    training.begin()
+    loss, losses, _ = training._loss(torch.arange(32))
+    loss.backward()
+    assert losses.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in training.network.parameters())
+    totals = training.state.counters.totals()
+    assert totals["met_gradients"] > 0
+    assert totals["met_zero"] == totals["met_not_finite"] == totals["met_bad_logits"] == 0
 
 
 def test_networks_that_hide_their_gradient_are_doubtful():
@@ -179,6 +204,22 @@ def test_the_noise_levels_are_compared_with_the_range_of_the_inputs():
     masks = DataSet(*[Split((torch.arange(64) % 2).to(torch.uint8).view(4, 16), torch.arange(4) % 2)] * 3, (0, 1), 2)
     assert input_range(masks)["high"] == pytest.approx(1 / 255)
     assert "more than 50 %" in door_doubts({"inputs": input_range(masks)}, [0.3], "linf")[0]
+
+
+def test_the_range_is_found_wherever_its_ends_lie(monkeypatch):
+    monkeypatch.setattr("ima_dist.training.door._AT_ONCE", 200)  # three images
+    data = images()
+    data.train.x[17, 0, 3, 3], data.train.x[50, 0, 0, 0] = 7.0, -3.0
+    found = input_range(data)
+    assert (found["low"], found["high"]) == (-3.0, 7.0)
+    monkeypatch.setattr("ima_dist.training.door._VALUES", 640)  # ten of the 96 images
+    assert input_range(data)["high"] < 7
+    assert input_range(data, every=True)["high"] == 7
+    rows = torch.rand(90, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3])
+    split = Split(rows, torch.arange(90) % 3)
+    flat = DataSet(split, split, split, box=None, num_classes=3)
+    widths = rows.amax(0) - rows.amin(0)
+    assert input_range(flat, every=True)["spread"] == pytest.approx(float(widths[0] / widths[1]))
 
 
 def test_features_of_very_different_ranges_are_doubtful():
