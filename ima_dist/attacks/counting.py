@@ -9,8 +9,9 @@ from ima_dist.attacks.common import Box, Network
 from ima_dist.core import norms
 
 COUNTS = ("gradients", "zero", "not_finite", "answers", "bad_logits", "outside")
-# Passes whose values wait to be counted together: for small networks, each kernel is a noticeable part of a pass.
-_WAITING = 64
+# Passes that wait to be counted together, with their values if these are few: for small networks a kernel or two is a
+# noticeable part of a pass.
+_WAITING, _FEW = 64, 1 << 14
 # Under L2 advertorch divides a gradient by its norm, or by 1e-6 if that is larger: its steps on a gradient of the
 # first size have a hundredth of their length, and those on one of the second, whose square overflows, none.
 ADVERTORCH_L2 = (1e-8, 1e18)
@@ -30,20 +31,21 @@ class Tally:
     def __init__(self, device: torch.device | str, useful: tuple[float, float] = (0.0, math.inf)) -> None:
         self.useful, self.device = useful, device
         self._sums = torch.zeros(len(COUNTS), dtype=torch.float64, device=device)
-        self._sizes: list[Tensor] = []
-        self._tops: list[Tensor] = []
+        # By the number of values of a sample: they are counted together.
+        self._gradients: dict[int, list[Tensor]] = {}
+        self._logits: dict[int, list[Tensor]] = {}
+        self._waiting = 0
 
     def add_gradient(self, gradient: Tensor) -> None:
         """gradient: (B, ...)."""
-        self._sizes.append(torch.linalg.vector_norm(gradient.flatten(1), math.inf, dim=1))
-        if len(self._sizes) == _WAITING:
-            self._settle()
+        flat = gradient.flatten(1)
+        # A copy, because attacks set gradients to zero in place.
+        self._wait(self._gradients, flat.clone() if flat.numel() <= _FEW else flat.abs().amax(1, keepdim=True))
 
     def add_logits(self, logits: Tensor) -> None:
         """logits: (B, C)."""
-        self._tops.append(logits.detach().amax(1))
-        if len(self._tops) == _WAITING:
-            self._settle()
+        found = logits.detach()
+        self._wait(self._logits, found.clone() if found.numel() <= _FEW else found.amax(1, keepdim=True))
 
     def add_outside(self, outside: Tensor) -> None:
         """outside: (B,) bool."""
@@ -56,23 +58,26 @@ class Tally:
 
     def clear(self) -> None:
         """Begin again at 0."""
-        self._sizes, self._tops = [], []
+        self._settle()
         self._sums.zero_()
 
+    def _wait(self, place: dict[int, list[Tensor]], values: Tensor) -> None:
+        place.setdefault(values.shape[1], []).append(values)
+        self._waiting += 1
+        if self._waiting >= _WAITING:
+            self._settle()
+
     def _settle(self) -> None:
-        if self._sizes:
-            sizes = torch.cat(self._sizes)
-            lowest, highest = self.useful
+        lowest, highest = self.useful
+        for waiting in self._gradients.values():
+            sizes = torch.cat(waiting).abs().amax(1)
             bad = ~sizes.isfinite()
             zero = (sizes <= lowest) | ((sizes > highest) & ~bad)
-            self._sums[0] += len(sizes)
-            self._sums[1] += zero.sum()
-            self._sums[2] += bad.sum()
-        if self._tops:
-            tops = torch.cat(self._tops)
-            self._sums[3] += len(tops)
-            self._sums[4] += (~tops.isfinite()).sum()
-        self._sizes, self._tops = [], []
+            self._sums[:3] += torch.stack([torch.ones_like(bad).sum(), zero.sum(), bad.sum()])
+        for waiting in self._logits.values():
+            bad = ~torch.cat(waiting).amax(1).isfinite()
+            self._sums[3:5] += torch.stack([torch.ones_like(bad).sum(), bad.sum()])
+        self._gradients, self._logits, self._waiting = {}, {}, 0
 
 
 class Counted(nn.Module):
@@ -92,7 +97,11 @@ class Counted(nn.Module):
         seen = x.view_as(x)
         if seen.requires_grad:
             seen.register_hook(self.tally.add_gradient)
-        logits: Tensor = self.network(seen)
+        return self.without_hook(seen)
+
+    def without_hook(self, x: Tensor) -> Tensor:
+        """The answers (B, C), for a caller that hands their gradient to ``tally`` itself."""
+        logits: Tensor = self.network(x)
         self.tally.add_logits(logits)
         return logits
 

@@ -274,21 +274,23 @@ def test_what_was_allowed_and_doubted_goes_with_the_result(tmp_path, monkeypatch
             assert found == ()
             assert "Doubtful" not in printed.out
             continue
-        assert len(found) == (2 if factory == "rounded" else 1)
+        assert len(found) == (3 if factory == "rounded" else 1)
         if factory == "rounded":
-            assert found[0].startswith("100 % of the 12 attacked samples had no gradient")
+            # One noise level, two losses, two steps.
+            assert found[0].startswith("pgd100: 100 % of 48 gradients of single samples were zero")
+            assert found[1].startswith("worst: 100 % of ")
         sentence = found[-1]
         assert f"Doubtful: {sentence}" in printed.out
         assert f"warning: {sentence}" in printed.err
         assert run.config.allow == tuple(further[1:])
     assert write_report([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count('<p><span class="reduced">doubtful</span>') == 3
+    assert page.count('<p><span class="reduced">doubtful</span>') == 4
     collection = Collection(tmp_path)
     collection.refresh()
     parts = accuracy.show(collection, {"runs": sorted(factories), "attack": "pgd100"})
     told = [part.text for part in parts if isinstance(part, Note)]
-    assert [text.split(" is doubtful: ")[0] for text in told] == ["resized", "rounded", "rounded"]
+    assert [text.split(" is doubtful: ")[0] for text in told] == ["resized", *["rounded"] * 3]
     # Another evaluation takes the stored permission, and adds what its own noise levels make doubtful.
     assert evaluate.main([str(tmp_path / "honest"), "--eval.noise", "0,8", "--device", "cpu"]) == 0
     assert any("Noise level 8" in text for text in doubts(Run.open(tmp_path / "honest")))
