@@ -12,6 +12,8 @@ from ima_dist.rundir.run import Run
 _TINY, _HUGE = 0.001, 0.5
 # Larger shares of samples without a gradient are no coincidence.
 _FEW_ZERO = 0.05
+# Networks with many bends deviate at some samples.
+_MANY_WRONG = 0.5
 # One noise level cannot suit features whose ranges differ by more.
 _SPREAD = 100.0
 
@@ -80,6 +82,13 @@ def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tup
             f"The untrained network has a gradient of zero at {zero:.0f} of {tried:.0f} training samples: attacks that "
             "follow the gradient do nothing there, so accuracies under attack may be too high."
         )
+    wrong = number_in(findings.get("wrong_gradient"))
+    if tried and wrong and wrong / tried > _MANY_WRONG:
+        found.append(
+            f"The untrained network's gradient is not that of its answers at {wrong:.0f} of {tried:.0f} training "
+            "samples, by comparison with differences: attacks that follow it may be led astray, so accuracies under "
+            "attack may be too high. Look for detach(), rounding, or a backward pass of its own."
+        )
     found += [text for name, text in _SQUASHED.items() if findings.get("squashed") == name]
     allowed = findings.get("allowed")
     found += [text for name, text in _ALLOWED.items() if isinstance(allowed, list) and name in allowed]
@@ -131,6 +140,13 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
         found.append(
             f"Inputs lie between {low:g} and {high:g} without a box: if they are pixels from 0 to 255, ε_max "
             f"{format_noise(trained)} is less than one grey level. Return uint8 images, or scale them and give a box."
+        )
+    shape = inputs.get("shape")
+    sides = [number_in(side) or 0.0 for side in shape] if isinstance(shape, list) else []
+    if len(sides) == 3 and sides[2] in (1, 3, 4) and min(sides[:2]) > 4:
+        found.append(
+            f"Samples have the shape ({', '.join(f'{side:g}' for side in sides)}): if they are images, their channels "
+            "come last, and networks take the first axis for channels. Transpose them to (channels, height, width)."
         )
     if spread is not None and spread > _SPREAD:
         found.append(

@@ -100,19 +100,20 @@ def test_honest_networks_pass_without_a_doubt(factory):
     assert doubts_of(factory) == ()
 
 
+def of_two():
+    """Images of the first two of three classes."""
+    parts = {part: Split(s.x, s.y % 2) for part, s in vars(images()).items() if isinstance(s, Split)}
+    return DataSet(**parts, box=(0.0, 1.0), num_classes=3)
+
+
 @pytest.mark.parametrize("method", ["ima", "trades"])
 def test_a_masked_class_may_have_a_logit_of_minus_infinity(method):
-    of_two = DataSet(
-        **{part: Split(s.x, s.y % 2) for part, s in vars(images()).items() if isinstance(s, Split)},
-        box=(0.0, 1.0),
-        num_classes=3,
-    )
-    found = checked("masked", of_two)
+    found = checked("masked", of_two())
     assert (found["zero_gradient"], found["squashed"], found["allowed"]) == (0, None, [])
     with pytest.raises(ConfigError, match=r"infinite loss in training mode.*--allow not-finite"):
         checked("masked")  # some of these samples belong to the masked class
     config = settings("masked", method=method, epochs=1, **{"attack.steps": 3})
-    training = Training(config, RunDir("unused"), of_two, torch.device("cpu"))
+    training = Training(config, RunDir("unused"), of_two(), torch.device("cpu"))
     training.begin()
     loss, losses, _ = training._loss(torch.arange(32))
     loss.backward()
@@ -127,6 +128,29 @@ def test_networks_that_hide_their_gradient_are_doubtful():
     assert "gradient of zero at 32 of 32" in doubts_of("rounded")[0]
     assert "gradient of zero" in doubts_of("steep")[0]
     assert "--allow random" in doubts_of("resized", allow=("random",))[0]
+
+
+def test_a_gradient_of_another_function_is_doubtful():
+    for factory in ("misled", "straight_through"):
+        found = checked(factory)
+        assert found["wrong_gradient"] > 16
+        assert found["zero_gradient"] == 0
+        (sentence,) = door_doubts(found, [0.3], "linf")
+        assert "gradient is not that of its answers" in sentence
+    for factory in ("honest", "honest_root", "batch_norm", "masked", "rounded"):
+        assert checked(factory, *([of_two()] if factory == "masked" else []))["wrong_gradient"] == 0
+
+
+def test_images_with_channels_last_are_doubtful():
+    pixels = torch.rand(30, 8, 6, 3)
+    split = Split(pixels, torch.arange(30) % 3)
+    last = DataSet(split, split, split, box=(0.0, 1.0), num_classes=3)
+    (sentence,) = door_doubts({"inputs": input_range(last)}, [0.1], "linf")
+    assert "have the shape (8, 6, 3)" in sentence
+    first = Split(pixels.movedim(-1, 1), split.y)
+    assert door_doubts({"inputs": input_range(DataSet(first, first, first, (0.0, 1.0), 3))}, [0.1], "linf") == ()
+    for damaged in (3, [3, "x", 1], None, [[], {}, 3]):
+        assert door_doubts({"inputs": {**input_range(last), "shape": damaged}}, [0.1], "linf") == ()
 
 
 def test_outputs_that_are_not_logits_are_doubtful():

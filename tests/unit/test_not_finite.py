@@ -130,6 +130,48 @@ def test_autoattack_takes_samples_of_any_shape_and_precision(shape, norm, dtype)
     assert (found[0.02] == y)[margin > 0.02].all()
 
 
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma", "autoattack"])
+def test_a_masked_class_is_attacked_as_if_it_were_left_out(attack):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 5))
+
+    class Masked(nn.Module):
+        def forward(self, x):
+            return inner(x).masked_fill(torch.arange(5) == 1, -torch.inf)
+
+    class LeftOut(nn.Module):
+        def forward(self, x):
+            return inner(x)[:, [0, 2, 3, 4]]
+
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, y_left = Masked()(x).argmax(1), LeftOut()(x).argmax(1)
+    found, right = evaluated(attack, Masked(), x, y, "linf"), evaluated(attack, LeftOut(), x, y_left, "linf")
+    assert {eps: (labels == y).tolist() for eps, labels in found.items()} == {
+        eps: (labels == y_left).tolist() for eps, labels in right.items()
+    }
+    assert 0 < (found[0.1] == y).sum() < 12
+    with remarks() as said:
+        met = counted(attack, Masked(), x, y, "linf")
+    assert (met["zero"], met["not_finite"], met["bad_logits"]) == (0, 0, 0)
+    assert not said
+
+
+def test_spsa_passes_over_probes_that_are_nan():
+    class Walled(nn.Module):
+        """NaN just outside the ball; class 1 where the mean exceeds 0.52."""
+
+        def forward(self, x):
+            flat = x.flatten(1)
+            logits = torch.stack([0.52 - flat.mean(1), flat.mean(1) - 0.52], 1)
+            return logits.masked_fill((flat > 0.5401).any(1, keepdim=True), torch.nan)
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(3))
+    found = spsa(Walled(), x, y, 0.015, keys, norm="linf", box=BOX, samples=8, iterations=5, delta=0.03, lr=0.005)
+    assert found.isfinite().all()
+    assert (predicted(Walled()(found)) == 0).all()
+
+
 def test_square_is_left_out_where_its_tiles_do_not_fit():
     sides = [side for side in range(1, 33) if not square_fits(side, side, "l2")]
     assert sides == [1, 2, 3, 4, 7, 8, 9, 12, 14, 18, 19, 24]
