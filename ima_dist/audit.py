@@ -8,7 +8,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import check_inputs, run_task
+from ima_dist.cli.running import add_local, check_inputs, run_task
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
@@ -28,6 +28,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.audit", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
+    add_local(parser)
     add_options(parser, "workers", "device", "allow", "data.dir", "data.download")
     add_show_config(parser)
     arguments = parser.parse_args(argv)
@@ -44,7 +45,7 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
         check_inputs(config, run, [newest[0]])
-        status = run_task("audit", config, run, {"samples": arguments.samples})
+        status = run_task("audit", config, run, {"samples": arguments.samples}, local=arguments.local)
     if status == EXIT_DONE:
         _show(run, config, newest[0], arguments.samples)
     return status

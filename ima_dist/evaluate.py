@@ -5,7 +5,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
-from ima_dist.cli.running import check_inputs, run_task, say_failures, say_findings, show_results
+from ima_dist.cli.running import add_local, check_inputs, run_task, say_failures, say_findings, show_results
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
@@ -28,6 +28,7 @@ def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
     parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
+    add_local(parser)
     add_options(parser, *_ALLOWED)
     add_unit(parser)
     add_show_config(parser)
@@ -53,7 +54,7 @@ def _main(argv: list[str]) -> int:
         del data  # the workers load their own
         write_json(run.summary_path, {**run.summary(), "findings": findings})
         say_findings(config, findings)
-        status = run_task("evaluate", config, run, {"epochs": epochs})
+        status = run_task("evaluate", config, run, {"epochs": epochs}, local=arguments.local)
     if status != EXIT_DONE:
         return status
     if epochs == [config.epochs]:

@@ -10,14 +10,22 @@ from typing import Any
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import check_checkpoints, check_inputs, on_workers, say_failures, say_findings, show_results
+from ima_dist.cli.running import (
+    add_local,
+    check_checkpoints,
+    check_inputs,
+    on_workers,
+    say_failures,
+    say_findings,
+    show_results,
+)
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option, differences, with_options
-from ima_dist.launch.cluster import ray_cluster
+from ima_dist.launch.local import workers_of
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
 from ima_dist.rundir.files import write_json
@@ -35,6 +43,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="RUN_DIR", help="directory for the results (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run with its own configuration")
     add_show_config(parser)
+    add_local(parser)
     add_unit(parser)
     add_options(parser)
     arguments = parser.parse_args(argv)
@@ -54,7 +63,7 @@ def _main(argv: list[str]) -> int:
         RunDir.free(out)
         findings = check_inputs(config, data=data).findings
         del data  # the workers load their own
-        return _train(config, None, out, findings)
+        return _train(config, None, out, findings, arguments.local)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -73,7 +82,7 @@ def _main(argv: list[str]) -> int:
         run.record(config)
         digest, findings = check_inputs(config, run)
         check_checkpoints(run, config, digest)
-        return _train(config, run, None, findings)
+        return _train(config, run, None, findings, arguments.local)
 
 
 def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
@@ -88,18 +97,19 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[str, Any]) -> int:
+def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[str, Any], local: bool) -> int:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
         # A second signal ends everything at once, wherever it is.
         held.push(lambda kind, *_: _how_to_continue(run) if kind is Stopped and run is not None else None)
-        cluster = held.enter_context(ray_cluster(config))
+        cluster = held.enter_context(workers_of(config, local))
         if run is None:
             assert out is not None
             run = RunDir.create(config, out)
             held.enter_context(run.writing())
             keep_code(run, config)
+            _keep_start(run, config)
         earlier_seconds = _record_start(run, config, findings)
         # Left last but for the cluster and the lease, so that it records how the run ended.
         held.enter_context(Recorder(run, results_root()))
@@ -119,6 +129,12 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
             status, message = EXIT_FAILED, message or describe_os_error(error)
     _report(run, status, message)
     return say_failures(run, config, [config.epochs]) if status == EXIT_DONE else status
+
+
+def _keep_start(run: RunDir, config: Config) -> None:
+    from ima_dist.training.start_weights import keep
+
+    keep(run, config.model)
 
 
 def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -14,7 +15,8 @@ from ima_dist.cli.entry import results_root, say, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.config.schema import Config
-from ima_dist.launch.cluster import Cluster, ray_cluster
+from ima_dist.launch.cluster import Cluster
+from ima_dist.launch.local import prepare_process, run_here, workers_of
 from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
 from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
@@ -24,6 +26,12 @@ from ima_dist.tracking.recorder import Recorder
 
 if TYPE_CHECKING:
     from ima_dist.data.types import DataSet
+
+
+def add_local(parser: argparse.ArgumentParser) -> None:
+    """Add ``--local``; see ``launch.local``."""
+    text = "run in this process, as one worker, without Ray: it starts within seconds, and the result is the same"
+    parser.add_argument("--local", action="store_true", help=text)
 
 
 class Inputs(NamedTuple):
@@ -48,12 +56,13 @@ def check_inputs(
     from ima_dist.training.door import check_door
     from ima_dist.training.network import make_network
 
+    prepare_process()
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = data or load(config.data, config.seed)
-    network = make_network(config, data)
-    findings = check_door(network, data, config)
+    network = make_network(config, data, run)
+    findings = check_door(network, data, config, run)
     if run is not None:
         check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
@@ -94,18 +103,19 @@ def on_workers(
     task: str, config: Config, run: RunDir, cluster: Cluster, arguments: dict[str, Any] | None = None
 ) -> tuple[int, str | None]:
     """Run ``task`` on the workers and show its progress (see ``run_workers``); returns an exit status and a message."""
+    carry_out = run_here if cluster.local else run_workers
     try:
         with ProgressView(run):
-            answer = run_workers(task, config, run, cluster, arguments)
+            answer = carry_out(task, config, run, cluster, arguments or {})
     except RuntimeError as error:
         return EXIT_FAILED, str(error)
     status = {"finished": EXIT_DONE, "interrupted": EXIT_REQUEUE}.get(answer["status"], EXIT_FAILED)
     return status, answer["message"]
 
 
-def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
+def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], *, local: bool = False) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
-    with ray_cluster(config) as cluster, Recorder(run, results_root()):
+    with workers_of(config, local) as cluster, Recorder(run, results_root()):
         write_json(run.progress_path, {"stage": "starting"})
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()

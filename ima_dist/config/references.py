@@ -6,6 +6,9 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line
 
+# Their networks are found by name alone.
+_LIBRARIES = ("torchvision", "timm")
+
 
 def resolve_reference(reference: str, option: str) -> Callable[..., Any]:
     """The function called ``reference`` ("pkg.module:function"), as given to ``--<option>``.
@@ -14,6 +17,9 @@ def resolve_reference(reference: str, option: str) -> Callable[..., Any]:
     original exception stays chained), or if it has no such function.
     """
     module_name, _, name = reference.partition(":")
+    if module_name in _LIBRARIES:
+        found: Callable[..., Any] = importlib.import_module("ima_dist.models.libraries").factory(module_name, name)
+        return found
     if not module_name or not name.isidentifier():
         raise ConfigError(f"--{option} must have the form pkg.module:function, not {reference!r}.")
     try:

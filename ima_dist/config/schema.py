@@ -10,9 +10,10 @@ import hashlib
 import json
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
 from ima_dist.config.arguments import checked_arguments
@@ -89,6 +90,34 @@ class ModelConfig(Checked):
         False, description="batch norm over the global batch instead of each worker's share (GPUs only; slower)"
     )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that builds the network")
+    mean: Annotated[tuple[float, ...], Strict(False)] = Field(
+        (), description="subtracted from the inputs inside the network: one value per channel, or one for all"
+    )
+    std: Annotated[tuple[Annotated[float, Gt(0)], ...], Strict(False)] = Field(
+        (), description="by which the inputs are then divided; noise levels stay in units of the data"
+    )
+    weights: str | None = _Aside(
+        None, description="file of weights from which the training starts: safetensors, or tensors by torch.save"
+    )
+    weights_sha256: str | None = Field(
+        None, description="SHA-256 that this file must have (default: that of the file, which is stored)"
+    )
+    weights_strict: bool = Field(
+        True, description="refuse weights that the network lacks, or that it has and the file has not"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sums_up(cls, values: Any) -> Any:
+        """Add the checksum of the file of weights, which is what a result depends on."""
+        if not isinstance(values, dict) or not values.get("weights") or values.get("weights_sha256"):
+            return values
+        path = Path(str(values["weights"])).absolute()
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ConfigError(f"--model.weights {path} cannot be read ({error.strerror}): check the path.") from None
+        return {**values, "weights": str(path), "weights_sha256": found}
 
 
 class OptimizerConfig(Checked):

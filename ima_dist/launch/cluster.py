@@ -18,16 +18,22 @@ from ima_dist.launch.signals import LAST_WAIT, starting_ray
 
 @dataclass(frozen=True)
 class Cluster:
-    """The workers of a run. least: their smallest number, if the number may change; ``workers`` is the largest then."""
+    """The workers of a run.
+
+    least: their smallest number, if the number may change; ``workers`` is the largest then. local: there is one, and it
+    is this process.
+    """
 
     workers: int
     cpus_per_worker: int
     use_gpu: bool
     least: int | None = None
+    local: bool = False
 
     def __str__(self) -> str:
         count = f"{self.workers}" if self.least is None else f"{self.least} to {self.workers}"
-        return f"{count} {'GPU' if self.use_gpu else 'CPU'} worker{'s' * (self.workers != 1)}"
+        where = " in this process" if self.local else ""
+        return f"{count} {'GPU' if self.use_gpu else 'CPU'} worker{'s' * (self.workers != 1)}{where}"
 
 
 def set_environment() -> str | None:

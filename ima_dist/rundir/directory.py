@@ -76,6 +76,8 @@ class RunDir:
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
+        #: The weights that the training started from, if they were given.
+        self.start_dir = self.path / "start"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"

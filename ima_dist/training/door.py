@@ -26,6 +26,7 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.norms import per_sample
 from ima_dist.data.types import DataSet, Resident
+from ima_dist.rundir.directory import RunDir
 from ima_dist.training.network import DTYPES, check_logits, make_network, seeded
 
 Findings = dict[str, Any]
@@ -43,7 +44,7 @@ _STEP, _WRONG = 1e-2, 0.5
 _VALUES, _AT_ONCE = 1 << 26, 1 << 23
 
 
-def check_door(network: nn.Module, data: DataSet, config: Config) -> Findings:
+def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | None = None) -> Findings:
     """Try the network, as ``make_network`` returns it, on a few training samples; it is left as it was.
 
     Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
@@ -53,7 +54,7 @@ def check_door(network: nn.Module, data: DataSet, config: Config) -> Findings:
     """
     x, y = _samples(data, config)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    door = _Door(network, data, config)
+    door = _Door(network, data, config, run)
     with seeded(config.seed):
         try:
             door.saved()
@@ -69,8 +70,8 @@ def check_door(network: nn.Module, data: DataSet, config: Config) -> Findings:
 class _Door:
     """The checks of one network, and what they have found."""
 
-    def __init__(self, network: nn.Module, data: DataSet, config: Config) -> None:
-        self.network, self.data, self.config = network, data, config
+    def __init__(self, network: nn.Module, data: DataSet, config: Config, run: RunDir | None) -> None:
+        self.network, self.data, self.config, self.run = network, data, config, run
         self.who = f"The network of {config.model.factory}"
         self.allowed: list[str] = []
         self.findings: Findings = {}
@@ -216,7 +217,7 @@ class _Door:
 
     def drawn(self, state: dict[str, Tensor]) -> None:
         """All weights come from the seed: a second network has the same."""
-        again = make_network(self.config, self.data).state_dict()
+        again = make_network(self.config, self.data, self.run).state_dict()
         if any(not isinstance(again.get(name), Tensor) or not _identical(again[name], t) for name, t in state.items()):
             self.refuse(
                 "random",

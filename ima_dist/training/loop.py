@@ -52,7 +52,7 @@ class Training:
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = data.augment
         self.method = make_method(config, data.box)
-        self.state = new_state(config, data, self.method, device)
+        self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
         #: The network as attacks in training see it.
         self.view = Counted(

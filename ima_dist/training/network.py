@@ -18,6 +18,9 @@ from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
+from ima_dist.models.libraries import normalised
+from ima_dist.rundir.directory import RunDir
+from ima_dist.training import start_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -57,11 +60,12 @@ def use_tf32(allowed: bool) -> None:
     torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
-def make_network(config: Config, data: DataSet) -> nn.Module:
-    """The configured network with weights drawn from the seed, in the configured precision.
+def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
+    """The configured network with weights drawn from the seed, or given, in the configured precision.
 
-    Lazy modules get their weights here, too. Raises ConfigError if the factory fails, returns no nn.Module, or its
-    network does not turn two samples into logits (2, num_classes).
+    Lazy modules get their weights here, too. Given weights are those that ``run`` keeps, or else the user's; they are
+    left out if the caller has those of a ``trained`` network. Raises ConfigError if the factory fails, returns no
+    nn.Module, or its network does not turn two samples into logits (2, num_classes).
     """
     factory = resolve_reference(config.model.factory, "model.factory")
     check_call(factory, config.model.factory, "model.args", 2, config.model.args)
@@ -82,6 +86,9 @@ def make_network(config: Config, data: DataSet) -> nn.Module:
         trial = torch.zeros(2, *shape)
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
             _tried(config, network, trial, data.num_classes)
+        if config.model.weights and not trained:
+            start_weights.start(network, config.model, run)
+        network = normalised(network, config.model.mean, config.model.std, shape)
         network = network.to(DTYPES[config.dtype])
         _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)
     return network.train()

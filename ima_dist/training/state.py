@@ -10,6 +10,7 @@ from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
 from ima_dist.margins.store import MarginStore
 from ima_dist.methods import Method
+from ima_dist.rundir.directory import RunDir
 from ima_dist.training.counters import Counters
 from ima_dist.training.equilibrium import Equilibrium
 from ima_dist.training.network import DTYPES, make_network, make_optimizer, scaler
@@ -85,9 +86,9 @@ class State:
         return row
 
 
-def new_state(config: Config, data: DataSet, method: Method, device: torch.device) -> State:
+def new_state(config: Config, data: DataSet, method: Method, device: torch.device, run: RunDir) -> State:
     """The state in which a run of this configuration begins."""
-    network = make_network(config, data)
+    network = make_network(config, data, run)
     if config.model.sync_batch_norm:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network = network.to(device)

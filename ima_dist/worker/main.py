@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ima_dist.config.schema import Config
@@ -51,27 +52,36 @@ def work(payload: dict[str, Any]) -> dict[str, Any]:
         unseen = _unseen(run)
         if unseen:
             return {"status": "failed", "message": unseen}
-        return _carry_out(payload["task"], payload["arguments"], run, config, device)
+        return in_this_process(payload["task"], payload["arguments"], run, config, device, _node_is_drained)
 
 
-def _carry_out(
-    task: str, arguments: dict[str, Any], run: RunDir, config: Config, device: torch.device
-) -> dict[str, Any]:
+def _node_is_drained() -> bool:
+    """Ray Train tells each worker when a node with workers of its group is being drained; asking costs nothing."""
     import ray
 
+    from ima_dist.worker.ray_internals import get_train_context
+
+    return ray.is_initialized() and get_train_context().preemption_context.preemption_info is not None
+
+
+def in_this_process(
+    task: str,
+    arguments: dict[str, Any],
+    run: RunDir,
+    config: Config,
+    device: torch.device,
+    drained: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Carry out a task in step with the other workers, if there are any; returns as ``work``. Needs no Ray."""
     from ima_dist.core import distributed
     from ima_dist.training.checkpoint import Damaged
     from ima_dist.training.numerics import NumericalError
-    from ima_dist.worker.ray_internals import get_train_context
     from ima_dist.worker.tasks import audit_task, evaluate_task, train_task
 
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
 
     def should_stop() -> bool:
-        if stop.exists() or pause.exists():
-            return True
-        # Ray Train tells each worker when a node with workers of its group is being drained; asking costs nothing.
-        return ray.is_initialized() and get_train_context().preemption_context.preemption_info is not None
+        return stop.exists() or pause.exists() or drained()
 
     # Ray may restart workers that had done everything just before it noticed.
     if task == "train" and distributed.share_object(run.status == "finished"):

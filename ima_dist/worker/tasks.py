@@ -97,7 +97,7 @@ class _Task:
 
     def trained_network(self, epoch: int) -> nn.Module:
         """The run's network after ``epoch`` epochs."""
-        network = make_network(self.config, self.data).to(self.device)
+        network = make_network(self.config, self.data, trained=True).to(self.device)
         load_weights(self.run, epoch, self.data.digest(), network)
         return network
 

@@ -21,7 +21,7 @@ TABLE_1_CE = [1.0, 1.0, 0.9975, 0.9855, 0.935]
 
 def test_ce_reproduces_table_1(tmp_path):
     done = commands.run(
-        "ima_dist.train", "moons", "--method", "ce", "--out", "run", "--eval.attacks", "pgd100", cwd=tmp_path
+        "ima_dist.train", "moons", "--local", "--method", "ce", "--out", "run", "--eval.attacks", "pgd100", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     ours = pgd100_accuracies(RunDir(tmp_path / "run"))
@@ -49,7 +49,7 @@ def test_fashion_mnist_on_two_workers(tmp_path, norm):
 def test_own_data_and_network(tmp_path):
     (tmp_path / "mine.py").write_text((commands.ROOT / "tests" / "support" / "user_code.py").read_text())
     done = commands.run(
-        "ima_dist.train", "moons", "--data.source", "mine:blobs", "--model.factory", "mine:three_way",
+        "ima_dist.train", "moons", "--local", "--data.source", "mine:blobs", "--model.factory", "mine:three_way",
         "--epochs", "12", "--optimizer.lr", "0.03", "--norm", "l2", "--out", "run",
         "--eval.noise", "0,0.2", "--eval.steps", "10",
         cwd=tmp_path,
