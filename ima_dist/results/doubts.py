@@ -141,13 +141,6 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
             f"Inputs lie between {low:g} and {high:g} without a box: if they are pixels from 0 to 255, ε_max "
             f"{format_noise(trained)} is less than one grey level. Return uint8 images, or scale them and give a box."
         )
-    shape = inputs.get("shape")
-    sides = [number_in(side) or 0.0 for side in shape] if isinstance(shape, list) else []
-    if len(sides) == 3 and sides[2] in (1, 3, 4) and min(sides[:2]) > 4:
-        found.append(
-            f"Samples have the shape ({', '.join(f'{side:g}' for side in sides)}): if they are images, their channels "
-            "come last, and networks take the first axis for channels. Transpose them to (channels, height, width)."
-        )
     if spread is not None and spread > _SPREAD:
         found.append(
             f"The ranges of the features differ by a factor of {spread:.3g}: no noise level suits all of them, so "

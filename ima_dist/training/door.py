@@ -280,9 +280,8 @@ def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
 
     ``every``: look at all samples, however many there are, and not at 2²⁶ values of samples spread over the whole set.
 
-    low, high: smallest and largest value. size, shape: number of values of a sample, and its axes. box: as in DataSet.
-    spread: for samples with one axis, the range of the widest feature in units of that of the narrowest one that
-    varies; else None.
+    low, high: smallest and largest value. size: values of a sample. box: as in DataSet. spread: for samples with one
+    axis, the range of the widest feature in units of that of the narrowest one that varies; else None.
     """
     x, size = data.train.stored, math.prod(data.train.stored.shape[1:])
     count = len(data.train) if every else min(len(data.train), max(1, _VALUES // max(size, 1)))
@@ -300,14 +299,7 @@ def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
         spread = float(widths.max() / widths.min()) if len(widths) else None
     scale = 255 if x.dtype == torch.uint8 else 1
     box = None if data.box is None else list(data.box)
-    return {
-        "low": low / scale,
-        "high": high / scale,
-        "size": size,
-        "shape": list(data.train.stored.shape[1:]),
-        "box": box,
-        "spread": spread,
-    }
+    return {"low": low / scale, "high": high / scale, "size": size, "box": box, "spread": spread}
 
 
 def _ends(x: Tensor) -> tuple[Tensor, Tensor]:

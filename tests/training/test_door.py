@@ -141,18 +141,6 @@ def test_a_gradient_of_another_function_is_doubtful():
         assert checked(factory, *([of_two()] if factory == "masked" else []))["wrong_gradient"] == 0
 
 
-def test_images_with_channels_last_are_doubtful():
-    pixels = torch.rand(30, 8, 6, 3)
-    split = Split(pixels, torch.arange(30) % 3)
-    last = DataSet(split, split, split, box=(0.0, 1.0), num_classes=3)
-    (sentence,) = door_doubts({"inputs": input_range(last)}, [0.1], "linf")
-    assert "have the shape (8, 6, 3)" in sentence
-    first = Split(pixels.movedim(-1, 1), split.y)
-    assert door_doubts({"inputs": input_range(DataSet(first, first, first, (0.0, 1.0), 3))}, [0.1], "linf") == ()
-    for damaged in (3, [3, "x", 1], None, [[], {}, 3]):
-        assert door_doubts({"inputs": {**input_range(last), "shape": damaged}}, [0.1], "linf") == ()
-
-
 def test_outputs_that_are_not_logits_are_doubtful():
     assert "probabilities, not logits" in doubts_of("softmaxed")[0]
     assert "between 0 and 1" in doubts_of("squashed")[0]
