@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ima_dist.config.errors import ConfigError
 from ima_dist.results.text import number_in, percent
 from ima_dist.rundir.curves import attack_rows
 from ima_dist.rundir.run import Run
@@ -13,7 +14,12 @@ _FEW_LOST = 0.01
 
 def attack_doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason, of the evaluations that tables show and of the attacks in training."""
-    rows = {attack: [point.met for point in row.values()] for attack, row in attack_rows(run.points).items()}
+    try:
+        # Not ``run.points``: those of the data set of results lack the counts.
+        points = run.dir.points_of(run.summary)
+    except ConfigError:
+        points = []
+    rows = {attack: [point.met for point in row.values()] for attack, row in attack_rows(points).items()}
     found = [text for attack, counts in rows.items() for text in _met(attack, _sum(counts))]
     gradients = run.summary.get("gradients")
     if isinstance(gradients, dict) and not any(met for counts in rows.values() for met in counts):
