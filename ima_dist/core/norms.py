@@ -97,8 +97,8 @@ def outside(x_adv: Tensor, x: Tensor, eps: float, norm: str, box: tuple[float, f
     inside = length(x_adv - x, norm) <= eps * (1 + 1e-4) + rounding * (1.0 if norm == "linf" else x[0].numel() ** 0.5)
     if box is not None:
         flat = x_adv.flatten(1)
-        rounding = 1e-6 * max(map(abs, box))
-        inside &= (flat >= box[0] - rounding).all(1) & (flat <= box[1] + rounding).all(1)
+        slack = 1e-6 * max(map(abs, box))
+        inside &= (flat >= box[0] - slack).all(1) & (flat <= box[1] + slack).all(1)
     return ~inside
 
 
