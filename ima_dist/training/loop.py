@@ -97,7 +97,7 @@ class Training:
 
         Called by ``fit``, and before single steps on several workers.
         """
-        check_same_data(self.identity)
+        check_same_data(self.identity.data)
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
         if distributed.world_size() > 1:
             self.trained = autocast(data_parallel(self.network, self.device), self.config.autocast)
@@ -138,8 +138,9 @@ class Training:
         # Leaves the network as it is if the gradient was too large for the scale.
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        # Each worker's batch norm has seen only its share. All attack the same network, so they agree on one.
-        distributed.average_(self.running)
+        # Each worker's batch norm has seen only its share, which may be empty. All attack the same network, so they
+        # agree on one.
+        distributed.average_(self.running, weight=len(indices))
 
     def _loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""
