@@ -98,9 +98,7 @@ def evaluate(
             failed[attack] = reason
         else:
             written = _gathered(files[attack])
-            distributed.together(
-                lambda written=written: on_finished(_joined(written, samples), _remarks(written), _met(written))  # type: ignore[misc]
-            )
+            distributed.together(lambda written=written: on_finished(*_found(written, samples)))  # type: ignore[misc]
     return failed
 
 
@@ -160,6 +158,11 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         if not distinct == count == total:
             raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
     return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")]).replace_schema_metadata()
+
+
+def _found(files: list[Path], samples: torch.Tensor) -> tuple[pa.Table, list[str], Met]:
+    """The arguments of ``on_finished``: outcomes, warnings, and what the attack met."""
+    return _joined(files, samples), _remarks(files), _met(files)
 
 
 def _remarks(files: list[Path]) -> list[str]:
