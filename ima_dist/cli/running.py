@@ -1,5 +1,7 @@
 """Shared by the commands that train or evaluate: checks before a run, the run itself, its results afterwards."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import os
@@ -7,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
@@ -20,6 +22,9 @@ from ima_dist.plans.pending import next_command
 from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
 from ima_dist.rundir.directory import RunDir
 from ima_dist.tracking.recorder import Recorder
+
+if TYPE_CHECKING:
+    from ima_dist.data.types import DataSet
 
 
 def add_local(parser: argparse.ArgumentParser) -> None:
@@ -35,11 +40,13 @@ class Inputs(NamedTuple):
     findings: dict[str, Any]
 
 
-def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int] = ()) -> Inputs:
+def check_inputs(
+    config: Config, run: RunDir | None = None, epochs: Sequence[int] = (), data: DataSet | None = None
+) -> Inputs:
     """Load the data and try the network on a few samples, before anything is written.
 
     Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
-    used. Raises ConfigError.
+    used. ``data``: those of the configuration, if they have been loaded. Raises ConfigError.
     """
     import torch
 
@@ -52,7 +59,7 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = load(config.data, config.seed)
+    data = data or load(config.data, config.seed)
     network = make_network(config, data, run)
     findings = check_door(network, data, config, run)
     if run is not None:

@@ -72,6 +72,7 @@ class RunDir:
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
+        self.audits_dir = self.path / "audits"
         self.code_dir = self.path / "code"
         self.stacks_dir = self.path / "stacks"
         self.margins_dir = self.path / "margins"

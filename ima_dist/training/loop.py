@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import misclassified
+from ima_dist.attacks.counting import Counted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -54,7 +55,9 @@ class Training:
         self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
         #: The network as attacks in training see it.
-        self.view = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
+        self.view = Counted(
+            autocast(self.network, config.autocast if self.method.attack_in_half else "none"), self.state.counters.met
+        )
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         self.running = running_statistics(self.network)

@@ -18,10 +18,10 @@ from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
-from ima_dist.evaluation.gradients import gradient_counts
-from ima_dist.evaluation.margin_audit import audit, to_audit
-from ima_dist.evaluation.runner import evaluate, forget
+from ima_dist.evaluation.margin_audit import audit, keep, to_audit
+from ima_dist.evaluation.runner import Met, evaluate, forget
 from ima_dist.results import paper
+from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import write_inputs
 from ima_dist.training.checkpoint import Damaged, load_weights
@@ -89,7 +89,7 @@ def audit_task(
         **task.conduct(network, train, epoch),
     )
     if found is not None:
-        run.write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
+        keep(run, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
         _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
 
@@ -151,17 +151,16 @@ class _Task:
         test = self.resident(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
-        about, points = _description(config, network, test, digest), []
+        about = _description(config, network, test, digest)
         said: dict[str, list[str]] = {}
+        points: list[Point] = []
 
-        def save(found: pa.Table, remarks: list[str]) -> None:
+        def save(found: pa.Table, remarks: list[str], met: Met) -> None:
             said[found["attack"][0].as_py()] = remarks
-            points.extend(outcomes.points_of(found, config, len(test)))
-            outcomes.save(run, found, config, about)
+            points.extend(outcomes.save(run, found, config, about, met))
 
         with watched(run, network, config.hang_after):
             failed = evaluate(network, test, config, run, on_finished=save, **conduct)
-            gradients = gradient_counts(network, test, samples, config, conduct["batch_size"])
         if distributed.rank() != 0:
             return
         of_whole_training: dict[str, Any] = {}
@@ -175,7 +174,6 @@ class _Task:
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
-        about["gradients"] = {**run.summary().get("gradients", {}), str(epoch): gradients}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
         about["failed_attacks"] = _merged(run, "failed_attacks", config, epoch, failed)
         run.write_json(run.summary_path, {**run.summary(), **about})
