@@ -34,13 +34,19 @@ def all_reduce(tensor: Tensor, op: str = "sum", group: Group = None) -> Tensor:
     return tensor
 
 
-def average_(tensors: list[Tensor], group: Group = None) -> None:
-    """Replace tensors of one type and device by their mean over the workers, in one collective."""
+def average_(tensors: list[Tensor], weight: float = 1.0, group: Group = None) -> None:
+    """Replace tensors of one type and device by their mean over the workers, in one collective.
+
+    weight: this worker's, such as its number of samples; not all workers' may be 0.
+    """
     if not tensors or world_size(group) == 1:
         return
-    mean = all_reduce(torch.cat([t.flatten() for t in tensors]), group=group) / world_size(group)
-    for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    # The weights travel with the values, so that no worker has to know those of the others.
+    *sums, total = all_reduce(
+        torch.cat([*(t.flatten() * weight for t in tensors), tensors[0].new_full((1,), weight)]), group=group
+    ).split([*(t.numel() for t in tensors), 1])
+    for tensor, part in zip(tensors, sums, strict=True):
+        tensor.copy_((part / total).view_as(tensor))
 
 
 def gather_objects(value: Any, group: Group = None) -> list[Any]:
@@ -115,6 +121,9 @@ def block(total: int, part: int, parts: int) -> tuple[int, int]:
 
 
 def share_of_batch(indices: Tensor, group: Group = None) -> Tensor:
-    """This worker's contiguous part of a global batch's index tensor (B,); may be empty."""
-    first, last = block(len(indices), rank(group), world_size(group))
-    return indices[first:last]
+    """This worker's contiguous part of a global batch's index tensor (B,).
+
+    Sizes differ by at most 1 and never grow with the rank: if there are fewer samples than workers, the last workers
+    get none.
+    """
+    return indices.tensor_split(world_size(group))[rank(group)]

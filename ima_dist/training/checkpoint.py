@@ -29,6 +29,7 @@ from ima_dist.core import distributed
 from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import Proposals
 from ima_dist.rundir.directory import RunDir
+from ima_dist.training import tensors
 from ima_dist.training.state import Position, State
 
 KEEP_OPTIMIZER = 3
@@ -134,15 +135,15 @@ def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, m
 
 def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Write what all workers have in common; returns the optimiser's parameter groups, which go into state.json."""
-    safetensors.save_model(state.network, str(aside / "model.safetensors"))  # copes with tied weights
+    tensors.save(state.network, aside / "model.safetensors")
     packed = state.optimizer.state_dict()
-    tensors = {
+    moments = {
         f"{number}.{key}": torch.as_tensor(value).contiguous()
         for number, entry in packed["state"].items()
         for key, value in entry.items()
         if value is not None
     }
-    safetensors.save_file(tensors, aside / "optimizer.safetensors")
+    safetensors.save_file(moments, aside / "optimizer.safetensors")
     if gathered:
         safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, aside / "gathered.safetensors")
     groups: list[dict[str, Any]] = packed["param_groups"]
@@ -188,8 +189,7 @@ def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
 def restore(checkpoint: Checkpoint, state: State) -> None:
     """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers."""
     state.position = checkpoint.position
-    device = next(state.network.parameters()).device
-    safetensors.load_model(state.network, checkpoint.path / "model.safetensors", device=str(device))
+    tensors.load(state.network, checkpoint.path / "model.safetensors")
     _restore_optimizer(checkpoint, state.optimizer)
     if checkpoint.scaler:
         state.scaler.load_state_dict(checkpoint.scaler)
@@ -232,8 +232,7 @@ def weights_file(run: RunDir, epoch: int, data: str) -> Path:
 
 def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:
     """Load the weights of ``weights_file`` in place. Raises Damaged."""
-    file = weights_file(run, epoch, data)
-    safetensors.load_model(network, file, device=str(next(network.parameters()).device))
+    tensors.load(network, weights_file(run, epoch, data))
 
 
 def _load(file: Path) -> dict[str, Tensor]:

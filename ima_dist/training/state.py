@@ -74,6 +74,8 @@ class State:
             "samples_per_second": seen / max(seconds["train"] + seconds["margin"], 1e-9),
             **accuracies,
         }
+        if self.scaler.is_enabled():
+            row["skipped_steps"] = int(totals["skipped"])
         if store is not None:
             row |= {
                 "margin_mean": store.mean(),

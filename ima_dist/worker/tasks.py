@@ -47,7 +47,10 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
     task.evaluate(network, config.epochs, seconds)
     if distributed.rank() == 0:
-        write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
+        about: dict[str, Any] = {"train_samples_per_second": speed}
+        if config.autocast == "float16":
+            about["skipped_steps"] = sum(row.get("skipped_steps") or 0 for row in training.history)
+        write_json(run.summary_path, {**run.summary(), **_FINISHED, **about})
     return dict(_FINISHED)
 
 
