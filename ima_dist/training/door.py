@@ -7,19 +7,22 @@ sentences).
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
-from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.errors import ConfigError, DataWarning, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
+from ima_dist.training import tensors
+from ima_dist.training.habits import same, undisturbed
 from ima_dist.training.network import DTYPES, check_logits, make_network, seeded
 
 Findings = dict[str, Any]
@@ -43,8 +46,15 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
     """
     x, y = _samples(data, config)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    if not any(m.training for m in network.modules() if not next(m.children(), None)):
+        warnings.warn(
+            f"All layers of {config.model.factory} are in evaluation mode, and stay there in training: dropout does "
+            "nothing, batch norm keeps its statistics. If that is not meant, return network.train().",
+            DataWarning,
+            stacklevel=2,
+        )
     door = _Door(network, data, config, run)
-    with seeded(config.seed):
+    with undisturbed(network), seeded(config.seed):
         try:
             door.saved()
             door.evaluation(x, y)
@@ -87,13 +97,18 @@ class _Door:
                 f"{self.who} has no trainable parameters: keep its layers as attributes or in an nn.ModuleList, so "
                 "that torch finds them."
             )
+        if any(p.is_complex() for p in self.network.parameters()):
+            raise ConfigError(
+                f"{self.who} has complex parameters: keep their real and imaginary parts as one real parameter of shape "
+                "(..., 2), and take torch.view_as_complex of it in forward()."
+            )
         with tempfile.TemporaryDirectory() as directory:
             try:
-                safetensors.torch.save_model(self.network, str(Path(directory) / "model.safetensors"))
+                tensors.save(self.network, Path(directory) / "model.safetensors")
             except Exception as error:
                 raise ConfigError(
-                    f"{self.who} cannot be saved in a checkpoint: {first_line(error)}. Register its tensors as "
-                    "buffers that own their memory (tensor.clone())."
+                    f"{self.who} cannot be saved in a checkpoint: {first_line(error)}. Register ordinary "
+                    "(dense) tensors as its parameters and buffers."
                 ) from error
 
     def evaluation(self, x: Tensor, y: Tensor) -> None:
@@ -186,7 +201,7 @@ class _Door:
     def drawn(self, state: dict[str, Tensor]) -> None:
         """All weights come from the seed: a second network has the same."""
         again = make_network(self.config, self.data, self.run).state_dict()
-        if any(not isinstance(again.get(name), Tensor) or not _identical(again[name], t) for name, t in state.items()):
+        if any(not isinstance(again.get(name), Tensor) or not same(again[name], t) for name, t in state.items()):
             self.refuse(
                 "random",
                 f"has other weights each time it is built with seed {self.config.seed}: draw them from torch's, "
@@ -194,12 +209,14 @@ class _Door:
             )
 
     def training(self, x: Tensor, y: Tensor) -> None:
-        """A step with a batch, and a pass with the smallest share of a batch that a worker will get."""
-        self.network.train()
+        """Two steps with a batch, and a pass with the smallest share of a batch that a worker will get."""
         share, workers = smallest_share(len(self.data.train), self.config)
         batch = min(len(x), self.config.batch_size)
         if batch > 1 or share == 1:
-            self._step(x[:batch].clone(), y[:batch], workers)
+            self._steps(x[:batch], y[:batch])
+            random = self._repeatable(x[:batch])
+            if workers > 1 and batch >= 4:
+                self._joined(x[:batch], workers, random)
         if share >= batch:
             return
         try:
@@ -213,22 +230,73 @@ class _Door:
                 f"but a worker will get no more of some batch: choose another --batch-size or fewer --workers."
             ) from error
 
-    def _step(self, x: Tensor, y: Tensor, workers: int) -> None:
+    def _steps(self, x: Tensor, y: Tensor) -> None:
+        """Two: the second finds out whether a buffer still hangs on the first one's graph."""
         try:
-            loss = cross_entropy(self.logits(x, "training"), y).mean()
-            loss.backward()
+            for _ in range(2):
+                loss = cross_entropy(self.logits(x.clone(), "training"), y).mean()
+                loss.backward()
         except ConfigError:
             raise
         except Exception as error:
-            raise ConfigError(f"{self.who} cannot be trained: {first_line(error)}.") from error
+            hint = ""
+            if "second time" in str(error):
+                hint = " Detach what forward() keeps for the next step (tensor.detach())."
+            raise ConfigError(f"{self.who} cannot be trained: {first_line(error)}.{hint}") from error
         if not math.isfinite(loss.item()):
             self.refuse("not-finite", "has a NaN or infinite loss in training mode: scale the data or the weights")
-        unused = [n for n, p in self.network.named_parameters() if p.requires_grad and p.grad is None]
-        if unused and workers > 1:
-            raise ConfigError(
-                f"{self.who} does not use its parameter {unused[0]!r}, which {workers} workers would wait for: remove "
-                "it, set requires_grad=False, or use --workers 1."
+
+    def _passed(self, x: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits in training mode and then in evaluation mode, and the buffers that the first pass has left."""
+        with torch.no_grad(), seeded(seed):
+            logits = self.logits(x.clone(), "training")
+            buffers = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
+            with attack_mode(self.network):
+                return torch.cat([logits, self.logits(x.clone())]), buffers
+
+    def _repeatable(self, x: Tensor) -> bool:
+        """A step depends only on what a checkpoint holds, and on seeded random numbers; returns whether it has any."""
+        saved = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        found = []
+        with undisturbed(self.network):
+            for seed in (0, 0, 1):
+                self.network.load_state_dict(saved)
+                found.append(self._passed(x, seed)[0])
+        if not _equal(found[0], found[1], _SAME):
+            self.refuse(
+                "random",
+                "gives different answers in training mode with the same weights, buffers and random numbers, so a "
+                "resumed run would differ from an undisturbed one: keep what it remembers in buffers that are saved "
+                "(register_buffer), and draw from torch's, NumPy's or Python's own generator",
             )
+        return not _equal(found[0], found[2], _SAME)
+
+    def _joined(self, x: Tensor, workers: int, random: bool) -> None:
+        """Buffers that training changes get the same values when the batch is split: means over the samples do."""
+        first = len(x) // 2
+        found = []
+        for part in (x, x[:first], x[first:]):
+            with undisturbed(self.network) as before:
+                found.append(self._passed(part, 0)[1])
+        known = {id(s) for m in self.network.modules() if isinstance(m, _NormBase) for s in m.buffers()}
+        for name, buffer in self.network.named_buffers():
+            whole, one, other = (buffers[name] for buffers in found)
+            if id(buffer) in known or same(whole, before[name]):
+                continue
+            if not (whole.is_floating_point() or whole.is_complex()):
+                if not (same(one, whole) and same(other, whole)):
+                    raise ConfigError(
+                        f"{self.who} changes its buffer {name!r} (whole numbers) in training mode by what is in the "
+                        f"batch, so {workers} workers would have different ones: use --workers 1, or keep a running "
+                        "mean in floating-point numbers."
+                    )
+            elif not random and not _equal((first * one + (len(x) - first) * other) / len(x), whole, _ROUNDED):
+                self.refuse(
+                    "coupled",
+                    f"changes its buffer {name!r} in training mode, and not to a mean over the samples, so its value "
+                    f"depends on how {workers} workers split a batch: use --workers 1, or keep running means only (of "
+                    "x and x², for example)",
+                )
 
 
 def smallest_share(samples: int, config: Config) -> tuple[int, int]:
@@ -277,6 +345,3 @@ def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
     scale = float(finite.abs().max()) if len(finite) else 0.0
     return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
 
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)

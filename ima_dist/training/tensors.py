@@ -65,6 +65,8 @@ def save(network: nn.Module, file: Path) -> None:
     for name, tensor in network.state_dict().items():
         same = first.setdefault(_place(tensor), name) if _is_plain(tensor) and tensor.numel() else name
         if same == name:
+            # safetensors has no double-precision complex numbers.
+            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
             kept[name] = tensor.contiguous() if _owns_its_memory(tensor) else tensor.clone().contiguous()
         else:
             others[name] = same
@@ -82,6 +84,8 @@ def load(network: nn.Module, file: Path) -> None:
     for name, tensor in own.items():
         if name not in found and tensor.numel() and _place(tensor) in present:
             found[name] = found[present[_place(tensor)]]
+        if tensor.is_complex() and name in found and not found[name].is_complex():
+            found[name] = torch.view_as_complex(found[name])
     network.load_state_dict(found)
 
 
