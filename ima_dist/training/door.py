@@ -13,17 +13,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
 from ima_dist.config.errors import ConfigError, DataWarning, first_line
 from ima_dist.config.schema import Config
-from ima_dist.core import distributed
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import tensors
+from ima_dist.training.door_steps import try_training
+from ima_dist.training.doorkeeper import ROUNDED, SAME, Doorkeeper, equal
 from ima_dist.training.habits import same, undisturbed
-from ima_dist.training.network import DTYPES, check_logits, make_network, seeded
+from ima_dist.training.network import DTYPES, make_network, seeded
 
 Findings = dict[str, Any]
 
@@ -31,8 +31,6 @@ Findings = dict[str, Any]
 _FEWEST, _MOST, _TRIED = 4, 32, 1 << 15
 # Further passes with the same samples: randomness may draw the same twice.
 _AGAIN = 2
-# Largest relative difference of two equal answers: of the same pass, and of passes that round differently.
-_SAME, _ROUNDED = 1e-5, 1e-3
 # Input values that are looked at for their range.
 _VALUES = 1 << 26
 
@@ -59,36 +57,20 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
             door.saved()
             door.evaluation(x, y)
             door.drawn(state)
-            door.training(x, y)
+            try_training(door, x, y)
         finally:
             network.load_state_dict(state, strict=False)
             network.zero_grad(set_to_none=True)
     return {**door.findings, "allowed": door.allowed, "inputs": input_range(data)}
 
 
-class _Door:
+class _Door(Doorkeeper):
     """The checks of one network, and what they have found."""
 
     def __init__(self, network: nn.Module, data: DataSet, config: Config, run: RunDir | None) -> None:
-        self.network, self.data, self.config, self.run = network, data, config, run
-        self.who = f"The network of {config.model.factory}"
-        self.allowed: list[str] = []
+        super().__init__(network, data, config)
+        self.run = run
         self.findings: Findings = {}
-
-    def refuse(self, name: str, sentence: str) -> None:
-        """Raise ConfigError unless ``--allow`` has this name; then note that it was needed."""
-        if name not in self.config.allow:
-            raise ConfigError(f"{self.who} {sentence}, or accept that with --allow {name}.")
-        if name not in self.allowed:
-            self.allowed.append(name)
-
-    def logits(self, x: Tensor, mode: str = "evaluation") -> Tensor:
-        found = self.network(x)
-        check_logits(found, len(x), self.data.num_classes, self.config.model.factory, mode)
-        if found.dtype != x.dtype:
-            got, needed = (str(kind).removeprefix("torch.") for kind in (found.dtype, x.dtype))
-            raise ConfigError(f"{self.who} returns {got} values under --dtype {needed}: remove the conversion.")
-        return found
 
     def saved(self) -> None:
         """A checkpoint of the network can be written, and there is something to train."""
@@ -99,8 +81,8 @@ class _Door:
             )
         if any(p.is_complex() for p in self.network.parameters()):
             raise ConfigError(
-                f"{self.who} has complex parameters: keep their real and imaginary parts as one real parameter of shape "
-                "(..., 2), and take torch.view_as_complex of it in forward()."
+                f"{self.who} has complex parameters: keep real and imaginary parts as one real parameter of "
+                "shape (..., 2), and take torch.view_as_complex of it in forward()."
             )
         with tempfile.TemporaryDirectory() as directory:
             try:
@@ -119,7 +101,7 @@ class _Door:
             before = {name: t.clone() for name, t in self.network.state_dict().items() if isinstance(t, Tensor)}
             again = [self.logits(x.clone()) for _ in range(_AGAIN)]
             after = self.network.state_dict()
-            if not all(_equal(first, other, _SAME) for other in again):
+            if not all(equal(first, other, SAME) for other in again):
                 self.refuse(
                     "random",
                     "gives different answers to the same samples in evaluation mode, so no accuracy can be repeated: "
@@ -191,7 +173,7 @@ class _Door:
                 "that treat samples independently in evaluation mode."
             ) from error
         turned = self.logits(x.flip(0).contiguous()).flip(0)
-        if not (_equal(alone, logits[[0, -1]], _ROUNDED) and _equal(turned, logits, _ROUNDED)):
+        if not (equal(alone, logits[[0, -1]], ROUNDED) and equal(turned, logits, ROUNDED)):
             self.refuse(
                 "coupled",
                 "gives a sample another answer alone than in a batch, so results depend on the batches: use layers "
@@ -207,108 +189,6 @@ class _Door:
                 f"has other weights each time it is built with seed {self.config.seed}: draw them from torch's, "
                 "NumPy's or Python's own generator, which are seeded, and not from one seeded otherwise",
             )
-
-    def training(self, x: Tensor, y: Tensor) -> None:
-        """Two steps with a batch, and a pass with the smallest share of a batch that a worker will get."""
-        share, workers = smallest_share(len(self.data.train), self.config)
-        batch = min(len(x), self.config.batch_size)
-        if batch > 1 or share == 1:
-            self._steps(x[:batch], y[:batch])
-            random = self._repeatable(x[:batch])
-            if workers > 1 and batch >= 4:
-                self._joined(x[:batch], workers, random)
-        if share >= batch:
-            return
-        try:
-            with torch.no_grad():
-                self.logits(x[:share].clone(), "training")
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"{self.who} does not take {share} sample{'s' * (share > 1)} in training mode ({first_line(error)}), "
-                f"but a worker will get no more of some batch: choose another --batch-size or fewer --workers."
-            ) from error
-
-    def _steps(self, x: Tensor, y: Tensor) -> None:
-        """Two: the second finds out whether a buffer still hangs on the first one's graph."""
-        try:
-            for _ in range(2):
-                loss = cross_entropy(self.logits(x.clone(), "training"), y).mean()
-                loss.backward()
-        except ConfigError:
-            raise
-        except Exception as error:
-            hint = ""
-            if "second time" in str(error):
-                hint = " Detach what forward() keeps for the next step (tensor.detach())."
-            raise ConfigError(f"{self.who} cannot be trained: {first_line(error)}.{hint}") from error
-        if not math.isfinite(loss.item()):
-            self.refuse("not-finite", "has a NaN or infinite loss in training mode: scale the data or the weights")
-
-    def _passed(self, x: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits in training mode and then in evaluation mode, and the buffers that the first pass has left."""
-        with torch.no_grad(), seeded(seed):
-            logits = self.logits(x.clone(), "training")
-            buffers = {name: tensor.clone() for name, tensor in self.network.named_buffers()}
-            with attack_mode(self.network):
-                return torch.cat([logits, self.logits(x.clone())]), buffers
-
-    def _repeatable(self, x: Tensor) -> bool:
-        """A step depends only on what a checkpoint holds, and on seeded random numbers; returns whether it has any."""
-        saved = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        found = []
-        with undisturbed(self.network):
-            for seed in (0, 0, 1):
-                self.network.load_state_dict(saved)
-                found.append(self._passed(x, seed)[0])
-        if not _equal(found[0], found[1], _SAME):
-            self.refuse(
-                "random",
-                "gives different answers in training mode with the same weights, buffers and random numbers, so a "
-                "resumed run would differ from an undisturbed one: keep what it remembers in buffers that are saved "
-                "(register_buffer), and draw from torch's, NumPy's or Python's own generator",
-            )
-        return not _equal(found[0], found[2], _SAME)
-
-    def _joined(self, x: Tensor, workers: int, random: bool) -> None:
-        """Buffers that training changes get the same values when the batch is split: means over the samples do."""
-        first = len(x) // 2
-        found = []
-        for part in (x, x[:first], x[first:]):
-            with undisturbed(self.network) as before:
-                found.append(self._passed(part, 0)[1])
-        known = {id(s) for m in self.network.modules() if isinstance(m, _NormBase) for s in m.buffers()}
-        for name, buffer in self.network.named_buffers():
-            whole, one, other = (buffers[name] for buffers in found)
-            if id(buffer) in known or same(whole, before[name]):
-                continue
-            if not (whole.is_floating_point() or whole.is_complex()):
-                if not (same(one, whole) and same(other, whole)):
-                    raise ConfigError(
-                        f"{self.who} changes its buffer {name!r} (whole numbers) in training mode by what is in the "
-                        f"batch, so {workers} workers would have different ones: use --workers 1, or keep a running "
-                        "mean in floating-point numbers."
-                    )
-            elif not random and not _equal((first * one + (len(x) - first) * other) / len(x), whole, _ROUNDED):
-                self.refuse(
-                    "coupled",
-                    f"changes its buffer {name!r} in training mode, and not to a mean over the samples, so its value "
-                    f"depends on how {workers} workers split a batch: use --workers 1, or keep running means only (of "
-                    "x and x², for example)",
-                )
-
-
-def smallest_share(samples: int, config: Config) -> tuple[int, int]:
-    """Fewest samples that a worker gets of a batch, if any, and the largest number of workers that is asked for."""
-    low, high = config.worker_range or (config.workers or 1, config.workers or 1)
-    sizes = {min(config.batch_size, samples), samples % config.batch_size} - {0}
-    shares = set()
-    for workers in range(int(low), int(high) + 1):
-        for size in sizes:
-            parts = (distributed.block(size, part, workers) for part in range(workers))
-            shares |= {last - first for first, last in parts}
-    return min(shares - {0}), int(high)
 
 
 def input_range(data: DataSet) -> dict[str, Any]:
@@ -337,11 +217,3 @@ def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
     split = data.train.take(places)
     return Resident(split, "cpu", DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
-
-
-def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Equal up to rounding; NaN equals NaN, because values that are not finite are another matter."""
-    finite = a[a.isfinite()]
-    scale = float(finite.abs().max()) if len(finite) else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
-

@@ -1,5 +1,6 @@
 """The tensors of a network: in one precision, each in memory of its own, in a file and back."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def own_memory(network: nn.Module, factory: str) -> nn.Module:
         if tensor is not None and _is_plain(tensor)
     ]
     spans = sorted((t.untyped_storage().data_ptr(), *_span(t), name, _place(t)) for name, _, _, t in parts if t.numel())
-    for one, other in zip(spans, spans[1:], strict=False):
+    for one, other in pairwise(spans):
         if one[0] == other[0] and other[1] < one[2] and one[4] != other[4]:
             raise ConfigError(
                 f"The network of {factory} has tensors that share a part of their memory, {one[3]!r} and "

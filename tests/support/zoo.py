@@ -353,3 +353,18 @@ REFUSED = {k.__name__: k for k in (Overlapping, HiddenState, UnsavedState, OwnGe
 
 def build_refused(num_classes, input_shape, name):
     return REFUSED[name]()
+
+
+class Imaginary(Net):
+    def build(self):
+        self.turn = nn.Parameter(torch.ones(HIDDEN, dtype=torch.complex64))
+
+    def middle(self, h):
+        return (h * self.turn).real
+
+
+REFUSED["Imaginary"] = Imaginary
+
+
+def build_in_evaluation_mode(num_classes, input_shape, name):
+    return NETWORKS[name]().eval()
