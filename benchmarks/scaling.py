@@ -23,8 +23,8 @@ from ima_dist.margins.store import REPLICATE_UP_TO
 
 # Samples, classes and shape of what the presets train on (paper, section 3).
 _DATA = {
-    "fashion_mnist": (55_000, 10, (1, 28, 28)),
-    "svhn": (68_257, 10, (3, 32, 32)),
+    "fashion_mnist": (54_000, 10, (1, 28, 28)),
+    "svhn": (65_931, 10, (3, 32, 32)),
     "covid_ct": (2_022, 2, (1, 224, 224)),
     "cifar10": (45_000, 10, (3, 32, 32)),
 }

@@ -29,7 +29,16 @@ from ima_dist.cli.parser import add_options, cluster_parser, listed, user_option
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
-RUN_OPTIONS = ("workers", "cpus_per_worker", "device", "data.dir", "data.download", "dtype", "autocast")
+RUN_OPTIONS = (
+    "workers",
+    "cpus_per_worker",
+    "device",
+    "data.dir",
+    "data.download",
+    "data.val_size",
+    "dtype",
+    "autocast",
+)
 _OVERRIDES = ("account", "qos", "constraint", "reservation")
 
 

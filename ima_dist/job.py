@@ -33,7 +33,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--rows", metavar="A,B,…", help="only these rows")
     parser.add_argument("--out", metavar="DIR", help="directory for the runs (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and exit")
-    add_options(parser, "workers", "device", "data.dir", "data.download", "dtype", "autocast", "seed")
+    add_options(parser, "workers", "device", "data.dir", "data.download", "data.val_size", "dtype", "autocast", "seed")
     arguments = parser.parse_args(argv)
     job = read_job(arguments.job, arguments.scale, user_options(arguments))
     root = absolute_output(arguments.out) if arguments.out else results_root() / "jobs"

@@ -1,23 +1,31 @@
-"""``python -m ima_dist.recommend RUN_DIR``: noise levels for plain adversarial training, read from margins.
+"""``python -m ima_dist.recommend RUN_DIR [--run]``: noise levels for plain adversarial training, read from margins.
 
 Plain adversarial training is cheap, and good if its ε suits the data. The margins that ima has estimated show where
-to look (paper, section 3.3 and Fig. 14).
+to look (paper, section 3.3 and Fig. 14). With --run the networks are trained, evaluated and compared with RUN_DIR and
+the runs named by --beside.
 """
 
 import shlex
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ima_dist.cli.entry import existing, guarded, say
+from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.config.errors import EXIT_DONE, ConfigError
-from ima_dist.config.presets import options_of
+from ima_dist.cli.running import run_commands
+from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
+from ima_dist.config.presets import data_name, options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
+from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.sweepfile import canonical
+from ima_dist.results import paper
+from ima_dist.results.comparison import comparison_table
+from ima_dist.results.rivals import beside_the_best
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 
 _FEW = 100
 _MANY_AT_MAX = 0.5
@@ -25,13 +33,20 @@ _MANY_AT_MAX = 0.5
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status as for ``ima_dist.train``."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv)
+    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
 
 
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.recommend", description=__doc__, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train with --method ima or mma")
-    run = RunDir.open(existing(parser.parse_args(argv).run))
+    parser.add_argument("--run", action="store_true", dest="train", help="also train and evaluate them, and compare")
+    parser.add_argument("--beside", metavar="DIR", nargs="+", default=[], help="further runs to compare with (--run)")
+    parser.add_argument("--out", metavar="DIR", help="directory for the runs of --run (default: runs/jobs)")
+    arguments = parser.parse_args(argv)
+    if not arguments.train and (arguments.beside or arguments.out):
+        raise ConfigError("--beside and --out go with --run.")
+    run = RunDir.open(existing(arguments.run))
+    beside = [RunDir.open(existing(path)) for path in arguments.beside]
     config = run.config()
     newest = run.newest_margins()
     if newest is None:
@@ -50,8 +65,41 @@ def _main(argv: list[str]) -> int:
     if found.share_at_max > _MANY_AT_MAX:
         say(f"Most are at the maximum: a run with --eps-max above {config.eps_max:g} may show larger margins.")
     say("Plain adversarial training to compare by validation and robust accuracy:")
-    for level in dict.fromkeys(found.levels):
+    levels = tuple(dict.fromkeys(found.levels))
+    for level in levels:
         say("  " + adversarial_command(config, level))
+    if not arguments.train:
+        return EXIT_DONE
+    root = absolute_output(arguments.out) if arguments.out else results_root() / "jobs"
+    return _compared(run, beside, [adversarial_config(config, level) for level in levels], root)
+
+
+def _compared(run: RunDir, beside: list[RunDir], configs: list[Config], root: Path) -> int:
+    """Train and evaluate ``configs``, then print their accuracies beside those of the other runs."""
+    for other in (run, *beside):
+        if other.status != "finished":
+            raise ConfigError(f"{other.path} has not finished, so nothing can be compared with it: resume it first.")
+        if (data_name(other.config()), other.config().norm) != (data_name(run.config()), run.config().norm):
+            raise ConfigError(f"{other.path} is a run on other data or under another norm: leave it out.")
+    trained = {}
+    for config in configs:
+        name = f"adv{config.eps_max:g}"
+        say(f"\n[{name}]")
+        status = run_commands(config, run_path(root, config), (config.epochs,))
+        if status == EXIT_REQUEUE:
+            say("Interrupted. Run the same command again to continue.")
+        if status != EXIT_DONE:
+            return status
+        trained[name] = Run(RunDir(run_path(root, config)), name)
+    others: dict[str, Run] = {}
+    for other in (run, *beside):
+        method = other.config().method  # the paper's name of the row
+        others[f"{method} ({other.path.name})" if method in others else method] = Run(other)
+    table = min(paper.rows_of(run.config()), default=None)
+    say("\n" + comparison_table({**others, **trained}, table))
+    for sentence in beside_the_best({**others, **trained}, trained):
+        say(sentence)
+    say("These are single networks: another seed gives other ones.")
     return EXIT_DONE
 
 
@@ -84,11 +132,15 @@ def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
     return Recommendation((low, middle, high), len(margins), float((margins <= 0).mean()), at_max)
 
 
-def adversarial_command(config: Config, eps: float) -> str:
-    """The command that trains adv with ``eps`` as ``config`` was trained and evaluated: data, network, protocol."""
-    level = float(f"{eps:g}")
+def adversarial_config(config: Config, eps: float) -> Config:
+    """adv with ``eps``, trained and evaluated as ``config`` was: data, network, protocol."""
     # The margin expansion is not adv's, and may be larger than its noise level.
-    config = canonical(with_options(config, {"method": "adv", "eps_max": level, "delta_eps": None}))
+    return canonical(with_options(config, {"method": "adv", "eps_max": float(f"{eps:g}"), "delta_eps": None}))
+
+
+def adversarial_command(config: Config, eps: float) -> str:
+    """The command that trains ``adversarial_config``."""
+    config = adversarial_config(config, eps)
     options = options_of(config)
     first = {name: options.pop(name, getattr(config, name)) for name in ("method", "norm", "eps_max")}
     return shlex.join(["python", "-m", "ima_dist.train", config.preset, *as_flags({**first, **options})])

@@ -29,7 +29,8 @@ from ima_dist.rundir.lease import held
 from ima_dist.tracking import tables
 
 ASKED = "sweep.yaml"
-_OPTIONS = ("workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download", "dtype", "autocast")
+_DATA = ("data.dir", "data.download", "data.val_size")
+_OPTIONS = ("workers", "cpus_per_worker", "device", "allow", *_DATA, "dtype", "autocast")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -164,7 +164,7 @@ def _too_late() -> bool:
 def show_results(directory: RunDir) -> None:
     """Draw the figures, and print the robustness table beside the paper's, times and paths."""
     from ima_dist.figures.png import draw_all
-    from ima_dist.results import obfuscation, paper
+    from ima_dist.results import obfuscation, paper, white_noise
     from ima_dist.results.binary import binary_report
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
@@ -177,7 +177,10 @@ def show_results(directory: RunDir) -> None:
     row, number = (found[1], found[0]) if found else (None, None)
     failed = failed_attacks(run.summary, config.epochs)
     say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
-    for further in (binary_report(run), obfuscation.describe(run, config.epochs)):
+    copied = paper.copied(config)
+    note = f"This network was {copied}." if copied else ""
+    noise = white_noise.describe(points, config)
+    for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:
             say("\n" + further)
     if "without_square" in remarks(run.summary, config.epochs):

@@ -31,3 +31,9 @@ def first_line(e: BaseException) -> str:
     """Type and first line of an exception's message, for use inside a sentence."""
     lines = str(e).strip().splitlines()
     return f"{type(e).__name__}: {lines[0].rstrip('.')}" if lines else type(e).__name__
+
+
+def one_line(error: BaseException) -> str:
+    """Type and last line of an exception's message: where it is a page of text, as Ray's, that is the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

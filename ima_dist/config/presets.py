@@ -35,7 +35,7 @@ _PRESETS = {
         "idx:load_fashion_mnist",
         "fashion_mnist_cnn",
         {"linf": (0.3, _MOONS_NOISE), "l2": (5.0, [0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])},
-        {"epochs": 60},
+        {"epochs": 60, "data.val_size": 6000},
     ),
     "svhn": _Preset(
         "svhn:load",
@@ -44,7 +44,7 @@ _PRESETS = {
             "linf": (0.1, [0.0, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1]),
             "l2": (2.0, [0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0]),
         },
-        {"epochs": 60},
+        {"epochs": 60, "data.val_size": 7326},
     ),
     "covid_ct": _Preset(
         "covid_ct:load",
@@ -56,7 +56,7 @@ _PRESETS = {
         "idx:load_mnist",
         "mnist_lenet5",
         {"linf": (0.45, [0.0, 0.1, 0.2, 0.3, 0.4]), "l2": (4.0, [0.0, 1.0, 2.0, 3.0, 4.0])},
-        {"epochs": 60, "optimizer.name": "adamax", "optimizer.lr": 2e-3},
+        {"epochs": 60, "data.val_size": 6000, "optimizer.name": "adamax", "optimizer.lr": 2e-3},
     ),
     "cifar10": _Preset(
         "cifar10:load",
@@ -64,6 +64,7 @@ _PRESETS = {
         {"linf": (32 / 255, _CIFAR_NOISE), "l2": (3.0, [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])},
         {
             "epochs": 200,
+            "data.val_size": 5000,
             "attack.steps": 10,
             "optimizer.name": "sgd",
             "optimizer.lr": 0.1,
@@ -74,6 +75,8 @@ _PRESETS = {
 }
 
 PRESETS = tuple(_PRESETS)
+# Preset -> the norms that it has a largest margin and noise levels for.
+PRESET_NORMS = {name: tuple(preset.norms) for name, preset in _PRESETS.items()}
 # The preset of one's own data and network.
 OWN = "own"
 # Settings that it cannot know, and an example of each; options of the preset.
@@ -85,18 +88,6 @@ _NEEDED = {
     "eval.noise": "0,4/255,8/255",
 }
 _OWN_OPTIONS = {"epochs": 60}
-
-# Settings that the paper leaves open and we chose: presets -> setting.
-OWN_SETTINGS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("moons",), "Moons: points with normal noise of standard deviation 0.06, and the experiments under L2."),
-    (("fashion_mnist", "mnist", "svhn", "cifar10"), "A validation set of 5,000 images, taken from the training set."),
-    (("cifar10",), "CIFAR-10: batches of 128 images."),
-    (
-        ("fashion_mnist", "svhn", "covid_ct"),
-        "Instance norm without parameters: it is not affine, and keeps no running statistics.",
-    ),
-    (("covid_ct",), "COVID-19 CT: images in grey, one channel."),
-)
 
 
 def is_the_papers(config: Config) -> bool:
@@ -138,6 +129,9 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     if options.get("name") is not None:
         raise ConfigError(f"--name goes with the preset {OWN}: results of {preset} are shown under its own name.")
     usual = _PRESETS[preset]
+    if "data.val_size" in options and "data.val_size" not in usual.options:
+        having = ", ".join(name for name, known in _PRESETS.items() if "data.val_size" in known.options)
+        raise ConfigError(f"--data.val-size goes with {having}: the validation set of {preset} has a fixed size.")
     norm = options.get("norm", "linf")
     tree: dict[str, Any] = {"preset": preset, "eval.order": "stratified", **usual.functions, **usual.options}
     if norm in usual.norms:

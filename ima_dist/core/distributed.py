@@ -1,5 +1,6 @@
 """The collective operations that the project uses. Without a process group there is one worker."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -7,7 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ima_dist.config.errors import first_line
+
 _T = TypeVar("_T")
+#: Note on an exception that worker 0 has raised and the others repeat.
+REPEATED = "raised by worker 0"
 Group = Any  # torch.distributed.ProcessGroup | None; None is the default group
 
 
@@ -96,17 +101,30 @@ def share_object(value: Any, group: Group = None) -> Any:
 
 def together(act: Callable[[], _T], group: Group = None) -> _T:
     """Worker 0 calls ``act``; all workers return its value, or raise the exception that it raised."""
+    if world_size(group) == 1:
+        return act()
     value: Any = None
     raised: Exception | None = None
     if rank(group) == 0:
         try:
             value = act()
         except Exception as error:
-            raised = error
+            raised = _portable(error)
     value, raised = share_object((value, raised), group)
     if raised is not None:
+        if rank(group) != 0:
+            raised.add_note(REPEATED)
         raise raised
     return cast(_T, value)
+
+
+def _portable(error: Exception) -> Exception:
+    """The exception, or its text if it cannot be sent to other workers: they would never hear of it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(first_line(error))
+    return error
 
 
 def barrier(group: Group = None) -> None:

@@ -19,20 +19,20 @@ from ima_dist.data.types import DataSet, Split
 _FOLDER = "cifar-10-batches-py"
 _CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _SHAPE = (3, 32, 32)
-# 5000 of the 50000 training images become the validation set, whose size the paper does not give.
-_VAL_SHARE = 10
+# Of the published training set. Of fewer images the same share is held out.
+_TRAINING_IMAGES = 50000
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
-    """CIFAR-10: 45000 training, 5000 validation and 10000 test images; x (N, 3, 32, 32) uint8.
+    """CIFAR-10: 50000 training and validation images and 10000 test images; x (N, 3, 32, 32) uint8.
 
-    Training images are cropped and flipped at random (appendix D.2). The validation set is held out of the 50000
-    training images, class-balanced, by ``seed``. A prepared copy is used if there is one (see prepared.py). Otherwise
+    Training images are cropped and flipped at random (appendix D.2). ``config.val_size`` of the 50000 are held out for
+    validation, class-balanced, by ``seed``. A prepared copy is used if there is one (see prepared.py). Otherwise
     files are taken from ``config.dir`` (itself, or torchvision's layout in it) or from ./data or
     ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return CIFAR10.data_set(config, seed, lambda images: images // _VAL_SHARE, augment=True)
+    return CIFAR10.data_set(config, seed, lambda images: images * config.val_size // _TRAINING_IMAGES, augment=True)
 
 
 def _read_all(paths: list[Path]) -> dict[str, Split]:

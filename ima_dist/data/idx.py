@@ -18,28 +18,28 @@ from ima_dist.data.types import DataSet, Split
 
 _FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 _UNSIGNED_BYTE, GZIP, _ZIP = 0x08, b"\x1f\x8b", b"PK\x03\x04"
-# 5000 of the 60000 training images become the validation set, whose size the paper does not give.
-_VAL_SHARE = 12
+# Of the published training set. Of fewer images the same share is held out.
+_TRAINING_IMAGES = 60000
 _CLASSES = 10
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _Sums = tuple[tuple[tuple[int, str], tuple[int, str]], ...]  # per file: size and MD5 checksum of it gzipped, and plain
 
 
 def load_fashion_mnist(config: DataConfig, seed: int) -> DataSet:
-    """Fashion-MNIST: 55000 training, 5000 validation and 10000 test images; x (N, 1, 28, 28) uint8.
+    """Fashion-MNIST: 60000 training and validation images and 10000 test images; x (N, 1, 28, 28) uint8.
 
-    The validation set is held out of the 60000 training images, class-balanced, by ``seed``. A prepared copy is
+    ``config.val_size`` of the 60000 are held out for validation, class-balanced, by ``seed``. A prepared copy is
     used if there is one (see prepared.py). Otherwise files are taken from ``config.dir`` (itself, or torchvision's
     layout in it) or from ./data, ~/.cache/ima_dist or the Debian package's directory; ``config.download`` fetches
     them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return FASHION_MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
+    return FASHION_MNIST.data_set(config, seed, lambda images: images * config.val_size // _TRAINING_IMAGES)
 
 
 def load_mnist(config: DataConfig, seed: int) -> DataSet:
     """MNIST, as ``load_fashion_mnist`` but without a Debian package."""
-    return MNIST.data_set(config, seed, lambda images: images // _VAL_SHARE)
+    return MNIST.data_set(config, seed, lambda images: images * config.val_size // _TRAINING_IMAGES)
 
 
 def read_idx(path: Path, dims: int) -> np.ndarray:

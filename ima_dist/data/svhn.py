@@ -13,19 +13,19 @@ from ima_dist.data.published import Download, Published
 from ima_dist.data.types import DataSet, Split
 
 _CLASSES = 10
-# 5000 of the 73257 training images become the validation set, whose size the paper does not give.
-_VAL_SHARE = 5000 / 73257
+# Of the published training set. Of fewer images the same share is held out.
+_TRAINING_IMAGES = 73257
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
-    """SVHN: 68257 training, 5000 validation and 26032 test images; x (N, 3, 32, 32) uint8, y the digit.
+    """SVHN: 73257 training and validation images and 26032 test images; x (N, 3, 32, 32) uint8, y the digit.
 
-    The validation set is held out of the training images, class-balanced, by ``seed``. A prepared copy is
+    ``config.val_size`` of the 73257 are held out for validation, class-balanced, by ``seed``. A prepared copy is
     used if there is one (see prepared.py). Otherwise files are taken from ``config.dir`` (itself, or svhn/ in it) or
     from ./data or ~/.cache/ima_dist; ``config.download`` fetches them if they are in none of these.
     Raises ConfigError if a file is missing, damaged or of the wrong kind, or cannot be fetched.
     """
-    return SVHN.data_set(config, seed, lambda images: round(images * _VAL_SHARE))
+    return SVHN.data_set(config, seed, lambda images: round(images * config.val_size / _TRAINING_IMAGES))
 
 
 def _read_all(paths: list[Path]) -> dict[str, Split]:

@@ -25,7 +25,10 @@ EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Pr
 
 
 def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """The paper's protocol: final iterate, each level separately, the worse of both losses (section 3)."""
+    """The paper's protocol (section 3): each level separately, the final iterate, once with each loss.
+
+    The worse of both losses counts for each sample: the paper says only that the attack runs twice.
+    """
     out: Predictions = {}
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))

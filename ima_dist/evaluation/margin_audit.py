@@ -29,7 +29,7 @@ def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
 def audit(
     network: nn.Module,
     train: Resident,
-    margins: pa.Table,
+    margins: pa.Table | None,
     config: Config,
     *,
     epoch: int,
@@ -38,14 +38,15 @@ def audit(
     batch_size: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> pa.Table:
+) -> pa.Table | None:
     """Stored margin and audited distance of training samples.
 
-    Collective. Returns, on every worker, the columns index, label, margin, distance (``fab_distance``) and correct.
+    Collective. Returns the columns index, label, margin, distance (``fab_distance``) and correct where ``margins`` are
+    given, elsewhere None.
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, with the columns of the margin shards, sorted by index.
+        margins: of that epoch, with the columns of the margin shards, sorted by index; only one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
 
@@ -74,6 +75,8 @@ def audit(
         np.concatenate([part.numpy() for part in parts])
         for parts in zip(*distributed.gather_objects(share), strict=True)
     )
+    if margins is None:
+        return None
     return pa.table(
         {
             "index": index,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
 
 from ima_dist.config.attacks import protocol
@@ -43,12 +44,28 @@ def points_of(outcomes: pa.Table, config: Config, test_samples: int) -> list[Poi
         .aggregate([("right", "mean"), ("right", "count")])
         .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples"])
     )
-    rows = grouped.to_pylist()
+    rows = [row | _turned_wrong(outcomes, row) for row in grouped.to_pylist()]
     orders = ["first" if row["samples"] == test_samples else config.eval.order for row in rows]
     return [
         Point(norm=config.norm, split="test", order=order, **row, **protocol(row["attack"], config))
         for row, order in zip(rows, orders, strict=True)
     ]
+
+
+def _turned_wrong(outcomes: pa.Table, row: dict[str, Any]) -> dict[str, float]:
+    """ "turned_wrong" for a noise level of white noise, if the same samples were also classified without noise.
+
+    Noise without an aim also makes wrong answers right, so that the accuracy alone does not tell this share.
+    """
+    if row["attack"] != "white-noise" or not row["noise"] > 0:
+        return {}
+    of_row = (pc.field("attack") == row["attack"]) & (pc.field("epoch") == row["epoch"])
+    right = {}
+    for level in (0.0, row["noise"]):
+        chosen = outcomes.filter(of_row & (pc.field("noise") == level)).sort_by("index")
+        right[level] = chosen["label"].to_numpy() == chosen["prediction"].to_numpy()
+    before, after = right.values()
+    return {"turned_wrong": float((before & ~after).mean())} if len(before) == len(after) else {}
 
 
 def is_shown(run: RunDir, points: list[Point]) -> bool:

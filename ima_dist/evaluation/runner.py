@@ -4,6 +4,9 @@ Every worker takes a block of the samples that are left to do and writes the out
 ``evaluation/<attack>-…/`` in the run directory as soon as it has been attacked at all noise levels. These files are
 read at the start, whatever the number of workers was, so an interruption costs at most one batch per worker.
 The workers finish one attack together before they begin the next, so that its outcomes can be stored.
+
+Storage that nodes share may show a node an old list of a directory's files. So the workers tell each other the names
+of the files, and worker 0 waits until it sees them.
 """
 
 import contextlib
@@ -13,8 +16,8 @@ import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import nn
@@ -30,7 +33,7 @@ from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_parquet
+from ima_dist.rundir.files import read_parquet, wait_for, write_parquet
 from ima_dist.rundir.lease import LeaseLost
 
 
@@ -65,12 +68,14 @@ def evaluate(
     Raises:
         Interrupted: a worker was asked to stop; what was finished is kept for the next call.
         LeaseLost: another process has become the run's writer.
-        OSError: outcomes cannot be written.
+        OSError: outcomes cannot be written; on the worker that met it. Or worker 0 does not see those of another.
     """
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
-    # One worker looks: another might already see what a third has written since.
-    done = distributed.together(lambda: {a: _read(place)["index"].unique().to_pylist() for a, place in places.items()})
-    mine = {attack: _mine(samples, done[attack]) for attack in places}
+    found = _gathered([file for place in places.values() for file in place.glob("from-*.parquet")])
+    # One worker reads: another may be unable to, and all must have the same samples left to do.
+    kept = distributed.together(lambda: _kept(found))
+    files = {attack: [file for file in kept if file.parent == place] for attack, place in places.items()}
+    mine = {attack: _mine(samples, [i for file in files[attack] for i in kept[file]]) for attack in places}
     count, finished = sum(map(len, mine.values())), 0
     on_progress(finished, count)
     failed = {}
@@ -80,7 +85,7 @@ def evaluate(
             nonlocal finished
             with stoppable(network, lambda: should_stop() or _lost(run)):
                 for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    _attack_batch(attack, network, test, part, config, place, epoch)
+                    files[attack].append(_attack_batch(attack, network, test, part, config, place, epoch))
                     finished += len(part)
                     on_progress(finished, count)
 
@@ -88,7 +93,8 @@ def evaluate(
         if reason:
             failed[attack] = reason
         else:
-            distributed.together(lambda place=place: on_finished(_joined(place, samples), _remarks(place)))  # type: ignore[misc]
+            written = _gathered(files[attack])
+            distributed.together(lambda written=written: on_finished(_joined(written, samples), _remarks(written)))  # type: ignore[misc]
     return failed
 
 
@@ -112,8 +118,8 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 
 def _attack_batch(
     attack: str, network: nn.Module, test: Resident, part: torch.Tensor, config: Config, place: Path, epoch: int
-) -> None:
-    """Attack the samples ``part`` (B,), and write their outcomes."""
+) -> Path:
+    """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
     indices = part.to(test.x.device)
     x, y = test.batch(indices)
     keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
@@ -123,12 +129,22 @@ def _attack_batch(
     file = place / f"from-{int(part[0]):09d}.parquet"
     table = outcomes_table(attack, found, part, y, config, epoch)
     write_parquet(file, table.replace_schema_metadata({"remarks": " ".join(sorted(said))}))
+    return file
 
 
-def _joined(place: Path, samples: torch.Tensor) -> pa.Table:
-    """The outcomes of one attack from all workers, sorted."""
-    # An earlier call may have begun with other samples.
-    table, total = _read(place).filter(pc.field("index").isin(pa.array(samples.numpy()))), len(samples)
+def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
+    """The outcomes of ``samples`` for one attack, sorted, from the files of all workers. Raises FileNotFoundError."""
+    wait_for(files)
+    total, missing = len(samples), np.zeros(int(samples.max()) + 1, dtype=bool)
+    missing[samples.numpy()] = True
+    parts = []
+    for part in map(read_parquet, files):
+        index = part["index"].to_numpy()
+        # An earlier call may have begun with other samples, or not have seen all files of the one before it.
+        fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
+        missing[index[fresh]] = False
+        parts.append(part.filter(pa.array(fresh)))
+    table = pa.concat_tables(parts)
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
     for row in counts.to_pylist():
@@ -138,9 +154,9 @@ def _joined(place: Path, samples: torch.Tensor) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")]).replace_schema_metadata()
 
 
-def _remarks(place: Path) -> list[str]:
-    """The names of the warnings that were logged while the batches in ``place`` were attacked."""
-    found = [pq.read_schema(file).metadata or {} for file in place.glob("from-*.parquet")]
+def _remarks(files: list[Path]) -> list[str]:
+    """The names of the warnings that were logged while the batches in these files were attacked."""
+    found = [pq.read_schema(file).metadata or {} for file in files]
     return sorted({name for metadata in found for name in metadata.get(b"remarks", b"").decode().split()})
 
 
@@ -172,15 +188,22 @@ def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) ->
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 
 
-def _read(place: Path) -> pa.Table:
-    """Outcomes so far, or an empty table; a file that cannot be read is removed and its samples are done again."""
-    tables = []
-    for file in sorted(place.glob("from-*.parquet")):
+def _gathered(files: list[Path]) -> list[Path]:
+    """The files that any worker knows, sorted. Collective."""
+    return sorted({file for part in distributed.gather_objects(files) for file in part})
+
+
+def _kept(files: list[Path]) -> dict[Path, list[int]]:
+    """The samples in each file that can be read; one that cannot is removed, and its samples are done again."""
+    kept = {}
+    for file in files:
         try:
-            tables.append(read_parquet(file))
+            kept[file] = read_parquet(file)["index"].unique().to_pylist()
+        except FileNotFoundError:
+            continue  # another worker's list was old
         except ConfigError:
             file.unlink()
-    return pa.concat_tables(tables) if tables else pa.table({"index": pa.array([], pa.int64())})
+    return kept
 
 
 def _mine(samples: torch.Tensor, done: list[int]) -> torch.Tensor:

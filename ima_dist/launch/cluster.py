@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ima_dist.config.errors import ConfigError, printable
+from ima_dist.config.errors import ConfigError, one_line, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
@@ -194,8 +194,3 @@ def trials_at_once(configs: list[Config], nodes: list[dict[str, float]]) -> int:
     """How many trials of the largest kind fit on the nodes at once. Raises ConfigError if not even one does."""
     needs = [fit_to(config, nodes) for config in configs]
     return min(max(1, _room(nodes, n.use_gpu, n.cpus_per_worker) // (n.least or n.workers)) for n in needs)
-
-
-def one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -5,9 +5,9 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, one_line
 from ima_dist.config.schema import Config
-from ima_dist.launch.cluster import Cluster, one_line, ray_cluster
+from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json

@@ -1,4 +1,4 @@
-"""Run a task on the workers of a Ray cluster (``worker.main.work``), and forward signals to them."""
+"""Run a task on the workers of a Ray cluster (``worker.main.work_in_group``), and forward signals to them."""
 
 import concurrent.futures
 import os
@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ima_dist.config.errors import one_line
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
-from ima_dist.launch.cluster import Cluster, one_line
+from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
-from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work
+from ima_dist.worker.failure import Failure, first_cause
+from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work_in_group
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
 
 # How often in a row workers may fail without a new checkpoint, if their number may change: a failure that repeats is
@@ -79,6 +81,9 @@ def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[s
                 return answer
             reason, failures, give_up = "A node is being drained", 0, cluster.least is None
         except ray.train.TrainingFailedError as error:
+            told = _told(error)
+            if told is not None and told.final:
+                return {"status": "failed", "message": told.sentence}
             reason = _worker_error(error).rstrip(".")
             failures = 1 if _saved(run) != before else failures + 1
             too_few = isinstance(getattr(error, "controller_failure", None), TooFew)
@@ -105,7 +110,7 @@ def _run_once(
     # The type checker sees the classes of Ray Train V1; RAY_TRAIN_V2_ENABLED selects V2.
     v2: Any = ray.train
     trainer: Any = Trainer(
-        work,  # type: ignore[arg-type]
+        work_in_group,  # type: ignore[arg-type]
         train_loop_config=payload(task, config, run, arguments),
         torch_config=NodeInterface(),
         scaling_config=v2.ScalingConfig(
@@ -132,7 +137,7 @@ def _saved(run: RunDir) -> set[Path]:
 
 
 def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The argument of ``worker.main.work``."""
+    """The argument of ``worker.main.work_in_group``."""
     return {
         "task": task,
         "config": to_dict(config),
@@ -165,15 +170,24 @@ def fit_while_connected(trainer: Any) -> Any:
     return result.result()
 
 
+def _told(error: Exception) -> Failure | None:
+    """The first cause of those that workers have told, if any could."""
+    from ima_dist.worker.ray_internals import UserExceptionWithTraceback
+
+    raised = (getattr(error, "worker_failures", None) or {}).values()
+    bare = (r._base_exc if isinstance(r, UserExceptionWithTraceback) else r for r in raised)
+    return first_cause([failure for failure in bare if isinstance(failure, Failure)])
+
+
 def _worker_error(error: Exception) -> str:
     """One sentence. A dead worker comes first, since it explains what the others complain of."""
-    from ima_dist.worker.ray_internals import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+    from ima_dist.worker.ray_internals import WorkerHealthCheckFailedError
 
-    failures = sorted((getattr(error, "worker_failures", None) or {}).items())
-    for rank, failure in failures:
+    failures = dict(sorted((getattr(error, "worker_failures", None) or {}).items()))
+    for rank, failure in failures.items():
         if isinstance(failure, WorkerHealthCheckFailedError):
             return f"Worker {rank} died: it was killed, perhaps for lack of memory, or its node was lost"
-    for rank, failure in failures:
-        raised = failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure
-        return f"The workers failed; worker {rank} was the first to report: {one_line(raised)}"
-    return f"The workers failed: {one_line(error)}"
+    told = _told(error)
+    if told is None:
+        return f"The workers failed: {one_line(next(iter(failures.values()), error))}"
+    return f"The workers failed; worker {told.rank} on {told.host} was the first to report: {told.sentence}"

@@ -202,6 +202,13 @@ class MarginStore:
             got = Proposals(*distributed.exchange(list(sent), sizes, group=self.group)[0])
             self._settle(got, self._slots(got.indices)[0])
 
+    def restore(self, margins: Tensor) -> None:
+        """Set all margins, (num_samples,) by global index, and drop all proposals. Collective."""
+        self.shard.copy_(margins[self.first : self.last])
+        self._count.zero_()
+        self._outbox = []
+        self._share()
+
     def _share(self) -> None:
         """Bring every worker's copy up to date."""
         if self.replicated and self.world > 1:

@@ -29,10 +29,10 @@ class Adversarial(Method):
 
 
 class RandomNoise(Adversarial):
-    """The baseline "rand ε", with the loss of adv (eq. 2).
+    """The baseline "rand ε" (section 3.3).
 
     The noise is uniform in the ball of radius ε = ``eps_max``, which under L∞ is the paper's uniform white noise,
-    and then clipped to the box. L2 is ours.
+    and then clipped to the box. Ours: the loss, that of adv (eq. 2), where the paper gives none; and L2.
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:

@@ -17,10 +17,10 @@ class IMA(Method):
     With ``margin_update="online"`` the boundary points of the training step also update the margins, and there is
     no pass after the epoch.
 
-    Everything follows the paper. The authors' released code updates margins when ``online`` does, but differs
-    otherwise: it moves the margin of a sample that crossed half-way to the distance, leaves those of misclassified
-    samples, clips at 0, bisects between the clean sample and the last iterate, attacks in training mode, and ends
-    inside or in the middle of the bracket, depending on the data set.
+    Everything follows the paper; docs/settings.md has what it leaves open. The authors' released code updates margins
+    when ``online`` does, but differs otherwise: it moves the margin of a sample that crossed half-way to the distance,
+    leaves those of misclassified samples, clips at 0, bisects between the clean sample and the last iterate, attacks in
+    training mode, and ends inside or in the middle of the bracket, depending on the data set.
     """
 
     def __init__(self, config: Config, box: Box) -> None:

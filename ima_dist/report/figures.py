@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import data_name, has_papers_data
+from ima_dist.config.schema import Config
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.figures.interactive.margins import class_name, histogram_figure
@@ -122,7 +123,8 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         )
     rows = result.margin_history
     if rows:
-        source = ("Figures 9 and 14" if covid else "Like Figure 14") if theirs else ""
+        shown = "Figure 9" if config.method == "mma" else "Figures 9 and 14"
+        source = (shown if covid else "Like Figure 14") if theirs else ""
         caption = "Margins of the training samples, up to ε_max, after each epoch. Dashed: their mean."
         figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
@@ -171,11 +173,18 @@ def _example(result: Run, arrays: Arrays, place: int) -> Drawing:
     true = class_name(arrays["class_names"], int(arrays["label"][place]))
     marks = "A cross and a thick frame mark a wrong prediction. Below is the difference to the clean image."
     return Drawing(
-        "Figure 10" if has_papers_data(result.config) else "",
+        _source(result.config),
         title,
         f"True class: {true}. {marks}",
         sample_figure(arrays, place),
     )
+
+
+def _source(config: Config) -> str:
+    """The paper's examples are COVID-19 CT images."""
+    if not has_papers_data(config):
+        return ""
+    return "Figure 10" if config.preset == "covid_ct" else "Like Figure 10"
 
 
 def _title(result: Run) -> str:

@@ -6,11 +6,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
-from ima_dist.config.presets import OWN_SETTINGS, data_name, has_papers_data, train_command
+from ima_dist.config.presets import data_name, has_papers_data, train_command
+from ima_dist.config.provenance import not_the_papers
 from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
 from ima_dist.report.tables import Line, Table, label, setting_differences
-from ima_dist.results import obfuscation
+from ima_dist.results import obfuscation, white_noise
 from ima_dist.results.doubts import doubts
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
@@ -18,14 +19,13 @@ from ima_dist.rundir.run import Run
 
 def page(results: list[Run], tables: list[Table], drawings: list[Drawing], problems: list[str]) -> str:
     """The whole file. ``problems``: a sentence for each run that is left out or not complete."""
-    presets = {result.config.preset for result in results if has_papers_data(result.config)}
     return _template().render(
         count=f"{len(results)} finished run{'s' * (len(results) != 1)}",
         results=results,
         tables=tables,
         drawings=drawings,
         problems=problems,
-        own_settings=[text for names, text in OWN_SETTINGS if presets & set(names)],
+        own_settings=not_the_papers(result.config for result in results),
         version=__version__,
     )
 
@@ -46,7 +46,7 @@ def _template() -> Template:
     )
     labels = (data_name, doubts, has_papers_data, label, obfuscation.verdict)
     functions = (*labels, png_url, setting_differences, table_file, to_html, train_command)
-    own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples)
+    own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
@@ -74,6 +74,10 @@ def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
     """SPSA beside PGD on the same samples, if the table has both attacks on the run."""
     both = {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}
     return obfuscation.compared(result, result.config.epochs) if both else []
+
+
+def _white_noise(result: Run) -> str | None:
+    return white_noise.describe(result.points, result.config)
 
 
 def _guessed(table: Table) -> bool:

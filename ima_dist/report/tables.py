@@ -8,6 +8,7 @@ from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import has_papers_data, is_the_papers, preset_config
+from ima_dist.config.provenance import preset_says
 from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
 from ima_dist.results import paper
@@ -115,15 +116,19 @@ def label(result: Run) -> str:
 
 
 def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
-    """How a run differs from the paper's experiment, a phrase for each option, but for those in ``apart``."""
+    """How a run differs from the paper's experiment, a phrase for each option, but for those in ``apart``.
+
+    A phrase has the preset's value, as the paper's only where the paper gives it.
+    """
     usual = option_values(preset_config(config))
     own = option_values(config)
     names = [n for n in differences(config, preset_config(config)) if n not in apart]
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
     names = [n for n in names if own.get(n) != usual.get(n)]
     # The paper says nothing of other people's data.
-    theirs = {n: f" (paper: {_value(usual.get(n))})" if has_papers_data(config) else "" for n in names}
-    return tuple(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names)
+    known, copied = has_papers_data(config), paper.copied(config)
+    theirs = {n: f" ({preset_says(n, config)}: {_value(usual.get(n))})" if known else "" for n in names}
+    return (*(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names), *([copied] if copied else []))
 
 
 def _final(result: Run) -> Iterable[_Placed]:
@@ -149,7 +154,7 @@ def _by_epoch(result: Run) -> Iterable[_Placed]:
     for epoch in epochs:
         found = paper.epoch_row_name(result.config, epoch)
         for attack, entries in attack_rows(result.points, epoch).items():
-            if found and attack in ("pgd100", "worst"):
+            if found and attack in ("pgd100", "worst", "pgd-mma"):
                 yield _placed(*found, attack, epoch, result, entries)
 
 
@@ -184,7 +189,8 @@ def _attack_differences(config: Config, table: int | None, points: Row, left: in
     for name, value in usual.items():
         own = getattr(point, name)
         if own not in (None, value):
-            theirs = f" (paper: {_value(value)})" if has_papers_data(config) else ""
+            whose = "preset" if point.attack == "worst" else preset_says(f"eval.{name}", config)
+            theirs = f" ({whose}: {_value(value)})" if has_papers_data(config) else ""
             found.append(f"eval.{name} {_value(own)}{theirs}")
     return tuple(found)
 

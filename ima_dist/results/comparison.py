@@ -1,7 +1,7 @@
 """One of the paper's tables: our rows, each with the paper's below it."""
 
 from ima_dist.config.presets import is_the_papers
-from ima_dist.results import obfuscation, paper
+from ima_dist.results import obfuscation, paper, white_noise
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.results.tradeoff import tradeoff_table
 from ima_dist.rundir.curves import attack_rows, format_noise, levels_of, noise_key, samples_label
@@ -36,4 +36,6 @@ def comparison_table(runs: dict[str, Run], table: int | None, epochs: tuple[int,
                 lines.append(["", "paper", "", *values])
     verdicts = {name: obfuscation.compared(run, run.config.epochs) for name, run in runs.items()}
     notes = [f"{name}: {obfuscation.verdict(found)}" for name, found in verdicts.items() if found]
+    notes += [f"{name}: {said}" for name, run in runs.items() if (said := white_noise.describe(run.points, run.config))]
+    notes += [f"{name}: {copied}." for name, run in runs.items() if (copied := paper.copied(run.config))]
     return "\n".join(aligned(lines) + notes)

@@ -28,6 +28,13 @@ DATA_SETS = {
     "mnist": "MNIST",
     "cifar10": "CIFAR-10",
 }
+# Ding et al. 2020, and their released code.
+_MMA_PAPERS = {
+    "mnist": "Adam at a learning rate of 1e-4, batches of 50, 100,000 steps and 40 PGD steps, and took the checkpoint "
+    "with the largest mean margin on validation samples",
+    "cifar10": "a learning rate of 0.3 that falls to 0.09, 0.03 and 0.009, weight decay 2e-4 and 50,000 steps, and "
+    "took the checkpoint with the largest mean margin on validation samples",
+}
 # Size of the test sets of section 3; Tables 9 and 12 use the first 100 samples of theirs.
 _TEST_SAMPLES = dict(zip(DATA_SETS, (2000, 10000, 26032, 400, 10000, 10000), strict=True))
 
@@ -70,6 +77,18 @@ def curve(dataset: str, norm: str, method: str, eps: float | None = None) -> tup
 def row_of(config: Config) -> tuple[int, dict[float, float]] | None:
     """``curve`` for a run's configuration; also None if its data or network are not the paper's."""
     return curve(config.preset, config.norm, config.method, config.eps_max) if is_the_papers(config) else None
+
+
+def copied(config: Config) -> str | None:
+    """How the experiment behind the paper's rows differs from this run, if the paper copied them from elsewhere.
+
+    The rows of mma in Tables 7, 8, 10 and 11 are from the MMA paper (appendix D), whose settings ours are not: its
+    learning rate changes at steps, and its checkpoint is the best one on validation samples.
+    """
+    theirs = _MMA_PAPERS.get(config.preset) if config.method == "mma" and rows_of(config) else None
+    return theirs and (
+        "trained with the settings of ima; the paper's rows of mma are the MMA paper's, which trained with " + theirs
+    )
 
 
 def epoch_row(config: Config, epoch: int) -> tuple[int, dict[float, float], float] | None:

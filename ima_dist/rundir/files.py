@@ -1,11 +1,14 @@
 """Reading and writing single files; a file is complete or absent, never half written."""
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import time
 import uuid
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +18,24 @@ import pyarrow.parquet as pq
 import pydantic_core
 
 from ima_dist.config.errors import ConfigError
+
+# Seconds after which a file that was written on one node must be visible on all; NFS may take half a minute.
+VISIBLE_WITHIN = 60.0
+
+
+def wait_for(paths: Iterable[Path]) -> None:
+    """Wait until every one of these files, which other processes have written, is visible on this node.
+
+    Their names must be known: on shared storage a list of a directory's files may be old. Raises FileNotFoundError
+    naming one that is still not there after ``VISIBLE_WITHIN`` seconds.
+    """
+    until = time.monotonic() + VISIBLE_WITHIN
+    for path in paths:
+        while not path.exists():
+            if time.monotonic() >= until:
+                reason = f"another worker has written it, but after {VISIBLE_WITHIN:.0f} s {platform.node()} lacks it"
+                raise FileNotFoundError(errno.ENOENT, reason, str(path))
+            time.sleep(0.2)
 
 
 @contextlib.contextmanager

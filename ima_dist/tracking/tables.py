@@ -60,6 +60,7 @@ SCHEMAS = {
             "spsa_samples": _INT,
             "order": _TEXT,
             "version": _INT,
+            "turned_wrong": _FLOAT,
         }
     ),
     "history": pa.schema(

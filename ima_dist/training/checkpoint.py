@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,12 @@ def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
         _check(run.path / name, digest)
     position = Position(int(state["epoch"]), int(state["step"]))
     return Checkpoint(path, position, _margins_dir(run, position), dict(state["counters"]), state["scaler"])
+
+
+def files(run: RunDir, checkpoint: Checkpoint) -> Iterator[Path]:
+    """Every file of a whole checkpoint, state.json first. Raises Damaged as they are taken."""
+    yield checkpoint.path / "state.json"
+    yield from (run.path / name for name in _read_state(checkpoint.path)["files"])
 
 
 def restore(checkpoint: Checkpoint, state: State) -> None:

@@ -97,7 +97,7 @@ class Training:
 
         Called by ``fit``, and before single steps on several workers.
         """
-        check_same_data(self.identity)
+        check_same_data(self.identity.data)
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
         few = self.train.batch(torch.arange(min(8, len(self.train)), device=self.device))
         if distributed.world_size() > 1:

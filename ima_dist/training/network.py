@@ -124,7 +124,7 @@ def check_logits(found: Any, samples: int, classes: int, factory: str, mode: str
 
 
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
-    """The configured optimiser; all other settings are torch's defaults, as in the paper."""
+    """The configured optimiser; all other settings are torch's defaults."""
     settings = config.optimizer
     parameters = [p for p in network.parameters() if p.requires_grad]
     if settings.name == "sgd":

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict
 from ima_dist.core.polling import polling
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
+from ima_dist.rundir.files import VISIBLE_WITHIN, write_json
 from ima_dist.rundir.lease import LeaseLost
+from ima_dist.worker.failure import failing_together
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
 
 if TYPE_CHECKING:
@@ -25,16 +27,19 @@ if TYPE_CHECKING:
 STOP_FILE = "stop-requested"
 #: The same because the number of workers is about to change; the run goes on.
 PAUSE_FILE = "pause-requested"
-# Seconds after which a file that the driver wrote must be visible on all nodes; NFS may take half a minute.
-_VISIBLE_WITHIN = 60.0
 # Seconds after which a worker gives up a silent head of the cluster; the driver has ended long before.
 _END_AFTER = 60.0
+
+
+def work_in_group(payload: dict[str, Any]) -> dict[str, Any]:
+    """``work`` as Ray calls it: a worker that fails raises ``Failure``, by which Ray ends the others."""
+    return failing_together(work, payload)
 
 
 def work(payload: dict[str, Any]) -> dict[str, Any]:
     """Carry out a task (see ``launch.workers.payload``); returns {"status", "message"}.
 
-    All workers return together, or one raises and Ray ends the others.
+    The status "failed" is one worker's, and any exception; all other answers are agreed on by all workers.
     """
     for path in reversed(payload["paths"]):
         if path not in sys.path:
@@ -84,7 +89,7 @@ def in_this_process(
         return stop.exists() or pause.exists() or drained()
 
     # Ray may restart workers that had done everything just before it noticed.
-    if task == "train" and distributed.share_object(run.status == "finished"):
+    if task == "train" and distributed.together(lambda: run.status == "finished"):
         return {"status": "finished", "message": None}
     tasks: dict[str, Any] = {"train": train_task, "evaluate": evaluate_task, "audit": audit_task}
     try:
@@ -99,17 +104,23 @@ def in_this_process(
         return {"status": "lost", "message": str(error)}
     finally:
         if distributed.rank() == 0:
-            pause.unlink(missing_ok=True)
+            _for_the_driver(lambda: pause.unlink(missing_ok=True))
     if distributed.rank() == 0 and task == "train":
-        write_json(run.summary_path, {**run.summary(), **answer})
+        _for_the_driver(lambda: write_json(run.summary_path, {**run.summary(), **answer}))
     return answer
+
+
+def _for_the_driver(act: Callable[[], object]) -> None:
+    """Do what the driver does, too, unless it has died: a full disk must not take the place of the first cause."""
+    with contextlib.suppress(OSError, ConfigError):
+        act()
 
 
 def _unseen(run: RunDir) -> str | None:
     """A sentence if some worker cannot see the run directory: it would train, and write elsewhere. Collective."""
     from ima_dist.core import distributed
 
-    until = time.monotonic() + _VISIBLE_WITHIN
+    until = time.monotonic() + VISIBLE_WITHIN
     while not run.config_path.exists() and time.monotonic() < until:
         time.sleep(0.5)
     mine = None if run.config_path.exists() else platform.node()

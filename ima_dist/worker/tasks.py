@@ -23,9 +23,10 @@ from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
-from ima_dist.training.checkpoint import load_weights
+from ima_dist.training.checkpoint import Damaged, load_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
+from ima_dist.training.resume import check_same_data
 from ima_dist.worker.watchdog import watched
 
 _FINISHED = {"status": "finished", "message": None}
@@ -68,26 +69,32 @@ def audit_task(
     config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], samples: int
 ) -> dict[str, Any]:
     """Compare the newest stored margins with an independent attack; see ``evaluation.margin_audit``."""
-    newest = run.newest_margins()
-    assert newest is not None, "the command has checked"
-    epoch, margins = newest
+    # Only one worker looks: another might not see the newest directory yet.
+    newest = run.newest_margins() if distributed.rank() == 0 else None
+    epoch: int = distributed.together(lambda: _epoch_of(newest))
     task = _Task(config, run, device, should_stop)
     train = task.resident(task.data.train)
     network = task.trained_network(epoch)
     found = audit(
         network,
         train,
-        margins.sort_by("index"),
+        None if newest is None else newest[1].sort_by("index"),
         config,
         epoch=epoch,
         samples=to_audit(task.data.train, samples, config),
         augmented=task.data.augment,
         **task.conduct(network, train, epoch),
     )
-    if distributed.rank() == 0:
+    if found is not None:
         write_parquet(run.audit_path, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
         write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
+
+
+def _epoch_of(newest: tuple[int, pa.Table] | None) -> int:
+    if newest is None:
+        raise Damaged("the run has lost its margins since the start of this command")
+    return newest[0]
 
 
 class _Task:
@@ -100,6 +107,7 @@ class _Task:
 
     def trained_network(self, epoch: int) -> nn.Module:
         """The run's network after ``epoch`` epochs."""
+        check_same_data(self.data.digest())
         network = make_network(self.config, self.data, trained=True).to(self.device)
         load_weights(self.run, epoch, self.data.digest(), network)
         return network

@@ -41,9 +41,9 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
         finally:
             faulthandler.cancel_dump_traceback_later()
             handle.remove()
-    if not path.stat().st_size:
-        path.unlink()
-    with contextlib.suppress(OSError):  # another worker's file is there
+    with contextlib.suppress(OSError):  # no reason to end a run; or another worker's file is there
+        if not path.stat().st_size:
+            path.unlink()
         path.parent.rmdir()
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
+
+from ima_dist.training.checkpoint import Damaged
 
 
 class TurnsNaN(nn.Module):
@@ -40,6 +43,37 @@ class Raises(TurnsNaN):
 
 def raises(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return Raises(num_classes)
+
+
+class FailsAlone(TurnsNaN):
+    """A network that, on worker 1 of a run, meets something in its eleventh forward pass in training mode.
+
+    A file of the name ``what`` is then written in the directory that the environment variable MET names.
+    """
+
+    def __init__(self, num_classes: int, what: str) -> None:
+        super().__init__(num_classes)
+        self.what = what
+
+    def forward(self, x):
+        self.passes += self.training
+        if self.passes == 11 and torch.distributed.is_initialized() and torch.distributed.get_rank() == 1:
+
+            class Unknown(Exception):
+                """Exists in this process alone."""
+
+                def __reduce__(self):
+                    raise TypeError("not to be sent")
+
+            Path(os.environ["MET"], self.what).touch()
+            if self.what == "dies":
+                os._exit(1)
+            raise {"damaged": Damaged("its file is damaged"), "unknown": Unknown("a mistake")}[self.what]
+        return self.inner(x)
+
+
+def fails_alone(num_classes: int, input_shape: tuple[int, ...], what: str) -> nn.Module:
+    return FailsAlone(num_classes, what)
 
 
 def blobs(config, seed):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
 from ima_dist import evaluate, train
 from ima_dist.config.values import with_options
+from ima_dist.core import distributed
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
@@ -25,6 +28,14 @@ def _batches(run: RunDir) -> set[str]:
     return {str(p.relative_to(run.path)) for p in run.path.rglob("from-*.parquet")}
 
 
+def _evaluate_with_an_old_list(config, path):
+    """On shared storage worker 0 may not see the newest files when it lists a directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        if distributed.rank() == 0:
+            patch.setattr(Path, "glob", lambda path, pattern: iter(()))
+        evaluate_on_worker(config, path)
+
+
 def test_interrupted_and_continued_on_other_numbers_of_workers(tmp_path):
     config, whole = workers.start_run(tmp_path / "whole", "moons", **OPTIONS)
     evaluate_on_worker(config, whole.path, batch_size=1000)
@@ -38,7 +49,7 @@ def test_interrupted_and_continued_on_other_numbers_of_workers(tmp_path):
     assert not run.outcomes_path.exists()
     workers.run_on(1, evaluate_on_worker, config, run.path, 60)
     assert first < _batches(run)
-    workers.run_on(2, evaluate_on_worker, config, run.path)
+    workers.run_on(2, _evaluate_with_an_old_list, config, run.path)
     assert pq.read_table(run.outcomes_path).equals(expected)
     assert run.summary()["curves"] == whole.summary()["curves"]
     assert not (run.path / "evaluation").exists()
@@ -56,6 +67,19 @@ def test_only_what_is_left_is_done_and_a_damaged_batch_is_done_again(tmp_path):
     assert pq.read_table(damaged).num_rows
     evaluate_on_worker(config, run.path)
     assert sorted(set(pq.read_table(run.outcomes_path)["index"].to_pylist())) == list(range(100))
+
+
+def test_samples_that_were_attacked_twice_count_once(tmp_path):
+    config, run = workers.start_run(tmp_path / "run", "moons", **OPTIONS)
+    evaluate_on_worker(config, run.path, 150)
+    first, *_ = sorted(run.path.rglob("from-*.parquet"))
+    # An earlier start did not see this file and attacked some of its samples again, in a batch of another size.
+    table = pq.read_table(first)
+    pq.write_table(table.filter(pc.field("index") >= 3), first.with_name("from-000000003.parquet"))
+    evaluate_on_worker(config, run.path)
+    _, whole = workers.start_run(tmp_path / "whole", "moons", **OPTIONS)
+    evaluate_on_worker(config, whole.path)
+    assert pq.read_table(run.outcomes_path).equals(pq.read_table(whole.outcomes_path))
 
 
 def test_another_setting_shares_nothing(tmp_path):

@@ -37,7 +37,7 @@ _TINY = "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.s
 
 
 def test_every_table_has_its_file():
-    assert [f.name for f in FILES] == ["moons.yaml", *(table_file(n).name for n in TABLES)]
+    assert [f.name for f in FILES] == ["appendix_a.yaml", "moons.yaml", *(table_file(n).name for n in TABLES)]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -70,7 +70,8 @@ def test_noise_level_and_seed_of_a_row_stand_in_its_name():
                 assert config.beta == float(match[1])
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+# The network of appendix_a is one of table06's, and is slow.
+@pytest.mark.parametrize("file", [f for f in FILES if f.stem != "appendix_a"], ids=lambda f: f.stem)
 def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     """One row of each method: the others differ from it in numbers alone, which the tests above compare."""
     without_ray(monkeypatch)

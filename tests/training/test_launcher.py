@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
@@ -17,6 +18,7 @@ from ima_dist.launch.cluster import Cluster, fit_to
 from ima_dist.launch.workers import _worker_error, fit_while_connected, run_workers
 from ima_dist.rundir.directory import RunDir
 from ima_dist.worker import main
+from ima_dist.worker.failure import Failure
 from tests.support import workers
 
 CPU_NODE, GPU_NODE = {"CPU": 8.0}, {"CPU": 16.0, "GPU": 4.0}
@@ -107,8 +109,6 @@ DONE, PAUSED = {"status": "finished", "message": None}, {"status": "paused", "me
 
 
 def died():
-    from ray.train import WorkerGroupError
-
     return WorkerGroupError("", {0: KeyError("gone")})
 
 
@@ -126,7 +126,9 @@ def test_a_range_of_workers_goes_on_as_long_as_it_gets_on(groups, capsys):
     answer, marks = groups(1, "saves", died(), died(), died())
     assert "KeyError" in str(answer)
     assert len(marks) == 3
-    assert groups(1, {"status": "failed", "message": "NaN"})[0]["message"] == "NaN"
+    # What is the run's own fault is not tried again, though one worker alone has met it, or another has died.
+    at_fault = WorkerGroupError("", {0: Failure("its file is damaged", final=True), 1: KeyError("gone")})
+    assert groups(1, at_fault)[0] == {"status": "failed", "message": "its file is damaged"}
 
 
 def test_a_range_of_workers_ends_resumable_when_too_few_are_left(groups):
@@ -165,7 +167,7 @@ def test_nodes_that_are_dead_or_leaving_are_not_counted(monkeypatch):
 
 
 def _look(path):
-    main._VISIBLE_WITHIN = 0.1
+    main.VISIBLE_WITHIN = 0.1
     assert main._unseen(RunDir(path)) is None
     elsewhere = RunDir(path / "elsewhere") if distributed.rank() else RunDir(path)
     sentence = main._unseen(elsewhere)
@@ -180,15 +182,15 @@ def test_a_run_directory_that_one_worker_does_not_see(tmp_path):
 
 def test_a_worker_that_died_comes_before_those_that_complain_of_it():
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
-    from ray.train.v2.api.exceptions import WorkerGroupError
 
-    complains = UserExceptionWithTraceback(OSError(28, "No space left on device"), "Traceback")
+    told = Failure("OSError: [Errno 28] No space left on device", final=False, rank=1, host="node7")
+    complains = UserExceptionWithTraceback(told, "Traceback")
     died = WorkerHealthCheckFailedError("A worker health check failed.", failure=ValueError("a page of text"))
     assert _worker_error(WorkerGroupError("", {0: complains, 1: died})).startswith("Worker 1 died: ")
-    sentence = _worker_error(WorkerGroupError("", {1: complains}))
-    assert (
-        sentence == "The workers failed; worker 1 was the first to report: OSError: [Errno 28] No space left on device"
+    sentence = (
+        "The workers failed; worker 1 on node7 was the first to report: OSError: [Errno 28] No space left on device"
     )
+    assert _worker_error(WorkerGroupError("", {1: complains})) == sentence
 
 
 def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):

@@ -30,9 +30,9 @@ from ima_dist.tracking.tables import points_of as points_in
 # Of training, validation and test set, without a subset.
 SIZES = {
     "moons": (20000, 2000, 2000),
-    "fashion_mnist": (55000, 5000, 10000),
-    "mnist": (55000, 5000, 10000),
-    "svhn": (68257, 5000, 26032),
+    "fashion_mnist": (54000, 6000, 10000),
+    "mnist": (54000, 6000, 10000),
+    "svhn": (65931, 7326, 26032),
     "cifar10": (45000, 5000, 10000),
     "covid_ct": (2022, 60, 400),
 }

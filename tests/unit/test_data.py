@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.presets import make_config
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import idx, moons
@@ -357,18 +358,20 @@ def test_moons_noise_is_the_distance_from_the_half_circles() -> None:
 
 
 @needs_fashion_mnist
-def test_real_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("val_size", [None, 5000])
+def test_real_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_size: int | None) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    data = load(DataConfig(source=FASHION), 0)
+    options = {} if val_size is None else {"data.val_size": val_size}  # 5000: runs of earlier versions
+    data, held_out = load(make_config("fashion_mnist", options).data, 0), val_size or 6000
     assert [tuple(s.x.shape) for s in (data.train, data.val, data.test)] == [
-        (55000, 1, 28, 28),
-        (5000, 1, 28, 28),
+        (60000 - held_out, 1, 28, 28),
+        (held_out, 1, 28, 28),
         (10000, 1, 28, 28),
     ]
     assert data.train.x.dtype == torch.uint8
-    assert counts(data.train, 10) == [5500] * 10
-    assert counts(data.val, 10) == [500] * 10
+    assert counts(data.train, 10) == [6000 - held_out // 10] * 10
+    assert counts(data.val, 10) == [held_out // 10] * 10
     assert counts(data.test, 10) == [1000] * 10
     assert data.class_names is not None
     assert data.class_names[data.test.y[0]] == "Ankle boot"
@@ -386,7 +389,7 @@ def test_held_out_images_of_fashion_mnist_depend_on_the_seed() -> None:
     assert counts(a.train, 10) == [100] * 10
     assert torch.equal(a.train.x, b.train.x)
     assert not torch.equal(a.val.x, c.val.x)
-    # 1000 of 55000: 10000 × 1000 / 55000 = 182 test images.
+    # DataConfig's own split, 55000: 10000 × 1000 / 55000 = 182 test images.
     assert len(a.test) == 182
 
 

@@ -92,7 +92,7 @@ def test_what_differs_from_the_paper_is_said(tmp_path):
         "batch_size 64 (paper: 128)",
         "300 of 10,000 test samples",
         "eval.steps 20 (paper: 100)",
-        "eval.step_scale 2 (paper: 4)",
+        "eval.step_scale 2 (preset: 4)",
     )
 
 

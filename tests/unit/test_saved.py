@@ -18,7 +18,7 @@ from cluster import status
 from cluster.node import Task
 from cluster.records import Row, RowRecord
 from ima_dist import dataset, sweep
-from ima_dist.config.presets import make_config
+from ima_dist.config.presets import make_config, options_of
 from ima_dist.config.values import from_dict, to_dict
 from ima_dist.plans.jobfile import read_job
 from ima_dist.plans.sweepfile import is_sweep, read_sweep
@@ -57,18 +57,41 @@ RUNS: dict[str, tuple[str, int, int | None, int]] = {
 
 def test_fingerprints_of_configurations():
     for preset, options, fingerprint in FINGERPRINTS["configurations"]:
-        config = make_config(preset, options)
+        config = make_config(preset, {**_its_split(preset), **options})
         assert config.fingerprint() == fingerprint, (preset, options)
         assert from_dict(json.loads(json.dumps(to_dict(config)))).fingerprint() == fingerprint
 
 
+def _its_split(preset: str) -> dict[str, int]:
+    """The split of version 0.1.0, where the preset now has another."""
+    return {"data.val_size": 5000} if preset in ("fashion_mnist", "mnist", "svhn") else {}
+
+
+def test_an_entry_that_version_0_1_0_did_not_save_has_its_value():
+    for preset in ("fashion_mnist", "mnist", "svhn", "cifar10"):
+        tree = to_dict(make_config(preset, {**_its_split(preset), "data.subset": 100}))
+        del tree["data"]["val_size"]
+        old = from_dict(tree)
+        assert old.data.val_size == 5000
+        assert old.fingerprint() == make_config(preset, {**_its_split(preset), "data.subset": 100}).fingerprint()
+        # Its commands keep the split.
+        assert make_config(preset, options_of(old)) == old
+
+
+def test_fingerprints_with_the_present_split():
+    for preset, options, fingerprint in FINGERPRINTS["validation sets of a tenth"]:
+        assert make_config(preset, options).fingerprint() == fingerprint, (preset, options)
+
+
 @pytest.mark.parametrize("name", FINGERPRINTS["files"])
 def test_fingerprints_of_the_rows_of_job_and_sweep_files(name):
+    split = _its_split(yaml.safe_load((JOBS / name).read_text())["preset"])
     for scale, rows in FINGERPRINTS["files"][name].items():
         if is_sweep(JOBS / name):
-            found = {n: config.fingerprint() for n, (config, _) in read_sweep(JOBS / name, scale or None).runs.items()}
+            runs = read_sweep(JOBS / name, scale or None, split).runs
+            found = {n: config.fingerprint() for n, (config, _) in runs.items()}
         else:
-            found = {n: config.fingerprint() for n, config in read_job(JOBS / name, scale or None).rows.items()}
+            found = {n: config.fingerprint() for n, config in read_job(JOBS / name, scale or None, split).rows.items()}
         assert rows.items() <= found.items(), scale
 
 

@@ -40,6 +40,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
+    parts += [Note(f"{run.name} was {copied}.") for run, _ in found if (copied := paper.copied(run.config))]
     parts += [Note(f"{run.name} is doubtful: {text}") for run, _ in found for text in doubts(run)]
     if len(norms) > 1:
         parts.append(Note("The figure has runs of different norms, whose noise levels cannot be compared."))

@@ -13,7 +13,7 @@ from ima_dist.tracking.collection import Collection
 TITLE = "Training"
 INTRODUCTION = (
     "Accuracy on clean data after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
-    "threshold, because it has the largest margins (paper, appendix H)."
+    "threshold: margins grow with the epochs (paper, appendix F)."
 )
 _USUAL = 0.9
 _COLUMNS = ["run", "epoch", "train_loss", "train_accuracy", "val_accuracy", "margin_mean", "share_at_max"]
