@@ -396,15 +396,14 @@ def _last_step_without_samples(config, path):
     _averages()
     training = Training(config, RunDir(path), load(config.data, config.seed), torch.device("cpu"))
     training.begin()
-    mean, variance = training.running
+    layer = next(m for m in training.network.modules() if isinstance(m, nn.BatchNorm1d))
+    mean, variance = layer.running_mean, layer.running_var
     # What the step of a single sample makes of the statistics where there are no other workers.
     alone = nn.BatchNorm1d(len(mean), dtype=mean.dtype)
     for statistic in (mean, variance, alone.running_mean, alone.running_var):
         statistic.fill_(7.0)
     seen = []
-    layer = next(m for m in training.network.modules() if isinstance(m, nn.BatchNorm1d))
     layer.register_forward_hook(lambda module, inputs, _: seen.append(inputs[0].detach()) if module.training else None)
-    training.network.train()
     training._step(torch.tensor([5]))
     if distributed.rank() == 0:
         (rows,) = seen
