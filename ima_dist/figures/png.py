@@ -20,6 +20,7 @@ from ima_dist.config.presets import data_name
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
+from ima_dist.results.margin_bins import histogram
 from ima_dist.results.statistics import with_intervals
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, attack_rows
@@ -80,21 +81,21 @@ def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] |
 def margin_histogram(
     path: Path, margins: np.ndarray, eps_max: float, labels: np.ndarray | None = None, norm: str = "linf"
 ) -> None:
-    """Distribution of the estimated margins of the training samples, like Fig. 14 of the paper.
+    """Distribution of the estimated margins of the training samples, like Figs. 9 and 14 of the paper.
 
     ``margins``: (N,) distances in ``norm``, in units of the data; ``labels``: (N,) classes, which are then
     stacked. Raises OSError.
     """
     fig, (ax,) = _figure(5.2)
-    # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-    values = np.clip(np.asarray(margins, dtype=np.float64), 0, eps_max)
+    _, edges = histogram(margins, eps_max)
+    values = np.clip(np.asarray(margins, dtype=np.float64), 0, edges[-1])
     classes = np.unique(labels) if labels is not None else ()
     if len(classes) > 1:
         colours = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(classes))))
         groups, names = [values[labels == c] for c in classes], [f"class {c}" for c in classes]
     else:
         colours, groups, names = [_BLUE], [values], None
-    ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=colours, label=names)
+    ax.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=names)
     ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
     ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")

@@ -37,6 +37,8 @@ _HISTORY_TYPES = {
     "evaluations": pa.int64(),
     **dict.fromkeys(("train_seconds", "margin_seconds", "samples_per_second"), _FLOAT),
 }
+# Bins of margin_histogram up to ε_max; mma, whose margins go further, has more of the same width.
+HISTOGRAM_BINS = 50
 _LARGEST = 1 << 20  # bytes of a config.yaml; ours have about a thousand
 _EQUILIBRIUM = pa.schema(
     {

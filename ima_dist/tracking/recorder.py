@@ -25,6 +25,9 @@ from ima_dist.tracking import tables
 
 _POLL_SECONDS = 2.0
 _END_SECONDS = 10.0
+# Pauses after failures in a row, in polls: each is twice the one before, up to the longest; from the long one on the
+# end is not recorded either, unless the last attempt has succeeded.
+_LONG_PAUSE, _LONGEST_PAUSE = 8, 150
 # Unless the user says otherwise: MLflow's own are 120 s and seven retries, per number.
 _MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _LISTS = ("epoch", "margin_quantiles", "margin_histogram")
@@ -78,9 +81,12 @@ class _Follower(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            self._try(self._update)
-        if not self._abandoned and self._try(self._update):
+        pause = _POLL_SECONDS
+        while not self._stopped.wait(pause):
+            pause = _POLL_SECONDS if self._try(self._update) else min(2 * pause, _LONGEST_PAUSE * _POLL_SECONDS)
+        # What has just failed again and again is left alone, so that the run can end.
+        given_up = pause >= _LONG_PAUSE * _POLL_SECONDS
+        if not self._abandoned and not given_up and self._try(self._update):
             self._try(self._sink.end)
 
     def _update(self) -> None:

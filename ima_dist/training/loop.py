@@ -240,7 +240,7 @@ class Training:
                 self.network, self.val, self.val_attacked, config, config.eval.val_noise, self.at_once
             )
             accuracies["val_robust_accuracy"] = robust
-        self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))
+        self.history.append(state.epoch_row(epoch, accuracies, config.eps_max, self.method.largest_margin))
         if state.equilibrium is not None:
             self.equilibria += state.equilibrium.rows(epoch)
         if distributed.rank() == 0:

@@ -55,5 +55,5 @@ def _restore(run: RunDir, found: checkpoint.Checkpoint, state: State) -> None:
         wait_for(checkpoint.files(run, found))
         checkpoint.restore(found, state)
     except (OSError, ValueError, SafetensorError) as error:
-        where = f"worker {distributed.rank()} on {platform.node()}"
-        raise checkpoint.Damaged(f"{found.path} is whole to worker 0, but not to {where} ({error})") from error
+        who = f"worker {distributed.rank()} on {platform.node()}"
+        raise checkpoint.Damaged(f"{found.path} was found whole, but {who} cannot read it ({error})") from error

@@ -60,7 +60,10 @@ TRAINING = [
     (Plant("ima_dist.evaluation.artefacts:write_boundary", "mistake", rank=0), told(0, MISTAKE)),
 ]
 RESUMING = [
-    (Plant("ima_dist.training.checkpoint:restore", "stale"), "is whole to worker 0, but not to worker 1 on "),
+    (
+        Plant("ima_dist.training.checkpoint:restore", "stale"),
+        f" was found whole, but worker 1 on {HERE} cannot read it (",
+    ),
     (Plant("ima_dist.margins.store:MarginStore.load", "damaged"), DAMAGED),
 ]
 EVALUATING = [
