@@ -76,8 +76,8 @@ def results(tmp_path_factory):
 def difference(a, b):
     """The largest of weights and margins."""
     assert a[0].keys() == b[0].keys()
-    of_weights = [(a[0][name] - b[0][name]).abs().max() for name in a[0] if a[0][name].numel()]
-    return float(torch.stack([*(d.double() for d in of_weights), (a[1] - b[1]).abs().max()]).max())
+    of_weights = [(a[0][name].double() - b[0][name].double()).abs().max() for name in a[0] if a[0][name].numel()]
+    return float(torch.stack([*of_weights, (a[1] - b[1]).abs().max()]).max())
 
 
 @pytest.mark.parametrize("name", zoo.NETWORKS)
