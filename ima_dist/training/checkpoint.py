@@ -31,7 +31,7 @@ from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import Proposals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import move_directory
-from ima_dist.training import noted
+from ima_dist.training import noted, tensors
 from ima_dist.training.aside import Asides, naming, or_lost
 from ima_dist.training.state import Position, State
 
@@ -145,16 +145,16 @@ def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides
 def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Write what all workers have in common; returns the optimiser's parameter groups, which go into state.json."""
     with naming(aside / "model.safetensors") as file:
-        safetensors.save_model(state.network, str(file))  # copes with tied weights
+        tensors.save(state.network, file)
     packed = state.optimizer.state_dict()
-    tensors = {
+    moments = {
         f"{number}.{key}": torch.as_tensor(value).contiguous()
         for number, entry in packed["state"].items()
         for key, value in entry.items()
         if value is not None
     }
     with naming(aside / "optimizer.safetensors") as file:
-        safetensors.save_file(tensors, file)
+        safetensors.save_file(moments, file)
     if gathered:
         with naming(aside / "gathered.safetensors") as file:
             safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, file)
@@ -210,8 +210,7 @@ def files(run: RunDir, checkpoint: Checkpoint) -> Iterator[Path]:
 def restore(checkpoint: Checkpoint, state: State) -> None:
     """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers."""
     state.position = checkpoint.position
-    device = next(state.network.parameters()).device
-    safetensors.load_model(state.network, checkpoint.path / "model.safetensors", device=str(device))
+    tensors.load(state.network, checkpoint.path / "model.safetensors")
     _restore_optimizer(checkpoint, state.optimizer)
     if checkpoint.scaler:
         state.scaler.load_state_dict(checkpoint.scaler)
@@ -262,8 +261,7 @@ def digest_of(file: Path) -> str | None:
 
 def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:
     """Load the weights of ``weights_file`` in place. Raises Damaged."""
-    file = weights_file(run, epoch, data)
-    safetensors.load_model(network, file, device=str(next(network.parameters()).device))
+    tensors.load(network, weights_file(run, epoch, data))
 
 
 def _load(file: Path) -> dict[str, Tensor]:

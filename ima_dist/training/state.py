@@ -79,6 +79,8 @@ class State:
             "samples_per_second": seen / max(seconds["train"] + seconds["margin"], 1e-9),
             **accuracies,
         }
+        if self.scaler.is_enabled():
+            row["skipped_steps"] = int(totals["skipped"])
         if store is not None:
             bins = math.ceil(HISTOGRAM_BINS * largest / eps_max - 1e-6)
             row |= {

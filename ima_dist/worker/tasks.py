@@ -53,7 +53,10 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     if distributed.rank() == 0:
         if not run.samples_path.exists():  # there was no room for it
             artefacts.write_names(run, task.data)
-        run.write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
+        about: dict[str, Any] = {"train_samples_per_second": speed}
+        if config.autocast == "float16":
+            about["skipped_steps"] = sum(row.get("skipped_steps") or 0 for row in training.history)
+        run.write_json(run.summary_path, {**run.summary(), **_FINISHED, **about})
     return dict(_FINISHED)
 
 
