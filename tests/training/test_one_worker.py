@@ -73,7 +73,6 @@ EVALUATING = [
     (Plant("ima_dist.worker.tasks:most_at_once", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.rundir.directory:RunDir.write_parquet", "full"), told(1, FULL)),
     (Plant("ima_dist.evaluation.runner:wait_for", "stale", rank=0), told(0, "OSError: [Errno 116] Stale file handle")),
-    (Plant("ima_dist.worker.tasks:gradient_counts", "mistake"), told(1, MISTAKE)),
 ]
 AUDITING = [
     (Plant("ima_dist.evaluation.margin_audit:fab_distance", "mistake"), told(1, MISTAKE)),
