@@ -102,7 +102,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     """First byte and one past the last, from the beginning of its storage."""
     size, first = tensor.element_size(), tensor.storage_offset()
     last = first + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return first * size, (last + 1) * size
+    return int(first * size), int((last + 1) * size)
 
 
 def _owns_its_memory(tensor: Tensor) -> bool:
