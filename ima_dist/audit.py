@@ -9,6 +9,7 @@ import sys
 from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import add_local, check_inputs, run_task
+from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
@@ -29,30 +30,43 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=500, metavar="INT", help="number of training samples to check")
     add_local(parser)
     add_options(parser, "workers", "device", "allow", "data.dir", "data.download")
+    add_show_config(parser)
     arguments = parser.parse_args(argv)
+    options = user_options(arguments)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
     run = RunDir.open(existing(arguments.run))
-    config = with_options(run.config(), user_options(arguments))
-    newest = run.newest_margins()
+    config = with_options(run.config(), options)
+    if arguments.show_config:
+        say(config_text(config, options))
+        return EXIT_DONE
+    newest = run.over_margins(lambda epoch, samples, pieces: epoch)
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
-        check_inputs(config, run, [newest[0]])
+        check_inputs(config, run, [newest])
         status = run_task("audit", config, run, {"samples": arguments.samples}, local=arguments.local)
     if status == EXIT_DONE:
-        _show(run, config, newest[0])
+        _show(run, config, newest, arguments.samples)
     return status
 
 
-def _show(run: RunDir, config: Config, epoch: int) -> None:
-    table = read_parquet(run.audit_path)
+def _show(run: RunDir, config: Config, epoch: int, samples: int) -> None:
+    from ima_dist.evaluation.margin_audit import weaker_path
+
+    # An audit of all training samples, fewer than were asked for, is the strongest.
+    weaker = weaker_path(run, epoch, samples)
+    path = weaker if weaker.exists() else run.audit_path
+    table = read_parquet(path)
     if not any(table["correct"].to_pylist()):
         raise ConfigError("None of the samples is classified correctly, so there is no margin to check.")
+    say(audit_text(summarise(table, config.eps_max), epoch))
+    if path == weaker:
+        say(f"Results: {shown(path)}. Figures show the audit of more samples in {shown(run.audit_path)}.")
+        return
     figure = run.figures_dir / "audit.png"
     margin_audit(figure, table, config.norm)
-    say(audit_text(summarise(table, config.eps_max), epoch))
-    say(f"Results: {shown(run.audit_path)}, {shown(figure)}")
+    say(f"Results: {shown(path)}, {shown(figure)}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import add_local, check_inputs, run_task, say_failures, say_findings, show_results
+from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, ConfigError
@@ -13,7 +14,6 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 
 _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
@@ -30,23 +30,28 @@ def _main(argv: list[str]) -> int:
     add_local(parser)
     add_options(parser, *_ALLOWED)
     add_unit(parser)
+    add_show_config(parser)
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
-    rule = 'the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    rule = 'the last epoch with such a validation accuracy, "val_accuracy>=0.90", or best-robust on validation samples'
     which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     if arguments.attack:
         options["eval.attacks"] = (arguments.attack,)
     run = RunDir.open(existing(arguments.run))
-    config = with_options(run.config(), options)
+    config, data = with_options(run.config(), options), None
     if arguments.eps_unit == "range":
-        config = in_data_units(config, {name for name in LEVELS if name in options})
+        config, data = in_data_units(config, {name for name in LEVELS if name in options})
+    if arguments.show_config:
+        say(config_text(config, options))
+        return EXIT_DONE
     epochs = _epochs(run, config, arguments)
     with run.writing():
-        findings = check_inputs(config, run, epochs).findings
-        write_json(run.summary_path, {**run.summary(), "findings": findings})
+        findings = check_inputs(config, run, epochs, data).findings
+        del data  # the workers load their own
+        run.write_json(run.summary_path, {**run.summary(), "findings": findings})
         say_findings(config, findings)
         status = run_task("evaluate", config, run, {"epochs": epochs}, local=arguments.local)
     if status != EXIT_DONE:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ima_dist.cli.entry import absolute_output, guarded, results_root, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import run_commands
+from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
 from ima_dist.config.presets import train_command
 from ima_dist.config.schema import Config
@@ -33,11 +34,16 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--rows", metavar="A,B,…", help="only these rows")
     parser.add_argument("--out", metavar="DIR", help="directory for the runs (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and exit")
+    add_show_config(parser)
     add_options(parser, "workers", "device", "data.dir", "data.download", "data.val_size", "dtype", "autocast", "seed")
     arguments = parser.parse_args(argv)
-    job = read_job(arguments.job, arguments.scale, user_options(arguments))
+    options = user_options(arguments)
+    job = read_job(arguments.job, arguments.scale, options)
     root = absolute_output(arguments.out) if arguments.out else results_root() / "jobs"
     rows = _chosen(job, arguments)
+    if arguments.show_config:
+        say("\n\n".join(f"[{name}]\n{config_text(config, options)}" for name, config in rows.items()))
+        return EXIT_DONE
     if arguments.list:
         for name, config in rows.items():
             say(f"{name}: {train_command(config, run_path(root, config))}")

@@ -8,18 +8,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
+from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
 from ima_dist.config.numbers import number
 from ima_dist.config.presets import train_command
+from ima_dist.config.values import as_option
 from ima_dist.launch.cluster import set_environment
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
-from ima_dist.plans.sweepfile import Point, Sweep, asked_text, read_sweep
+from ima_dist.plans.sweepfile import Point, Sweep, asked_text, is_asked, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
 from ima_dist.rundir.curves import noise_key
@@ -48,11 +51,15 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="directory for the results (default: runs/sweeps/NAME)")
     parser.add_argument("--trials", metavar="A,B,…", help="only these trials, here and without Ray Tune (see --list)")
     parser.add_argument("--list", action="store_true", help="print the command of each trial and exit")
+    add_show_config(parser)
     add_options(parser, *_OPTIONS)
     arguments = parser.parse_args(argv)
     sweep, root = _asked(arguments)
     for note in sweep.notes:
         say(note)
+    if arguments.show_config:
+        names = arguments.trials.split(",") if arguments.trials else []
+        return _show_config(sweep, _known(sweep, names), user_options(arguments))
     if arguments.list:
         return _list(sweep, root)
     if arguments.trials:
@@ -69,13 +76,26 @@ def _asked(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
             raise ConfigError("Give a sweep file, such as jobs/sweep_moons.yaml, or continue one with --resume DIR.")
         sweep = read_sweep(arguments.sweep, arguments.scale, options, seeds)
         name = Path(arguments.sweep).stem + (f"-{arguments.scale}" if arguments.scale else "")
-        return sweep, absolute_output(arguments.out) if arguments.out else results_root() / "sweeps" / name
+        root = absolute_output(arguments.out) if arguments.out else results_root() / "sweeps" / name
+        _check_place(root)
+        return sweep, root
     if arguments.sweep or arguments.scale or arguments.out:
         raise ConfigError("--resume DIR reads the sweep from DIR: leave out the file, --scale and --out.")
     root = existing(arguments.resume).absolute()
     if not (root / ASKED).exists():
         raise ConfigError(f"{root} is not the directory of a sweep: it has no {ASKED}, so check the path.")
     return read_sweep(root / ASKED, None, options, seeds), root
+
+
+def _check_place(root: Path) -> None:
+    """Raise ConfigError if a sweep in ``root`` would write over files of the user's."""
+    asked, trials = root / ASKED, root / "trials"
+    if asked.exists() and not is_asked(asked.read_text(encoding="utf-8", errors="replace")):
+        raise ConfigError(f"{asked} was not written by a sweep: give another --out, or continue it with --resume.")
+    if trials.exists() and not asked.exists():
+        raise ConfigError(f"{trials} does not belong to a sweep: give another --out.")
+    if tables.root_of(RunDir(root / "any"), results_root()) is None:
+        tables.check_dataset(root)
 
 
 def _list(sweep: Sweep, root: Path) -> int:
@@ -88,11 +108,26 @@ def _list(sweep: Sweep, root: Path) -> int:
     return EXIT_DONE
 
 
-def _here(sweep: Sweep, root: Path, names: list[str]) -> int:
-    """Run single trials of a sweep in this process, as the elements of a job array do."""
+def _show_config(sweep: Sweep, names: list[str], options: dict[str, Any]) -> int:
+    """Print the options of these trials, or of one of all, and what varies."""
+    configs = {name: sweep.runs[name][0] for name in names} or {"one of the trials": sweep.any_point().config}
+    for name, config in configs.items():
+        say(f"[{name}]\n{config_text(config, options)}")
+    varies = (f"{as_option(name)} {d.kind} of {', '.join(map(str, d.bounds))}" for name, d in sweep.space.items())
+    say(f"The sweep varies {'; '.join(varies)}; seeds {', '.join(map(str, sweep.seeds))}.")
+    return EXIT_DONE
+
+
+def _known(sweep: Sweep, names: list[str]) -> list[str]:
     for name in names:
         if name not in sweep.runs:
             raise ConfigError(f"The sweep has no trial {name!r}{did_you_mean(name, sweep.runs)}: see --list.")
+    return names
+
+
+def _here(sweep: Sweep, root: Path, names: list[str]) -> int:
+    """Run single trials of a sweep in this process, as the elements of a job array do."""
+    names = _known(sweep, names)
     _prepare(sweep, root)
     for name in names:
         config, epochs = sweep.runs[name]

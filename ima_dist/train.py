@@ -19,7 +19,7 @@ from ima_dist.cli.running import (
     say_findings,
     show_results,
 )
-from ima_dist.cli.show_config import config_text
+from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
@@ -28,7 +28,6 @@ from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.local import workers_of
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
-from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 
@@ -42,9 +41,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("preset", nargs="?", metavar="PRESET", help=", ".join((*PRESETS, OWN)))
     parser.add_argument("--out", metavar="RUN_DIR", help="directory for the results (default: runs/NAME)")
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run with its own configuration")
-    parser.add_argument(
-        "--show-config", action="store_true", help="print what would run, with the values of the preset, and exit"
-    )
+    add_show_config(parser)
     add_local(parser)
     add_unit(parser)
     add_options(parser)
@@ -55,15 +52,17 @@ def _main(argv: list[str]) -> int:
             raise ConfigError(
                 f"Give a preset ({', '.join((*PRESETS, OWN))}), or a run to continue with --resume RUN_DIR."
             )
-        config = make_config(arguments.preset, options)
+        config, data = make_config(arguments.preset, options), None
         if arguments.eps_unit == "range":
-            config = in_data_units(config, LEVELS)
+            config, data = in_data_units(config, LEVELS)
         if arguments.show_config:
             say(config_text(config, options))
             return EXIT_DONE
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
-        return _train(config, None, out, check_inputs(config).findings, arguments.local)
+        findings = check_inputs(config, data=data).findings
+        del data  # the workers load their own
+        return _train(config, None, out, findings, arguments.local)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -142,8 +141,8 @@ def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> floa
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     identity["findings"] = findings
-    write_json(run.progress_path, {"stage": "starting"})
-    write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
+    run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    run.write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)
 
 
@@ -152,7 +151,7 @@ def _record_end(run: RunDir, status: int, message: str | None, start_seconds: fl
     how = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
     seconds = {"start": start_seconds, **summary.get("seconds", {})}
     end = {"status": how, "message": message, "seconds": seconds, "wall_seconds": wall_seconds}
-    write_json(run.summary_path, {**summary, **end})
+    run.write_json(run.summary_path, {**summary, **end})
 
 
 def _resume_command(run: RunDir) -> str:

@@ -103,13 +103,17 @@ def logits_and_raw_gradient(
     attacks use only the direction. In float32 the gradient of cross-entropy itself loses the true class's part
     where the other classes together have a probability below 6e-8, and vanishes below 1e-45.
     """
+    # ``counting.Counted`` would have to hook into the gradient, which takes longer than to hand it over.
+    answer = getattr(model, "without_hook", model)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = answer(x)
         if loss is cross_entropy:
             (gradient,) = torch.autograd.grad(logits, x, soft_margin_gradient(logits.detach(), y))
         else:
             (gradient,) = torch.autograd.grad(loss(logits, y).sum(), x)
+    if answer is not model:
+        model.tally.add_gradient(gradient)  # type: ignore[attr-defined]
     return logits.detach(), gradient
 
 

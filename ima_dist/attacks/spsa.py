@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, margin_loss, misclassified
+from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, finite, margin_loss, misclassified
 from ima_dist.core import noise, norms
 
 # Forward passes of this many images or values at once keep the device busy and the memory bounded.
@@ -91,6 +91,7 @@ def _estimate(
         probes = torch.stack([x[:, None] + delta * v, x[:, None] - delta * v])
         labels = y[None, :, None].expand(probes.shape[:3]).reshape(-1)
         values = margin_loss(model(probes.flatten(0, 2)), labels).view(probes.shape[:3])
-        slope = (values[0] - values[1]) / (2 * delta)
+        # A probe outside the ball may be NaN where no point inside is.
+        slope = finite((values[0] - values[1]) / (2 * delta))
         gradient += (slope.view(*slope.shape, *[1] * (x.ndim - 1)) * v).sum(1)
     return gradient / samples

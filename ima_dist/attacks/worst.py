@@ -122,7 +122,9 @@ class _Search:
         if not len(rows):  # some networks cannot take an empty batch
             return aims
         x, y = self.x[rows], self.y[rows]
-        candidates = self.model(x).scatter(1, y[:, None], float("-inf")).topk(most, dim=1).indices
+        # A masked class, whose logit is −∞, still comes before the true one.
+        others = self.model(x).clamp_min(torch.finfo(x.dtype).min).scatter(1, y[:, None], float("-inf"))
+        candidates = others.topk(most, dim=1).indices
         distances = []
         for rival in candidates.unbind(1):
             logits, gradient = logits_and_gradient(self.model, x, y, _towards(rival))

@@ -18,6 +18,11 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option
 
 PROGRAM = "ima-dist"
+# What only some commands take, which others are often given.
+_ELSEWHERE = {
+    "--eps-unit": ": only train and evaluate take it; in a job or sweep file give noise levels in units of the data",
+    "--show-config": ": only train, evaluate, audit, job and sweep have a configuration to show",
+}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -40,6 +45,7 @@ class OneLineParser(argparse.ArgumentParser):
         if rest:
             word = rest[0].split("=")[0]
             hint = meant(word, self._option_string_actions)
+            hint = hint or _ELSEWHERE.get(word, "")
             raise ConfigError(f"Unknown option {word!r}{hint}. See {self.prog} --help.")
         return known, rest
 

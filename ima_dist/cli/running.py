@@ -1,5 +1,7 @@
 """Shared by the commands that train or evaluate: checks before a run, the run itself, its results afterwards."""
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import os
@@ -7,9 +9,9 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ima_dist.cli.entry import results_root, say, shown
+from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.config.schema import Config
@@ -19,8 +21,10 @@ from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
 from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
+
+if TYPE_CHECKING:
+    from ima_dist.data.types import DataSet
 
 
 def add_local(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +40,13 @@ class Inputs(NamedTuple):
     findings: dict[str, Any]
 
 
-def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int] = ()) -> Inputs:
+def check_inputs(
+    config: Config, run: RunDir | None = None, epochs: Sequence[int] = (), data: DataSet | None = None
+) -> Inputs:
     """Load the data and try the network on a few samples, before anything is written.
 
     Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
-    used. Raises ConfigError.
+    used. ``data``: those of the configuration, if they have been loaded. Raises ConfigError.
     """
     import torch
 
@@ -53,7 +59,7 @@ def check_inputs(config: Config, run: RunDir | None = None, epochs: Sequence[int
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = load(config.data, config.seed)
+    data = data or load(config.data, config.seed)
     network = make_network(config, data, run)
     findings = check_door(network, data, config, run)
     if run is not None:
@@ -109,7 +115,7 @@ def on_workers(
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], *, local: bool = False) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
     with workers_of(config, local) as cluster, Recorder(run, results_root()):
-        write_json(run.progress_path, {"stage": "starting"})
+        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
     if status == EXIT_REQUEUE:
@@ -171,7 +177,11 @@ def show_results(directory: RunDir) -> None:
 
     run = Run(directory)
     config = run.config
-    figures = draw_all(run)
+    figures: list[Path] = []
+    try:
+        figures = draw_all(run)
+    except OSError as error:
+        print(f"warning: figures are missing: {describe_os_error(error)}", file=sys.stderr, flush=True)
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
     row, number = (found[1], found[0]) if found else (None, None)

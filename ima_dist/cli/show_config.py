@@ -1,5 +1,6 @@
 """What will run, on one screen: every option with its value, the preset's where that is another, and what it means."""
 
+import argparse
 import shutil
 from collections.abc import Container
 from typing import Any
@@ -12,6 +13,11 @@ from ima_dist.plans.sweepfile import READ_BY
 from ima_dist.results.text import aligned
 
 _LONGEST = 36  # characters of a value
+
+
+def add_show_config(parser: argparse.ArgumentParser) -> None:
+    about = "print what would run, with the values of the preset, and exit"
+    parser.add_argument("--show-config", action="store_true", help=about)
 
 
 def config_text(config: Config, given: Container[str]) -> str:

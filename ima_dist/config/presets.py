@@ -121,6 +121,10 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     and ``eval.noise``, or an option that cannot work.
     """
     options = dict(options or {})
+    if {"eps_unit", "eps-unit"} & options.keys():
+        raise ConfigError(
+            "eps_unit is an option of the commands train and evaluate: in files, give noise levels in the data's unit."
+        )
     if preset == OWN:
         return _own_config(options)
     if preset not in _PRESETS:

@@ -88,6 +88,20 @@ def clip(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str, box: tuple[fl
     return Balls(x, eps, norm, box).clip(x_adv)
 
 
+def outside(x_adv: Tensor, x: Tensor, eps: float, norm: str, box: tuple[float, float] | None) -> Tensor:
+    """Which samples x_adv (B, ...) leave the ε-ball around x or the box by more than rounding in float32, (B,) bool.
+
+    Those with NaN do.
+    """
+    rounding = 1e-6 * x.abs().amax()
+    inside = length(x_adv - x, norm) <= eps * (1 + 1e-4) + rounding * (1.0 if norm == "linf" else x[0].numel() ** 0.5)
+    if box is not None:
+        flat = x_adv.flatten(1)
+        slack = 1e-6 * max(map(abs, box))
+        inside &= (flat >= box[0] - slack).all(1) & (flat <= box[1] + slack).all(1)
+    return ~inside
+
+
 def to_ball(uniforms: Tensor, normals: Tensor | None, eps: Tensor | float, norm: str) -> Tensor:
     """ξ uniform in the ε-ball.
 

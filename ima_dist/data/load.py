@@ -154,6 +154,8 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
         return value.detach().cpu()
     if not isinstance(value, np.ndarray):
         raise ConfigError(f"{what} must be a numpy array or a tensor, not {type(value).__name__}.")
+    if np.ma.is_masked(value):
+        raise ConfigError(f"{what} is a masked array with masked values: fill them (numpy.ma.filled).")
     if value.dtype.kind not in "buif" or value.dtype.itemsize > 8:
         raise ConfigError(f"{what} must hold numbers of at most 64 bits, not {value.dtype}.")
     # torch accepts neither read-only arrays nor foreign byte order nor negative strides.

@@ -6,6 +6,7 @@ each (loss, noise level); every level of ``config.eval.noise`` has an entry with
 attack's verdict.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ima_dist.attacks import spsa, worst
 from ima_dist.attacks.common import Box, attack_mode, predicted
+from ima_dist.attacks.counting import ADVERTORCH_L2, at_level, put_back
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
 from ima_dist.config.schema import Config
 from ima_dist.core import noise, norms
@@ -33,13 +35,14 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))
         for eps in config.eval.noise:
+            at_level(network, eps, _useful(config))
             xi = noise.start(keys, x, eps, config.norm)
             for loss in ("ce", "margin"):
                 if eps == 0:
                     out[loss, eps] = clean
                     continue
                 adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
-                out[loss, eps] = predicted(network(adv))
+                out[loss, eps] = predicted(network(put_back(network, adv, x, eps, config.norm, box)))
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
     return out
 
@@ -48,10 +51,16 @@ def _settings(config: Config, box: Box) -> dict[str, Any]:
     return {"norm": config.norm, "steps": config.eval.steps, "step_scale": config.eval.step_scale, "box": box}
 
 
+def _useful(config: Config) -> tuple[float, float]:
+    """Sizes of gradients between which advertorch takes a step."""
+    return ADVERTORCH_L2 if config.norm == "l2" else (0.0, math.inf)
+
+
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """``attacks.worst``: any iterate of either loss counts, and a sample broken at a smaller radius stays broken."""
 
     def start(eps: float) -> Tensor:
+        at_level(network, eps)
         return noise.start(keys, x, eps, config.norm)
 
     predictions, _ = worst(network, x, y, config.eval.noise, start=start, **_settings(config, box))
@@ -70,6 +79,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))
         for eps in config.eval.noise:
+            at_level(network, eps, _useful(config))
             answers = clean.clone()
             for restart in range(2 * _MMA_RESTARTS if eps > 0 else 0):
                 rows = (answers == y).nonzero()[:, 0]
@@ -78,7 +88,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
                 loss = "ce" if restart < _MMA_RESTARTS else "margin"
                 xi = noise.start(noise.derived(keys[rows], restart), x[rows], eps, config.norm)
                 adv = advertorch_pgd(network, x[rows], y[rows], eps, loss=loss, start=xi, **settings)
-                answers[rows] = predicted(network(adv))
+                answers[rows] = predicted(network(put_back(network, adv, x[rows], eps, config.norm, box)))
             out["both", eps] = answers
     return out
 
@@ -106,8 +116,12 @@ def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 
 
 def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
+    out: Predictions = {}
     with attack_mode(network), torch.no_grad():
-        return {("both", eps): predicted(network(attacked(eps))) for eps in config.eval.noise}
+        for eps in config.eval.noise:
+            at_level(network, eps)
+            out["both", eps] = predicted(network(attacked(eps)))
+    return out
 
 
 def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
@@ -116,6 +130,7 @@ def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
     with attack_mode(network), torch.no_grad():
         answers = predicted(network(x))
         for eps in config.eval.noise:
+            at_level(network, eps)
             rows = (answers == y).nonzero()[:, 0]
             if eps > 0 and len(rows):
                 answers[rows] = autoattack(network, x[rows], y[rows], eps, norm=config.norm, seed=config.seed, box=box)

@@ -10,6 +10,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import Box, attack_mode, predicted, with_finite_gradient
+from ima_dist.attacks.counting import put_back
 from ima_dist.core import norms
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
@@ -49,9 +50,11 @@ def remarks() -> Iterator[set[str]]:
 class _InUnitBox(nn.Module):
     """A network as AutoAttack expects it: float32 images (B, C, H, W) with values from 0 to 1, float32 logits."""
 
-    def __init__(self, network: nn.Module, low: float, width: float, x: Tensor) -> None:
+    def __init__(self, network: nn.Module, low: float, width: float, x: Tensor, classes: Tensor) -> None:
         super().__init__()
         self.network, self.low, self.width, self.shape, self.dtype = network, low, width, x.shape[1:], x.dtype
+        #: The classes (K,) int64 that are attacked: those that the network does not rule out for all samples.
+        self.classes = classes
 
     def samples(self, z: Tensor) -> Tensor:
         """(B, ...) as the network takes them, from images."""
@@ -63,13 +66,18 @@ class _InUnitBox(nn.Module):
         return z.flatten(1, -3) if z.ndim > 4 else z.view(len(z), *([1] * (4 - z.ndim)), *z.shape[1:])
 
     def forward(self, z: Tensor) -> Tensor:
-        return with_finite_gradient(self.network)(self.samples(z)).float()
+        logits = with_finite_gradient(self.network)(self.samples(z)).float()
+        return logits if len(self.classes) == logits.shape[1] else logits.index_select(1, self.classes)
 
 
-def _in_unit_box(network: nn.Module, x: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
-    """The network and the samples (B, ...) as images; without a box there is ``room`` around all samples."""
+def _in_unit_box(network: nn.Module, x: Tensor, logits: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
+    """The network and the samples (B, ...) as images; without a box there is ``room`` around all samples.
+
+    logits: (B, C) at x. Towards a logit of −∞, of a class that is masked, AutoAttack's losses have no gradient.
+    """
+    possible = (~logits.isneginf()).any(0).nonzero()[:, 0]
     low, high = box if box is not None else (float(x.min()) - room, float(x.max()) + room)
-    model = _InUnitBox(network, low, high - low, x)
+    model = _InUnitBox(network, low, high - low, x, possible)
     return model, model.images(x)
 
 
@@ -91,13 +99,13 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
     scaled evenly into it; without a box, so far from its walls that they do not matter. AutoAttack draws its own
     noise from ``seed``, which depends on the other samples in the batch.
     """
-    model, z = _in_unit_box(network, x, box, eps)
     with attack_mode(network), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
-        answers = predicted(network(x))
+        logits = network(x)
+        model, z = _in_unit_box(network, x, logits, box, eps)
+        answers, classes = predicted(logits), len(model.classes)
         rows = (answers == y).nonzero()[:, 0]
-        if not len(rows):
+        if not len(rows) or classes < 2:
             return answers
-        classes = network(x[:1]).shape[1]
         settings = {"norm": _NORMS[norm], "eps": eps / model.width, "seed": seed, "device": x.device}
         attacks = _FEW_CLASSES if classes < _FEWEST_CLASSES else _STANDARD
         height, width = z.shape[2:]
@@ -109,8 +117,10 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         attack.apgd.n_restarts = attack.fab.n_restarts = 1
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, classes - 1)
         attack.verbose = False
-        adversarial, _ = attack.run_standard_evaluation(z[rows], y[rows], batch_size=len(rows))
-        answers[rows] = predicted(network(norms.clip(model.samples(adversarial), x[rows], eps, norm, box)))
+        labels = torch.searchsorted(model.classes, y[rows])
+        adversarial, _ = attack.run_standard_evaluation(z[rows], labels, batch_size=len(rows))
+        found = put_back(network, model.samples(adversarial), x[rows], eps, norm, box)
+        answers[rows] = predicted(network(norms.clip(found, x[rows], eps, norm, box)))
     return answers
 
 
@@ -121,13 +131,15 @@ def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Bo
     100 iterations each. It looks for the smallest perturbation without a radius, so it is independent of the
     attacks that estimate margins in training. 0 for samples that are misclassified when clean.
     """
-    model, z = _in_unit_box(network, x, box, 10 * float(x.max() - x.min()))
     with attack_mode(network), torch.no_grad():
         logits = network(x)
+        model, z = _in_unit_box(network, x, logits, box, 10 * float(x.max() - x.min()))
+        # That of a masked class, which no network answers, is whichever comes next; its distance stays 0.
+        labels = torch.searchsorted(model.classes, y).clamp_max(len(model.classes) - 1)
         distance = torch.where(predicted(logits) == y, torch.inf, 0.0).to(x)
         fab = FABAttack_PT(model, norm=_NORMS[norm], n_iter=100, device=x.device)
-        for fab.target_class in range(2, 2 + min(9, logits.shape[1] - 1)):
-            found = fab.attack_single_run(z, y, use_rand_start=False, is_targeted=True)
+        for fab.target_class in range(2, 2 + min(9, len(model.classes) - 1)):
+            found = fab.attack_single_run(z, labels, use_rand_start=False, is_targeted=True)
             point = model.samples(found)
             length = norms.length((found - z) * model.width, norm).to(x)
             distance = torch.where(predicted(network(point)) != y, torch.minimum(distance, length), distance)

@@ -1,12 +1,14 @@
 """Stored margins compared with an independent attack that looks for the nearest boundary."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
 
+from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
@@ -15,6 +17,8 @@ from ima_dist.data.choosing import to_attack
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.autoattack import fab_distance
 from ima_dist.evaluation.stopping import Stop, stoppable
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
 
 
 def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
@@ -42,16 +46,13 @@ def audit(
     """Stored margin and audited distance of training samples.
 
     Collective. Returns the columns index, label, margin, distance (``fab_distance``) and correct where ``margins`` are
-    given, elsewhere None.
+    given, elsewhere None. Raises Interrupted if a worker was asked to stop.
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, with the columns of the margin shards, sorted by index; only one worker needs them.
+        margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
-
-    Raises:
-        Interrupted: a worker was asked to stop.
     """
     mine = distributed.share_of_batch(samples)
     labels, distances = [], []
@@ -77,12 +78,43 @@ def audit(
     )
     if margins is None:
         return None
+    at = np.searchsorted(margins["index"].to_numpy(), index)
     return pa.table(
         {
             "index": index,
             "label": label,
-            "margin": margins["margin"].to_numpy()[index].astype(np.float64),
+            "margin": margins["margin"].to_numpy()[at].astype(np.float64),
             "distance": distance,
             "correct": distance > 0,
         }
     )
+
+
+def weaker_path(run: RunDir, epoch: int, samples: int) -> Path:
+    """Where an audit is kept if audit.parquet holds a stronger one."""
+    return run.audits_dir / f"epoch={epoch:04d}-samples={samples}.parquet"
+
+
+def keep(run: RunDir, found: pa.Table) -> None:
+    """Write an audit, with the column epoch, beside the others of the run. Raises OSError.
+
+    audit.parquet holds that of the newest epoch, and of these the one of most samples.
+    """
+    own, strongest = weaker_path(run, *_strength(found)), found
+    if run.audit_path.exists():
+        try:
+            before = read_parquet(run.audit_path)
+        except ConfigError:  # damaged
+            before = found
+        strongest = max(found, before, key=_strength)
+        if _strength(before) != _strength(found):
+            weaker = found if strongest is before else before
+            run.write_parquet(weaker_path(run, *_strength(weaker)), weaker)
+    if strongest is found:
+        run.write_parquet(run.audit_path, found)
+        own.unlink(missing_ok=True)
+
+
+def _strength(table: pa.Table) -> tuple[int, int]:
+    """Epoch and number of samples."""
+    return table["epoch"][0].as_py() if "epoch" in table.column_names and table.num_rows else 0, table.num_rows

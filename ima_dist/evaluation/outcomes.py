@@ -1,5 +1,6 @@
 """Outcomes of an evaluation, one row per sample, attack, loss and noise level, and the curves they make."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions
 from ima_dist.rundir.curves import Point, noise_key, shown_protocols
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_json, write_parquet
+from ima_dist.rundir.files import read_parquet
 
 
 def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, config: Config, epoch: int) -> pa.Table:
@@ -35,8 +36,13 @@ def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, 
     return pa.concat_tables(pieces)
 
 
-def points_of(outcomes: pa.Table, config: Config, test_samples: int) -> list[Point]:
-    """The accuracy for each attack, epoch, loss and noise level; ``test_samples``: the size of the test set."""
+def points_of(
+    outcomes: pa.Table, config: Config, test_samples: int, met: Mapping[float, dict[str, int]] | None = None
+) -> list[Point]:
+    """The accuracy for each attack, epoch, loss and noise level.
+
+    test_samples: the size of the test set. met: what the attack of these outcomes met at each noise level.
+    """
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
     grouped = (
         outcomes.append_column("right", right)
@@ -47,7 +53,14 @@ def points_of(outcomes: pa.Table, config: Config, test_samples: int) -> list[Poi
     rows = [row | _turned_wrong(outcomes, row) for row in grouped.to_pylist()]
     orders = ["first" if row["samples"] == test_samples else config.eval.order for row in rows]
     return [
-        Point(norm=config.norm, split="test", order=order, **row, **protocol(row["attack"], config))
+        Point(
+            norm=config.norm,
+            split="test",
+            order=order,
+            met=(met or {}).get(row["noise"]) if row["loss"] == "both" else None,
+            **row,
+            **protocol(row["attack"], config),
+        )
         for row, order in zip(rows, orders, strict=True)
     ]
 
@@ -74,12 +87,19 @@ def is_shown(run: RunDir, points: list[Point]) -> bool:
     return any(shown[point.attack, point.epoch] == point.protocol for point in points)
 
 
-def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any]) -> None:
+def save(
+    run: RunDir,
+    outcomes: pa.Table,
+    config: Config,
+    summary: dict[str, Any],
+    met: Mapping[float, dict[str, int]] | None = None,
+) -> list[Point]:
     """Put one evaluation's outcomes and curves, and ``summary``, beside those of other attacks, epochs and protocols.
 
-    ``summary``: has "test_samples", the size of the test set. One worker calls it. Raises OSError.
+    ``summary``: has "test_samples", the size of the test set. One worker calls it; returns the new points. Raises
+    OSError.
     """
-    points, before = points_of(outcomes, config, summary["test_samples"]), run.points()
+    points, before = points_of(outcomes, config, summary["test_samples"], met), run.points()
     done = {_key(point) for point in points}
     outcomes = _with_protocol(outcomes, points)
     if run.outcomes_path.exists():
@@ -87,8 +107,9 @@ def save(run: RunDir, outcomes: pa.Table, config: Config, summary: dict[str, Any
         old = old if "protocol" in old.column_names else _with_protocol(old, before)
         outcomes = pa.concat_tables([_without(old, done), outcomes])
     kept = [point for point in before if _key(point) not in done]
-    write_parquet(run.outcomes_path, outcomes)
-    write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})
+    run.write_parquet(run.outcomes_path, outcomes)
+    run.write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})
+    return points
 
 
 def _key(point: Point) -> tuple[str, int, str, float]:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from ima_dist.attacks.counting import Counted, Tally
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
@@ -33,8 +34,11 @@ from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, wait_for, write_parquet
+from ima_dist.rundir.files import read_parquet, wait_for
 from ima_dist.rundir.lease import LeaseLost
+
+# Noise level -> what the attack met there: ``attacks.counting.COUNTS``, summed over samples and passes.
+Met = dict[float, dict[str, int]]
 
 
 def evaluate(
@@ -47,7 +51,7 @@ def evaluate(
     epoch: int,
     digest: str,
     batch_size: int,
-    on_finished: Callable[[pa.Table, list[str]], None],
+    on_finished: Callable[[pa.Table, list[str], Met], None],
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, str]:
@@ -58,7 +62,7 @@ def evaluate(
         epoch: complete epochs behind the network's weights. digest: of the data (``DataSet.digest``).
         batch_size: samples attacked at once.
         on_finished: called on worker 0 after each attack, with a row per sample, loss and noise level, sorted,
-            and the names of the warnings of ``autoattack.remarks``.
+            the names of the warnings of ``autoattack.remarks``, and what the attack met.
         should_stop: asked by every worker, so it must look at something that all can see.
         on_progress: told (samples attacked, samples to attack) of this worker, summed over the attacks.
 
@@ -85,7 +89,7 @@ def evaluate(
             nonlocal finished
             with stoppable(network, lambda: should_stop() or _lost(run)):
                 for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    files[attack].append(_attack_batch(attack, network, test, part, config, place, epoch))
+                    files[attack].append(_attack_batch(attack, network, test, part, config, run, place, epoch))
                     finished += len(part)
                     on_progress(finished, count)
 
@@ -94,7 +98,7 @@ def evaluate(
             failed[attack] = reason
         else:
             written = _gathered(files[attack])
-            distributed.together(lambda written=written: on_finished(_joined(written, samples), _remarks(written)))  # type: ignore[misc]
+            distributed.together(lambda written=written: on_finished(*_found(written, samples)))  # type: ignore[misc]
     return failed
 
 
@@ -117,18 +121,27 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 
 
 def _attack_batch(
-    attack: str, network: nn.Module, test: Resident, part: torch.Tensor, config: Config, place: Path, epoch: int
+    attack: str,
+    network: nn.Module,
+    test: Resident,
+    part: torch.Tensor,
+    config: Config,
+    run: RunDir,
+    place: Path,
+    epoch: int,
 ) -> Path:
     """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
     indices = part.to(test.x.device)
     x, y = test.batch(indices)
     keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+    counted = Counted(network, Tally(test.y.device))
     with remarks() as said:
-        found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, test.box)
+        found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, test.box)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
     table = outcomes_table(attack, found, part, y, config, epoch)
-    write_parquet(file, table.replace_schema_metadata({"remarks": " ".join(sorted(said))}))
+    about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
+    run.write_parquet(file, table.replace_schema_metadata(about))
     return file
 
 
@@ -154,10 +167,28 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
     return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")]).replace_schema_metadata()
 
 
+def _found(files: list[Path], samples: torch.Tensor) -> tuple[pa.Table, list[str], Met]:
+    """The arguments of ``on_finished``: outcomes, warnings, and what the attack met."""
+    return _joined(files, samples), _remarks(files), _met(files)
+
+
 def _remarks(files: list[Path]) -> list[str]:
     """The names of the warnings that were logged while the batches in these files were attacked."""
     found = [pq.read_schema(file).metadata or {} for file in files]
     return sorted({name for metadata in found for name in metadata.get(b"remarks", b"").decode().split()})
+
+
+def _met(files: list[Path]) -> Met:
+    """What the attack met in the batches in these files; {} if an earlier version attacked one of them."""
+    total: Met = {}
+    for file in files:
+        written = (pq.read_schema(file).metadata or {}).get(b"met")
+        if written is None:
+            return {}
+        for level, counts in json.loads(written):
+            before = total.get(level, {})
+            total[level] = {name: count + before.get(name, 0) for name, count in counts.items()}
+    return total
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:

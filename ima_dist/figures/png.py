@@ -104,6 +104,20 @@ def margin_histogram(
     _save(fig, path)
 
 
+def margin_bars(path: Path, row: dict[str, Any], eps_max: float, norm: str = "linf") -> None:
+    """As ``margin_histogram``, without classes, from a row of history.parquet: for sets of any size. Raises OSError."""
+    fig, (ax,) = _figure(5.2)
+    counts, mean = row["margin_histogram"], row["margin_mean"]
+    edges = np.linspace(0, eps_max, len(counts) + 1)
+    ax.stairs(counts, edges, fill=True, color=_BLUE)
+    ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
+    ax.axvline(mean, color=_RED, linewidth=1.5, label=f"mean {mean:.4g}")
+    ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
+    ax.set_title(f"Estimated margins of {sum(counts):,} training samples")
+    ax.legend()
+    _save(fig, path)
+
+
 def margin_audit(path: Path, table: pa.Table, norm: str) -> None:
     """Stored margin against audited distance of each correctly classified sample; above the line is too large.
 
@@ -241,6 +255,8 @@ def draw_all(run: Run) -> list[Path]:
     if run.margins is not None and run.margins[1].num_rows:
         margins, labels = (run.margins[1].column(name).to_numpy() for name in ("margin", "label"))
         margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
+    elif run.margin_count and run.margin_history:
+        margin_bars(target("margins.png"), run.margin_history[-1], config.eps_max, config.norm)
     if run.history:
         training_curves(target("training.png"), run.history)
     if run.equilibrium:

@@ -17,7 +17,8 @@ from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json, write_json
+from ima_dist.rundir.files import read_json
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker.failure import Failure, first_cause
 from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work_in_group
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
@@ -37,8 +38,8 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
-    The answer has a "message" and a "status": "finished", "interrupted", "failed", or "lost" if another process has
-    taken over the run. A signal to stop reaches the workers through a file in the run directory.
+    The answer has a "message" and a "status": "finished", "interrupted" or "failed", also if another process has taken
+    over the run. A signal to stop reaches the workers through a file in the run directory.
 
     When a node is drained, the workers write a checkpoint and the run is interrupted. If the number of workers may
     change, it continues with those that are left, also after one has died.
@@ -48,13 +49,14 @@ def run_workers(
     """
     import ray
 
-    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
+    stop = run.path / STOP_FILE
     stop.unlink(missing_ok=True)
 
     def before_exit() -> None:
         # An evaluation that has not begun leaves the run as it was.
         if task == "train" or not _starting(run):
-            write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+            with contextlib.suppress(LeaseLost):
+                run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 
     with forwarding_signals(stop, before_exit, lambda: _starting(run)):
@@ -63,9 +65,19 @@ def run_workers(
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
-            stop.unlink(missing_ok=True)
-            pause.unlink(missing_ok=True)
-            shutil.rmtree(run.path / ".ray", ignore_errors=True)
+            _tidy(run)
+
+
+def _tidy(run: RunDir) -> None:
+    """Remove what is of no use without the workers; if another process has the run by now, it is that one's."""
+    from ima_dist.training.aside import clear_unfinished
+
+    with contextlib.suppress(LeaseLost):
+        run.check_lease()
+        for name in (STOP_FILE, PAUSE_FILE):
+            (run.path / name).unlink(missing_ok=True)
+        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        clear_unfinished(run)
 
 
 def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -171,7 +183,8 @@ class Waiting:
         message = self._shortage()
         if message != self._said:
             self._said = message
-            write_json(self._run.progress_path, {"stage": "starting", **({"message": message} if message else {})})
+            progress = {"stage": "starting", **({"message": message} if message else {})}
+            self._run.for_display(lambda: self._run.write_json(self._run.progress_path, progress))
 
     def _shortage(self) -> str:
         """What is lacking; "" once the workers have their place."""

@@ -12,7 +12,8 @@ START = 1e-3
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) of each sample from log-probabilities, (B, C), (B, C) -> (B,)."""
-    return (log_p.exp() * (log_p - log_q)).sum(1)
+    masked = log_p.isneginf()  # a class that the network rules out: 0 · log 0 is 0
+    return (log_p.exp() * (log_p.masked_fill(masked, 0.0) - log_q.masked_fill(masked, 0.0))).sum(1)
 
 
 class Trades(Method):

@@ -1,5 +1,6 @@
 """The runs of a sweep, or of any directory, as rows: the options that differ, and the accuracies reached."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,7 +138,8 @@ def best_text(rows: Sequence[Row], min_clean: float, levels: Sequence[float] = (
     table = _candidate_lines(candidates, choice, levels)
     differing = different_samples(curve for several in pairs for _, curve in several)
     notes += [differing] if differing else []
-    return "\n".join([*head, *table, _LEGEND, *notes, *_verdict(candidates, choice, min_clean, levels)])
+    exports = [] if choice.best is None else export_commands([network for network, _ in pairs[choice.best]])
+    return "\n".join([*head, *table, _LEGEND, *notes, *_verdict(candidates, choice, min_clean, levels), *exports])
 
 
 _AREA = "area under accuracy against noise, divided by the range of the noise"
@@ -186,6 +188,15 @@ def _verdict(candidates: Sequence[Candidate], choice: Choice, min_clean: float, 
     if all(spread is None for spread in choice.score_spreads):
         text.append("Each candidate has one seed, so the spread over seeds is unknown: add seeds.")
     return text
+
+
+def export_commands(networks: Sequence[Network]) -> list[str]:
+    """Lines that name networks by run and epoch, with the command that exports each."""
+    return [
+        f"{network.run.name}, epoch {network.epoch}: "
+        f"{shlex.join(['python', '-m', 'ima_dist.export', str(network.run.dir.path)])} --to DIR --epoch {network.epoch}"
+        for network in networks
+    ]
 
 
 def _share(share: Share, spread: Spread | None) -> list[str]:

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from ima_dist.results.attack_doubts import attack_doubts
+from ima_dist.results.text import number_in, percent
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
 
@@ -10,8 +12,8 @@ from ima_dist.rundir.run import Run
 _TINY, _HUGE = 0.001, 0.5
 # Larger shares of samples without a gradient are no coincidence.
 _FEW_ZERO = 0.05
-# Of the trained network's gradients: an honest network may lose a few.
-_FEW_LOST = 0.01
+# Networks with many bends deviate at some samples.
+_MANY_WRONG = 0.5
 # One noise level cannot suit features whose ranges differ by more.
 _SPREAD = 100.0
 
@@ -41,8 +43,7 @@ _REMARKS = {
 
 def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
-    findings, gradients = run.summary.get("findings"), run.summary.get("gradients")
-    found = gradient_doubts(gradients) if isinstance(gradients, dict) else ()
+    findings, found = run.summary.get("findings"), attack_doubts(run)
     failed = failed_attacks(run.summary, run.config.epochs)
     found = (*found, *(f"{attack} failed ({why})." for attack, why in failed.items()))
     said = [_REMARKS[name] for name in remarks(run.summary, run.config.epochs) if name in _REMARKS]
@@ -69,40 +70,24 @@ def remarks(summary: dict[str, Any], epoch: int) -> list[str]:
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
-def gradient_doubts(gradients: dict[str, Any]) -> tuple[str, ...]:
-    """From the counts that ``evaluation.gradients`` made after each epoch that was evaluated; the newest counts."""
-    counts = gradients.get(max(gradients, key=lambda epoch: int(epoch) if epoch.isdigit() else 0, default=""))
-    if not isinstance(counts, dict):
-        return ()
-    total, zero, not_finite, bad = (_number(counts.get(n)) for n in ("samples", "zero", "not_finite", "bad_logits"))
-    found = []
-    if total and zero and zero / total > _FEW_LOST:
-        found.append(
-            f"{_percent(zero / total)} of the {total:,.0f} attacked samples had no gradient, or under L2 one too small "
-            "or too large for advertorch: attacks that follow it do nothing there, so accuracies under attack may be "
-            "too high. Compare with spsa or autoattack."
-        )
-    if total and not_finite:
-        found.append(
-            f"{_percent(not_finite / total)} of the {total:,.0f} attacked samples had NaN or infinity in the gradient, "
-            "which was taken as 0 or as very large."
-        )
-    if total and bad:
-        found.append(f"{_percent(bad / total)} of the {total:,.0f} attacked samples had NaN or infinite logits.")
-    return tuple(found)
-
-
 def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tuple[str, ...]:
     """The same from what ``training.door.check_door`` found and the noise levels of training and evaluation.
 
     Values of another type, in a file that was changed by hand, are passed over.
     """
     found = []
-    tried, zero = (_number(findings.get(name)) for name in ("samples", "zero_gradient"))
+    tried, zero = (number_in(findings.get(name)) for name in ("samples", "zero_gradient"))
     if tried and zero and zero / tried > _FEW_ZERO:
         found.append(
             f"The untrained network has a gradient of zero at {zero:.0f} of {tried:.0f} training samples: attacks that "
             "follow the gradient do nothing there, so accuracies under attack may be too high."
+        )
+    wrong = number_in(findings.get("wrong_gradient"))
+    if tried and wrong and wrong / tried > _MANY_WRONG:
+        found.append(
+            f"The untrained network's gradient is not that of its answers at {wrong:.0f} of {tried:.0f} training "
+            "samples, by comparison with differences: attacks that follow it may be led astray, so accuracies under "
+            "attack may be too high. Look for detach(), rounding, or a backward pass of its own."
         )
     found += [text for name, text in _SQUASHED.items() if findings.get("squashed") == name]
     allowed = findings.get("allowed")
@@ -119,7 +104,7 @@ def range_text(inputs: dict[str, Any], eps_max: float, norm: str) -> str:
     if part is None:
         return f"{text}."
     of = "of that range" if norm == "linf" else "of the largest L2 distance in that range"
-    return f"{text}; ε_max {format_noise(eps_max)} is {_percent(part)} {of}."
+    return f"{text}; ε_max {format_noise(eps_max)} is {percent(part)} {of}."
 
 
 def share(inputs: dict[str, Any], level: float, norm: str) -> float | None:
@@ -127,7 +112,7 @@ def share(inputs: dict[str, Any], level: float, norm: str) -> float | None:
 
     ``inputs``: as ``training.door.input_range`` returns it.
     """
-    low, high, size = (_number(inputs.get(name)) for name in ("low", "high", "size"))
+    low, high, size = (number_in(inputs.get(name)) for name in ("low", "high", "size"))
     if low is None or high is None or size is None or high <= low or size < 1:
         return None
     return level / ((high - low) * (1.0 if norm == "linf" else math.sqrt(size)))
@@ -136,7 +121,7 @@ def share(inputs: dict[str, Any], level: float, norm: str) -> float | None:
 def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
     if not isinstance(inputs, dict):
         return []
-    low, high, spread = (_number(inputs.get(name)) for name in ("low", "high", "spread"))
+    low, high, spread = (number_in(inputs.get(name)) for name in ("low", "high", "spread"))
     found = []
     if low is not None and low == high:
         found.append(f"All inputs are {low:g}: check how the data are read.")
@@ -147,7 +132,7 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
         if part is not None and level > 0 and not _TINY <= part <= _HUGE:
             limit = "less than 0.1 %" if part < _TINY else "more than 50 %"
             found.append(
-                f"Noise level {format_noise(level)} is {_percent(part)} of the range of the inputs ({low:g} to "
+                f"Noise level {format_noise(level)} is {percent(part)} of the range of the inputs ({low:g} to "
                 f"{high:g}), {limit}: check that both have the same units."
             )
     unbounded = inputs.get("box") is None
@@ -162,11 +147,3 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
             "scale them first."
         )
     return found
-
-
-def _percent(part: float) -> str:
-    return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,6 +1,7 @@
 """Tables of plain text, for the terminal."""
 
 from collections.abc import Sequence
+from typing import Any
 
 NORM_SIGN = {"linf": "L∞", "l2": "L2"}
 
@@ -17,3 +18,13 @@ def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> list[str]:
 def accuracy(value: float | None) -> str:
     """An accuracy with four places, or a dash."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def percent(part: float) -> str:
+    """A share with two digits: "3 %", "0.042 %"."""
+    return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
+
+
+def number_in(value: Any) -> float | None:
+    """A value from a file that may have been changed by hand, if it is a number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

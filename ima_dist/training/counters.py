@@ -5,9 +5,13 @@ import time
 import torch
 from torch import Tensor
 
+from ima_dist.attacks.counting import COUNTS, Tally
 from ima_dist.core import distributed
 
 _SUMS = ("loss", "correct", "seen", "noisy", "evaluations", "skipped")
+# What attacks in training met; they leave neither ball nor box.
+_MET = tuple(f"met_{name}" for name in COUNTS if name != "outside")
+_NAMES = _SUMS + _MET
 _TIMES = ("train", "margin")
 
 
@@ -19,11 +23,14 @@ class Counters:
     Attributes:
         sums: (6,) float64: loss, clean samples classified correctly, clean samples, noisy samples, forward passes spent
             by attacks, in samples, and steps that loss scaling has skipped.
+        met: what the attacks have met (``attacks.counting``).
         seconds: spent on training steps ("train") and on the margin pass ("margin").
     """
 
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=device)
+        self.met = Tally(device)
+        self._earlier = torch.zeros(len(_MET), dtype=torch.float64, device=device)
         self.seconds = dict.fromkeys(_TIMES, 0.0)
         self._since = time.perf_counter()
 
@@ -51,11 +58,14 @@ class Counters:
 
     def totals(self) -> dict[str, float]:
         """The sums over all workers, by name. Collective."""
-        return dict(zip(_SUMS, distributed.all_reduce(self.sums.clone()).tolist(), strict=True))
+        here = torch.cat([self.sums, self._earlier + self.met.totals()[: len(_MET)]])
+        return dict(zip(_NAMES, distributed.all_reduce(here).tolist(), strict=True))
 
     def clear(self) -> None:
         """Begin an epoch."""
         self.sums.zero_()
+        self.met.clear()
+        self._earlier.zero_()
         self.seconds = dict.fromkeys(_TIMES, 0.0)
 
     def state_dict(self) -> dict[str, float]:
@@ -66,5 +76,7 @@ class Counters:
         """Continue from a ``state_dict`` on any number of workers: worker 0 takes the totals, the others begin at 0."""
         self.clear()
         if distributed.rank() == 0:
+            # Checkpoints of earlier versions have neither skipped steps nor what attacks met.
             self.sums += self.sums.new_tensor([state.get(name, 0.0) for name in _SUMS])
+            self._earlier += self.sums.new_tensor([state.get(name, 0.0) for name in _MET])
         self.seconds = {name: state[f"{name}_seconds"] for name in _TIMES}

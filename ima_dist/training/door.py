@@ -14,9 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_raw_gradient
+from ima_dist.attacks.common import (
+    attack_mode,
+    cross_entropy,
+    logits_and_raw_gradient,
+    predicted,
+    soft_margin_loss,
+)
 from ima_dist.config.errors import ConfigError, DataWarning, first_line
 from ima_dist.config.schema import Config
+from ima_dist.core.norms import per_sample
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import tensors
@@ -31,16 +38,20 @@ Findings = dict[str, Any]
 _FEWEST, _MOST, _TRIED = 4, 32, 1 << 15
 # Further passes with the same samples: randomness may draw the same twice.
 _AGAIN = 2
+# Change of the loss, as a share of the largest logit, with which gradients are compared with differences; and the
+# largest relative deviation. A gradient of another function deviates by about 1.
+_STEP, _WRONG = 1e-2, 0.5
 # Input values that are looked at for their range.
-_VALUES = 1 << 26
+_VALUES, _AT_ONCE = 1 << 26, 1 << 23
 
 
 def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | None = None) -> Findings:
     """Try the network, as ``make_network`` returns it, on a few training samples; it is left as it was.
 
     Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
-    squashed ("softmax", "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs
-    (see ``input_range``). Raises ConfigError for what cannot work, and for what ``--allow`` must name.
+    wrong_gradient (how many have that of another function; missing for random networks), squashed ("softmax",
+    "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``).
+    Raises ConfigError for what cannot work, and for what ``--allow`` must name.
     """
     x, y = _samples(data, config)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
@@ -115,6 +126,7 @@ class _Door(Doorkeeper):
                 )
             else:
                 self._independent(x, first)
+                self.findings["wrong_gradient"] = self._wrong_gradients(x, y)
         low, high = float(first.min()), float(first.max())
         if low >= 0 and high <= 1:
             sums = torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-3)
@@ -150,8 +162,10 @@ class _Door(Doorkeeper):
                 f"{self.who} has no gradient with respect to its input ({first_line(error)}): compute the logits with "
                 "torch's differentiable operations, without detach(), no_grad() or a conversion to whole numbers."
             ) from error
-        for what, tensor in (("logits", logits), ("gradients", gradient)):
-            bad = int((~tensor.flatten(1).isfinite().all(1)).sum())
+        # −∞ is a legitimate logit of a class that is masked, as long as the largest one is finite.
+        wrong = {"logits": predicted(logits) < 0, "gradients": ~gradient.flatten(1).isfinite().all(1)}
+        for what, samples in wrong.items():
+            bad = int(samples.sum())
             if bad:
                 self.refuse(
                     "not-finite",
@@ -160,6 +174,24 @@ class _Door(Doorkeeper):
                 )
         zero = (gradient[: len(x)].flatten(1) == 0).all(1)
         self.findings |= {"samples": len(x), "zero_gradient": int(zero.sum())}
+
+    def _wrong_gradients(self, x: Tensor, y: Tensor) -> int:
+        """How many of the gradients at the samples are not those of the network's answers, as differences show.
+
+        A branch behind detach(), or a backward pass of one's own, leaves attacks a gradient that leads elsewhere.
+        """
+        logits, gradient = logits_and_raw_gradient(self.logits, x, y, cross_entropy)
+        length = gradient.flatten(1).norm(dim=1)
+        size = torch.where(logits.isfinite(), logits.abs(), 0.0).amax(1)
+        # Of a bend of the network between two of the points, or rounding, another one is free.
+        nearest = torch.full_like(length, math.inf)
+        for part in (_STEP, -_STEP, _STEP / 10, -_STEP / 10):
+            expected = part * size  # change of the loss
+            there = x + per_sample(expected / length.square(), x) * gradient
+            change = soft_margin_loss(self.logits(there), y) - soft_margin_loss(logits, y)
+            nearest = torch.minimum(nearest, (change / expected - 1).abs())
+        usable = gradient.flatten(1).isfinite().all(1) & (length > 0)
+        return int((usable & (nearest > _WRONG)).sum())
 
     def _independent(self, x: Tensor, logits: Tensor) -> None:
         """A sample's answer is the same alone and in a batch, which dropping samples from a batch rests on."""
@@ -191,24 +223,36 @@ class _Door(Doorkeeper):
             )
 
 
-def input_range(data: DataSet) -> dict[str, Any]:
+def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
     """Range of the training inputs as the network sees them, as plain values.
+
+    ``every``: look at all samples, however many there are, and not at 2²⁶ values of samples spread over the whole set.
 
     low, high: smallest and largest value. size: values of a sample. box: as in DataSet. spread: for samples with one
     axis, the range of the widest feature in units of that of the narrowest one that varies; else None.
     """
     x, size = data.train.stored, math.prod(data.train.stored.shape[1:])
-    count = min(len(data.train), max(1, _VALUES // max(size, 1)))
-    x = data.train.view(torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()).x
-    low, high = (float(value) for value in torch.aminmax(x))
-    spread = None
+    count = len(data.train) if every else min(len(data.train), max(1, _VALUES // max(size, 1)))
+    places = torch.arange(count)
+    if count < len(data.train):
+        places = torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()
+    # In parts, because each is copied.
+    ends = [_ends(data.train.view(part).x) for part in places.split(max(1, _AT_ONCE // max(size, 1)))]
+    lows, highs = (torch.stack(found) for found in zip(*ends, strict=True))
+    lowest, highest = lows.amin(0), highs.amax(0)
+    low, high, spread = float(lowest.min()), float(highest.max()), None
     if x.dim() == 2:
-        widths = x.amax(0).double() - x.amin(0).double()
+        widths = highest.double() - lowest.double()
         widths = widths[widths > 0]
         spread = float(widths.max() / widths.min()) if len(widths) else None
     scale = 255 if x.dtype == torch.uint8 else 1
     box = None if data.box is None else list(data.box)
     return {"low": low / scale, "high": high / scale, "size": size, "box": box, "spread": spread}
+
+
+def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each feature (N, F) -> (F,), or of all samples (N, ...) -> ()."""
+    return (x.amin(0), x.amax(0)) if x.dim() == 2 else (x.min(), x.max())
 
 
 def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import evaluation_mode, misclassified
+from ima_dist.attacks.counting import Counted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
@@ -55,7 +56,9 @@ class Training:
         self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
         #: The network as attacks in training see it.
-        self.view = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
+        self.view = Counted(
+            autocast(self.network, config.autocast if self.method.attack_in_half else "none"), self.state.counters.met
+        )
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         #: What the network does in training mode; ``begin`` finds it out where there are several workers.
@@ -250,7 +253,7 @@ class Training:
         state.begin_epoch(epoch)
         checkpoint.save(self.run, self.identity, state)
         if distributed.rank() == 0:
-            write_answers(self.run, self.network, self.train, epoch)
+            self.run.for_display(lambda: write_answers(self.run, self.network, self.train, epoch))
         self._report("training")
 
     def _report(self, stage: str) -> None:

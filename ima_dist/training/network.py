@@ -62,6 +62,13 @@ def use_tf32(allowed: bool) -> None:
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
+    """``build_network`` for a data set."""
+    return build_network(config, data.num_classes, tuple(data.train.stored.shape[1:]), run, trained=trained)
+
+
+def build_network(
+    config: Config, num_classes: int, shape: tuple[int, ...], run: RunDir | None = None, *, trained: bool = False
+) -> nn.Module:
     """The configured network with weights drawn from the seed, or given, in the configured precision.
 
     Lazy modules get their weights here, too. Given weights are those that ``run`` keeps, or else the user's; they are
@@ -70,14 +77,13 @@ def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, tr
     """
     factory = resolve_reference(config.model.factory, "model.factory")
     check_call(factory, config.model.factory, "model.args", 2, config.model.args)
-    shape = tuple(data.train.stored.shape[1:])
     # Only the CPU's generators: the others would wake every card of the machine, on the driver too.
     with seeded(config.seed):
         try:
-            network = factory(data.num_classes, shape, **config.model.args)
+            network = factory(num_classes, shape, **config.model.args)
         except Exception as error:
             raise ConfigError(
-                f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
+                f"--model.factory {config.model.factory} failed for {num_classes} classes and samples of "
                 f"shape {shape}: {first_line(error)}."
             ) from error
         if not isinstance(network, nn.Module):
@@ -86,12 +92,12 @@ def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, tr
             )
         trial = torch.zeros(2, *shape)
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
-            _tried(config, network, trial, data.num_classes)
+            _tried(config, network, trial, num_classes)
         if config.model.weights and not trained:
             start_weights.start(network, config.model, run)
         network = normalised(network, config.model.mean, config.model.std, shape)
         network = in_precision(own_memory(network, config.model.factory), DTYPES[config.dtype])
-        _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)
+        _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)
     return in_training_mode(network)
 
 

@@ -73,6 +73,7 @@ class State:
             "val_accuracy": None,
             "noisy_samples": int(totals["noisy"]),
             "evaluations": int(totals["evaluations"]),
+            **{name: int(total) for name, total in totals.items() if name.startswith("met_")},
             "train_seconds": seconds["train"],
             "margin_seconds": seconds["margin"] if store is not None else None,
             "samples_per_second": seen / max(seconds["train"] + seconds["margin"], 1e-9),

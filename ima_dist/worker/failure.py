@@ -48,7 +48,7 @@ class Failure(Exception):
 
 
 def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: dict[str, Any]) -> dict[str, Any]:
-    """``work(payload)``, or Failure in place of the answer "failed" and of every exception."""
+    """``work(payload)``, or Failure in place of the answers "failed" and "lost" and of every exception."""
     try:
         answer = work(payload)
     except BaseException as error:  # a sys.exit() in the user's code, too
@@ -56,7 +56,8 @@ def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: 
         if failure.consequence:
             time.sleep(_CAUSE_WITHIN)
         raise failure from error
-    if answer["status"] == "failed":
+    # A lost lease, too: worker 0 may find out when it writes something alone.
+    if answer["status"] in ("failed", "lost"):
         raise Failure.now(answer["message"], final=True)
     return answer
 

@@ -33,8 +33,8 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     test = Resident(data.test, "cpu", torch.float64, data.box)
     samples = to_attack(data.test, config.eval.samples, config.eval.order)
 
-    def keep(outcomes, remarks):
-        save(run, outcomes, config, {"test_samples": len(test)})
+    def keep(outcomes, remarks, met):
+        save(run, outcomes, config, {"test_samples": len(test)}, met)
 
     how = {"samples": samples, "batch_size": batch_size, "should_stop": should_stop}
     where = {"epoch": config.epochs, "digest": data.digest()}

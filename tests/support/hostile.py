@@ -39,6 +39,18 @@ def settings(factory, **options):
     return make_config("moons", {**functions, "device": "cpu", **options})
 
 
+class _Straight(torch.autograd.Function):
+    """Rounds, and hands the gradient through as if it did not."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(x * 16) / 16
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
 class Times(nn.Module):
     """Multiplies what it is given."""
 
@@ -93,9 +105,12 @@ def _named(inner, x):
     return {"logits": inner(x)}
 
 
+masked = network(lambda inner, x: inner(x).masked_fill(torch.arange(CLASSES) == 2, -torch.inf))
+misled = network(lambda inner, x: inner(x.detach()) + 0.01 * inner[1](x.flatten(1) ** 2)[:, :CLASSES])
 rounded = network(lambda inner, x: inner(torch.round(x * 16) / 16))
 steep = network(_steep)
 resized = network(_resized)
+straight_through = network(lambda inner, x: inner(_Straight.apply(x)))
 detached = network(lambda inner, x: inner((x * 16).int().to(x.dtype) / 16))
 in_place = network(_pixelwise)
 pair = network(lambda inner, x: (inner(x), x))

@@ -13,9 +13,10 @@ from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.autoattack import fab_distance
-from ima_dist.evaluation.margin_audit import audit, to_audit
+from ima_dist.evaluation.margin_audit import audit, keep, to_audit, weaker_path
 from ima_dist.results.margin_audit import summarise
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_parquet
 from tests.support import workers
 from tests.support.inline import without_ray
 from tests.support.networks import linear
@@ -108,10 +109,52 @@ def test_the_command_on_a_run(tmp_path, monkeypatch, capsys):
     assert found["margin"] == pytest.approx(newest["margin"].to_numpy()[found["index"]])
     assert found["label"] == newest["label"].to_numpy()[found["index"]].tolist()
 
+    # A weaker one leaves the picture and the stronger one alone, and is kept beside it.
+    before = (run.figures_dir / "audit.png").read_bytes()
+    assert command.main([str(tmp_path / "ima"), "--samples", "5", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "(of 5 drawn) after epoch 3" in out
+    assert "Figures show the audit of more samples in" in out
+    assert pq.ParquetFile(run.audit_path).read().to_pydict() == found
+    assert (run.figures_dir / "audit.png").read_bytes() == before
+    assert command.main([str(tmp_path / "ima"), "--show-config"]) == 0
+    assert "--attack.steps" in capsys.readouterr().out
+
     assert command.main([str(tmp_path / "ce"), "--device", "cpu"]) == 2
     assert "has no margins" in capsys.readouterr().err
     assert command.main([str(tmp_path / "ima"), "--samples", "0"]) == 2
     assert "--samples must be at least 1" in capsys.readouterr().err
+
+
+def test_audits_are_kept_and_the_strongest_is_shown(tmp_path):
+    run = RunDir(tmp_path)
+
+    def audited(epoch: int, samples: int, margin: float = 0.1) -> None:
+        keep(run, pa.table({"margin": [margin] * samples, "epoch": [epoch] * samples}))
+
+    def shown() -> tuple[int, int, float]:
+        table = read_parquet(run.audit_path)
+        return table["epoch"][0].as_py(), table.num_rows, table["margin"][0].as_py()
+
+    def kept() -> list[str]:
+        return sorted(path.name for path in run.audits_dir.glob("*"))
+
+    audited(1, 5)
+    audited(1, 50)
+    assert (shown(), kept()) == ((1, 50, 0.1), ["epoch=0001-samples=5.parquet"])
+    audited(1, 5, margin=0.2)
+    audited(1, 50, margin=0.3)
+    assert (shown(), kept()) == ((1, 50, 0.3), ["epoch=0001-samples=5.parquet"])
+    assert read_parquet(weaker_path(run, 1, 5))["margin"][0].as_py() == 0.2
+    audited(2, 5)
+    audited(1, 60)
+    assert shown() == (2, 5, 0.1)
+    assert kept() == [f"epoch=0001-samples={n}.parquet" for n in (5, 50, 60)]
+    audited(2, 50)
+    assert shown() == (2, 50, 0.1)
+    run.audit_path.write_bytes(b"damaged")
+    audited(2, 3)
+    assert shown() == (2, 3, 0.1)
 
 
 def test_batch_norm_is_left_in_peace():

@@ -16,10 +16,12 @@ from ima_dist.dashboard.views import accuracy
 from ima_dist.data.types import DataSet, Split
 from ima_dist.report.write import write_report
 from ima_dist.results.doubts import door_doubts, doubts, range_text, share
+from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection
 from ima_dist.training.door import check_door, input_range
 from ima_dist.training.door_steps import smallest_share
+from ima_dist.training.loop import Training
 from ima_dist.training.network import make_network
 from tests.support import hostile
 from tests.support.hostile import images, settings
@@ -99,10 +101,45 @@ def test_honest_networks_pass_without_a_doubt(factory):
     assert doubts_of(factory) == ()
 
 
+def of_two():
+    """Images of the first two of three classes."""
+    parts = {part: Split(s.x, s.y % 2) for part, s in vars(images()).items() if isinstance(s, Split)}
+    return DataSet(**parts, box=(0.0, 1.0), num_classes=3)
+
+
+@pytest.mark.parametrize("method", ["ima", "trades"])
+def test_a_masked_class_may_have_a_logit_of_minus_infinity(method):
+    found = checked("masked", of_two())
+    assert (found["zero_gradient"], found["squashed"], found["allowed"]) == (0, None, [])
+    with pytest.raises(ConfigError, match=r"infinite loss in training mode.*--allow not-finite"):
+        checked("masked")  # some of these samples belong to the masked class
+    config = settings("masked", method=method, epochs=1, **{"attack.steps": 3})
+    training = Training(config, RunDir("unused"), of_two(), torch.device("cpu"))
+    training.begin()
+    loss, losses, _ = training._loss(torch.arange(32))
+    loss.backward()
+    assert losses.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in training.network.parameters())
+    totals = training.state.counters.totals()
+    assert totals["met_gradients"] > 0
+    assert totals["met_zero"] == totals["met_not_finite"] == totals["met_bad_logits"] == 0
+
+
 def test_networks_that_hide_their_gradient_are_doubtful():
     assert "gradient of zero at 32 of 32" in doubts_of("rounded")[0]
     assert "gradient of zero" in doubts_of("steep")[0]
     assert "--allow random" in doubts_of("resized", allow=("random",))[0]
+
+
+def test_a_gradient_of_another_function_is_doubtful():
+    for factory in ("misled", "straight_through"):
+        found = checked(factory)
+        assert found["wrong_gradient"] > 16
+        assert found["zero_gradient"] == 0
+        (sentence,) = door_doubts(found, [0.3], "linf")
+        assert "gradient is not that of its answers" in sentence
+    for factory in ("honest", "honest_root", "batch_norm", "masked", "rounded"):
+        assert checked(factory, *([of_two()] if factory == "masked" else []))["wrong_gradient"] == 0
 
 
 def test_outputs_that_are_not_logits_are_doubtful():
@@ -181,6 +218,22 @@ def test_the_noise_levels_are_compared_with_the_range_of_the_inputs():
     assert "more than 50 %" in door_doubts({"inputs": input_range(masks)}, [0.3], "linf")[0]
 
 
+def test_the_range_is_found_wherever_its_ends_lie(monkeypatch):
+    monkeypatch.setattr("ima_dist.training.door._AT_ONCE", 200)  # three images
+    data = images()
+    data.train.x[17, 0, 3, 3], data.train.x[50, 0, 0, 0] = 7.0, -3.0
+    found = input_range(data)
+    assert (found["low"], found["high"]) == (-3.0, 7.0)
+    monkeypatch.setattr("ima_dist.training.door._VALUES", 640)  # ten of the 96 images
+    assert input_range(data)["high"] < 7
+    assert input_range(data, every=True)["high"] == 7
+    rows = torch.rand(90, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 1e-3])
+    split = Split(rows, torch.arange(90) % 3)
+    flat = DataSet(split, split, split, box=None, num_classes=3)
+    widths = rows.amax(0) - rows.amin(0)
+    assert input_range(flat, every=True)["spread"] == pytest.approx(float(widths[0] / widths[1]))
+
+
 def test_features_of_very_different_ranges_are_doubtful():
     x = torch.rand(40, 3) * torch.tensor([1.0, 1.0, 1000.0])
     data = DataSet(*[Split(x, torch.arange(40) % 2)] * 3, None, 2)
@@ -233,21 +286,23 @@ def test_what_was_allowed_and_doubted_goes_with_the_result(tmp_path, monkeypatch
             assert found == ()
             assert "Doubtful" not in printed.out
             continue
-        assert len(found) == (2 if factory == "rounded" else 1)
+        assert len(found) == (3 if factory == "rounded" else 1)
         if factory == "rounded":
-            assert found[0].startswith("100 % of the 12 attacked samples had no gradient")
+            # One noise level, two losses, two steps.
+            assert found[0].startswith("pgd100: 100 % of 48 gradients of single samples were zero")
+            assert found[1].startswith("worst: 100 % of ")
         sentence = found[-1]
         assert f"Doubtful: {sentence}" in printed.out
         assert f"warning: {sentence}" in printed.err
         assert run.config.allow == tuple(further[1:])
     assert write_report([tmp_path], tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
-    assert page.count('<p><span class="reduced">doubtful</span>') == 3
+    assert page.count('<p><span class="reduced">doubtful</span>') == 4
     collection = Collection(tmp_path)
     collection.refresh()
     parts = accuracy.show(collection, {"runs": sorted(factories), "attack": "pgd100"})
     told = [part.text for part in parts if isinstance(part, Note)]
-    assert [text.split(" is doubtful: ")[0] for text in told] == ["resized", "rounded", "rounded"]
+    assert [text.split(" is doubtful: ")[0] for text in told] == ["resized", *["rounded"] * 3]
     # Another evaluation takes the stored permission, and adds what its own noise levels make doubtful.
     assert evaluate.main([str(tmp_path / "honest"), "--eval.noise", "0,8", "--device", "cpu"]) == 0
     assert any("Noise level 8" in text for text in doubts(Run.open(tmp_path / "honest")))

@@ -160,11 +160,15 @@ def test_a_random_network_is_not_compared(code):
     assert same_answers(kept, network, train_set)
 
 
-def test_noise_levels_as_shares_of_the_range(code, capsys):
+def test_noise_levels_as_shares_of_the_range(code, capsys, monkeypatch):
     from ima_dist.config.presets import make_config
     from ima_dist.data.load import load
 
-    assert code.train("--eps-unit", "range", "--delta-eps", "1/20") == 0
+    loads = []
+    with monkeypatch.context() as patch:
+        patch.setattr("ima_dist.data.load.load", lambda *given: loads.append(given) or load(*given))
+        assert code.train("--eps-unit", "range", "--delta-eps", "1/20") == 0
+    assert len(loads) == 1  # and once more by the worker, which has its own name for it
     config = RunDir("run").config()
     x = load(config.data, 0).train.x
     width = float(x.max() - x.min())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ima_dist import train
+from ima_dist import evaluate, job, recommend, sweep, train
 from ima_dist.cli.meant import _SYNONYMS
 from ima_dist.cli.parser import OneLineParser, add_options
 from ima_dist.rundir.directory import RunDir
@@ -123,8 +125,38 @@ def test_what_will_run_fits_one_screen(capsys, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_command_with_a_configuration_shows_it_and_the_others_say_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert job.main(["table01", "--rows", "ce,ima", "--seed", "7", "--show-config"]) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("[")] == ["[ce]", "[ima]"]
+    assert [line.split()[:3] for line in shown.splitlines() if line.startswith("*")] == [["*", "--seed", "7"]] * 2
+    assert sweep.main(["sweep_moons", "--show-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "--beta" in shown
+    assert shown.splitlines()[-1].startswith("The sweep varies --method choice of ima, adv, trades; --beta choice of")
+    assert sweep.main(["sweep_moons", "--show-config", "--trials", "nothing"]) == 2
+    assert "no trial 'nothing'" in capsys.readouterr().err
+    assert recommend.main(["run", "--show-config"]) == 2
+    assert "only train, evaluate, audit, job and sweep have a configuration to show" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unit_of_noise_levels_is_refused_in_files(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command, rows in ((job, "rows: {a: {}}"), (sweep, "sweep: {beta: [0.1]}")):
+        Path("file.yaml").write_text(f"title: t\npreset: moons\noptions: {{eps_unit: range}}\n{rows}\n")
+        assert command.main(["file.yaml", "--list"]) == 2
+        assert "eps_unit is an option of the commands train and evaluate" in capsys.readouterr().err
+        assert command.main(["file.yaml", "--eps-unit", "range"]) == 2
+        assert "only train and evaluate take it; in a job or sweep file" in capsys.readouterr().err
+
+
 def test_a_run_shows_its_own_configuration(capsys, tmp_path):
     run = RunDir(make_run(tmp_path / "run", "moons", {}, beta=0.3).path)
     write_json(run.summary_path, {"status": "finished"})
     assert train.main(["--resume", str(run.path), "--show-config"]) == 0
     assert "--beta" in capsys.readouterr().out
+    assert evaluate.main([str(run.path), "--eval.steps", "7", "--show-config"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in shown if line.startswith("*")] == [["*", "--eval.steps", "7"]]

@@ -6,13 +6,12 @@ from torch import nn
 
 from ima_dist.attacks import anpgd, bpgd, ddn, pgd, spsa, worst
 from ima_dist.attacks.common import cross_entropy, finite, logits_and_gradient, misclassified, predicted
+from ima_dist.attacks.counting import COUNTS, Counted, Tally, put_back
 from ima_dist.config.presets import make_config
 from ima_dist.core import noise
-from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.autoattack import remarks, square_fits
-from ima_dist.evaluation.gradients import gradient_counts
-from ima_dist.results.doubts import doubts, gradient_doubts
+from ima_dist.results.doubts import doubts
 from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
 from ima_dist.training.numerics import NumericalError, check_gradient
@@ -131,6 +130,48 @@ def test_autoattack_takes_samples_of_any_shape_and_precision(shape, norm, dtype)
     assert (found[0.02] == y)[margin > 0.02].all()
 
 
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma", "autoattack"])
+def test_a_masked_class_is_attacked_as_if_it_were_left_out(attack):
+    torch.manual_seed(0)
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 5))
+
+    class Masked(nn.Module):
+        def forward(self, x):
+            return inner(x).masked_fill(torch.arange(5) == 1, -torch.inf)
+
+    class LeftOut(nn.Module):
+        def forward(self, x):
+            return inner(x)[:, [0, 2, 3, 4]]
+
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, y_left = Masked()(x).argmax(1), LeftOut()(x).argmax(1)
+    found, right = evaluated(attack, Masked(), x, y, "linf"), evaluated(attack, LeftOut(), x, y_left, "linf")
+    assert {eps: (labels == y).tolist() for eps, labels in found.items()} == {
+        eps: (labels == y_left).tolist() for eps, labels in right.items()
+    }
+    assert 0 < (found[0.1] == y).sum() < 12
+    with remarks() as said:
+        met = counted(attack, Masked(), x, y, "linf")
+    assert (met["zero"], met["not_finite"], met["bad_logits"]) == (0, 0, 0)
+    assert not said
+
+
+def test_spsa_passes_over_probes_that_are_nan():
+    class Walled(nn.Module):
+        """NaN just outside the ball; class 1 where the mean exceeds 0.52."""
+
+        def forward(self, x):
+            flat = x.flatten(1)
+            logits = torch.stack([0.52 - flat.mean(1), flat.mean(1) - 0.52], 1)
+            return logits.masked_fill((flat > 0.5401).any(1, keepdim=True), torch.nan)
+
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(3))
+    found = spsa(Walled(), x, y, 0.015, keys, norm="linf", box=BOX, samples=8, iterations=5, delta=0.03, lr=0.005)
+    assert found.isfinite().all()
+    assert (predicted(Walled()(found)) == 0).all()
+
+
 def test_square_is_left_out_where_its_tiles_do_not_fit():
     sides = [side for side in range(1, 33) if not square_fits(side, side, "l2")]
     assert sides == [1, 2, 3, 4, 7, 8, 9, 12, 14, 18, 19, 24]
@@ -138,39 +179,100 @@ def test_square_is_left_out_where_its_tiles_do_not_fit():
     assert not square_fits(10, 7, "l2") or 10 // 5 * (7 // 2) <= 7
 
 
-def test_samples_without_a_gradient_are_counted_and_said():
-    x, y, broken, safe = dark_images()
-    config = make_config("fashion_mnist", {"eval.noise": [0.0, 0.1], "eps_max": 0.3})
-    data = Resident(Split(x, y), "cpu", torch.float32, BOX)
-    samples = torch.arange(0, 24, 2)
+class Rounded(Root):
+    def forward(self, x):
+        return super().forward((x * 16).round() / 16)
 
-    def counted(network: nn.Module) -> dict[str, int]:
-        return gradient_counts(network, data, samples, config, batch_size=5)
 
-    assert counted(safe) == {"samples": 12, "zero": 0, "not_finite": 0, "bad_logits": 0}
-    assert gradient_doubts({"3": counted(safe)}) == ()
-    found = counted(broken)
-    assert found == {"samples": 12, "zero": 0, "not_finite": 12, "bad_logits": 0}
-    assert "100 % of the 12 attacked samples had NaN or infinity" in gradient_doubts({"3": found})[0]
+def counted(attack: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor, norm: str) -> dict[str, int]:
+    """What the attack met, summed over the noise levels; the results are those of the network itself."""
+    watched = Counted(network, Tally("cpu"))
+    ours, plain = (evaluated(attack, n, x, y, norm) for n in (watched, network))
+    assert all(torch.equal(ours[eps], plain[eps]) for eps in plain)
+    total = dict.fromkeys(COUNTS, 0)
+    for counts in watched.counts().values():
+        total = {name: total[name] + counts[name] for name in COUNTS}
+    return total
 
-    class Rounded(Root):
-        def forward(self, x):
-            return super().forward((x * 16).round() / 16)
 
-    found = counted(Rounded(safe.inner, safe=True))
-    assert (found["zero"], found["not_finite"]) == (12, 0)
-    # Gradients whose norm advertorch takes for 0, or for infinity.
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma", "autoattack"])
+def test_every_attack_counts_the_gradients_that_it_cannot_follow(attack):
+    x, y, broken, safe = dark_images(12)
+    found = counted(attack, safe, x, y, "linf")
+    assert found["gradients"] > 10
+    assert found["answers"] >= found["gradients"]
+    assert [found[name] for name in ("zero", "not_finite", "bad_logits", "outside")] == [0, 0, 0, 0]
+    found = counted(attack, broken, x, y, "linf")
+    assert found["not_finite"] > 0
+    assert found["zero"] == 0
+    found = counted(attack, Rounded(safe.inner, safe=True), x, y, "linf")
+    assert found["zero"] == found["gradients"] > 0
+
+
+def test_pgd_counts_each_sample_in_each_step():
+    x, y, _, safe = dark_images(12)
+    # Two noise levels, two losses, ten steps; answers also to the clean samples and the results.
+    expected = {"gradients": 2 * 2 * 10 * 12, "answers": 2 * 2 * 11 * 12 + 12}
+    found = counted("pgd100", safe, x, y, "linf")
+    assert {name: found[name] for name in expected} == expected
+    assert counted("white-noise", safe, x, y, "linf") == {**dict.fromkeys(COUNTS, 0), "answers": 3 * 12}
+
+
+def test_gradients_that_advertorch_takes_for_nothing_under_l2_are_counted_as_zero():
+    x, y, _, safe = dark_images()
     right = {}
-    l2 = make_config("fashion_mnist", {"norm": "l2", "eval.noise": [0.0, 0.2], "eps_max": 0.3})
-    for factor, lost in ((1e-10, 12), (1.0, 0), (1e30, 12)):
-        counts = gradient_counts(nn.Sequential(safe, Times(factor)), data, samples, l2, batch_size=5)
-        assert counts["zero"] == lost
-        right[factor] = int((evaluated("pgd100", nn.Sequential(safe, Times(factor)), x, y, "l2")[0.5] == y).sum())
+    for factor, lost in ((1e-10, 0.5), (1.0, 0.0), (1e30, 0.5)):
+        network = nn.Sequential(safe, Times(factor))
+        found = counted("pgd100", network, x, y, "l2")
+        # Half of them are of the margin loss. Cross-entropy divides by the size of the logits, or saturates.
+        assert found["zero"] / found["gradients"] >= lost
+        assert lost or not found["zero"]
+        right[factor] = int((evaluated("pgd100", network, x, y, "l2")[0.5] == y).sum())
     assert right[1e-10] == right[1e30] > right[1.0]
-    # The newest epoch counts, and a file that was damaged raises neither doubts nor errors.
-    sentences = gradient_doubts({"9": counted(safe), "10": found, "x": {}})
-    assert [s.split(",")[0] for s in sentences] == ["100 % of the 12 attacked samples had no gradient"]
-    assert gradient_doubts({"1": {"samples": "many"}}) == gradient_doubts({"1": None}) == gradient_doubts({}) == ()
+
+
+def test_results_outside_ball_or_box_are_put_back_and_counted():
+    x = torch.full((5, 4), 0.5)
+    adv = x + torch.tensor([0.1, 0.100000001, 0.3, -0.2, 0.0])[:, None]
+    adv[4, 1] = torch.nan
+    watched = Counted(nn.Identity(), Tally("cpu"))
+    found = put_back(watched, adv, x, 0.1, "linf", (0.45, 0.55))
+    assert int(watched.tally.totals()[COUNTS.index("outside")]) == 5
+    torch.testing.assert_close(found, x + torch.tensor([0.05, 0.05, 0.05, -0.05, 0.0])[:, None])
+    found = put_back(watched, adv, x, 0.1, "linf", None)
+    assert int(watched.tally.totals()[COUNTS.index("outside")]) == 5 + 3
+    assert torch.equal(found[:2], adv[:2])
+    found = put_back(watched, adv, x, 0.1, "l2", None)
+    torch.testing.assert_close((found - x).norm(dim=1), torch.tensor([0.1, 0.1, 0.1, 0.1, 0.0]))
+
+
+def test_what_attacks_met_is_said_with_the_result(tmp_path):
+    run = make_run(tmp_path / "run", "moons", {0.0: 0.9, 0.1: 0.5})
+    plain = run.summary()
+
+    def said(met: object, **more: object) -> list[str]:
+        curves = [{**entry, "met": met} if entry["loss"] == "both" else entry for entry in plain["curves"]]
+        write_json(run.summary_path, {**plain, "curves": curves if met else plain["curves"], **more})
+        return [sentence.split(" gradients of")[0] for sentence in doubts(Run(run))]
+
+    honest = {"gradients": 1000, "zero": 9, "not_finite": 0, "answers": 1200, "bad_logits": 0, "outside": 0}
+    attack = plain["curves"][0]["attack"]
+    assert said(honest) == []
+    assert said({**honest, "zero": 30}) == [f"{attack}: 3 % of 2,000"]
+    assert said({**honest, "not_finite": 1}) == [f"{attack}: 0.1 % of 2,000"]
+    assert said({**honest, "bad_logits": 12}) == [f"{attack}: 1 % of 2,400 answers had NaN or infinite logits."]
+    assert said({**honest, "outside": 2}) == [
+        f"{attack}: 4 results lay outside the ball or the box, and were put back."
+    ]
+    # Counts of samples, which earlier versions made; the newest epoch counts.
+    of_samples = {"samples": 12, "zero": 12, "not_finite": 0, "bad_logits": 0}
+    assert said(None, gradients={"9": {"samples": 12}, "10": of_samples, "x": {}}) == ["All attacks: 100 % of 12"]
+    for damaged in ({"1": {"samples": "many"}}, {"1": None}, {}, 3):
+        assert said(None, gradients=damaged) == []
+    # Attacks in training.
+    write_json(run.summary_path, plain)
+    run.write_history([{"epoch": 1}, {"epoch": 2, "met_gradients": 50, "met_zero": 5, "met_answers": 60}])
+    assert doubts(Run(run))[0].startswith("Attacks in training: 10 % of 50 gradients")
 
 
 class NanBeyond(nn.Module):

@@ -95,6 +95,8 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
 
 def _by_class(run: Run) -> list[Part]:
     damaged = notes(run.damaged("margins"))
+    if run.margins is None and run.margin_count:
+        return [*damaged, Note(f"{run.margin_count:,} training samples are too many to show here by class.")]
     if run.margins is None or not run.margins[1].num_rows:
         return damaged or [Note("The run has no complete snapshot of the margins of single samples.")]
     epoch, table = run.margins
