@@ -76,7 +76,7 @@ class Counters:
         """Continue from a ``state_dict`` on any number of workers: worker 0 takes the totals, the others begin at 0."""
         self.clear()
         if distributed.rank() == 0:
-            # Checkpoints of earlier versions have neither skipped steps nor what attacks met.
+            # Checkpoints of earlier versions do not have all of these.
             self.sums += self.sums.new_tensor([state.get(name, 0.0) for name in _SUMS])
             self._earlier += self.sums.new_tensor([state.get(name, 0.0) for name in _MET])
         self.seconds = {name: state[f"{name}_seconds"] for name in _TIMES}
