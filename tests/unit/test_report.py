@@ -153,6 +153,15 @@ def test_the_selected_epoch_is_the_last_above_the_threshold(tmp_path):
     assert any(text.startswith("No epoch has a validation accuracy of at least 0.9,") for text in captions)
 
 
+def test_steps_that_loss_scaling_has_skipped_are_shown(tmp_path):
+    run = make_run(tmp_path / "half", "svhn", {0.01: 0.5})
+    write_json(run.summary_path, {**run.summary(), "skipped_steps": 3})
+    make_run(tmp_path / "whole", "svhn", {0.01: 0.5})
+    told = [text for text in report_on(tmp_path / "out", tmp_path).texts["p"] if "loss scaling" in text]
+    assert len(told) == 1
+    assert "(half): loss scaling in float16 skipped 3 training steps." in told[0]
+
+
 # ---- what goes wrong -----------------------------------------------------------------------------------
 
 
