@@ -1,7 +1,9 @@
 """The checks that cluster.doctor makes. Each returns a level and a sentence, which for a failure says what to do."""
 
+import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import uuid
@@ -9,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import partitions, ray_node, slurm
+from cluster import directives, partitions, ray_node, slurm
 from cluster.partitions import Partition
 from ima_dist.config.errors import ConfigError
 from ima_dist.launch.network_interface import interface_of
@@ -67,32 +69,70 @@ def accounting() -> tuple[str, str]:
 
 
 def partition_exists(partition: Partition) -> tuple[str, str]:
+    name = str(partition.asked(1).get("partition") or _default_partition())
     try:
-        found = slurm.fields(slurm.command("scontrol", "--oneliner", "show", "partition", partition.partition))
+        found = slurm.fields(slurm.command("scontrol", "--oneliner", "show", "partition", name))
     except ConfigError:
         names = slurm.command("sinfo", "--noheader", "--format=%R").split()
         return FAILURE, (
-            f"SLURM has no partition {partition.partition}; it has {', '.join(sorted(set(names)))}: "
+            f"SLURM has no partition {name}; it has {', '.join(sorted(set(names)))}: "
             f"correct 'partition' under [{partition.name}] in {partitions.OWN_FILE}."
         )
     if found.get("State") != "UP":
-        return FAILURE, f"{partition.partition} is {found.get('State')}: ask the administrators, or use another."
+        return FAILURE, f"{name} is {found.get('State')}: ask the administrators, or use another."
     most = found.get("MaxTime", "UNLIMITED")
     if most[:1].isdigit() and partitions.minutes(most) < partition.time:
-        return FAILURE, f'{partition.partition} allows at most {most}: set time = "{most}" under [{partition.name}].'
-    return OK, f"{partition.partition}, {found.get('TotalNodes')} nodes, at most {most}"
+        return FAILURE, f'{name} allows at most {most}: set time = "{most}" under [{partition.name}].'
+    return OK, f"{name}, {found.get('TotalNodes')} nodes, at most {most}"
+
+
+def _default_partition() -> str:
+    """The partition that SLURM takes if none is named. Raises ConfigError if there is none."""
+    for name in slurm.command("sinfo", "--noheader", "--format=%P").split():
+        if name.endswith("*"):
+            return name[:-1]
+    raise ConfigError(f"SLURM has no default partition: name one as partition in {partitions.OWN_FILE}.")
+
+
+def limits(partition: Partition) -> tuple[str, str]:
+    """What the site allows one user: rows of an array, jobs at a time, time."""
+    found = re.search(r"MaxArraySize\s*=\s*(\d+)", slurm.command("scontrol", "show", "config"))
+    said = [f"arrays of up to {found[1]} rows (larger ones are split)"] if found else []
+    qos = partition.asked(1).get("qos")
+    if qos:
+        form = "--format=MaxSubmitJobsPerUser,MaxJobsPerUser,MaxWall"
+        try:
+            line = slurm.command("sacctmgr", "--noheader", "--parsable2", "show", "qos", str(qos), form).strip()
+        except ConfigError:
+            return OK, "; ".join([*said, f"those of QOS {qos} are not known: there is no accounting"])
+        if not line:
+            return FAILURE, f"SLURM has no QOS {qos}: correct 'qos' under [{partition.name}], or --qos."
+        submitted, running, wall = line.splitlines()[0].split("|")
+        if wall and partitions.minutes(wall) < partition.time:
+            return FAILURE, f'QOS {qos} allows at most {wall}: set time = "{wall}" under [{partition.name}].'
+        said += [f"QOS {qos}: {submitted} jobs submitted at a time (the rest is held back)"] if submitted else []
+        said += [f"QOS {qos}: {running} running"] if running else []
+    return OK, "; ".join(said) or "none are known"
 
 
 def cards_exist(partition: Partition) -> tuple[str, str]:
     """Whether some node has the cards, CPUs and memory that a job asks of each."""
-    lines = slurm.command("sinfo", "--noheader", "--Node", "-p", partition.partition, "--format=%N|%G|%c|%m|%T")
+    asked = partition.asked(1)
+    where = ["-p", str(asked["partition"])] if "partition" in asked else []
+    lines = slurm.command("sinfo", "--noheader", "--Node", *where, "--format=%N|%G|%c|%m|%T")
     nodes = [line.split("|") for line in lines.splitlines()]
-    cpus, memory = partition.cards * partition.cpus_per_card, _megabytes(partition.memory)
+    kind = directives.gpu_kind(asked)
+    cpus, memory = partition.cards * partition.cpus_per_card, _megabytes(str(asked.get("mem", "0")))
     offers = sorted({node[1] for node in nodes})
-    with_cards = [n for n in nodes if partition.gres is None or _count(n[1], partition.gres) >= partition.cards]
+    if not kind and any(_count(offer, "gpu") for offer in offers):
+        return FAILURE, (
+            f"the nodes have cards ({', '.join(offers)}), but none is asked for: set 'gres', or sbatch = "
+            f"{{gpus-per-node = …}}, under [{partition.name}]."
+        )
+    with_cards = [n for n in nodes if not kind or _count(n[1], kind) >= partition.cards]
     if not with_cards:
         return FAILURE, (
-            f"no node has {partition.gres}:{partition.cards}; they offer {', '.join(offers) or 'nothing'}: "
+            f"no node has {kind}:{partition.cards}; they offer {', '.join(offers) or 'nothing'}: "
             f"correct 'gres' or 'cards' under [{partition.name}]."
         )
     fit = [n for n in with_cards if int(n[2]) >= cpus and int(n[3].rstrip("+")) >= memory]
@@ -105,7 +145,8 @@ def cards_exist(partition: Partition) -> tuple[str, str]:
     usable = [n for n in fit if not re.search("down|drain|fail|unk|inval", n[4].lower())]
     if not usable:
         return WARNING, f"all {len(fit)} suitable nodes are down or drained: jobs will wait."
-    return OK, f"{len(usable)} of {len(nodes)} nodes have {partition.gres or 'no card'}:{partition.cards} and are up"
+    what = f"{kind}:{partition.cards}" if kind else "what a job asks for, which is no card,"
+    return OK, f"{len(usable)} of {len(nodes)} nodes have {what} and are up"
 
 
 def _count(gres: str, wanted: str) -> int:
@@ -165,9 +206,13 @@ def disk_space(directory: Path) -> tuple[str, str]:
     return (OK, text) if free >= _ENOUGH_BYTES else (WARNING, f"{text}: a large network's checkpoints may not fit.")
 
 
-def socket_path(partition: Partition | None) -> tuple[str, str]:
-    base = ray_node.temporary_base(partition.temp if partition else None)
-    return OK, f"Ray's sockets fit below {base}"
+def socket_path(partition: Partition | None, on_node: bool = False) -> tuple[str, str]:
+    wanted = partition.temp if partition else None
+    if wanted and not on_node:
+        return OK, f"{wanted} is looked at on the nodes (--on-node)"
+    base = ray_node.temporary_base(wanted)
+    how = "Ray's sockets fit below" if ray_node.fits(base) else "a link in /tmp leads Ray to"
+    return OK, f"{how} {base}"
 
 
 def ports() -> tuple[str, str]:
@@ -219,6 +264,9 @@ def driver_and_cards(wanted: int) -> tuple[str, str]:
     query = ["nvidia-smi", "--query-gpu=name,driver_version,compute_cap", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=120)
     cards = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if slices := ray_node.mig_slices(os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+        # nvidia-smi lists the cards, of which the job may have several parts.
+        cards = [f"{slices} slices of {'; '.join(sorted(set(cards)))}"] * slices if cards else []
     if done.returncode or len(cards) < wanted:
         complaint = " ".join((done.stderr or done.stdout).split())
         return FAILURE, f"{len(cards)} of {wanted} cards are visible ({complaint}): exclude this node in sbatch."
@@ -226,13 +274,37 @@ def driver_and_cards(wanted: int) -> tuple[str, str]:
 
 
 def requeue() -> tuple[str, str]:
-    """Whether a job on this node can have itself requeued."""
+    """Whether the run on this node can ask for what SLURM wants of it, and requeue its job."""
     if shutil.which("scontrol") is None:
-        return FAILURE, (
-            "scontrol is missing where jobs run, so they cannot be requeued at their time limit: make SLURM's commands "
-            f"available to the 'python' in {partitions.OWN_FILE}."
+        return WARNING, (
+            "scontrol is missing where Python runs (in a container?): at its time limit the batch script requeues the "
+            "job, but a run that is pre-empted looks cancelled, and then must be submitted again."
         )
     return OK, "scontrol is available"
+
+
+def batch_requeue(has_scontrol: bool, record: str) -> tuple[str, str]:
+    """Whether the batch script can have its job requeued. record: what scontrol shows of the job there."""
+    if not has_scontrol:
+        return (
+            FAILURE,
+            "scontrol is missing in batch scripts, so no job can be requeued: load SLURM's module in 'setup'.",
+        )
+    if slurm.fields(record).get("Requeue") == "0":
+        return FAILURE, (
+            "SLURM does not let these jobs be requeued (Requeue=0): leave requeue in sbatch as it is, or ask the "
+            "administrators; else a run that meets its time limit must be submitted again."
+        )
+    return OK, "jobs may be requeued"
+
+
+def internet() -> tuple[str, str]:
+    """Whether a node reaches the internet, by the server of one of the data sets."""
+    try:
+        socket.create_connection(("www.cs.toronto.edu", 443), timeout=5).close()
+    except OSError:
+        return OK, "none: data are fetched on the login node, when a job is submitted with --data.download"
+    return OK, "reachable"
 
 
 def interface(towards: str | None, name: str | None) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """``python -m cluster.doctor [--partition v100 [--on-node]]``: is this cluster fit for our jobs?
 
 Prints one line per check: ok, a warning, or a failure and what to do about it. --on-node also checks nodes of the
-partition, in a short allocation (or the one it is started in). Exit status 1 if any check fails.
+partition, in a short job that is made as all jobs are (or in the allocation in which it is started). Exit status 1 if
+any check fails.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from cluster import checks, partitions, ray_node, slurm
+from cluster import checks, directives, partitions, ray_node, sbatch, slurm
 from cluster.checks import FAILURE, OK, Finding, run_check, skew
 from cluster.partitions import Partition
 from cluster.records import RECORDS
@@ -25,6 +26,7 @@ from ima_dist.cli.parser import cluster_parser
 from ima_dist.config.errors import ConfigError
 
 _ALLOCATION_SECONDS = 600
+_ROOT = Path(__file__).parent.parent
 
 
 def node_findings(partition: Partition, directory: Path, probe: str, others: list[str]) -> list[Finding]:
@@ -37,16 +39,16 @@ def node_findings(partition: Partition, directory: Path, probe: str, others: lis
         return checks.directory_writable(directory)
 
     def cards() -> tuple[str, str]:
-        return checks.driver_and_cards(partition.cards) if partition.gres else (OK, "none")
+        return checks.driver_and_cards(partition.cards) if partition.gpus(1) else (OK, "none")
 
-    base = ray_node.temporary_base(partition.temp) if ray_node.fits(partition.temp or "/tmp") else "/tmp"
     return [
         run_check("shared directory", shared),
-        run_check("socket path", lambda: checks.socket_path(partition)),
-        run_check("disk space", lambda: checks.disk_space(Path(base))),
+        run_check("socket path", lambda: checks.socket_path(partition, on_node=True)),
+        run_check("disk space", lambda: checks.disk_space(Path(ray_node.temporary_base(partition.temp)))),
         run_check("ports", checks.ports),
         run_check("interface", lambda: checks.interface(towards, partition.interface)),
         run_check("requeue", checks.requeue),
+        run_check("internet", checks.internet),
         run_check("driver and cards", cards),
         run_check("torch", lambda: checks.torch_fits(partition.compute_capability)),
     ]
@@ -61,6 +63,7 @@ def login_findings(partition: Partition | None, directory: Path) -> list[Finding
             found.append(run_check("partition", lambda: checks.partition_exists(partition)))
             if found[-1].level != FAILURE:
                 found.append(run_check("cards", lambda: checks.cards_exist(partition)))
+                found.append(run_check("limits", lambda: checks.limits(partition)))
     return [
         *found,
         run_check("directory", lambda: checks.directory_writable(directory)),
@@ -73,39 +76,62 @@ def login_findings(partition: Partition | None, directory: Path) -> list[Finding
 
 
 def on_nodes(partition: Partition, directory: Path, nodes: int, file: Path | None) -> list[Finding]:
-    """Check ``nodes`` nodes of the partition, in an allocation of a few minutes. Raises ConfigError."""
-    p = partition
-    probe = f".probe-{uuid.uuid4().hex[:8]}"
-    words = ["srun", f"--partition={p.partition}", f"--nodes={nodes}", "--ntasks-per-node=1", "--time=10", "--quiet"]
-    words += [f"--gres={p.gres}:{p.cards}"] if p.gres else []
-    for name in ("account", "qos", "constraint", "reservation"):
-        words += [f"--{name}={getattr(p, name)}"] if getattr(p, name) else []
-    words += [f"--cpus-per-task={p.cards * p.cpus_per_card}", *([f"--mem={p.memory}"] if p.memory else []), *p.srun]
-    words += [*shlex.split(p.python or shlex.quote(sys.executable)), "-m", "cluster.doctor", "--partition", p.name]
-    words += ["--records", str(directory), "--probe", probe, *(["--partitions", str(file)] if file else [])]
+    """Check ``nodes`` nodes of the partition, in a short job that is made as every job is. Raises ConfigError."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / probe).touch()
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=directory) as folder:
+        return _in_a_job(partition, directory, Path(folder), nodes, file)
+
+
+def _in_a_job(partition: Partition, directory: Path, folder: Path, nodes: int, file: Path | None) -> list[Finding]:
+    words = ["-m", "cluster.doctor", "--partition", partition.name, "--records", str(directory)]
+    words += ["--probe", folder.name, *(["--partitions", str(file)] if file else [])]
+    asked = partition.asked(nodes)
+    asked = {**asked, "job-name": "doctor", "output": str(folder / "batch.out"), "time": "10"}
+    notes = [
+        f"export PYTHONPATH={shlex.quote(str(_ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"command -v scontrol > {shlex.quote(str(folder / 'scontrol'))}",
+        f'scontrol --oneliner show job "$SLURM_JOB_ID" > {shlex.quote(str(folder / "job"))}',
+    ]
+    text = sbatch.script(asked, partition, folder, shlex.join(words), str(folder / "task-%t.out"), notes)
+    (folder / "doctor.sh").write_text(text)
     began = time.time()
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_ALLOCATION_SECONDS)
-    except subprocess.TimeoutExpired:
-        raise ConfigError(
-            f"SLURM gave no nodes of {p.partition} within {_ALLOCATION_SECONDS} s: try again when some are free."
-        ) from None
-    finally:
-        (directory / probe).unlink(missing_ok=True)
+    complaint = _run_job(folder / "doctor.sh", str(asked.get("partition", partition.name)))
     ended = time.time()
     found = []
-    answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"node"')]
+    said = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.out")))
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith('{"node"')]
     for answer in sorted(answers, key=lambda a: a["node"]):
         apart = max(began - answer["time"], answer["time"] - ended, 0.0)
         clock = run_check("clock", lambda apart=apart: skew(apart, "the login node's"))  # type: ignore[misc]
         findings = [*(Finding(**f) for f in answer["findings"]), clock]
         found += [Finding(f.level, f"{answer['node']}: {f.check}", f.text) for f in findings]
+    if (folder / "scontrol").exists():
+        there, record = (folder / "scontrol").read_text(), folder / "job"
+        shown = record.read_text() if record.exists() else ""
+        found.append(run_check("batch script", lambda: checks.batch_requeue(bool(there.strip()), shown)))
     if len(answers) < nodes:
-        complaint = " ".join(done.stderr.split())[-300:]
+        complaint = complaint or " ".join(said.split())[-300:]
         found.append(Finding(FAILURE, "nodes", f"{len(answers)} of {nodes} nodes answered: {complaint}"))
     return found
+
+
+def _run_job(script: Path, where: str) -> str:
+    """Run the script as a job, or in the allocation around this process, to its end; what sbatch complains of."""
+    inside = "SLURM_JOB_ID" in os.environ
+    words = ["bash", str(script)] if inside else ["sbatch", "--parsable", "--wait", str(script)]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_ALLOCATION_SECONDS)
+    except FileNotFoundError:
+        raise ConfigError(f"The command {words[0]} is missing: run this on a login node.") from None
+    except subprocess.TimeoutExpired as error:
+        said = error.stdout or b""  # bytes, also of a text stream
+        job = (said.decode() if isinstance(said, bytes) else said).split(";")[0].strip()
+        if job.isdigit():
+            slurm.command("scancel", job)
+        raise ConfigError(
+            f"SLURM gave no nodes of {where} within {_ALLOCATION_SECONDS} s: try again when some are free."
+        ) from None
+    return " ".join(done.stderr.split())[-300:]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -119,11 +145,13 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="how many (default: 1)")
     parser.add_argument("--partitions", type=Path, metavar="FILE", help=f"default: {partitions.OWN_FILE}, if it exists")
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help=f"default: {RECORDS}")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="as for cluster.submit")
     parser.add_argument("--probe", help=argparse.SUPPRESS)  # set by --on-node, in the allocation
     a = parser.parse_args(argv)
     if (a.on_node or a.probe) and not a.partition:
         raise ConfigError("--on-node needs --partition: say which nodes to check.")
-    partition = partitions.choose(a.partition, a.partitions) if a.partition else None
+    given = directives.parse_words(a.sbatch)
+    partition = partitions.choose(a.partition, a.partitions, sbatch=given).for_nodes(a.nodes) if a.partition else None
     directory = a.records.absolute()
     if a.probe:
         assert partition is not None

@@ -3,16 +3,17 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster import policy, processes, ray_node, slurm
 from cluster.policy import Action, Wants
-from cluster.records import progress_of, write_private
+from cluster.records import REQUEUE_FILE, progress_of, write_private
 from cluster.start import ASK_EVERY, LOOK_EVERY, Leave, Start, Stopped, Unready, cpus
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.rundir.files import read_json, write_text_atomic
@@ -21,6 +22,7 @@ from ima_dist.rundir.files import read_json, write_text_atomic
 _START_SECONDS = 60.0
 # Seconds for which a requeue that the controller refuses is tried again, while SLURM is not ending the job.
 _REQUEUE_SECONDS = 180.0
+_KEPT = "Its last checkpoint is kept: submit it again."
 _SAID = {
     Wants.SAVE: "the run saves its state, then the job is requeued",
     Wants.REQUEUE: "SLURM is ending the job, which asks to be requeued; until it is killed the run saves its state",
@@ -68,8 +70,9 @@ class Leader(Start):
         self.record.result_path.unlink(missing_ok=True)
         os.makedirs(self.place, mode=0o700, exist_ok=True)
         now = progress_of(Path(self.row.run))
-        failures = policy.failures_before(read_json(self.record.tries_path), now)
-        self.tries = {"failures": failures, "progress": now, "asked": False, "start": self.number}
+        before = read_json(self.record.tries_path)
+        failures, idle = policy.failures_before(before, now), policy.idle_after(before, now) if before else 0
+        self.tries = {"failures": failures, "idle": idle, "progress": now, "asked": False, "start": self.number}
         write_private(self.record.tries_path, self.tries)
 
     # ---- the run
@@ -128,7 +131,7 @@ class Leader(Start):
         if self.situation.end is not None:
             variables["IMA_DIST_LAST_START"] = str(self.situation.end - self.task.notice - _START_SECONDS)
         # The run hears of SLURM's signals through us; in its processes they stay pending.
-        words, env = [sys.executable, *self.row.command], {**os.environ, **variables}
+        words, env = [sys.executable, *expanded(self.row.command)], {**os.environ, **variables}
         driver = processes.start(words, env, self.record.output, signal.SIGTERM, signal.SIGUSR2)
         self.times["driver"] = time.time()
         told = False
@@ -178,8 +181,9 @@ class Leader(Start):
             self.hear(ask=True)
         if status == EXIT_INPUT:
             message = message or self._complaint()
-        failures = policy.failures_after(self.tries, progress_of(Path(self.row.run)))
-        decision = policy.decide(status, message, self.situation, failures, self.record.output)
+        now = progress_of(Path(self.row.run))
+        failures, idle = policy.failures_after(self.tries, now), policy.idle_after(self.tries, now)
+        decision = policy.decide(status, message, self.situation, failures, self.record.output, idle)
         if not decision.counted and (self.situation.signals or decision.action is Action.REQUEUE):
             self._was_asked()
         if decision.action is Action.REQUEUE:
@@ -217,17 +221,29 @@ class Leader(Start):
         self.situation.wants = Wants.AGAIN
         return ""
 
+    def _hand_over(self, why: str, file: str) -> NoReturn:
+        """Leave the requeue to the job's batch script, which runs outside a container that has no scontrol.
+
+        Raises Leave. The result is for a script that SLURM refuses.
+        """
+        message = f"{why}; the job could not be requeued by its batch script. {_KEPT}"
+        write_private(self.record.path / "refused.json", self._result(EXIT_REQUEUE, message))
+        write_text_atomic(Path(file), self.row.name)
+        raise Leave(f"{why}; there is no scontrol here, so the job's batch script asks SLURM to requeue it")
+
     def _requeue(self, why: str) -> dict[str, Any]:
         """Have the job started again, and leave; the job ends with a result if SLURM refuses for too long."""
         self.over("stopped")
+        file = os.environ.get(REQUEUE_FILE)
+        if file and shutil.which("scontrol") is None:
+            self._hand_over(why, file)
         until = time.time() + _REQUEUE_SECONDS
         while refusal := self._try_requeue():
             if self.situation.wants is Wants.CANCEL:
                 return self._conclude(EXIT_REQUEUE, "")
             late = time.time() > until or self.situation.stopping(time.time(), policy.REQUEUE_UNTIL)
             if late or not self.situation.may_requeue:
-                kept = "Its last checkpoint is kept: submit it again."
-                return self._finish(EXIT_REQUEUE, f"{why}; the job could not be requeued ({refusal}). {kept}")
+                return self._finish(EXIT_REQUEUE, f"{why}; the job could not be requeued ({refusal}). {_KEPT}")
             time.sleep(ASK_EVERY)
         raise Leave(f"{why}; the job is requeued and continues from its last checkpoint")
 
@@ -240,4 +256,16 @@ class Leader(Start):
         return {"status": status, "run": self.row.run}
 
     def _write_result(self, status: int, message: str) -> None:
-        write_private(self.record.result_path, {"status": status, "message": message, "run": self.row.run})
+        write_private(self.record.result_path, self._result(status, message))
+
+    def _result(self, status: int, message: str) -> dict[str, Any]:
+        return {"status": status, "message": message, "run": self.row.run}
+
+
+def expanded(command: list[str]) -> list[str]:
+    """A row's command with the variables in its --data.dir replaced by their values here. Raises ConfigError."""
+    words = list(command)
+    for i, word in enumerate(words[:-1]):
+        if word == "--data.dir":
+            words[i + 1] = ray_node.expanded(words[i + 1], "--data.dir")
+    return words

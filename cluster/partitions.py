@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
+from cluster import directives
+from cluster.directives import Directives
 from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.plans.jobfile import parsed
@@ -37,32 +39,45 @@ def _capability(text: str) -> str:
     return text
 
 
+def _or_none(text: Any) -> Any:
+    """An empty text leaves an entry out."""
+    return None if text == "" else text
+
+
+def _directives(given: Any) -> Any:
+    return directives.normalised(given) if isinstance(given, dict) else given
+
+
 Words = Annotated[tuple[str, ...], Strict(False)]
+Text = Annotated[str | None, BeforeValidator(_or_none)]
 
 
 class Partition(Checked):
-    """One table of partitions.toml, which explains the keys. time is in minutes, notice and join_timeout in seconds."""
+    """One table of partitions.toml, which explains the keys. time is in minutes, notice and join_timeout in seconds.
+
+    sbatch: as ``directives.normalised`` returns them.
+    """
 
     name: str
     cards: int = Field(ge=1)
     cpus_per_card: int = Field(ge=1)
     time: Annotated[int, BeforeValidator(minutes)]
-    partition: str
-    gres: str | None = None
-    memory: str | None = None
+    partition: Text = None
+    gres: Text = None
+    memory: Text = None
     notice: int = Field(180, ge=10)
     compute_capability: Annotated[str, AfterValidator(_capability)] | None = None
     autocast: Literal["float16", "bfloat16"] | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    reservation: str | None = None
+    account: Text = None
+    qos: Text = None
+    constraint: Text = None
+    reservation: Text = None
     setup: Words = ()
-    python: str | None = None
+    python: Text = None
     srun: Words = ()
-    sbatch: dict[str, Any] = Field(default_factory=dict)
-    interface: str | None = None
-    temp: str | None = None
+    sbatch: Annotated[dict[str, Any], BeforeValidator(_directives)] = Field(default_factory=dict)
+    interface: Text = None
+    temp: Text = None
     join_timeout: int = Field(300, ge=1)
 
     @model_validator(mode="after")
@@ -85,8 +100,46 @@ class Partition(Checked):
 
     @property
     def has_bfloat16(self) -> bool:
-        """Whether bfloat16 is available, as far as is known; a partition without cards computes it on its CPUs."""
-        return self.gres is None or (self.autocast == "bfloat16" if self.autocast else self._may_have_bfloat16)
+        """Whether the cards have bfloat16, as far as is known."""
+        return self.autocast == "bfloat16" if self.autocast else self._may_have_bfloat16
+
+    def asked(self, nodes: int) -> Directives:
+        """What sbatch is asked for, but for the names of job and log, and the array."""
+        counted = bool(re.search(r":\d+$", self.gres or ""))
+        ours: dict[str, str | bool | None] = {
+            "account": self.account,
+            "constraint": self.constraint,
+            "cpus-per-task": str(self.cards * self.cpus_per_card),
+            "gres": self.gres if counted or not self.gres else f"{self.gres}:{self.cards}",
+            "mem": self.memory,
+            "nodes": str(nodes),
+            "ntasks": str(nodes),  # some sites want it said, and so does gpus-per-task
+            "ntasks-per-node": "1",
+            "partition": self.partition,
+            "qos": self.qos,
+            "requeue": True,
+            "reservation": self.reservation,
+            "signal": f"USR2@{self.notice}",
+            "time": str(self.time),
+        }
+        return directives.merged(ours, self.sbatch)
+
+    def gpus(self, nodes: int) -> int:
+        """GPUs that a job of so many nodes asks for on each. Raises ConfigError if that cannot be told."""
+        return directives.gpus(self.asked(nodes), nodes)
+
+    def for_nodes(self, nodes: int, cards: int | None = None) -> "Partition":
+        """This partition with as many cards as sbatch is asked for on each of so many nodes.
+
+        cards: the number given on the command line, if any. Raises ConfigError if the two differ.
+        """
+        count = self.gpus(nodes)
+        if cards is not None and count not in (0, cards):
+            raise ConfigError(
+                f"Partition {self.name}: --cards {cards} was given, but sbatch is asked for {count} GPUs on each node: "
+                "change one of them."
+            )
+        return self.model_copy(update={"cards": count or self.cards})
 
 
 def load(own: Path | None = None) -> dict[str, Partition]:
@@ -108,7 +161,10 @@ def load(own: Path | None = None) -> dict[str, Partition]:
 
 
 def choose(name: str, own: Path | None = None, **changes: Any) -> Partition:
-    """The partition of that name, with ``changes`` (None leaves what is there). Raises ConfigError."""
+    """The partition of that name, with ``changes`` (None leaves what is there); those of sbatch are added to it.
+
+    Raises ConfigError.
+    """
     known = load(own)
     if name not in known:
         raise ConfigError(
@@ -116,6 +172,7 @@ def choose(name: str, own: Path | None = None, **changes: Any) -> Partition:
             f"there are {', '.join(known)}; add yours to {own or OWN_FILE}."
         )
     given = {key: value for key, value in changes.items() if value is not None}
+    given["sbatch"] = {**known[name].sbatch, **directives.normalised(given.get("sbatch") or {})}
     return _partition({**dict(known[name]), **given}, f"Partition {name}")
 
 

@@ -21,7 +21,8 @@ from ima_dist.plans.sweepfile import Sweep, is_sweep, read_sweep
 class Plan:
     """A submission, checked. folder: where its records go. rows: one SLURM job each. at_once: how many run at a time.
 
-    table: module and arguments of the command that shows the results.
+    table: module and arguments of the command that shows the results. configs: of the runs. snapshot: whether jobs run
+    a copy of the code. asks_cpus: whether the CPU was asked for, and not taken for want of GPUs.
     """
 
     name: str
@@ -32,6 +33,9 @@ class Plan:
     rows: list[Row]
     at_once: int
     table: list[str] = field(default_factory=list)
+    configs: list[Config] = field(default_factory=list)
+    snapshot: bool = True
+    asks_cpus: bool = False
 
 
 def plan(
@@ -48,21 +52,24 @@ def plan(
     out: str | Path | None = None,
     records: str | Path = RECORDS,
     partitions_file: Path | None = None,
+    snapshot: bool = True,
     **changes: Any,
 ) -> Plan:
     """Check everything that can be checked here and say what would be submitted; writes nothing.
 
     rows: names in the job file, or trials of a sweep (default: all). seeds: in place of the file's. options: of
     ima_dist.job, by dotted name. one_job: a sweep in one job. out: default runs/jobs, or runs/sweeps/NAME.
-    changes: entries of the partition (account, qos, time in minutes, cards, …).
+    snapshot: whether jobs run a copy of the code as it is now. changes: entries of the partition (account, qos, time in
+    minutes, cards, …; sbatch is added to the partition's).
     Raises ConfigError.
     """
     if nodes < 1 or at_once < 1:
         raise ConfigError("--nodes and --at-once must be at least 1.")
-    chosen = partitions.choose(partition, partitions_file, **changes)
-    options = dict(options or {})
+    chosen = partitions.choose(partition, partitions_file, **changes).for_nodes(nodes, changes.get("cards"))
+    asks_cpus = (options or {}).get("device") == "cpu"
     # Without a device a run that sees no card would use the CPU, for weeks.
-    options.setdefault("device", "cuda" if chosen.gres else "cpu")
+    options = dict(options or {})
+    options.setdefault("device", "cuda" if chosen.gpus(nodes) else "cpu")
     job_file = find_file(job_file)
     folder = _new_folder(Path(records).absolute(), job_file.stem)
     suffix = f"-{scale}" if scale else ""
@@ -72,21 +79,25 @@ def plan(
     if is_sweep(job_file):
         words += [*(["--seeds", ",".join(map(str, seeds))] if seeds else []), *as_flags(options)]
         sweep = read_sweep(job_file, scale, options, tuple(seeds or ()) or None)
-        _check_precision((point.config for point in (sweep.any_point(), *sweep.points)), chosen)
+        configs = [point.config for point in (sweep.any_point(), *sweep.points)]
         found, table = _trials(sweep, words, place, rows, one_job), ["ima_dist.sweep", *words]
     elif one_job:
         raise ConfigError(f"{job_file} is not a sweep file: its rows are separate jobs, so leave --one-job out.")
     else:
-        found = []
+        found, configs = [], []
         for given in [{**options, "seed": seed} for seed in seeds or ()] or [options]:
             job = read_job(job_file, scale, given)
             found += _job_rows(job_file, job, words, place, rows, given)
-            _check_precision((job.rows[name] for name in rows or job.rows), chosen)
+            configs += [job.rows[name] for name in rows or job.rows]
         table = ["ima_dist.job", *words, *as_flags(options)]
+    _check_precision(configs, chosen)
+    _check_directories(configs, options.get("data.dir"))
     twice = {row.run for row in found if [other.run for other in found].count(row.run) > 1}
     if twice:
         raise ConfigError(f"Two rows would write to {min(twice)}: leave one of them out with --rows.")
-    return Plan(folder.name, job_file, folder, chosen, nodes, found, at_once, table)
+    return Plan(
+        folder.name, job_file, folder, chosen, nodes, found, at_once, table, configs, snapshot, asks_cpus
+    )  # fmt: skip
 
 
 def _job_rows(
@@ -102,6 +113,20 @@ def _job_rows(
         command = ["-m", "ima_dist.job", words[0], "--rows", name, *words[1:], *as_flags(options)]
         found.append(Row(label, command, str(run_path(place, job.rows[name]))))
     return found
+
+
+def _check_directories(configs: Iterable[Config], given: str | None) -> None:
+    """Raises ConfigError for a directory of data that is not here; a variable in ``given`` is expanded on the node."""
+    for place in dict.fromkeys(c.data.dir for c in configs if c.data.dir and not c.data.download):
+        if "$" in place and place != given:
+            raise ConfigError(
+                f"data.dir is {place} in the job file: give it as --data.dir, where variables are expanded."
+            )
+        if "$" not in place and not Path(place).expanduser().exists():
+            raise ConfigError(
+                f"--data.dir {place}: there is no such directory here. Name one that all nodes share, or, for one that "
+                "exists only on nodes, write it with a variable ('$TMPDIR/images'), which is expanded there."
+            )
 
 
 def _check_precision(configs: Iterable[Config], partition: Partition) -> None:

@@ -15,6 +15,8 @@ from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQU
 
 # Consecutive starts that may fail without the run having saved anything new.
 MAX_FAILURES = 3
+# Consecutive starts that may end, for whatever reason, without the run having saved anything new.
+MAX_IDLE = 10
 # SLURM sends SIGKILL KillWait seconds (30 by default) after SIGTERM. Until then the run may save its state, then its
 # processes are ended, and what is left is for telling SLURM to requeue the job.
 LEAVE_WITHIN = 20.0
@@ -24,6 +26,11 @@ _ENDING = {
     "COMPLETING", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "PREEMPTED", "DEADLINE", "NODE_FAIL", "BOOT_FAIL",
     "OUT_OF_MEMORY",
 }  # fmt: skip
+IDLE = (
+    "{why}, but it has started {count} times in a row without saving anything new, so it is not started again: see "
+    "{output}. Give a start more time (--time), save more often (--checkpoint-every), or ask for fewer workers; then "
+    "submit it again to continue"
+)
 GIVEN_UP = "It failed {count} times in a row without saving anything new, so it is not started again; see {output}"
 
 
@@ -127,12 +134,19 @@ class Decision:
     counted: bool = False
 
 
-def decide(status: int, message: str, situation: Situation, failures: int, output: Any = "") -> Decision:
+def decide(status: int, message: str, situation: Situation, failures: int, output: Any = "", idle: int = 0) -> Decision:
     """What becomes of a job whose run ended with ``status``.
 
     message: what went wrong, if known. failures: consecutive failures without progress, this start included.
-    output: the file that says more.
+    output: the file that says more. idle: consecutive starts without progress, this one included.
     """
+    decision = _decide(status, message, situation, failures, output)
+    if decision.action is Action.REQUEUE and idle >= MAX_IDLE:
+        return Decision(Action.FINISH, IDLE.format(why=decision.message, count=idle, output=output))
+    return decision
+
+
+def _decide(status: int, message: str, situation: Situation, failures: int, output: Any) -> Decision:
     if status in (EXIT_DONE, EXIT_INPUT):
         return Decision(Action.FINISH, message, status)
     if situation.wants is Wants.AGAIN:
@@ -157,6 +171,11 @@ def decide(status: int, message: str, situation: Situation, failures: int, outpu
 def failures_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
     """Consecutive failures without progress, if the start that wrote ``tries`` failed with ``progress`` saved."""
     return (int(tries["failures"]) if tries["progress"] == progress else 0) + 1
+
+
+def idle_after(tries: Mapping[str, Any], progress: list[Any]) -> int:
+    """Consecutive starts without progress, if the one that wrote ``tries`` ended with ``progress`` saved."""
+    return int(tries.get("idle", 0)) + 1 if tries["progress"] == progress else 0
 
 
 def failures_before(tries: Mapping[str, Any] | None, progress: list[Any]) -> int:

@@ -1,29 +1,22 @@
 """Start this task's node of the job's Ray cluster, and end it with all its files."""
 
 import contextlib
-import fcntl
 import os
 import random
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import processes
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.launch.network_interface import addresses
+from ima_dist.launch.temporary import SHORT
+from ima_dist.launch.temporary import fits as fits
+from ima_dist.launch.temporary import private_directory as private_directory
 
-# A socket's path has at most 107 bytes. Below its temporary directory Ray needs
-# /session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store, and ours is called /ima-12345678-abcdefgh/r.
-SOCKET_PATH = 107
-ROOM_FOR_RAY = 64
-ROOM_FOR_OURS = 24
 # Training passes nothing through the object store.
 _OBJECT_STORE_BYTES = 256 * 2**20
-_LOCK, _NEW = "lock", "lock.new"
 _SLOW, _ATTEMPTS = "timed out during startup", 3
 
 
@@ -44,50 +37,37 @@ def environment(token: Path) -> dict[str, str]:
     }
 
 
-def fits(base: str) -> bool:
-    """Whether Ray's sockets, below a private directory in ``base``, have short enough paths."""
-    return len(os.fsencode(base)) + ROOM_FOR_OURS + ROOM_FOR_RAY <= SOCKET_PATH
+def mig_slices(visible: str) -> int:
+    """How many slices of GPUs (MIG) CUDA_VISIBLE_DEVICES names; 0 for whole GPUs.
+
+    Ray counts the cards behind them, so that two slices of one card would be one.
+    """
+    return sum(1 for name in visible.split(",") if name.strip().startswith("MIG-"))
+
+
+def expanded(path: str, what: str) -> str:
+    """``path`` with variables and ~ replaced by their values on this node. Raises ConfigError if one is not set."""
+    found = os.path.expanduser(os.path.expandvars(path))
+    if "$" in found:
+        raise ConfigError(f"{what} is {path}, but the variable is not set on {socket.gethostname()}: correct its name.")
+    return found
 
 
 def temporary_base(wanted: str | None) -> str:
     """Directory in which the private one is made: the partition's, the job's TMPDIR, or /tmp. Raises ConfigError."""
-    candidates = [wanted] if wanted else [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), "/tmp"]
-    for base in candidates:
-        if base and fits(base) and os.access(base, os.W_OK | os.X_OK):
+    if wanted:
+        base = expanded(wanted, "temp in partitions.toml")
+        # One per job, such as /scratch/$SLURM_JOB_ID, may not exist yet.
+        with contextlib.suppress(OSError):
+            os.makedirs(base, mode=0o700, exist_ok=True)
+    candidates = [base] if wanted else [os.environ.get("SLURM_TMPDIR"), os.environ.get("TMPDIR"), SHORT]
+    for base in filter(None, candidates):
+        if os.access(base, os.W_OK | os.X_OK):
             return base
-    longest = SOCKET_PATH - ROOM_FOR_OURS - ROOM_FOR_RAY
     raise ConfigError(
         f"No usable temporary directory on {socket.gethostname()}: {' and '.join(filter(None, candidates))} cannot be "
-        f"written, or the path is longer than {longest} bytes; name a short directory as temp in partitions.toml."
+        "written; name another as temp in partitions.toml."
     )
-
-
-@contextlib.contextmanager
-def private_directory(base: str, job: str) -> Iterator[Path]:
-    """A new directory that only this user can enter, removed at the end; leftovers of killed tasks go first."""
-    for old in Path(base).glob("ima-*"):
-        with contextlib.suppress(OSError):
-            if not old.is_symlink() and old.stat().st_uid == os.getuid():
-                _remove_unused(old)
-    path = Path(tempfile.mkdtemp(prefix=f"ima-{job[-8:]}-", dir=base))
-    try:
-        with (path / _NEW).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # A lock that is there but not yet taken would be taken for a leftover.
-            (path / _NEW).rename(path / _LOCK)
-            # Ray opens its temporary directory to everyone, so it gets one inside the private one.
-            inner = path / "r"
-            inner.mkdir()
-            yield inner
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove_unused(path: Path) -> None:
-    """Remove a private directory if its maker has ended: the lock is free. Raises OSError, also where it is not."""
-    with (path / _LOCK).open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(path)
 
 
 def free_port(address: str) -> int:
@@ -147,6 +127,8 @@ class RayNode:
         words += [f"--node-ip-address={self.address}", f"--temp-dir={self.temp}", f"--num-cpus={self.cpus}"]
         words += ["--min-worker-port=0", "--max-worker-port=0", "--include-log-monitor=false"]
         words += [f"--object-store-memory={_OBJECT_STORE_BYTES}"]
+        if slices := mig_slices(os.environ.get("CUDA_VISIBLE_DEVICES", "")):
+            words += [f"--num-gpus={slices}"]
         # Other people's Ray may hold the usual ports of a node.
         words += [f"--dashboard-agent-listen-port={free_port(self.address)}"]
         if self.head is None:
@@ -158,6 +140,8 @@ class RayNode:
         else:
             words += [f"--address={self.head}"]
         ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        # Ray's dashboard makes further sockets in TMPDIR, whose path may be too long for them.
+        ours["TMPDIR"] = str(self.temp)
         self.process = processes.start(words, {**ours, **environment(self.token)}, self.log)
 
     def up(self) -> bool:

@@ -1,10 +1,13 @@
 """Files of a submitted job, on storage that all nodes share: ``runs/cluster/NAME/`` (mode 0700).
 
 job.json, job.yaml         what was submitted, and the job file as it was then
-12_submission.sh, *.pkl    submitit's
+code/                      the code that its jobs run
+12_submission.sh, *.pkl    what sbatch got, and submitit's files
+requeue-12_3               asks the batch script of an element to have it requeued
 ROW/output.txt             output of the row's run
 ROW/tries.json             starts and failures
 ROW/result.json            exit status, once it is known
+ROW/refused.json           the result, if SLURM refuses what the batch script asks for
 ROW/start-N/               of the N-th start: address, token, Ray's output, times.json
 """
 
@@ -18,6 +21,8 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.files import read_json, write_json
 
 RECORDS = Path("runs/cluster")
+#: In the environment of a job whose batch script requeues it when asked to: the file that asks, with the row's name.
+REQUEUE_FILE = "IMA_DIST_REQUEUE_FILE"
 
 
 @dataclass(frozen=True)

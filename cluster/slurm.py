@@ -12,23 +12,27 @@ from ima_dist.config.errors import ConfigError
 _TIMEOUT = 60.0
 
 
-def command(*words: str, timeout: float = _TIMEOUT) -> str:
-    """Output of a SLURM command. Raises ConfigError with its error message, in one sentence.
+# The user's variables that change what these commands print, or leave out.
+_FORMS = ("SLURM_TIME_FORMAT", "SQUEUE_", "SINFO_", "SACCT_", "SCONTROL_", "SACCTMGR_")
+_MOST_WORDS = 300
 
-    timeout: seconds to wait for an answer.
+
+def command(*words: str, timeout: float = _TIMEOUT, environment: Mapping[str, str] | None = None) -> str:
+    """Output of a SLURM command. Raises ConfigError with its error message, in one line.
+
+    timeout: seconds to wait for an answer. environment: default: this process's.
     """
     if shutil.which(words[0]) is None:
         raise ConfigError(f"The command {words[0]} is missing: run this on a login node of the SLURM cluster.")
-    # The variable changes how times are written.
-    environment = {name: value for name, value in os.environ.items() if name != "SLURM_TIME_FORMAT"}
+    env = {k: v for k, v in (environment or os.environ).items() if not k.startswith(_FORMS)}
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=env)
     except subprocess.TimeoutExpired:
         silent = f"{words[0]} did not answer within {timeout:.0f} s: SLURM's controller may be down."
         raise ConfigError(silent) from None
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ConfigError(f"{' '.join(words)}: {lines[0] if lines else f'status {done.returncode}'}.")
+        said = " ".join(done.stderr.split())[:_MOST_WORDS] or f"status {done.returncode}"
+        raise ConfigError(f"{' '.join(words)}: {said.rstrip('.')}.")
     return done.stdout
 
 
@@ -61,6 +65,17 @@ def own_record(text: str, job_id: str) -> dict[str, str]:
         if ours if element else record.get("JobId") == job_id:
             return record
     return {}
+
+
+def last_state(job_id: str) -> str:
+    """State of a job that is no longer in the queue: of the controller, which forgets it after minutes, or of the
+    accounting; "" if neither knows."""
+    if state := job(job_id).get("JobState"):
+        return state
+    with contextlib.suppress(ConfigError):
+        lines = command("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", "-j", job_id)
+        return lines.strip().splitlines()[-1] if lines.strip() else ""
+    return ""
 
 
 def end_time(record: Mapping[str, str]) -> float | None:

@@ -50,7 +50,9 @@ class Start:
         self.nodes = submitit.JobEnvironment().hostnames
         self.record = RowRecord(task.folder, task.row.name)
         self.place = self.record.start(self.number)
-        self.situation = Situation(self.number)
+        # Known also where scontrol is not: since SLURM 22.05.
+        ends = os.environ.get("SLURM_JOB_END_TIME", "")
+        self.situation = Situation(self.number, end=float(ends) if ends.isdigit() else None)
         self.times = {"submitted": task.submitted, "began": time.time()}
         self._heard = 0
         self._ask_next = 0.0
@@ -70,12 +72,16 @@ class Start:
     @contextlib.contextmanager
     def private_directory(self) -> Iterator[Path]:
         """A temporary directory for Ray. At the end it is gone, and so is every process that this task has started."""
+        new = bool(self.task.temp) and not os.path.isdir(os.path.expandvars(str(self.task.temp)))
         base = ray_node.temporary_base(self.task.temp)
         with ray_node.private_directory(base, os.environ.get("SLURM_JOB_ID", "0")) as temp:
             try:
                 yield temp
             finally:
                 ray_node.end_descendants()
+        if new:  # of this job alone; another task may still use it
+            with contextlib.suppress(OSError):
+                os.rmdir(base)
 
     def patience(self) -> float:
         """Seconds to wait for an answer of the controller: fewer when SLURM is about to kill this task."""

@@ -2,6 +2,7 @@
 
     python -m cluster.status                       all jobs in runs/cluster
     python -m cluster.status table11               the rows of one
+    python -m cluster.status table11 --watch       the same as a table that follows what happens
     python -m cluster.status table11/ima_s0 --follow    the output of a row, as it is written
     python -m cluster.status cancel table11        cancel a job, or a row of it
     python -m cluster.status requeue table11/ima_s0   start a row again from its last checkpoint
@@ -15,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from cluster import slurm
-from cluster.records import RECORDS, RowRecord
-from cluster.watch import Queue, rows_of
+from cluster.live import follow_table
+from cluster.reasons import words_of
+from cluster.records import RECORDS, RowRecord, write_private
+from cluster.watch import ASK_EVERY, CANCELLED, Queue, add_ask_every, rows_of, without_result
 from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import cluster_parser
-from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
+from ima_dist.cli.progress import format_seconds
+from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError, did_you_mean
 from ima_dist.rundir.files import read_json
 
 _COLUMNS = ("job", "state", "node", "start", "epoch", "samples/s", "accuracy", "message")
 _LOOK_EVERY = 0.5
+# Rows for which SLURM is asked, one by one, what has become of them.
+_MOST_QUESTIONS = 20
 
 
 def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -42,16 +48,10 @@ def job_rows(records: Path, names: list[str]) -> list[tuple[str, Path, dict[str,
 
 
 def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]) -> dict[str, str]:
-    """The columns of one row, "-" where a value is not known."""
+    """The columns of one row, "-" where a value is not known; further: done (share of the run, or ""), left."""
     record = RowRecord(folder, row["name"])
     result, held = record.result(), queue.get(row["id"])
-    state = held["state"] if held else "ENDED"
-    message = held["reason"] if held and state == "PENDING" else ""
-    if result is not None and (not held or state == "COMPLETING"):
-        state = "FINISHED" if result["status"] == EXIT_DONE else "FAILED"
-        message = result["message"]
-        if message == "cancelled":
-            state, message = "CANCELLED", ""
+    state, message = _state(folder, row, held, result)
     try:
         progress = read_json(Path(row["run"]) / "progress.json") or {}
         summary = read_json(Path(row["run"]) / "summary.json") or {}
@@ -63,6 +63,7 @@ def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]
     if held and stage not in (None, "training", "done") and state == "RUNNING":
         message = str(stage)
     newest = record.newest_start()
+    samples, left = progress.get("samples_total"), progress.get("seconds_left")
     return {
         "state": state,
         "node": (held or {}).get("node") or "-",
@@ -71,7 +72,55 @@ def describe(folder: Path, row: dict[str, Any], queue: dict[str, dict[str, str]]
         "samples/s": f"{speed:,.0f}" if speed else "-",
         "accuracy": f"{accuracy:.4f}" if accuracy else "-",
         "message": message,
+        "done": str(progress.get("samples_done", 0) / samples) if samples else "",
+        "left": format_seconds(left) if left is not None and state == "RUNNING" else "-",
     }
+
+
+def _state(
+    folder: Path, row: dict[str, Any], held: dict[str, str] | None, result: dict[str, Any] | None
+) -> tuple[str, str]:
+    """State and message of a row. held: what squeue says of it."""
+    if result is not None and (not held or held["state"] == "COMPLETING"):
+        if result["message"] == CANCELLED:
+            return "CANCELLED", ""
+        return ("FINISHED" if result["status"] == EXIT_DONE else "FAILED"), result["message"]
+    if held:
+        return held["state"], words_of(held["reason"], row["id"]) if held["state"] == "PENDING" else ""
+    if not row["id"]:
+        return "HELD BACK", "SLURM takes no more jobs now: give the command of the submission again later"
+    return "ENDED", without_result(folder, row)
+
+
+def settle(rows: list[tuple[str, Path, dict[str, Any]]], queue: dict[str, dict[str, str]], asked: set[str]) -> None:
+    """Write a result for rows that were cancelled while they waited, if SLURM still knows that.
+
+    asked: ids of rows for which it was asked; grows.
+    """
+    for _, folder, row in rows:
+        record = RowRecord(folder, row["name"])
+        if not row["id"] or row["id"] in queue or row["id"] in asked or len(asked) >= _MOST_QUESTIONS:
+            continue
+        if record.result() is None and record.newest_start() < 0:
+            asked.add(row["id"])
+            if slurm.last_state(row["id"]).startswith("CANCELLED"):
+                _write_cancelled(record, row)
+
+
+def _write_cancelled(record: RowRecord, row: dict[str, Any]) -> None:
+    write_private(record.result_path, {"status": EXIT_REQUEUE, "message": CANCELLED, "run": row["run"]})
+
+
+def cancel(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
+    """Cancel jobs; rows that had not started get their result here. Raises ConfigError."""
+    queue = slurm.queue()
+    if ids := [row["id"] for _, _, row in rows if row["id"]]:
+        slurm.command("scancel", *ids)
+    for _, folder, row in rows:
+        record = RowRecord(folder, row["name"])
+        waiting = not row["id"] or queue.get(row["id"], {}).get("state") == "PENDING"
+        if waiting and record.newest_start() < 0 and record.result() is None:
+            _write_cancelled(record, row)
 
 
 def table(lines: list[dict[str, str]]) -> str:
@@ -80,12 +129,19 @@ def table(lines: list[dict[str, str]]) -> str:
     return "\n".join("  ".join(line[c].ljust(widths[c]) for c in _COLUMNS).rstrip() for line in cells)
 
 
-def follow(record: RowRecord, job_id: str) -> None:
+def follow(folder: Path, row: dict[str, Any], ask_every: float = ASK_EVERY) -> None:
     """Print the output of the row's run, past and future, until it has a result or has left SLURM."""
-    place, queue = 0, Queue()
+    record, place, queue, said = RowRecord(folder, row["name"]), 0, Queue(ask_every), ""
     while True:
         # Asked before the last look, so that nothing is missed.
-        over = record.result() is not None or job_id not in queue.jobs()
+        held = queue.jobs()
+        job = (held or {}).get(row["id"])
+        over = record.result() is not None or (held is not None and job is None)
+        if not record.output.exists():
+            waits = words_of(job["reason"], row["id"]) if job and job["state"] == "PENDING" else ""
+            if waits and waits != said:
+                print(f"PENDING: {waits}", file=sys.stderr, flush=True)
+                said = waits
         if record.output.exists():
             with record.output.open("rb") as file:
                 file.seek(place)
@@ -93,6 +149,8 @@ def follow(record: RowRecord, job_id: str) -> None:
             place += len(text)
             print(text.decode(errors="replace"), end="", flush=True)
         if over:
+            if record.result() is None:
+                print(without_result(folder, row), file=sys.stderr, flush=True)
             return
         time.sleep(_LOOK_EVERY)
 
@@ -100,6 +158,8 @@ def follow(record: RowRecord, job_id: str) -> None:
 def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
     """Start running or ended jobs again from their last checkpoint. Raises ConfigError."""
     for name, folder, row in rows:
+        if not row["id"]:
+            raise ConfigError(f"{name} is not submitted yet: give the command of the submission again.")
         try:
             slurm.command("scontrol", "requeue", row["id"])
         except ConfigError as error:
@@ -107,6 +167,15 @@ def requeue(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
                 f"{name} cannot be requeued ({str(error).rstrip('.')}): submit {folder / 'job.yaml'} again with --rows "
                 "to continue it from its last checkpoint."
             ) from None
+
+
+def _lines(
+    rows: list[tuple[str, Path, dict[str, Any]]], queue: dict[str, dict[str, str]] | None, asked: set[str]
+) -> list[dict[str, str]]:
+    """The table's lines. queue: None as long as SLURM has not answered. asked: as for ``settle``."""
+    if queue is not None:
+        settle(rows, queue, asked)
+    return [{"job": name, **describe(folder, row, queue or {})} for name, folder, row in rows]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -118,6 +187,8 @@ def _main(argv: list[str]) -> int:
     parser = cluster_parser("status", __doc__)
     parser.add_argument("names", nargs="*", metavar="[cancel|requeue] NAME", help="jobs, or rows as JOB/ROW")
     parser.add_argument("--follow", action="store_true", help="stream the output of a row")
+    parser.add_argument("--watch", action="store_true", help="keep the table up to date until all rows have ended")
+    add_ask_every(parser)
     parser.add_argument("--records", type=Path, default=RECORDS, metavar="DIR", help=f"default: {RECORDS}")
     a = parser.parse_args(argv)
     action = a.names.pop(0) if a.names and a.names[0] in ("cancel", "requeue") else None
@@ -125,7 +196,7 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(f"Say what to {action}: a job, or a row as JOB/ROW.")
     rows = job_rows(a.records.absolute(), a.names)
     if action == "cancel":
-        slurm.command("scancel", *(row["id"] for _, _, row in rows))
+        cancel(rows)
     elif action:
         requeue(rows)
     elif a.follow:
@@ -133,12 +204,14 @@ def _main(argv: list[str]) -> int:
             names = ", ".join(name for name, _, _ in rows) or "none"
             raise ConfigError(f"--follow shows one row: name one of {names}.")
         _, folder, row = rows[0]
-        follow(RowRecord(folder, row["name"]), row["id"])
+        follow(folder, row, a.ask_every)
     elif not rows:
         print(f"No jobs in {a.records}.")
+    elif a.watch:
+        held, asked = Queue(a.ask_every), set[str]()
+        follow_table(lambda: _lines(job_rows(a.records.absolute(), a.names), held.jobs(), asked), table)
     else:
-        queue = slurm.queue()
-        print(table([{"job": name, **describe(folder, row, queue)} for name, folder, row in rows]))
+        print(table(_lines(rows, slurm.queue(), set())))
     return 0
 
 

@@ -6,27 +6,23 @@ Ray cluster starts on its nodes, ``ima_dist.job`` or ``ima_dist.sweep`` runs the
 """
 
 import argparse
-import contextlib
-import io
-import os
 import shlex
 import shutil
 import sys
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cluster import partitions, slurm
+from cluster import directives, partitions, ready, sbatch, slurm, snapshot
 from cluster.plan import Plan
 from cluster.plan import plan as plan
-from cluster.records import RECORDS, write_private
-from cluster.task import Task
+from cluster.records import RECORDS
+from cluster.submission import Submission, begin, unfinished
+from cluster.watch import add_ask_every, rows_of, watch
 from cluster.watch import wait as wait
-from cluster.watch import watch
 from ima_dist.cli.entry import guarded
 from ima_dist.cli.parser import add_options, cluster_parser, listed, user_options
 from ima_dist.config.errors import EXIT_DONE, ConfigError
+from ima_dist.rundir.files import read_json
 
 # Passed on to ima_dist.job or ima_dist.sweep for every row.
 RUN_OPTIONS = (
@@ -42,69 +38,43 @@ RUN_OPTIONS = (
 _OVERRIDES = ("account", "qos", "constraint", "reservation")
 
 
-def sbatch_options(plan: Plan) -> dict[str, Any]:
-    """submitit's parameters, from which it writes the file that sbatch gets."""
-    p = plan.partition
-    cpus = p.cards * p.cpus_per_card
-    optional = {"mem": p.memory, "account": p.account, "qos": p.qos, "constraint": p.constraint}
-    further = {"requeue": True, **({"reservation": p.reservation} if p.reservation else {}), **p.sbatch}
-    return {
-        "job_name": plan.name,
-        "partition": p.partition,
-        "nodes": plan.nodes,
-        "ntasks_per_node": 1,
-        "cpus_per_task": cpus,
-        "time": p.time,
-        "signal_delay_s": p.notice,
-        **({"gres": f"{p.gres}:{p.cards}"} if p.gres else {}),
-        **{key: value for key, value in optional.items() if value is not None},
-        **({"setup": list(p.setup)} if p.setup else {}),
-        "array_parallelism": plan.at_once,
-        "additional_parameters": further,
-        # srun does not take the CPUs of a task from sbatch since SLURM 22.05.
-        "srun_args": [f"--cpus-per-task={cpus}", *p.srun],
-        "stderr_to_stdout": True,
-    }
-
-
 def script(plan: Plan) -> str:
-    """The file that sbatch would get."""
-    # The one private part of submitit that we use: it has no public way to show the file without submitting it.
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    python = plan.partition.python or shlex.quote(sys.executable)
-    return _make_sbatch_string(
-        command=f"{python} -u -m submitit.core._submit {shlex.quote(str(plan.folder))}",
-        folder=plan.folder,
-        map_count=len(plan.rows) if len(plan.rows) > 1 else None,
-        **sbatch_options(plan),
+    """The file that sbatch would get, for all rows in one array."""
+    exports = snapshot.exports(str(plan.folder / "code"), Path.cwd()) if plan.snapshot else []
+    return sbatch.job_script(
+        plan.partition, plan.nodes, plan.name, plan.folder, len(plan.rows), plan.at_once, exports=exports
     )
 
 
 def submit(plan: Plan) -> list[Any]:
-    """Hand the plan to SLURM; the submitit jobs, one for each row. Raises ConfigError if SLURM refuses."""
-    import submitit
-    from submitit.core.utils import FailedJobError
+    """Hand the plan to SLURM; the submitit jobs, one for each row that SLURM takes now.
 
+    Raises ConfigError if the data are missing or SLURM refuses.
+    """
+    from submitit import SlurmJob
+
+    begun = start(plan)
+    jobs = [row["id"] for row in rows_of(begun.plan.folder) if row["id"]]
+    return [SlurmJob(begun.plan.folder, job, list(range(plan.nodes))) for job in jobs]
+
+
+def start(plan: Plan) -> Submission:
+    """Submit what SLURM takes now, of a new submission or of one that it has not taken whole. Raises ConfigError."""
     slurm.command("sinfo", "--version")
-    os.makedirs(plan.folder, mode=0o700)
-    shutil.copyfile(plan.job_file, plan.folder / "job.yaml")
-    executor = submitit.SlurmExecutor(plan.folder, python=plan.partition.python)
-    executor.update_parameters(**sbatch_options(plan))
-    p, now = plan.partition, time.time()
-    tasks = [Task(plan.folder, row, now, p.notice, p.join_timeout, p.interface, p.temp) for row in plan.rows]
+    before = unfinished(plan)
+    if before is not None:
+        begun, rows, held = Submission(before), rows_of(before.folder), slurm.queue()
+        begun.send([row["name"] for row in rows if row["id"] and row["id"] not in held])
+        return begun
+    ready.check_gpus(plan)
+    ready.check_data(plan)
+    begun = begin(plan)
     try:
-        # submitit prints sbatch's complaint, which is also in its exception. A single job is no array.
-        together = executor.batch() if len(tasks) > 1 else contextlib.nullcontext()
-        with contextlib.redirect_stderr(io.StringIO()), together:
-            jobs = [executor.submit(task) for task in tasks]
-    except FailedJobError as error:
+        begun.send()
+    except ConfigError:
         shutil.rmtree(plan.folder)
-        raise ConfigError(f"sbatch refused the job: {' '.join(str(error).split())}.") from None
-    rows = [{**asdict(row), "id": job.job_id} for row, job in zip(plan.rows, jobs, strict=True)]
-    said = {"name": plan.name, "submitted": now, "partition": p.partition, "nodes": plan.nodes}
-    write_private(plan.folder / "job.json", {**said, "rows": rows, "table": plan.table})
-    return jobs
+        raise
+    return begun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,8 +99,16 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", metavar="NAME", help="overrides partitions.toml")
     parser.add_argument("--time", metavar="LIMIT", help="time limit of each start, as for sbatch")
     parser.add_argument("--cards", type=int, metavar="N", help="cards per node")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="KEY=VALUE",
+        help="option of sbatch (repeatable), such as mail-type=END; KEY= leaves one out, KEY alone has no value",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-snapshot", action="store_true", help="jobs run the checkout, not a copy of it as it is now"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what sbatch would get, and submit nothing")
     parser.add_argument("--watch", action="store_true", help="wait until all rows have ended, then print the table")
+    add_ask_every(parser)
     add_options(parser, *RUN_OPTIONS)
     return parser
 
@@ -153,15 +131,32 @@ def _main(argv: list[str]) -> int:
         **{name: getattr(a, name) for name in _OVERRIDES},
         time=None if a.time is None else partitions.minutes(a.time),
         cards=a.cards,
+        sbatch=directives.parse_words(a.sbatch),
+        snapshot=not a.no_snapshot,
     )
     if a.dry_run:
         print(script(planned))
         for row in planned.rows:
             print(f"# {row.name}: {shlex.join(['python', *row.command])}")
         return EXIT_DONE
-    jobs = submit(planned)
-    print(f"{planned.name}: submitted as {', '.join(job.job_id for job in jobs)}; see python -m cluster.status")
-    return watch(planned.folder) if a.watch else EXIT_DONE
+    begun = start(planned)
+    _report(begun)
+    return watch(begun, a.ask_every) if a.watch else EXIT_DONE
+
+
+def _report(begun: Submission) -> None:
+    """Say what was submitted, what is held back, and which code runs."""
+    name, folder = begun.plan.name, begun.plan.folder
+    arrays = dict.fromkeys(row["id"].split("_")[0] for row in rows_of(folder) if row["id"])
+    print(f"{name}: submitted as {', '.join(arrays)}; see python -m cluster.status {name}")
+    if held := begun.held_back():
+        print(
+            f"{len(held)} of {len(begun.plan.rows)} rows are held back ({begun.refusal.rstrip('.')}): leave --watch "
+            "running, or give the same command again later, to submit them."
+        )
+    left = ((read_json(folder / "job.json") or {}).get("code") or {}).get("in_place")
+    if left:
+        print(f"Not copied, because they use __file__: {', '.join(left)}. Do not change them while jobs wait.")
 
 
 def _names(text: str | None) -> list[str] | None:

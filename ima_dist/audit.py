@@ -40,14 +40,14 @@ def _main(argv: list[str]) -> int:
     if arguments.show_config:
         say(config_text(config, options))
         return EXIT_DONE
-    newest = run.newest_margins()
+    newest = run.over_margins(lambda epoch, samples, pieces: epoch)
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     with run.writing():
-        check_inputs(config, run, [newest[0]])
+        check_inputs(config, run, [newest])
         status = run_task("audit", config, run, {"samples": arguments.samples}, local=arguments.local)
     if status == EXIT_DONE:
-        _show(run, config, newest[0], arguments.samples)
+        _show(run, config, newest, arguments.samples)
     return status
 
 

@@ -14,7 +14,6 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 
 _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
@@ -35,7 +34,7 @@ def _main(argv: list[str]) -> int:
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
-    rule = 'the last epoch that satisfies the rule, e.g. "val_accuracy>=0.90"'
+    rule = 'the last epoch with such a validation accuracy, "val_accuracy>=0.90", or best-robust on validation samples'
     which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
@@ -52,7 +51,7 @@ def _main(argv: list[str]) -> int:
     with run.writing():
         findings = check_inputs(config, run, epochs, data).findings
         del data  # the workers load their own
-        write_json(run.summary_path, {**run.summary(), "findings": findings})
+        run.write_json(run.summary_path, {**run.summary(), "findings": findings})
         say_findings(config, findings)
         status = run_task("evaluate", config, run, {"epochs": epochs}, local=arguments.local)
     if status != EXIT_DONE:

@@ -29,6 +29,7 @@ from ima_dist.rundir.run import Run
 
 _FEW = 100
 _MANY_AT_MAX = 0.5
+_MANY_WRONG = 0.5
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,12 +53,17 @@ def _main(argv: list[str]) -> int:
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     epoch, table = newest
-    found = recommend(table["margin"].to_numpy(), config.eps_max)
+    found = recommend(table["margin"].to_numpy(), table["correct"].to_numpy(zero_copy_only=False), config.eps_max)
     say(
-        f"Margins of {found.samples} training samples after epoch {epoch} of {config.epochs}: half of the positive "
-        f"ones lie between {found.levels[0]:g} and {found.levels[2]:g}."
+        f"Margins of {found.samples} training samples after epoch {epoch} of {config.epochs}: half of those of "
+        f"correctly classified samples lie between {found.levels[0]:g} and {found.levels[2]:g}."
     )
-    say(f"{found.share_zero:.1%} are 0 (misclassified without noise), {found.share_at_max:.1%} are at the maximum.")
+    say(
+        f"{found.share_wrong:.1%} of the samples are misclassified without noise, so their margins do not count; "
+        f"{found.share_at_max:.1%} of the others are at the maximum."
+    )
+    if found.share_wrong > _MANY_WRONG:
+        say("That is most of them: train the run further before you rely on the levels below.")
     if epoch < config.epochs:
         say("The run has not finished, so its margins may still grow.")
     if found.samples < _FEW:
@@ -106,30 +112,32 @@ def _compared(run: RunDir, beside: list[RunDir], configs: list[Config], root: Pa
 class Recommendation(NamedTuple):
     """Noise levels to try, ascending, in the run's norm and the units of the data, and the margins they come from.
 
-    samples: number of margins. share_zero, share_at_max: shares of them that are 0, or eps_max.
+    samples: number of margins. share_wrong: share of them whose sample is misclassified without noise. share_at_max:
+    share of the other margins that are eps_max or more.
     """
 
     levels: tuple[float, float, float]
     samples: int
-    share_zero: float
+    share_wrong: float
     share_at_max: float
 
 
-def recommend(margins: np.ndarray, eps_max: float) -> Recommendation:
-    """The ends and the median of the shortest interval that holds half of the positive margins.
+def recommend(margins: np.ndarray, correct: np.ndarray, eps_max: float) -> Recommendation:
+    """The ends and the median of the shortest interval that holds half of the margins of correct samples.
 
-    This is the peak in the paper's Fig. 14. Margins of 0 belong to samples that are misclassified without noise, and
-    say nothing about ε. ``margins``: (N,). Raises ConfigError if fewer than two are positive.
+    This is the peak in the paper's Fig. 14. A misclassified sample has no distance to the boundary: ima sets its
+    margin to the margin expansion, mma to 0. ``margins``: (N,). ``correct``: (N,) bool, classified correctly without
+    noise. Raises ConfigError if fewer than two are.
     """
-    positive = np.sort(margins[margins > 0])
-    if len(positive) < 2:
-        raise ConfigError("Fewer than two margins are above 0: train the run further first.")
-    half = len(positive) // 2
-    start = int(np.argmin(positive[half:] - positive[: len(positive) - half]))
-    inside = positive[start : start + half + 1]
+    own = np.sort(margins[correct])
+    if len(own) < 2:
+        raise ConfigError("Fewer than two training samples are classified correctly: train the run further first.")
+    half = len(own) // 2
+    start = int(np.argmin(own[half:] - own[: len(own) - half]))
+    inside = own[start : start + half + 1]
     low, middle, high = (float(f"{v:.2g}") for v in (inside[0], np.median(inside), inside[-1]))
-    at_max = float((margins >= eps_max * (1 - 1e-6)).mean())
-    return Recommendation((low, middle, high), len(margins), float((margins <= 0).mean()), at_max)
+    at_max = float((own >= eps_max * (1 - 1e-6)).mean())
+    return Recommendation((low, middle, high), len(margins), float(1 - correct.mean()), at_max)
 
 
 def adversarial_config(config: Config, eps: float) -> Config:

@@ -22,7 +22,7 @@ from ima_dist.config.values import as_option
 from ima_dist.launch.cluster import set_environment
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
-from ima_dist.plans.sweepfile import Point, Sweep, asked_text, read_sweep
+from ima_dist.plans.sweepfile import Point, Sweep, asked_text, is_asked, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
 from ima_dist.rundir.curves import noise_key
@@ -76,13 +76,26 @@ def _asked(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
             raise ConfigError("Give a sweep file, such as jobs/sweep_moons.yaml, or continue one with --resume DIR.")
         sweep = read_sweep(arguments.sweep, arguments.scale, options, seeds)
         name = Path(arguments.sweep).stem + (f"-{arguments.scale}" if arguments.scale else "")
-        return sweep, absolute_output(arguments.out) if arguments.out else results_root() / "sweeps" / name
+        root = absolute_output(arguments.out) if arguments.out else results_root() / "sweeps" / name
+        _check_place(root)
+        return sweep, root
     if arguments.sweep or arguments.scale or arguments.out:
         raise ConfigError("--resume DIR reads the sweep from DIR: leave out the file, --scale and --out.")
     root = existing(arguments.resume).absolute()
     if not (root / ASKED).exists():
         raise ConfigError(f"{root} is not the directory of a sweep: it has no {ASKED}, so check the path.")
     return read_sweep(root / ASKED, None, options, seeds), root
+
+
+def _check_place(root: Path) -> None:
+    """Raise ConfigError if a sweep in ``root`` would write over files of the user's."""
+    asked, trials = root / ASKED, root / "trials"
+    if asked.exists() and not is_asked(asked.read_text(encoding="utf-8", errors="replace")):
+        raise ConfigError(f"{asked} was not written by a sweep: give another --out, or continue it with --resume.")
+    if trials.exists() and not asked.exists():
+        raise ConfigError(f"{trials} does not belong to a sweep: give another --out.")
+    if tables.root_of(RunDir(root / "any"), results_root()) is None:
+        tables.check_dataset(root)
 
 
 def _list(sweep: Sweep, root: Path) -> int:

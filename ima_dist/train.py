@@ -28,7 +28,6 @@ from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.local import workers_of
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
-from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 
@@ -142,8 +141,8 @@ def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> floa
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     identity["findings"] = findings
-    write_json(run.progress_path, {"stage": "starting"})
-    write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
+    run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    run.write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)
 
 
@@ -152,7 +151,7 @@ def _record_end(run: RunDir, status: int, message: str | None, start_seconds: fl
     how = {EXIT_DONE: "finished", EXIT_REQUEUE: "interrupted"}.get(status, "failed")
     seconds = {"start": start_seconds, **summary.get("seconds", {})}
     end = {"status": how, "message": message, "seconds": seconds, "wall_seconds": wall_seconds}
-    write_json(run.summary_path, {**summary, **end})
+    run.write_json(run.summary_path, {**summary, **end})
 
 
 def _resume_command(run: RunDir) -> str:

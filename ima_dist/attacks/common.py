@@ -15,27 +15,33 @@ _LARGE = 1e15
 
 
 @contextmanager
-def attack_mode(model: Network) -> Iterator[None]:
-    """Evaluation mode without parameter gradients inside the block; everything is restored afterwards.
+def evaluation_mode(model: Network) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module is in its own mode again.
 
     Each module's own flag is restored, because a network may keep parts of itself in evaluation mode.
     """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(m, m.training) for m in model.modules() if m.training]
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    modes = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
     try:
-        for m, _ in modes:
+        for m in modes:
             m.training = False
-        for p in trainable:
-            p.requires_grad_(False)
         yield
     finally:
-        for m, mode in modes:
-            m.training = mode
-        for p in trainable:
-            p.requires_grad_(True)
+        for m in modes:
+            m.training = True
+
+
+@contextmanager
+def attack_mode(model: Network) -> Iterator[None]:
+    """Evaluation mode without parameter gradients inside the block; everything is restored afterwards."""
+    trainable = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    with evaluation_mode(model):
+        try:
+            for p in trainable:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in trainable:
+                p.requires_grad_(True)
 
 
 def margin_loss(logits: Tensor, y: Tensor) -> Tensor:

@@ -56,12 +56,14 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 
 def say(text: str) -> None:
-    """Print a line; a reader who has gone away (``| head``) does not end the run."""
+    """Print a line; neither a reader who has gone away (``| head``) nor a log on a full disk ends the run."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         # Python would write what is left at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError:
+        pass  # what is buffered may find room later
 
 
 def describe_os_error(error: OSError) -> str:

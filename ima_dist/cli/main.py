@@ -14,6 +14,8 @@ COMMANDS = {
     "evaluate": ("ima_dist.evaluate", "attack the network of a finished run with other settings"),
     "audit": ("ima_dist.audit", "compare a run's margins with an independent attack"),
     "recommend": ("ima_dist.recommend", "suggest noise levels for adversarial training from a run's margins"),
+    "export": ("ima_dist.export", "write a run's network, with a card, for others to use"),
+    "predict": ("ima_dist.predict", "classify the images of a folder with a run or an export"),
     "job": ("ima_dist.job", "train and evaluate every row of one of the paper's tables"),
     "sweep": ("ima_dist.sweep", "train and evaluate every combination of a sweep file; best: choose among them"),
     "report": ("ima_dist.report.__main__", "write finished runs, beside the paper, as an HTML page and CSV files"),

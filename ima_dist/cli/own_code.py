@@ -11,7 +11,7 @@ from types import ModuleType
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json, write_json
+from ima_dist.rundir.files import read_json
 
 _OURS = ("ima_dist", "cluster")
 _CHECKSUMS = "checksums.json"
@@ -21,10 +21,10 @@ def keep_code(run: RunDir, config: Config) -> None:
     """Copy the user's modules into ``code/``, with their SHA-256 in ``code/checksums.json``. Raises OSError."""
     sources = {name: path.read_bytes() for name, path in own_files(config).items()}
     for name, source in sources.items():
-        (run.code_dir / name).parent.mkdir(parents=True, exist_ok=True)
-        (run.code_dir / name).write_bytes(source)
+        with run.replacing(run.code_dir / name) as file:
+            file.write(source)
     if sources:
-        write_json(run.code_dir / _CHECKSUMS, {name: _digest(source) for name, source in sources.items()})
+        run.write_json(run.code_dir / _CHECKSUMS, {name: _digest(source) for name, source in sources.items()})
 
 
 def changed_code(run: RunDir, config: Config) -> list[str]:

@@ -112,7 +112,9 @@ def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
     # That of the help text stands for any key, and is not one that was given.
     options = {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}
     if "data.dir" in options:
-        options["data.dir"] = str(Path(options["data.dir"]).absolute())
+        place = options["data.dir"]
+        # A variable is expanded on the node on which a SLURM job runs.
+        options["data.dir"] = place if place.startswith("$") else str(Path(place).absolute())
     return options
 
 

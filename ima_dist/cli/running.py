@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ima_dist.cli.entry import results_root, say, shown
+from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
 from ima_dist.config.schema import Config
@@ -21,7 +21,6 @@ from ima_dist.launch.workers import run_workers
 from ima_dist.plans.pending import next_command
 from ima_dist.results.doubts import door_doubts, doubts, failed_attacks, range_text, remarks
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 from ima_dist.tracking.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def on_workers(
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], *, local: bool = False) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
     with workers_of(config, local) as cluster, Recorder(run, results_root()):
-        write_json(run.progress_path, {"stage": "starting"})
+        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
     if status == EXIT_REQUEUE:
@@ -178,7 +177,11 @@ def show_results(directory: RunDir) -> None:
 
     run = Run(directory)
     config = run.config
-    figures = draw_all(run)
+    figures: list[Path] = []
+    try:
+        figures = draw_all(run)
+    except OSError as error:
+        print(f"warning: figures are missing: {describe_os_error(error)}", file=sys.stderr, flush=True)
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
     row, number = (found[1], found[0]) if found else (None, None)

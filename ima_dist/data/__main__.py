@@ -1,4 +1,4 @@
-"""``python -m ima_dist.data``: make and check prepared copies of data sets, which runs map into memory."""
+"""``python -m ima_dist.data``: find data sets; make and check prepared copies, which runs map into memory."""
 
 import argparse
 import sys
@@ -30,6 +30,11 @@ def _main(argv: list[str]) -> int:
     check = commands.add_parser("verify", help="check every byte of a prepared copy", allow_abbrev=False)
     check.add_argument("what", metavar="NAME|DIR", help=f"a prepared directory, or one of {names}")
     check.set_defaults(run=_verify)
+    find = commands.add_parser("find", help="look for a data set where a run does", allow_abbrev=False)
+    find.add_argument("name", metavar="NAME", help=names)
+    find.add_argument("--dir", metavar="DIR", help="as --data.dir of a run")
+    find.add_argument("--download", action="store_true", help="fetch missing files")
+    find.set_defaults(run=_find)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 
@@ -48,6 +53,12 @@ def _prepare(arguments: argparse.Namespace) -> int:
         say(f"{arguments.name} has already been prepared in {shown(done.directory)} from the same files.")
     else:
         say(f"{arguments.name}: {_content(done.manifest)} prepared in {shown(done.directory)}.")
+    return EXIT_DONE
+
+
+def _find(arguments: argparse.Namespace) -> int:
+    place = prepare.find(arguments.name, arguments.dir, arguments.download)
+    say(f"{arguments.name} is in {shown(place.absolute())}.")
     return EXIT_DONE
 
 

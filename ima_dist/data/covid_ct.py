@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 
 from ima_dist.config.errors import ConfigError, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import hold_out
-from ima_dist.data.published import Published, Unfit
+from ima_dist.data.pictures import is_picture, read_picture
+from ima_dist.data.published import Published
 from ima_dist.data.types import DataSet, Split
 
 # The folder is the label: 0 uninfected, 1 infected.
@@ -18,10 +18,6 @@ _FOLDERS = ("non-COVID", "COVID")
 _SIDE = 224
 # Of the 2482 images, 1252 infected and 1230 not, 200 of each become the test set and 30 of each the validation set.
 _TEST_SHARE, _VAL_SHARE = 400 / 2482, 60 / 2482
-# Pillow's modes with at most 8 bits per channel: the others would lose their range when converted to grey.
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
-_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
-_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
@@ -45,7 +41,7 @@ def _read_all(folders: list[Path]) -> dict[str, Split]:
     images, labels, names, transparent = [], [], [], []
     for label, folder in enumerate(folders):
         for path in _pictures(folder):
-            image, composed = _read(path)
+            image, composed = read_picture(path, (1, _SIDE, _SIDE))
             images.append(image)
             labels.append(label)
             names.append(printable(f"{folder.name}/{path.name}"))
@@ -53,7 +49,7 @@ def _read_all(folders: list[Path]) -> dict[str, Split]:
     if transparent:
         text = f"{len(transparent)} of the {len(names)} images are transparent, such as {transparent[0]}"
         warnings.warn(DataWarning(f"COVID-19 CT: {text}: they were laid on black."), stacklevel=2)
-    return {"images": Split(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(labels), tuple(names))}
+    return {"images": Split(torch.from_numpy(np.stack(images)), torch.tensor(labels), tuple(names))}
 
 
 def _pictures(folder: Path) -> list[Path]:
@@ -63,55 +59,13 @@ def _pictures(folder: Path) -> list[Path]:
     """
     try:
         entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
-        found = [path for path in entries if _is_picture(path)]
+        found = [path for path in entries if is_picture(path)]
     except OSError as e:
         raise ConfigError(f"{folder} cannot be read ({first_line(e)})") from e
     # One for each of training, validation and test.
     if len(found) < 3:
         raise ConfigError(f"{folder} holds {len(found)} PNG or JPEG files, where at least 3 are needed")
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether a file is an image, by its content or its name's ending. Raises Unfit for an image of another kind."""
-    if path.suffix.lower() in _ENDINGS or _begins_like_one(path):
-        return True
-    try:
-        with Image.open(path) as image:
-            kind = image.format
-    except Exception:
-        return False
-    raise Unfit(f"{path} is a {kind} file: convert it to PNG, or move it out of the folder")
-
-
-def _begins_like_one(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_PNG)).startswith((_PNG, _JPEG))
-
-
-def _read(path: Path) -> tuple[np.ndarray, bool]:
-    """(224, 224) uint8, and whether the image is transparent somewhere, and so has been laid on black."""
-    try:
-        with Image.open(path, formats=["PNG", "JPEG"]) as image:
-            mode = image.mode
-            if mode in _MODES:
-                opaque, composed = _opaque(ImageOps.exif_transpose(image))
-                grey = opaque.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-                return np.asarray(grey), composed
-    except Exception as e:  # the parser may raise anything for a damaged file
-        raise ConfigError(f"{path} cannot be read as a PNG or JPEG file ({first_line(e)})") from e
-    raise Unfit(f"{path} has more than 8 bits per channel (mode {mode}): convert it to an 8-bit image")
-
-
-def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The image laid on black, and whether any of it is transparent; else as it was."""
-    if not image.has_transparency_data:
-        return image, False
-    layered = image.convert("RGBA")
-    if layered.getchannel("A").getextrema()[0] == 255:
-        return image, False
-    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, layered), True
 
 
 COVID_CT = Published(

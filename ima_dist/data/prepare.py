@@ -35,6 +35,16 @@ class Preparation:
     unknown: tuple[str, ...]
 
 
+def find(name: str, directory: str | None, download: bool) -> Path:
+    """Where a run with ``--data.dir directory`` finds the data set, or its prepared copy; fetches it if told to.
+
+    Raises ConfigError if it is not there, or cannot be fetched.
+    """
+    published = by_name(name)
+    config = make_config(name).data.model_copy(update={"dir": directory, "download": download})
+    return prepared.locate(name, config) or published.find(config)[0].parent
+
+
 def prepare(name: str, source: str, to: str | None = None) -> Preparation:
     """Read the published files in ``source`` and write their prepared copy, unless it exists already.
 

@@ -142,8 +142,11 @@ def writing(directory: Path) -> Iterator[None]:
     made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(directory.iterdir()):
-            if not (entry.suffix == ".arrow" or entry.name in (MANIFEST, _LOCK) or entry.name.startswith(_ASIDE)):
+        entries = sorted(directory.iterdir())
+        # The lock stays where we have written, so that a user's own Arrow files are not taken for ours.
+        kinds = (".arrow",) if any(entry.name in (MANIFEST, _LOCK) for entry in entries) else ()
+        for entry in entries:
+            if not (entry.suffix in kinds or entry.name in (MANIFEST, _LOCK) or entry.name.startswith(_ASIDE)):
                 raise ConfigError(
                     f"{directory} holds other files ({entry.name}): name a new or empty directory with --to."
                 )

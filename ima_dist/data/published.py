@@ -151,7 +151,8 @@ class Published:
                         self.unpack(Path(aside, name), unpacked)
                         needed = sorted(unpacked.iterdir())
                     for path in needed:
-                        os.replace(path, target / path.name)
+                        if not (target / path.name).exists():  # a file of the user's stays as it is
+                            os.replace(path, target / path.name)
                     return
             except (OSError, RuntimeError, http.client.HTTPException) as e:
                 failure = e

@@ -1,7 +1,8 @@
 """Small files that a run keeps for pictures and tables, so that neither needs torch nor the data."""
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,33 @@ from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import replacing, write_parquet
+from ima_dist.rundir.inputs import Inputs, SplitInputs
 
 # Half precision is enough for pictures if it errs by less than this share of what must be seen.
 _VISIBLE = 1 / 50
 # Samples whose scores are computed at once; samples per class among the extremes; classes among the noisy images.
 _AT_ONCE, _EACH, _CLASSES = 256, 6, 5
+# Training samples whose range data.json states: the set may be larger than the memory.
+_LOOKED_AT = 512
+_OF_EXTREMES = ("index", "label", "margin", "largest")
+
+
+def describe(data: DataSet) -> Inputs:
+    """What data.json says of a data set."""
+    x = data.train.view(torch.linspace(0, len(data.train) - 1, min(len(data.train), _LOOKED_AT)).long()).x
+    low, high = (float(value) / (255 if x.dtype == torch.uint8 else 1) for value in torch.aminmax(x))
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    return Inputs(
+        shape=tuple(x.shape[1:]),
+        dtype="uint8" if x.dtype == torch.uint8 else "float",
+        box=data.box,
+        low=low,
+        high=high,
+        classes=data.num_classes,
+        class_names=data.class_names,
+        splits={name: SplitInputs(samples=len(part), digest=part.digest()) for name, part in splits.items()},
+        digest=data.digest(),
+    )
 
 
 def write_names(run: RunDir, data: DataSet) -> None:
@@ -41,7 +63,7 @@ def write_names(run: RunDir, data: DataSet) -> None:
         if split.names is not None
     ]
     if pieces:
-        write_parquet(run.samples_path, pa.concat_tables(pieces))
+        run.write_parquet(run.samples_path, pa.concat_tables(pieces))
 
 
 def write_boundary(run: RunDir, network: nn.Module, train: Resident, points: Tensor) -> None:
@@ -72,13 +94,13 @@ def write_noisy_images(
 
 def write_extremes(run: RunDir, train: Resident, data: DataSet) -> None:
     """examples/extremes.npz, for methods with margins."""
-    newest = run.newest_margins()
-    if newest is not None and newest[1].num_rows:
-        _write(run, "extremes", extremes(train, newest[1], data.class_names))
+    arrays = run.over_margins(lambda epoch, samples, pieces: extremes(train, pieces, data.class_names))
+    if arrays is not None:
+        _write(run, "extremes", arrays)
 
 
 def _write(run: RunDir, name: str, arrays: dict[str, Any]) -> None:
-    with replacing(run.examples_dir / f"{name}.npz") as file:
+    with run.replacing(run.examples_dir / f"{name}.npz") as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -109,38 +131,58 @@ def boundary_grid(
     }
 
 
-def extremes(train: Resident, margins: pa.Table, class_names: tuple[str, ...] | None) -> dict[str, np.ndarray]:
+def extremes(
+    train: Resident, margins: Iterable[pa.Table], class_names: tuple[str, ...] | None
+) -> dict[str, np.ndarray]:
     """Up to six correctly classified samples per class with the smallest margins, and as many with the largest.
 
-    margins: as in the margin shards. Returns S rows, by class and then by margin: index (S,), label (S,), margin (S,),
-    largest (S,) bool, sample (S, *shape) float32, or float16 for images
-    that it shows well enough; class_names (K,) of text.
+    margins: pieces of a table as in the margin shards, of which one is in memory at a time. Returns S rows, by class
+    and then by margin: index (S,), label (S,), margin (S,), largest (S,) bool, sample (S, *shape) float32, or float16
+    for images that it shows well enough; class_names (K,) of text.
     Among samples with the same margin (ε_max, say) those with the smallest index are taken.
     """
-    columns = {name: margins[name].to_numpy() for name in ("index", "label", "margin", "correct")}
-    right = {name: column[columns["correct"].astype(bool)] for name, column in columns.items()}
-    rows, largest = [], []
-    for label in np.unique(right["label"]):
-        own = np.flatnonzero(right["label"] == label)
-        order = own[np.lexsort((right["index"][own], right["margin"][own]))]
-        few = min(_EACH, len(order) // 2)
-        by_size = own[np.lexsort((right["index"][own], -right["margin"][own]))]
-        rows += [*order[:few], *by_size[:few]]
-        largest += [False] * few + [True] * few
-    chosen = np.array(rows, dtype=np.int64)
-    index = right["index"][chosen]
-    x, _ = train.batch(torch.from_numpy(index.astype(np.int64)))
+    ends, sizes = _ends(margins)
+    rows = []
+    for label, size in sorted(sizes.items()):
+        few = min(_EACH, size // 2)
+        for largest, found in enumerate(ends):
+            own = np.flatnonzero(found["label"] == label)[:few]
+            row = {name: column[own] for name, column in found.items()}
+            rows.append({**row, "largest": np.full(len(own), largest)})
+    columns = {name: np.concatenate([row[name] for row in rows]) if rows else np.zeros(0) for name in _OF_EXTREMES}
+    x, _ = train.batch(torch.from_numpy(columns["index"].astype(np.int64)))
     names = class_names or range(int(train.y.max()) + 1)
     return {
-        "index": index,
-        "label": right["label"][chosen],
-        "margin": right["margin"][chosen],
-        "largest": np.array(largest, dtype=bool),
+        **columns,
+        **{name: columns[name].astype(np.int64) for name in ("index", "label")},
+        "largest": columns["largest"].astype(bool),
         "sample": (_short(x, float(x.max() - x.min()) / 5 if len(x) else 0.0) if len(train.shape) == 3 else x.float())
         .cpu()
         .numpy(),
         "class_names": np.array(names).astype(str),
     }
+
+
+def _ends(margins: Iterable[pa.Table]) -> tuple[tuple[dict[str, np.ndarray], ...], Counter[int]]:
+    """The correctly classified samples with the smallest margins of each class, and those with the largest.
+
+    Both as columns index, label and margin, sorted by class and then by margin from that end; and the number of
+    correctly classified samples by class.
+    """
+    kept: list[dict[str, np.ndarray]] = [{}, {}]
+    sizes: Counter[int] = Counter()
+    for piece in margins:
+        right = piece.filter(piece["correct"])
+        new = {name: right[name].to_numpy() for name in ("index", "label", "margin")}
+        sizes.update(dict(zip(*(part.tolist() for part in np.unique(new["label"], return_counts=True)), strict=True)))
+        for end, sign in ((0, 1), (1, -1)):
+            both = {name: np.concatenate([kept[end][name], new[name]]) if kept[end] else new[name] for name in new}
+            order = np.lexsort((both["index"], sign * both["margin"], both["label"]))
+            both = {name: column[order] for name, column in both.items()}
+            first = np.searchsorted(both["label"], both["label"])  # where its class begins
+            few = np.arange(len(first)) - first < _EACH
+            kept[end] = {name: column[few] for name, column in both.items()}
+    return tuple(kept), sizes
 
 
 def noisy_images(

@@ -18,7 +18,7 @@ from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.autoattack import fab_distance
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_parquet
+from ima_dist.rundir.files import read_parquet
 
 
 def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
@@ -46,16 +46,13 @@ def audit(
     """Stored margin and audited distance of training samples.
 
     Collective. Returns the columns index, label, margin, distance (``fab_distance``) and correct where ``margins`` are
-    given, elsewhere None.
+    given, elsewhere None. Raises Interrupted if a worker was asked to stop.
 
     Args:
         network: with the weights after ``epoch`` epochs.
-        margins: of that epoch, with the columns of the margin shards, sorted by index; only one worker needs them.
+        margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
         augmented: these are margins of the crops of that epoch.
-
-    Raises:
-        Interrupted: a worker was asked to stop.
     """
     mine = distributed.share_of_batch(samples)
     labels, distances = [], []
@@ -81,11 +78,12 @@ def audit(
     )
     if margins is None:
         return None
+    at = np.searchsorted(margins["index"].to_numpy(), index)
     return pa.table(
         {
             "index": index,
             "label": label,
-            "margin": margins["margin"].to_numpy()[index].astype(np.float64),
+            "margin": margins["margin"].to_numpy()[at].astype(np.float64),
             "distance": distance,
             "correct": distance > 0,
         }
@@ -111,9 +109,9 @@ def keep(run: RunDir, found: pa.Table) -> None:
         strongest = max(found, before, key=_strength)
         if _strength(before) != _strength(found):
             weaker = found if strongest is before else before
-            write_parquet(weaker_path(run, *_strength(weaker)), weaker)
+            run.write_parquet(weaker_path(run, *_strength(weaker)), weaker)
     if strongest is found:
-        write_parquet(run.audit_path, found)
+        run.write_parquet(run.audit_path, found)
         own.unlink(missing_ok=True)
 
 

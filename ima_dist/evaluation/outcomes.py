@@ -13,7 +13,7 @@ from ima_dist.config.schema import Config
 from ima_dist.evaluation.attacks import Predictions
 from ima_dist.rundir.curves import Point, noise_key, shown_protocols
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, write_json, write_parquet
+from ima_dist.rundir.files import read_parquet
 
 
 def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, config: Config, epoch: int) -> pa.Table:
@@ -107,8 +107,8 @@ def save(
         old = old if "protocol" in old.column_names else _with_protocol(old, before)
         outcomes = pa.concat_tables([_without(old, done), outcomes])
     kept = [point for point in before if _key(point) not in done]
-    write_parquet(run.outcomes_path, outcomes)
-    write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})
+    run.write_parquet(run.outcomes_path, outcomes)
+    run.write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})
     return points
 
 

@@ -34,7 +34,7 @@ from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_parquet, wait_for, write_parquet
+from ima_dist.rundir.files import read_parquet, wait_for
 from ima_dist.rundir.lease import LeaseLost
 
 # Noise level -> what the attack met there: ``attacks.counting.COUNTS``, summed over samples and passes.
@@ -89,7 +89,7 @@ def evaluate(
             nonlocal finished
             with stoppable(network, lambda: should_stop() or _lost(run)):
                 for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    files[attack].append(_attack_batch(attack, network, test, part, config, place, epoch))
+                    files[attack].append(_attack_batch(attack, network, test, part, config, run, place, epoch))
                     finished += len(part)
                     on_progress(finished, count)
 
@@ -121,7 +121,14 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 
 
 def _attack_batch(
-    attack: str, network: nn.Module, test: Resident, part: torch.Tensor, config: Config, place: Path, epoch: int
+    attack: str,
+    network: nn.Module,
+    test: Resident,
+    part: torch.Tensor,
+    config: Config,
+    run: RunDir,
+    place: Path,
+    epoch: int,
 ) -> Path:
     """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
     indices = part.to(test.x.device)
@@ -134,7 +141,7 @@ def _attack_batch(
     file = place / f"from-{int(part[0]):09d}.parquet"
     table = outcomes_table(attack, found, part, y, config, epoch)
     about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
-    write_parquet(file, table.replace_schema_metadata(about))
+    run.write_parquet(file, table.replace_schema_metadata(about))
     return file
 
 

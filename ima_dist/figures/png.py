@@ -20,6 +20,7 @@ from ima_dist.config.presets import data_name
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
+from ima_dist.results.margin_bins import histogram
 from ima_dist.results.statistics import with_intervals
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, attack_rows
@@ -80,26 +81,40 @@ def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] |
 def margin_histogram(
     path: Path, margins: np.ndarray, eps_max: float, labels: np.ndarray | None = None, norm: str = "linf"
 ) -> None:
-    """Distribution of the estimated margins of the training samples, like Fig. 14 of the paper.
+    """Distribution of the estimated margins of the training samples, like Figs. 9 and 14 of the paper.
 
     ``margins``: (N,) distances in ``norm``, in units of the data; ``labels``: (N,) classes, which are then
     stacked. Raises OSError.
     """
     fig, (ax,) = _figure(5.2)
-    # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-    values = np.clip(np.asarray(margins, dtype=np.float64), 0, eps_max)
+    _, edges = histogram(margins, eps_max)
+    values = np.clip(np.asarray(margins, dtype=np.float64), 0, edges[-1])
     classes = np.unique(labels) if labels is not None else ()
     if len(classes) > 1:
         colours = list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, len(classes))))
         groups, names = [values[labels == c] for c in classes], [f"class {c}" for c in classes]
     else:
         colours, groups, names = [_BLUE], [values], None
-    ax.hist(groups, bins=50, range=(0, eps_max), stacked=True, color=colours, label=names)
+    ax.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=names)
     ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
     ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
     ax.set_title(f"Estimated margins of {len(values):,} training samples")
     ax.legend(ncols=2 if len(groups) > 6 else 1)
+    _save(fig, path)
+
+
+def margin_bars(path: Path, row: dict[str, Any], eps_max: float, norm: str = "linf") -> None:
+    """As ``margin_histogram``, without classes, from a row of history.parquet: for sets of any size. Raises OSError."""
+    fig, (ax,) = _figure(5.2)
+    counts, mean = row["margin_histogram"], row["margin_mean"]
+    edges = np.linspace(0, eps_max, len(counts) + 1)
+    ax.stairs(counts, edges, fill=True, color=_BLUE)
+    ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
+    ax.axvline(mean, color=_RED, linewidth=1.5, label=f"mean {mean:.4g}")
+    ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
+    ax.set_title(f"Estimated margins of {sum(counts):,} training samples")
+    ax.legend()
     _save(fig, path)
 
 
@@ -240,6 +255,8 @@ def draw_all(run: Run) -> list[Path]:
     if run.margins is not None and run.margins[1].num_rows:
         margins, labels = (run.margins[1].column(name).to_numpy() for name in ("margin", "label"))
         margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
+    elif run.margin_count and run.margin_history:
+        margin_bars(target("margins.png"), run.margin_history[-1], config.eps_max, config.norm)
     if run.history:
         training_curves(target("training.png"), run.history)
     if run.equilibrium:

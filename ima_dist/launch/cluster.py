@@ -9,11 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ima_dist.config.errors import ConfigError, one_line, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
+from ima_dist.launch.temporary import private_directory, usual_base
 
 
 @dataclass(frozen=True)
@@ -77,24 +80,44 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         print(f"warning: {complaint}", file=sys.stderr, flush=True)
     if address:
         _check_admission(address)
+    # Ray's usual directory may be another user's, or too long for its sockets, and Ray does not clean up.
+    own = contextlib.nullcontext() if address else private_directory(usual_base(), str(os.getpid()))
+    with own as temp:
+        _connect(address, temp)
+        try:
+            from ima_dist.launch.elastic import usable_nodes
+
+            yield fit_to(config, [node["Resources"] for node in usable_nodes()])
+        finally:
+            # If the head has gone, ray.shutdown waits for it.
+            shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+            shutdown.start()
+            shutdown.join(LAST_WAIT)
+
+
+def _connect(address: str | None, temp: Path | None) -> None:
+    """Join the cluster at ``address``, or start one with its files in ``temp``. Raises ConfigError."""
+    import ray
+
     try:
-        with starting_ray():
+        # Ray gives workers the driver's directory as the first place for modules: under SLURM that of the job's code.
+        code = os.environ.get("IMA_DIST_CODE") if address else None
+        with starting_ray(), contextlib.chdir(code) if code else contextlib.nullcontext():
             # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
-            dashboard = None if address else True
-            ray.init(address or "local", include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+            options: dict[str, Any] = {} if temp is None else {"include_dashboard": True, "_temp_dir": str(temp)}
+            usual = os.environ.get("TMPDIR")
+            if temp is not None:
+                # Ray's dashboard makes further sockets there.
+                os.environ["TMPDIR"] = str(temp)
+            try:
+                ray.init(address or "local", **options, log_to_driver=False, logging_level=logging.ERROR)
+            finally:
+                os.environ.pop("TMPDIR", None)
+                os.environ.update({"TMPDIR": usual} if usual is not None else {})
     except Exception as error:
         what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"Could not {what}: {one_line(error)}.") from error
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    try:
-        from ima_dist.launch.elastic import usable_nodes
-
-        yield fit_to(config, [node["Resources"] for node in usable_nodes()])
-    finally:
-        # If the head has gone, ray.shutdown waits for it.
-        shutdown = threading.Thread(target=ray.shutdown, daemon=True)
-        shutdown.start()
-        shutdown.join(LAST_WAIT)
 
 
 def _check_admission(address: str) -> None:

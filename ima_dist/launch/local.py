@@ -10,7 +10,7 @@ from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster, ray_cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker.main import STOP_FILE, in_this_process
 
 
@@ -50,7 +50,8 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
     import torch
 
     def before_exit() -> None:
-        write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+        with contextlib.suppress(LeaseLost):
+            run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
 
     stop = run.path / STOP_FILE
     stop.unlink(missing_ok=True)
@@ -63,4 +64,6 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
         raise RuntimeError(f"The {task} task failed: {one_line(error)}") from error
     finally:
         torch.set_num_threads(threads)
-        stop.unlink(missing_ok=True)
+        with contextlib.suppress(LeaseLost):  # it is another process's by now
+            run.check_lease()
+            stop.unlink(missing_ok=True)

@@ -67,11 +67,13 @@ def starting_ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def forwarding_signals(stop: Path, before_exit: Callable[[], None]) -> Iterator[None]:
+def forwarding_signals(
+    stop: Path, before_exit: Callable[[], None], nothing_to_save: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """A signal to stop creates the file ``stop``, which the workers poll.
 
-    A second signal ends this process with status 75, after ``before_exit()`` if that ends within LAST_WAIT. Main
-    thread only.
+    A second signal, or the first if there is ``nothing_to_save``, ends this process with status 75, after
+    ``before_exit()`` if that ends within LAST_WAIT. Main thread only.
     """
     first: float | None = None
 
@@ -79,7 +81,11 @@ def forwarding_signals(stop: Path, before_exit: Callable[[], None]) -> Iterator[
         # Raising here would leave the workers no time for a checkpoint.
         nonlocal first
         now = time.monotonic()
-        if first is None:
+        if first is None and nothing_to_save():
+            first = now
+            print("Stopped before the training began; nothing is lost.", file=sys.stderr, flush=True)
+            threading.Thread(target=_exit_now, args=(before_exit,), daemon=True).start()
+        elif first is None:
             first = now
             stop.touch()
             print("Stopping: saving a checkpoint first.", file=sys.stderr, flush=True)

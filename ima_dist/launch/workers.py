@@ -1,6 +1,7 @@
 """Run a task on the workers of a Ray cluster (``worker.main.work_in_group``), and forward signals to them."""
 
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import sys
@@ -10,13 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import one_line
+from ima_dist.config.errors import ConfigError, one_line
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.signals import forwarding_signals
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
+from ima_dist.rundir.files import read_json
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker.failure import Failure, first_cause
 from ima_dist.worker.main import PAUSE_FILE, STOP_FILE, work_in_group
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
@@ -36,8 +38,8 @@ def run_workers(
 ) -> dict[str, Any]:
     """Run ``task`` ("train", "evaluate" or "audit", with ``arguments``) on the workers; returns worker 0's answer.
 
-    The answer has a "message" and a "status": "finished", "interrupted", "failed", or "lost" if another process has
-    taken over the run. A signal to stop reaches the workers through a file in the run directory.
+    The answer has a "message" and a "status": "finished", "interrupted" or "failed", also if another process has taken
+    over the run. A signal to stop reaches the workers through a file in the run directory.
 
     When a node is drained, the workers write a checkpoint and the run is interrupted. If the number of workers may
     change, it continues with those that are left, also after one has died.
@@ -47,22 +49,35 @@ def run_workers(
     """
     import ray
 
-    stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
+    stop = run.path / STOP_FILE
     stop.unlink(missing_ok=True)
 
     def before_exit() -> None:
-        write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
+        # An evaluation that has not begun leaves the run as it was.
+        if task == "train" or not _starting(run):
+            with contextlib.suppress(LeaseLost):
+                run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 
-    with forwarding_signals(stop, before_exit):
+    with forwarding_signals(stop, before_exit, lambda: _starting(run)):
         try:
             return _until_answered(run, cluster, lambda: _run_once(task, config, run, cluster, arguments))
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"The connection to the Ray cluster was lost ({type(error).__name__})") from error
         finally:
-            stop.unlink(missing_ok=True)
-            pause.unlink(missing_ok=True)
-            shutil.rmtree(run.path / ".ray", ignore_errors=True)
+            _tidy(run)
+
+
+def _tidy(run: RunDir) -> None:
+    """Remove what is of no use without the workers; if another process has the run by now, it is that one's."""
+    from ima_dist.training.aside import clear_unfinished
+
+    with contextlib.suppress(LeaseLost):
+        run.check_lease()
+        for name in (STOP_FILE, PAUSE_FILE):
+            (run.path / name).unlink(missing_ok=True)
+        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        clear_unfinished(run)
 
 
 def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -128,7 +143,7 @@ def _run_once(
             callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
         ),
     )
-    return fit_while_connected(trainer).return_value
+    return fit_while_connected(trainer, Waiting(run, cluster).look).return_value
 
 
 def _saved(run: RunDir) -> set[Path]:
@@ -148,8 +163,52 @@ def payload(task: str, config: Config, run: RunDir, arguments: dict[str, Any] | 
     }
 
 
-def fit_while_connected(trainer: Any) -> Any:
+def _starting(run: RunDir) -> bool:
+    """Whether no worker has begun."""
+    with contextlib.suppress(ConfigError, OSError):
+        return (read_json(run.progress_path) or {}).get("stage") == "starting"
+    return False
+
+
+class Waiting:
+    """Says in progress.json what the workers wait for while the cluster has no room for them."""
+
+    def __init__(self, run: RunDir, cluster: Cluster) -> None:
+        self._run, self._cluster, self._said = run, cluster, ""
+
+    def look(self) -> None:
+        """To be called every few seconds."""
+        if not _starting(self._run):
+            return
+        message = self._shortage()
+        if message != self._said:
+            self._said = message
+            progress = {"stage": "starting", **({"message": message} if message else {})}
+            self._run.for_display(lambda: self._run.write_json(self._run.progress_path, progress))
+
+    def _shortage(self) -> str:
+        """What is lacking; "" once the workers have their place."""
+        import ray
+        from ray.util import placement_group_table
+
+        cluster = self._cluster
+        unit, each = ("GPU", 1) if cluster.use_gpu else ("CPU", cluster.cpus_per_worker)
+        if not any(_waits(group, unit, each) for group in placement_group_table().values()):
+            return ""
+        wanted = (cluster.least or cluster.workers) * each
+        free, there = (int(amounts.get(unit, 0)) for amounts in (ray.available_resources(), ray.cluster_resources()))
+        return f"waiting for {wanted} {unit}{'s' * (wanted != 1)}; {free} of {there} are free"
+
+
+def _waits(group: dict[str, Any], unit: str, each: int) -> bool:
+    """Whether a group of Ray's placement_group_table waits for workers like ours."""
+    return group["state"] == "PENDING" and any(bundle.get(unit) == each for bundle in group["bundles"].values())
+
+
+def fit_while_connected(trainer: Any, look: Callable[[], None] = lambda: None) -> Any:
     """Result of ``trainer.fit()``. Raises RuntimeError, one sentence, when the cluster's head no longer answers.
+
+    look: called every few seconds.
 
     Ray would end this process after a minute without telling the user. In a thread of its own, ``fit`` also leaves
     Ctrl-C to us; Ray would react to it without writing a checkpoint.
@@ -165,6 +224,7 @@ def fit_while_connected(trainer: Any) -> Any:
     threading.Thread(target=fit, name="fit", daemon=True).start()
     head = Head()
     while not concurrent.futures.wait([result], timeout=LOOK_EVERY).done:
+        look()
         if head.silent_for() > _HEAD_LOST_AFTER:
             raise RuntimeError(f"The head of the Ray cluster, at {head}, has not answered for half a minute")
     return result.result()

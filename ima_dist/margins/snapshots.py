@@ -5,6 +5,7 @@ last: the shards, their rows and SHA-256, and the configuration they belong to. 
 snapshot.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -72,9 +73,12 @@ def write_shard(
             table = pa.table({"index": np.arange(start, stop), **columns(start, stop)})
             writer = writer or pq.ParquetWriter(file, table.schema, **_HOW)
             writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
+        assert writer is not None, "there is at least one piece"
+        writer.close()
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk needs the room
+            file.unlink(missing_ok=True)
+        raise
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
         return Shard(file.name, first, last - first, hashlib.file_digest(stream, "sha256").hexdigest())

@@ -79,6 +79,11 @@ class Method(ABC):
     # The attack may run the network in half precision.
     attack_in_half: bool = field(default=True, init=False)
 
+    @property
+    def largest_margin(self) -> float:
+        """No margin that it proposes is larger."""
+        return self.config.eps_max
+
     @abstractmethod
     def attack(self, model: Network, batch: Batch) -> Attacked:
         """Noisy samples for a batch; leaves the network as it found it."""

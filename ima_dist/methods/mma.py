@@ -37,6 +37,10 @@ class MMA(Method):
 
     has_margins = True
 
+    @property
+    def largest_margin(self) -> float:
+        return BEYOND * self.config.eps_max
+
     def attack(self, model: Network, batch: Batch) -> Attacked:
         assert batch.margins is not None
         settings, d_max, norm = self.config.attack, self.config.eps_max, self.config.norm
@@ -54,7 +58,7 @@ class MMA(Method):
                 batch.y[rows],
                 eps[rows],
                 norm=norm,
-                max_eps=BEYOND * d_max,
+                max_eps=self.largest_margin,
                 steps=settings.steps,
                 bisections=settings.bisections,
                 step_scale=STEP_SCALE,

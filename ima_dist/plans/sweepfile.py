@@ -305,6 +305,16 @@ def _longest(points: list[Point]) -> list[Point]:
     return [replace(p, config=longest[kind(p.config)]) if p.config.method == "ima" else p for p in points]
 
 
+def is_asked(text: str) -> bool:
+    """Whether a sweep.yaml was written by ``asked_text``, and is not the user's own file."""
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False
+    ours = isinstance(tree, dict) and {"title", "options", "seeds"} <= tree.keys()
+    return ours and bool(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) == text)
+
+
 def asked_text(sweep: Sweep) -> str:
     """The content of sweep.yaml: the sweep as requested."""
     return yaml.safe_dump(sweep.asked, sort_keys=False, allow_unicode=True)

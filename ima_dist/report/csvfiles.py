@@ -1,16 +1,18 @@
 """The report's figures as tidy CSV: one row per accuracy."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from ima_dist.config.presets import data_name
 from ima_dist.report.tables import Measured, Table, setting_differences
+from ima_dist.results.margin_bins import histogram_of
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.run import Run
 
-_BINS = 50
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
 _PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version")
 
@@ -18,7 +20,7 @@ _PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version
 def table_csv(table: Table) -> str:
     """A row for each row, attack, split and noise level: our accuracy and the paper's.
 
-    ours is the mean over the runs; low95, high95 its Wilson interval; spread the standard deviation over
+    ours is the mean over the runs; low95, high95 its interval (see ``Measured``); spread the standard deviation over
     seeds; difference ours less the paper's; legible whether the paper's digits could be read.
     """
     rows = []
@@ -70,19 +72,21 @@ def curves_csv(results: list[Run]) -> str:
 
 
 def margins_csv(results: list[Run]) -> str | None:
-    """Histogram of each run's margins over the training samples, from 0 to ε_max; None without margins."""
+    """Histogram of each run's margins over the training samples, from 0 as far as they go; None without margins."""
     parts = []
     for result in results:
-        if result.margins is None:
+        if not result.margin_count:
             continue
-        epoch, margins = result.margins
         config = result.config
-        # float32 margins may exceed eps_max by rounding: they belong in the last bin.
-        values = np.clip(margins["margin"].to_numpy(), 0, config.eps_max)
-        counts, edges = np.histogram(values, bins=_BINS, range=(0, config.eps_max))
+        epoch, counts, edges = result.over_margins(_counting(config.eps_max)) or (0, *histogram_of([], config.eps_max))
         run = {"run": result.name, "preset": config.preset, "method": config.method, "norm": config.norm}
         parts.append(pd.DataFrame({**run, "epoch": epoch, "low": edges[:-1], "high": edges[1:], "samples": counts}))
     return pd.concat(parts).to_csv(index=False, lineterminator="\n") if parts else None
+
+
+def _counting(eps_max: float) -> Callable[[int, int, Iterator[pa.Table]], tuple[int, np.ndarray, np.ndarray]]:
+    """What ``Run.over_margins`` takes, for the epoch and the histogram of the margins."""
+    return lambda epoch, _, pieces: (epoch, *histogram_of((piece["margin"].to_numpy() for piece in pieces), eps_max))
 
 
 def _text(rows: list[dict[str, Any]]) -> str:

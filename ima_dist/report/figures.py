@@ -125,7 +125,9 @@ def _of_run(result: Run) -> Iterator[Drawing]:
     if rows:
         shown = "Figure 9" if config.method == "mma" else "Figures 9 and 14"
         source = (shown if covid else "Like Figure 14") if theirs else ""
-        caption = "Margins of the training samples, up to ε_max, after each epoch. Dashed: their mean."
+        share = rows[-1].get("share_at_max")
+        at_max = "" if share is None else f" In the end {share:.1%} stand at ε_max or above."
+        caption = f"Margins of the training samples after each epoch. Dashed: their mean.{at_max}"
         figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
     if result.history:

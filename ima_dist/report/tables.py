@@ -12,8 +12,8 @@ from ima_dist.config.provenance import preset_says
 from ima_dist.config.schema import Config, EvalConfig
 from ima_dist.config.values import differences, option_values
 from ima_dist.results import paper
+from ima_dist.results.choice import Share, Spread, spread_of
 from ima_dist.results.same_data import data_sets
-from ima_dist.results.statistics import wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows, epochs_of, fewest_samples, noise_key
 from ima_dist.rundir.run import Run
@@ -26,7 +26,7 @@ _USUAL = EvalConfig()
 class Measured:
     """An accuracy of ours: of one run, or the mean over several seeds.
 
-    interval: 95 % Wilson interval for the ``samples`` test samples, which all seeds share. spread: standard
+    interval: 95 % interval for the ``samples`` test samples and for the seeds, if there are several. spread: standard
     deviation over the seeds.
     """
 
@@ -198,16 +198,18 @@ def _attack_differences(config: Config, table: int | None, points: Row, left: in
 def _lines(table: int | None, own: list[Line]) -> list[Line]:
     """The lines of a table for those of single runs, and for the rows of the paper that none of them belongs to.
 
-    Lines that differ only in their seed become one; a second run with the same seed starts another.
+    Lines that differ only in their seed become one; a second run with the same seed starts another, and so does
+    another protocol.
     """
     groups: dict[tuple[Any, ...], list[Line]] = {}
     for line in own:
-        key: tuple[Any, ...] = (line.row, line.attack, line.epoch, line.differs)
+        protocol = None if line.point is None else line.point.protocol
+        key: tuple[Any, ...] = (line.row, line.attack, line.epoch, line.differs, protocol)
         seed, turn = line.results[0].config.seed, 0
         while any(other.results[0].config.seed == seed for other in groups.get((*key, turn), [])):
             turn += 1
         groups.setdefault((*key, turn), []).append(line)
-    lines = [_joined(group) for group in groups.values()]
+    lines = [_joined(group, [g for g in groups.values() if g is not group]) for group in groups.values()]
     cells = paper.cells(table=table) if table is not None else []
     for row, attack in dict.fromkeys((cell.method, cell.attack) for cell in cells):
         if not any((line.row, line.attack) == (row, attack) for line in lines):
@@ -222,15 +224,22 @@ def _lines(table: int | None, own: list[Line]) -> list[Line]:
     return sorted(lines, key=place)
 
 
-def _joined(lines: list[Line]) -> Line:
-    """The lines of several seeds as one."""
+def _joined(lines: list[Line], others: list[list[Line]]) -> Line:
+    """The lines of several seeds as one. ``others``: the groups beside them, which tell of the spread over seeds."""
     ours = {}
     for key in sorted({key for line in lines for key in line.ours}):
-        found = [line.ours[key] for line in lines if key in line.ours]
-        accuracies, samples = [m.accuracy for m in found], [m.samples for m in found if m.samples is not None]
-        ours[key] = _mean(accuracies, min(samples, default=None))
+        share, samples = _share(lines, key)
+        beside = [_share(group, key)[0] for group in others if any(key in line.ours for line in group)]
+        ours[key] = _mean(share, samples, spread_of([share], beside))
     results = tuple(result for line in lines for result in line.results)
     return dataclasses.replace(lines[0], results=results, ours=ours)
+
+
+def _share(lines: list[Line], key: Key) -> tuple[Share, int | None]:
+    """The accuracies of the lines that have one, and the number of test samples, if it is known."""
+    found = [line.ours[key] for line in lines if key in line.ours]
+    samples = min((m.samples for m in found if m.samples is not None), default=None)
+    return Share(tuple(m.accuracy for m in found), samples or 1), samples
 
 
 def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:
@@ -238,10 +247,14 @@ def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:
     return {("validation" if c.split == "validation" else "test", noise_key(c.noise)): c for c in cells}
 
 
-def _mean(values: list[float], samples: int | None) -> Measured:
-    mean = statistics.fmean(values)
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return Measured(mean, samples, wilson_interval(mean, samples) if samples else None, spread)
+def _mean(share: Share, samples: int | None, spread: Spread | None) -> Measured:
+    several = len(share.values) > 1
+    deviation = statistics.stdev(share.values) if several else None
+    # One run's row is about this run: what other seeds would give is not in it.
+    if samples is None:
+        return Measured(share.mean, None, None, deviation)
+    low, high = share.interval(spread if several else None)
+    return Measured(share.mean, samples, (max(0.0, low), min(1.0, high)) if several else (low, high), deviation)
 
 
 def _table_15(table: Table) -> Table:

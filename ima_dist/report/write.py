@@ -1,5 +1,7 @@
 """Writes the files of a report."""
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     """Report on the finished runs at and below ``paths`` into the directory ``out``; other files there stay.
 
     Returns the files written, report.html last, and a sentence for each run that was left out or is not
-    complete. Raises ConfigError, with nothing written, if there is no finished run or ``out`` is a file;
-    OSError if it cannot be written.
+    complete. Raises ConfigError, with nothing written, if there is no finished run, or ``out`` is a file or
+    holds files of the user's with the names of ours; OSError if it cannot be written.
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give another --out.")
@@ -37,9 +39,20 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     if margins:
         files["margins.csv"] = margins
     files["report.html"] = page(results, tables, draw(results, tables), problems)
+    _check_place(out, files)
     for name, text in files.items():
         write_text_atomic(out / name, text)
     return [out / name for name in files], problems
+
+
+def _check_place(out: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError if a file of one of these names in ``out`` is the user's, and not of an earlier report."""
+    there = [out / name for name in names if (out / name).exists()]
+    with contextlib.suppress(FileNotFoundError), (out / "report.html").open(encoding="utf-8", errors="replace") as file:
+        if "<title>ima_dist report" in file.read(1 << 16):
+            return
+    if there:
+        raise ConfigError(f"{there[0]} was not written by a report: give another --out.")
 
 
 def collect(paths: list[Path]) -> tuple[list[Run], list[str]]:

@@ -1,44 +1,62 @@
 """Choosing a model: shares with their uncertainty, the Pareto set, and tests of whether two candidates differ.
 
 A share (clean or robust accuracy, or the area under accuracy against noise) is uncertain for two reasons. The test
-set is a sample: this part is binomial, the same for all seeds, and known from one run. Training is random: this part
-shows only in the spread over seeds. Two candidates differ only if neither part explains the difference.
+set is a sample: this part is the same for all seeds. Training is random: this part shows only in the spread over
+seeds. Both go into one interval, whose squared half width is the sum of the squares of the two parts (the method of
+variance estimates recovery: Zou and Donner, Statistics in Medicine 27, 2008).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 
-from ima_dist.config.errors import ConfigError
-from ima_dist.results.statistics import area_under_curve, t_quantile, wilson_interval
+import numpy as np
+
+from ima_dist.results.statistics import ERROR, area_under_curve, f_exceeds, t_quantile, wilson_interval
+
+Interval = tuple[float, float]
+# Test set -> (N,) sum over the runs of what each of its samples adds to a share.
+Samples = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Share:
-    """A share between 0 and 1, measured once for each seed on ``samples`` test samples."""
+    """A share between 0 and 1, measured once for each seed on ``samples`` test samples.
+
+    by_sample: test set -> (N,) for each of its samples its value, between 0 and 1, summed over the seeds that were
+    measured on that set and divided by the number of all seeds; None if that is not known.
+    """
 
     values: tuple[float, ...]
     samples: int
+    by_sample: Samples | None = None
 
-    @property
+    @cached_property
     def mean(self) -> float:
         return fmean(self.values)
 
-    @property
-    def sample_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval for the sampling of the test set.
+    @cached_property
+    def squares(self) -> float:
+        """Sum over the seeds of the squared distances from the mean."""
+        return sum((value - self.mean) ** 2 for value in self.values)
+
+    def sample_interval(self, error: float = ERROR) -> Interval:
+        """Wilson interval for the sampling of the test set.
 
         Seeds may share a test set, so more seeds do not make it larger. A mean over noise levels varies from sample
         to sample at most as much as a single share of the same size, so the interval also holds for areas.
         """
-        return wilson_interval(self.mean, self.samples)
+        return wilson_interval(self.mean, self.samples, error)
 
-    @property
-    def seed_interval(self) -> tuple[float, float] | None:
-        """95 % t interval of the mean over this share's own seeds; None for a single seed."""
-        spread = pooled_spread([self])
-        return None if spread is None else (self.mean - spread.half_width(self), self.mean + spread.half_width(self))
+    def interval(self, spread: "Spread | None" = None) -> Interval:
+        """95 % interval for both sources; without ``spread`` for the sampling only."""
+        low, high = self.sample_interval()
+        if spread is None:
+            return low, high
+        half = spread.half_width(self)
+        return self.mean - math.hypot(self.mean - low, half), self.mean + math.hypot(high - self.mean, half)
 
 
 def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:
@@ -60,48 +78,79 @@ class Spread:
     deviation: float
     freedom: int
 
-    def half_width(self, share: Share) -> float:
-        """Half the 95 % t interval of the share's mean over seeds."""
-        return t_quantile(self.freedom) * self.deviation / math.sqrt(len(share.values))
+    def half_width(self, *shares: Share, error: float = ERROR) -> float:
+        """Half the t interval of a share's mean over seeds, or of the difference between the means of two."""
+        variance = sum(1 / len(share.values) for share in shares)
+        return t_quantile(self.freedom, error) * self.deviation * math.sqrt(variance)
 
 
 def pooled_spread(shares: Sequence[Share]) -> Spread | None:
-    """The spread over seeds pooled over all ``shares``; None if none of them has two seeds.
-
-    With two or three seeds each, a share's own deviation is nearly worthless. Pooling assumes that seeds matter
-    equally to all shares: one that is less stable than the others gets too narrow an interval.
-    """
+    """The spread over seeds pooled over all ``shares``; None if none of them has two seeds."""
     freedom = sum(len(share.values) - 1 for share in shares)
     if not freedom:
         return None
-    squares = sum((value - share.mean) ** 2 for share in shares for value in share.values)
-    return Spread(math.sqrt(squares / freedom), freedom)
+    return Spread(math.sqrt(sum(share.squares for share in shares) / freedom), freedom)
 
 
-def differ(a: Share, b: Share, spread: Spread | None = None) -> bool:
-    """True if two shares differ by more than the test sampling and the spread over seeds explain (95 % each).
+def spread_of(own: Sequence[Share], others: Sequence[Share]) -> Spread | None:
+    """The spread over seeds of the shares ``own``, pooled with that of ``others``, which are compared beside them.
 
-    Test sampling: ``difference_interval``, as if each had its own test set, which is conservative if they share one.
-    Seeds: a t interval of the difference with ``spread``, by default that of the two. If no seed is repeated the
-    spread is unknown, and the answer holds only for these networks.
+    With two or three seeds each, a share's own deviation is nearly worthless. But if theirs is larger than that of
+    the others beyond chance (F test, 5 %), pooling would make less of it than it is, so only theirs counts.
     """
-    low, high = difference_interval(a, b)
+    mine, rest = pooled_spread(own), pooled_spread(others)
+    if mine is not None and rest is not None:
+        ratio = mine.deviation**2 / rest.deviation**2 if rest.deviation else math.inf
+        if mine.deviation and f_exceeds(ratio, mine.freedom, rest.freedom) < ERROR:
+            return mine
+    return pooled_spread([*own, *others])
+
+
+def differ(a: Share, b: Share, spread: Spread | None = None, error: float = ERROR) -> bool:
+    """True if two shares differ by more than both sources explain: in a share ``error`` of the cases by chance.
+
+    See ``difference_interval``.
+    """
+    low, high = difference_interval(a, b, spread, error)
+    return not low <= 0 <= high
+
+
+def difference_interval(a: Share, b: Share, spread: Spread | None = None, error: float = ERROR) -> Interval:
+    """The interval of a - b that misses the truth with probability ``error``.
+
+    Test sampling: paired by sample where both were measured on the same samples, else Newcombe's interval. Seeds: a
+    t interval with ``spread``, by default that of the two. If no seed is repeated the spread is unknown, and the
+    interval is that of these networks. The spread over seeds also holds a part of the sampling, which thus counts
+    twice: the interval is on the safe side.
+    """
+    below, above = _paired(a, b, error) or _newcombe(a, b, error)
     spread = spread or pooled_spread([a, b])
-    if spread is None:
-        return not low <= 0 <= high
-    half = t_quantile(spread.freedom) * spread.deviation * math.sqrt(1 / len(a.values) + 1 / len(b.values))
-    return not low <= 0 <= high and abs(a.mean - b.mean) > half
-
-
-def difference_interval(a: Share, b: Share) -> tuple[float, float]:
-    """95 % interval of a - b for the sampling of the test set (Newcombe 1998, method 10)."""
-    (low_a, high_a), (low_b, high_b) = a.sample_interval, b.sample_interval
+    seeds = spread.half_width(a, b, error=error) if spread else 0.0
     difference = a.mean - b.mean
-    below, above = math.hypot(a.mean - low_a, high_b - b.mean), math.hypot(high_a - a.mean, b.mean - low_b)
-    return difference - below, difference + above
+    return difference - math.hypot(below, seeds), difference + math.hypot(above, seeds)
 
 
-@dataclass(frozen=True)
+def _newcombe(a: Share, b: Share, error: float) -> Interval:
+    """Distances from a - b to the ends of its interval for two test sets (Newcombe 1998, method 10)."""
+    (low_a, high_a), (low_b, high_b) = a.sample_interval(error), b.sample_interval(error)
+    return math.hypot(a.mean - low_a, high_b - b.mean), math.hypot(high_a - a.mean, b.mean - low_b)
+
+
+def _paired(a: Share, b: Share, error: float) -> Interval | None:
+    """The same from the difference on each sample; None unless both were measured on the same samples."""
+    if a.by_sample is None or b.by_sample is None or not a.by_sample.keys() & b.by_sample.keys():
+        return None
+    nothing = np.zeros(1)
+    keys = sorted(a.by_sample.keys() | b.by_sample.keys())
+    values = [a.by_sample.get(key, nothing) - b.by_sample.get(key, nothing) for key in keys]
+    fewest = min(v.size for v in values)
+    if fewest < 2:
+        return None
+    half = t_quantile(fewest - 1, error) * math.sqrt(sum(float(v.var(ddof=1)) / v.size for v in values))
+    return half, half
+
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A model to choose from, measured with one attack.
 
@@ -121,67 +170,94 @@ class Candidate:
         return self.named or self.area
 
 
-def make_candidate(
-    name: str, curves: Sequence[dict[float, float]], samples: int, levels: Sequence[float] = ()
-) -> Candidate:
-    """A candidate from one curve per seed, noise level -> accuracy.
+# A test set, and noise level -> (N,) whether each of its samples is classified correctly.
+BySample = tuple[str, dict[float, np.ndarray]]
+# One run: noise level -> accuracy, and the samples behind it if they are known.
+Measured = tuple[dict[float, float], BySample | None]
 
-    ``samples``: test samples behind each accuracy. ``levels``: the noise levels that the user named. Raises
-    ConfigError if the curves differ in their levels, or lack 0 or a named level.
+
+def make_candidate(name: str, runs: Sequence[Measured], samples: int, levels: Sequence[float] = ()) -> Candidate:
+    """A candidate from one run per seed, all at the same noise levels, 0 among them.
+
+    ``samples``: test samples behind each accuracy. ``levels``: the noise levels that the user named.
     """
-    have = sorted(curves[0])
-    if any(sorted(curve) != have for curve in curves):
-        raise ConfigError(f"The runs of {name} were attacked at different noise levels: evaluate all at the same.")
-    missing = [level for level in (0.0, *levels) if level not in curves[0]]
-    if missing:
-        there = ", ".join(f"{level:g}" for level in have)
-        raise ConfigError(f"{name} has no accuracy at noise {missing[0]:g}: it has {there}.")
+    have = sorted(runs[0][0])
 
-    def share(of: list[float]) -> Share:
-        return Share(tuple(of), samples)
+    def share(weights: dict[float, float], compared: bool = False) -> Share:
+        values = tuple(sum(weight * curve[x] for x, weight in weights.items()) for curve, _ in runs)
+        return Share(values, samples, _by_sample(runs, weights) if compared else None)
 
     return Candidate(
         name,
-        clean=share([curve[0.0] for curve in curves]),
-        robust={level: share([curve[level] for curve in curves]) for level in have if level > 0},
-        area=share([area_under_curve(have, [curve[level] for level in have]) for curve in curves]),
-        named=share([fmean(curve[level] for level in levels) for curve in curves]) if levels else None,
+        clean=share({0.0: 1.0}),
+        robust={level: share({level: 1.0}) for level in have if level > 0},
+        area=share(_weights(have), compared=not levels),
+        named=share({level: 1 / len(levels) for level in levels}, compared=True) if levels else None,
     )
+
+
+def _weights(levels: list[float]) -> dict[float, float]:
+    """What the accuracy at each level adds to the area under the curve, which is linear in them."""
+    return {x: area_under_curve(levels, [float(y == x) for y in levels]) for x in levels}
+
+
+def _by_sample(runs: Sequence[Measured], weights: dict[float, float]) -> Samples | None:
+    found: dict[str, np.ndarray] = {}
+    for _, samples in runs:
+        if samples is None:
+            return None
+        key, right = samples
+        own = np.sum([weight / len(runs) * right[x] for x, weight in weights.items()], axis=0)
+        found[key] = found[key] + own if key in found else own
+    return found
 
 
 @dataclass(frozen=True)
 class Choice:
     """Indices of candidates.
 
-    pareto: not dominated. best: the choice; None if no candidate is accurate enough. alike: accurate enough, and equal
-    to the choice within noise. uncertain: accurate enough on average, but with an interval that reaches below what
-    was asked for. clean_spread, score_spread: over seeds, pooled.
+    pareto: not dominated. best: the choice; None if no candidate is accurate enough. differences: accurate enough ->
+    the interval of its score less the choice's. uncertain: accurate enough on average, but with an interval that
+    reaches below what was asked for. clean_spreads, score_spreads: of each candidate, over seeds.
     """
 
     pareto: list[int]
     best: int | None
-    alike: list[int]
+    differences: dict[int, Interval]
     uncertain: list[int]
-    clean_spread: Spread | None
-    score_spread: Spread | None
+    clean_spreads: list[Spread | None]
+    score_spreads: list[Spread | None]
+
+    @property
+    def alike(self) -> list[int]:
+        """Accurate enough, and equal to the choice within noise."""
+        return [i for i, (low, high) in self.differences.items() if low <= 0 <= high]
 
 
 def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[float] = ()) -> Choice:
     """Choose the highest score among the candidates with a mean clean accuracy of at least ``min_clean``.
 
-    Of equal scores, the one with the higher clean accuracy. The Pareto set is over clean accuracy and the accuracy at
-    each of ``levels``, or the area under the curve if none is given.
+    Of equal scores, the one with the higher clean accuracy. The best of many is partly the luckiest, and any two may
+    be the best and its rival: of K candidates K(K − 1)/2 pairs share the error of 5 % (Bonferroni), so that in 95 %
+    of the cases no candidate that equals the best differs from it. The Pareto set is over clean accuracy and the
+    accuracy at each of ``levels``, or at every level above 0 if none is given.
     """
-    points = [(c.clean.mean, *([c.robust[x].mean for x in levels] or [c.area.mean])) for c in candidates]
-    clean, score = pooled_spread([c.clean for c in candidates]), pooled_spread([c.score for c in candidates])
-    able = [i for i, c in enumerate(candidates) if c.clean.mean >= min_clean]
+    points = [(c.clean.mean, *(c.robust[x].mean for x in levels or c.robust)) for c in candidates]
+    cleans, scores = [c.clean for c in candidates], [c.score for c in candidates]
+    clean, score = ([spread_of([s], _without(own, i)) for i, s in enumerate(own)] for own in (cleans, scores))
+    able = [i for i, share in enumerate(cleans) if share.mean >= min_clean]
     if not able:
-        return Choice(pareto_set(points), None, [], [], clean, score)
-    best = max(able, key=lambda i: (candidates[i].score.mean, candidates[i].clean.mean))
-    alike = [i for i in able if i != best and not differ(candidates[i].score, candidates[best].score, score)]
-    uncertain = [i for i in able if _low(candidates[i].clean, clean) < min_clean]
-    return Choice(pareto_set(points), best, alike, uncertain, clean, score)
+        return Choice(pareto_set(points), None, {}, [], clean, score)
+    best = max(able, key=lambda i: (scores[i].mean, cleans[i].mean))
+    error = ERROR / max(1, len(able) * (len(able) - 1) // 2)
+    differences = {}
+    for i in able:
+        if i != best:
+            spread = spread_of([scores[i], scores[best]], _without(scores, i, best))
+            differences[i] = difference_interval(scores[i], scores[best], spread, error)
+    uncertain = [i for i in able if cleans[i].interval(clean[i])[0] < min_clean]
+    return Choice(pareto_set(points), best, differences, uncertain, clean, score)
 
 
-def _low(share: Share, spread: Spread | None) -> float:
-    return min(share.sample_interval[0], share.mean - spread.half_width(share) if spread else 1.0)
+def _without(shares: Sequence[Share], *places: int) -> list[Share]:
+    return [share for i, share in enumerate(shares) if i not in places]

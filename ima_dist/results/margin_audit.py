@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from ima_dist.results.statistics import wilson_interval
+
 # A margin is over-estimated if it exceeds the audited distance by more than this share of the distance.
 TOLERANCE = 0.05
 
@@ -27,7 +29,7 @@ class AuditSummary(NamedTuple):
 
 
 def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
-    """``table``: as in audit.parquet. The mean distance is of distances capped at ``eps_max``, as margins are.
+    """``table``: as in audit.parquet. The mean distance is of distances capped at ``eps_max`` or the largest margin.
 
     Raises ValueError if no sample is classified correctly.
     """
@@ -43,18 +45,19 @@ def summarise(table: pa.Table, eps_max: float) -> AuditSummary:
         mean_excess=float((margin - distance)[over].mean()) if over.any() else 0.0,
         median_ratio=float(np.median(margin / distance)),
         mean_margin=float(margin.mean()),
-        mean_distance=float(np.minimum(distance, eps_max).mean()),
+        mean_distance=float(np.minimum(distance, max(eps_max, margin.max())).mean()),
     )
 
 
 def audit_text(summary: AuditSummary, epoch: int) -> str:
     """The summary as text for the terminal."""
+    low, high = wilson_interval(summary.over, summary.correct)
     return "\n".join(
         [
             f"Margins of {summary.correct} correctly classified training samples (of {summary.samples} drawn) after "
             f"epoch {epoch}, against the distance at which FAB crosses the boundary:",
-            f"  over-estimated by more than {TOLERANCE:.0%}: {summary.over:.1%} of them, by {summary.mean_excess:.4g} "
-            "on average",
+            f"  over-estimated by more than {TOLERANCE:.0%}: {summary.over:.1%} of them (95 % interval "
+            f"{max(low, 0):.1%} to {min(high, 1):.1%}), by {summary.mean_excess:.4g} on average",
             f"  mean margin {summary.mean_margin:.4g}, mean distance {summary.mean_distance:.4g} (capped like margins)",
             f"  median of margin / distance: {summary.median_ratio:.3f}",
             "The distance is an upper bound: the true boundary may be closer.",

@@ -58,7 +58,7 @@ def verdict(levels: list[Level]) -> str:
     """The result in one sentence. ``levels``: at least one.
 
     SPSA is stronger where it leaves fewer samples correctly classified; a sign test over the samples that only one of
-    the two breaks decides whether chance explains it.
+    the two breaks decides whether chance explains it, with 5 % divided among the noise levels (Bonferroni).
     """
     stronger = [level for level in levels if level.spsa < level.pgd100]
     counts = sorted({level.samples for level in levels})
@@ -69,7 +69,7 @@ def verdict(levels: list[Level]) -> str:
     sentence = f"SPSA is stronger than PGD on the same {samples} samples at noise {where}: "
     # How likely SPSA alone breaks at least as many of the samples that only one of the two breaks.
     chances = [sign_test(level.spsa_alone, level.spsa_alone + level.pgd_alone) for level in stronger]
-    if min(chances) > _CHANCE:
+    if min(chances) > _CHANCE / len(levels):
         return sentence + "chance explains the difference, so there is no clear sign of gradient obfuscation."
     return sentence + "gradient obfuscation, so do not trust the accuracies under PGD."
 

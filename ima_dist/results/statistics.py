@@ -1,4 +1,4 @@
-"""Confidence intervals and tests of shares; intervals are 95 % ones."""
+"""Confidence intervals and tests of shares; intervals are 95 % ones unless another ``error`` is given."""
 
 import math
 from collections.abc import Sequence
@@ -6,18 +6,19 @@ from collections.abc import Sequence
 import numpy as np
 
 # scipy.stats would take a second to import, and asks for torch.
-from scipy.special import bdtrc, stdtrit
+from scipy.special import bdtrc, fdtrc, ndtri, stdtrit
 
 from ima_dist.rundir.curves import Row
 
-_Z = 1.959964  # 97.5 % quantile of the standard normal distribution
+ERROR = 0.05  # the probability that an interval misses the truth
 
 
-def wilson_interval(accuracy: float, samples: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share observed on ``samples`` samples (Wilson 1927)."""
-    scale = 1 + _Z**2 / samples
-    centre = (accuracy + _Z**2 / (2 * samples)) / scale
-    half = _Z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + _Z**2 / (4 * samples**2))
+def wilson_interval(accuracy: float, samples: int, error: float = ERROR) -> tuple[float, float]:
+    """Wilson score interval of a share observed on ``samples`` samples (Wilson 1927)."""
+    z = float(ndtri(1 - error / 2))
+    scale = 1 + z**2 / samples
+    centre = (accuracy + z**2 / (2 * samples)) / scale
+    half = z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + z**2 / (4 * samples**2))
     return centre - half, centre + half
 
 
@@ -28,9 +29,14 @@ def with_intervals(row: Row) -> tuple[list[float], list[float], list[float], lis
     return levels, [row[x].share for x in levels], [low for low, _ in bounds], [high for _, high in bounds]
 
 
-def t_quantile(freedom: float) -> float:
-    """97.5 % quantile of Student's t distribution with ``freedom`` degrees of freedom."""
-    return float(stdtrit(freedom, 0.975))
+def t_quantile(freedom: float, error: float = ERROR) -> float:
+    """The value that |t| exceeds with probability ``error``, for Student's t with ``freedom`` degrees of freedom."""
+    return float(stdtrit(freedom, 1 - error / 2))
+
+
+def f_exceeds(ratio: float, freedom: int, other: int) -> float:
+    """The probability that Fisher's F with ``freedom`` and ``other`` degrees of freedom exceeds ``ratio``."""
+    return float(fdtrc(freedom, other, ratio))
 
 
 def sign_test(successes: int, trials: int) -> float:

@@ -9,19 +9,55 @@ from ima_dist.config.schema import Config
 from ima_dist.results import paper
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.rundir.curves import Point, attack_rows, epochs_of, format_noise, levels_of, noise_key
+from ima_dist.rundir.run import Run
 
-_FORM = "val_accuracy>=0.90"
+_FORM, BEST_ROBUST = "val_accuracy>=0.90", "best-robust"
+RULES = f"{_FORM}|{BEST_ROBUST}"
+
+
+def chosen_epoch(run: Run, epoch: int | None = None, select: str | None = None) -> int:
+    """The epoch that a user asks for, by number or by rule (``select_epoch``); by default the last of a whole run.
+
+    Raises ConfigError if both are given, or the run has no such epoch.
+    """
+    if epoch is not None and select is not None:
+        raise ConfigError("Give an epoch or a rule that selects one, not both.")
+    if select is not None:
+        return select_epoch(select, run.history)
+    done = [row["epoch"] for row in run.history]
+    wanted = run.config.epochs if epoch is None else epoch
+    if wanted in done:
+        return wanted
+    have = f"1 to {max(done)}" if done else "none"
+    if epoch is None:
+        raise ConfigError(f"{run.dir.path} has not finished training: name one of its epochs ({have}), or continue it.")
+    raise ConfigError(f"{run.dir.path} has no epoch {epoch}: it has {have}.")
 
 
 def select_epoch(rule: str, history: list[dict[str, Any]]) -> int:
-    """The epoch that ``rule`` selects, such as ``val_accuracy>=0.90``: see ``last_epoch_above``.
+    """The epoch that ``rule`` selects: ``val_accuracy>=0.90`` (``last_epoch_above``) or ``best-robust``.
 
-    Raises ConfigError also if the rule has another form.
+    ``best-robust``: the highest accuracy on the validation samples that were attacked after each epoch
+    (``--eval.val-noise``); of equal ones the last. Raises ConfigError also if the rule has another form.
     """
+    if rule.strip() == BEST_ROBUST:
+        return _best_robust(history)
     match = re.fullmatch(r"\s*val_accuracy\s*>=\s*(\d*\.?\d+)\s*", rule)
     if not match or not 0 <= float(match[1]) <= 1:
-        raise ConfigError(f"--select must have the form {_FORM!r}, a share between 0 and 1, not {rule!r}.")
+        raise ConfigError(
+            f"--select must have the form {_FORM!r}, a share between 0 and 1, or be {BEST_ROBUST}, not {rule!r}."
+        )
     return last_epoch_above(float(match[1]), history)
+
+
+def _best_robust(history: list[dict[str, Any]]) -> int:
+    known = [row for row in history if row.get("val_robust_accuracy") is not None]
+    if not known:
+        raise ConfigError(
+            f"No epoch of this run was attacked on validation samples, which {BEST_ROBUST} needs: train with "
+            f"--eval.val-noise, or select another way."
+        )
+    return int(max(known, key=lambda row: (row["val_robust_accuracy"], row["epoch"]))["epoch"])
 
 
 def last_epoch_above(threshold: float, history: list[dict[str, Any]]) -> int:

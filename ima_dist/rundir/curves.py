@@ -62,7 +62,12 @@ class Point(BaseModel):
 
         Points of one attack and epoch with equal protocols belong to one evaluation.
         """
-        names = ("version", "steps", "step_scale", "spsa_samples", "samples", "order")
+        return f"{self.settings} samples={self.samples} order={self.order}"
+
+    @property
+    def settings(self) -> str:
+        """The protocol without the choice of the samples. Under other settings an attack is another attack."""
+        names = ("version", "steps", "step_scale", "spsa_samples")
         return " ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @property
@@ -105,15 +110,20 @@ def shown_protocols(points: Iterable[Point]) -> dict[tuple[str, int], str]:
     return {(p.attack, p.epoch): p.protocol for p in sorted(points, key=lambda p: p.strength)}
 
 
+def protocol_rows(points: Iterable[Point], epoch: int) -> dict[tuple[str, str], Row]:
+    """(Attack, protocol) -> the row of every evaluation of the network after ``epoch`` epochs."""
+    rows: dict[tuple[str, str], Row] = {}
+    for p in points:
+        if (p.loss, p.split, p.epoch) == ("both", "test", epoch) and p.accuracy is not None:
+            rows.setdefault((p.attack, p.protocol), {})[p.level] = p
+    return rows
+
+
 def other_rows(points: Iterable[Point], epoch: int) -> list[Row]:
     """The evaluations of the network after ``epoch`` epochs that ``attack_rows`` leaves out, one row each."""
-    chosen = [p for p in points if (p.loss, p.split, p.epoch) == ("both", "test", epoch) and p.accuracy is not None]
-    shown = shown_protocols(chosen)
-    rows: dict[tuple[str, str], Row] = {}
-    for p in chosen:
-        if p.protocol != shown[p.attack, epoch]:
-            rows.setdefault((p.attack, p.protocol), {})[p.level] = p
-    return list(rows.values())
+    rows = protocol_rows(points, epoch)
+    shown = shown_protocols(point for row in rows.values() for point in row.values())
+    return [row for (attack, protocol), row in rows.items() if protocol != shown[attack, epoch]]
 
 
 def samples_label(row: Row, test_samples: int | None = None) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self, TypeVar
 
 import pyarrow as pa
 import yaml
@@ -21,10 +21,11 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict, to_dict
 from ima_dist.margins import snapshots
-from ima_dist.rundir import lease
+from ima_dist.rundir import files, lease
 from ima_dist.rundir.curves import Point
-from ima_dist.rundir.files import read_json, read_parquet, write_parquet, write_text_atomic
+from ima_dist.rundir.files import read_json, read_parquet, read_row_groups
 
+_T = TypeVar("_T")
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
 _FLOAT = pa.float64()
 # Types that inference would get wrong, because the first epoch may hold None or a whole number.
@@ -37,6 +38,8 @@ _HISTORY_TYPES = {
     "evaluations": pa.int64(),
     **dict.fromkeys(("train_seconds", "margin_seconds", "samples_per_second"), _FLOAT),
 }
+# Bins of margin_histogram up to ε_max; mma, whose margins go further, has more of the same width.
+HISTOGRAM_BINS = 50
 _LARGEST = 1 << 20  # bytes of a config.yaml; ours have about a thousand
 _EQUILIBRIUM = pa.schema(
     {
@@ -55,8 +58,12 @@ class RunDir:
         self.path = Path(path).absolute()
         self.mark: str | None = None  # of our lease, while we hold the run
         self._held: lease.Held | None = None
+        #: A sentence once something that is only shown could not be written; see ``for_display``.
+        self.dropped: list[str] = []
         self.config_path = self.path / "config.yaml"
+        self.data_path = self.path / "data.json"
         self.lock_path = self.path / "lock"
+        self.newest_path = self.path / "checkpoint.json"
         self.summary_path = self.path / "summary.json"
         self.progress_path = self.path / "progress.json"
         self.history_path = self.path / "history.parquet"
@@ -146,7 +153,9 @@ class RunDir:
 
     def _write_config(self, config: Config, versions: dict[str, Any]) -> None:
         tree = {**to_dict(config), "versions": versions, "fingerprint": config.fingerprint()}
-        write_text_atomic(self.config_path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+        with self.replacing(self.config_path) as file:
+            file.write(text.encode())
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -166,6 +175,36 @@ class RunDir:
         """Raise LeaseLost if another process has become the run's writer; cheap enough to call every second."""
         if self.mark is not None:
             lease.check(self.lock_path, self.mark)
+
+    # Whoever writes looks at the lease twice: before the work, and when the file is ready to be moved to its place. A
+    # process that was stopped in between must not overwrite what its successor has written.
+
+    def replacing(self, path: Path) -> contextlib.AbstractContextManager[BinaryIO]:
+        """As ``files.replacing``, for a file of this run. Raises LeaseLost, with nothing changed, and OSError."""
+        return files.replacing(path, self.check_lease)
+
+    def write_json(self, path: Path, obj: dict[str, Any]) -> None:
+        """As ``files.write_json``, for a file of this run. Raises LeaseLost, OSError."""
+        files.write_json(path, obj, self.check_lease)
+
+    def write_parquet(self, path: Path, table: pa.Table) -> None:
+        """As ``files.write_parquet``, for a file of this run. Raises LeaseLost, OSError."""
+        files.write_parquet(path, table, self.check_lease)
+
+    def for_display(self, write: Callable[[], object]) -> None:
+        """Call ``write``, which writes what is only shown: if the disk refuses it, the run goes on without.
+
+        ``dropped`` then has one sentence, however often that happens. Raises LeaseLost.
+        """
+        try:
+            write()
+        except OSError as error:
+            if not self.dropped:
+                reason = error.strerror or error
+                self.dropped.append(
+                    f"{error.filename or self.path} cannot be written ({reason}): the run goes on without it, but will "
+                    "end when its next checkpoint cannot be written either."
+                )
 
     def config(self) -> Config:
         """The configuration in config.yaml. Raises ConfigError if it is missing, damaged or invalid."""
@@ -214,7 +253,7 @@ class RunDir:
         """
         names = list(dict.fromkeys(name for row in rows for name in row)) or list(_HISTORY_TYPES)
         columns = {name: pa.array([row.get(name) for row in rows], type=_HISTORY_TYPES.get(name)) for name in names}
-        write_parquet(self.history_path, pa.table(columns))
+        self.write_parquet(self.history_path, pa.table(columns))
 
     def read_history(self) -> list[dict[str, Any]]:
         """Rows of history.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
@@ -225,7 +264,7 @@ class RunDir:
 
         The columns are those of ``training.equilibrium.Equilibrium.rows``.
         """
-        write_parquet(self.equilibrium_path, pa.Table.from_pylist(rows, schema=_EQUILIBRIUM))
+        self.write_parquet(self.equilibrium_path, pa.Table.from_pylist(rows, schema=_EQUILIBRIUM))
 
     def read_equilibrium(self) -> list[dict[str, Any]]:
         """Rows of equilibrium.parquet, oldest first; [] if there is none. Raises ConfigError if damaged."""
@@ -234,17 +273,28 @@ class RunDir:
     def newest_margins(self, complain: Callable[[str], object] = warnings.warn) -> tuple[int, pa.Table] | None:
         """The newest epoch with a complete snapshot of the margins, and its table; None if there is none.
 
-        The table has the columns index, margin, label, correct and crossed, and one row per sample, in no order. If a
-        shard is damaged, ``complain`` (by default a warning) names it and the epoch before is used.
+        The table has the columns index, margin, label, correct and crossed, and one row per sample, by index. If a
+        shard is damaged or missing, ``complain`` (by default a warning) names it and the epoch before is used.
+        """
+        return self.over_margins(lambda epoch, samples, pieces: (epoch, pa.concat_tables(pieces)), complain)
+
+    def over_margins(
+        self, take: Callable[[int, int, Iterator[pa.Table]], _T], complain: Callable[[str], object] = warnings.warn
+    ) -> _T | None:
+        """``take(epoch, samples, pieces)`` for the margins of ``newest_margins``, which need not be in memory at once.
+
+        samples: their number. pieces: their tables of at most ``snapshots.ROWS`` rows each. If a piece cannot be read,
+        ``take`` is called again with the margins of the epoch before.
         """
         epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
         for epoch, directory in sorted(epochs.items(), reverse=True):
+            if not (directory / snapshots.MANIFEST).exists():
+                continue  # not a snapshot
             try:
-                shards = snapshots.read_manifest(directory).shards
-                return epoch, pa.concat_tables([read_parquet(directory / shard.file) for shard in shards])
-            except FileNotFoundError:
-                continue
-            except (ConfigError, ValueError) as error:
+                manifest = snapshots.read_manifest(directory)
+                pieces = (piece for shard in manifest.shards for piece in read_row_groups(directory / shard.file))
+                return take(epoch, manifest.samples, pieces)
+            except (ConfigError, ValueError, FileNotFoundError) as error:
                 complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
         return None
 

@@ -5,10 +5,11 @@ import errno
 import json
 import os
 import platform
+import shutil
 import time
 import uuid
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,13 +39,18 @@ def wait_for(paths: Iterable[Path]) -> None:
             time.sleep(0.2)
 
 
+def _at_once() -> None:
+    """The usual ``check`` of what is written: none."""
+
+
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, check: Callable[[], object] = _at_once) -> Iterator[BinaryIO]:
     """Binary file that takes the place of ``path`` when the block ends, and vanishes if it fails.
 
-    Makes missing parent directories. Raises OSError if the disk is full or read-only.
+    Makes missing parent directories. ``check`` is called when all is written, just before the file is moved to its
+    place, and may raise. Raises OSError if the disk is full or read-only.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     # In the same directory, as a rename is atomic only within one file system; hidden, and with a suffix
     # of its own, so that no search for shards or checkpoints finds it.
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -53,12 +59,69 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        check()
         os.replace(aside, path)
+        sync(path.parent)
     except BaseException as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # a full disk does not say where
         raise
+
+
+def move_directory(aside: Path, place: Path, check: Callable[[], object] = _at_once) -> None:
+    """Let the finished directory ``aside`` take the place of ``place``, beside it, and sync all of it to disk.
+
+    ``check`` is called just before the move, and may raise. Raises OSError.
+    """
+    for path in (*aside.iterdir(), aside):
+        sync(path)
+    old = aside.with_name(f"{aside.name}.old")
+    check()
+    if place.exists():
+        place.rename(old)
+    aside.rename(place)
+    sync(place.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents unless they exist, to last. Raises OSError."""
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        sync(place.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems cannot sync a directory, and keep the order of its changes themselves or not at all.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            error.filename = error.filename or str(path)
+            raise
+    finally:
+        os.close(handle)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file, all of it or nothing. Makes missing parents. Raises OSError."""
+    make_directory(path.parent)
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) :]
+        except OSError as error:
+            error.filename = error.filename or str(path)
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def write_text_atomic(path: Path, text: str) -> None:
@@ -67,9 +130,12 @@ def write_text_atomic(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, obj: dict[str, Any]) -> None:
-    """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError."""
-    with replacing(path) as file:
+def write_json(path: Path, obj: dict[str, Any], check: Callable[[], object] = _at_once) -> None:
+    """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError.
+
+    check: as in ``replacing``.
+    """
+    with replacing(path, check) as file:
         file.write(pydantic_core.to_json(obj, indent=2, inf_nan_mode="null", fallback=np.generic.item) + b"\n")
 
 
@@ -86,18 +152,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
-    """Write a table. Raises OSError."""
-    with replacing(path) as file:
+def write_parquet(path: Path, table: pa.Table, check: Callable[[], object] = _at_once) -> None:
+    """Write a table. check: as in ``replacing``. Raises OSError."""
+    with replacing(path, check) as file:
         pq.write_table(table, file)
 
 
 def read_parquet(path: Path) -> pa.Table:
     """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read."""
-    try:
+    with _reading(path), pq.ParquetFile(path) as file:
         # pq.read_table would add a column for a parent directory called epoch=0001.
-        with pq.ParquetFile(path) as file:
-            return file.read()
+        return file.read()
+
+
+def read_row_groups(path: Path) -> Iterator[pa.Table]:
+    """The row groups of one file, one after the other. Raises as ``read_parquet``."""
+    with _reading(path), pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield file.read_row_group(number)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:

@@ -1,8 +1,12 @@
 """Finding run directories: the one place that knows which folders hold runs and which never do."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.curves import attack_rows
@@ -11,6 +15,15 @@ from ima_dist.rundir.files import sentence
 from ima_dist.rundir.run import Run
 
 DATASET, TENSORBOARD = "dataset", "tensorboard"
+#: The file in a data set of runs by which it is known to be ours.
+MARKER = ".ima_dist"
+# What a data set without that file, from an earlier version, holds: folders with files that have these columns.
+_EARLIER = {
+    "runs": {"run", "status", "fingerprint", "stamp"},
+    "curves": {"run", "attack", "noise", "accuracy"},
+    "history": {"run", "epoch", "train_loss"},
+    "margins": {"run", "index", "margin", "crossed"},
+}
 
 
 def find_runs(root: Path) -> tuple[list[RunDir], list[str]]:
@@ -65,7 +78,31 @@ def finished_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def is_dataset(path: Path) -> bool:
     """Whether a directory is our data set of runs, and not, say, a user's images that happen to have its name."""
-    return path.name == DATASET and (path / "runs").is_dir() and (path / "curves").is_dir()
+    return path.name == DATASET and ((path / MARKER).is_file() or _of_earlier_version(path))
+
+
+def _of_earlier_version(path: Path) -> bool:
+    """Whether a directory without the marker holds our tables, and nothing else."""
+    try:
+        folders = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        if not folders or not all(entry.name in _EARLIER and entry.is_dir() for entry in folders):
+            return False
+        # A hidden file is one that was being written.
+        files = {f.name: [e for e in f.iterdir() if not e.name.startswith(".")] for f in folders}
+        if not all(file.suffix == ".parquet" for found in files.values() for file in found):
+            return False
+        # Any one file tells whose they are; another may be damaged.
+        known = [_has_columns(file, _EARLIER[kind]) for kind, found in files.items() for file in found[:1]]
+        return any(known) if known else len(folders) == len(_EARLIER)
+    except OSError:
+        return False
+
+
+def _has_columns(file: Path, columns: set[str]) -> bool:
+    with contextlib.suppress(pa.ArrowException, OSError):
+        names = pq.read_schema(file).names
+        return names[:1] == ["run"] and columns <= set(names)
+    return False
 
 
 def _is_ours(parent: Path, name: str) -> bool:

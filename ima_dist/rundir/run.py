@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,7 +22,13 @@ _T = TypeVar("_T")
 BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 NOISY = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
 EXTREMES = ("index", "label", "margin", "largest", "sample", "class_names")
+#: The largest training set whose margins are in memory at once to be shown: about 100 MB.
+MOST_MARGINS = 1 << 22
 Arrays = dict[str, np.ndarray]
+
+
+def _if_few(epoch: int, samples: int, pieces: Iterator[pa.Table]) -> tuple[int, pa.Table] | None:
+    return (epoch, pa.concat_tables(pieces)) if samples <= MOST_MARGINS else None
 
 
 def _boundary(path: Path) -> Arrays:
@@ -148,19 +154,28 @@ class Run:
 
     @cached_property
     def margins(self) -> tuple[int, pa.Table] | None:
-        """The newest epoch with a complete snapshot of the margins, and its table, sorted by index.
+        """The newest epoch with a complete snapshot of the margins, and its table, as ``RunDir.newest_margins``.
 
-        The columns are those of ``RunDir.newest_margins``. Damaged snapshots are skipped, and named in ``problems``.
+        None also if it has more than ``MOST_MARGINS`` rows: use ``over_margins``, or the histogram in
+        ``margin_history``. Damaged snapshots are skipped, and named in ``problems``.
         """
+        return self.over_margins(_if_few)
+
+    @cached_property
+    def margin_count(self) -> int:
+        """The number of rows of the newest snapshot, also if they are too many for ``margins``; 0 without one."""
+        return self.over_margins(lambda epoch, samples, pieces: samples) or 0
+
+    def over_margins(self, take: Callable[[int, int, Iterator[pa.Table]], _T]) -> _T | None:
+        """As ``RunDir.over_margins``. Damaged snapshots are skipped, and named in ``problems``."""
         complaints: list[str] = []
-
-        def read(path: Path) -> tuple[int, pa.Table] | None:
-            for file in path.glob("epoch=*/*"):
+        try:
+            for file in self.dir.margins_dir.glob("epoch=*/*"):
                 inside(self.dir.path, file)
-            newest = self.dir.newest_margins(complaints.append)
-            return newest and (newest[0], newest[1].sort_by("index"))
-
-        found = self._part("margins", self.dir.margins_dir, read, None)
+        except ConfigError as error:
+            self.problems["margins"] = str(error)
+            return None
+        found = self.dir.over_margins(take, complaints.append)
         if complaints:
             self.problems["margins"] = " ".join(complaints)
         return found

@@ -21,7 +21,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, sentence
-from ima_dist.rundir.finding import find_runs
+from ima_dist.rundir.finding import find_runs, is_dataset
 from ima_dist.rundir.run import Run
 from ima_dist.tracking import tables
 from ima_dist.tracking.tables import SCHEMAS, name_in, name_of, points_of, read_run, stamp_of
@@ -101,7 +101,7 @@ def runs_by_name(root: Path) -> tuple[dict[str, RunDir], list[str]]:
 
 def _read_itself(run: Run) -> Recorded:
     """The run from its own files. Raises ConfigError if its configuration cannot be read."""
-    found = read_run(run, with_margins=False)
+    found = read_run(run)
     info = found["runs"].to_pylist()[0]
     recorded = Recorded(run.dir, run.name, info, found["curves"], found["history"].select(_COLUMNS["history"].names))
     recorded.problems.update(run.problems)
@@ -114,6 +114,8 @@ def _from_dataset(
     """The runs that the data set has with these stamps, and a sentence for each damaged file of the data set."""
     problems: list[str] = []
     files: list[Path] = []
+    if not is_dataset(root / tables.FOLDER):
+        return {}, []
     with contextlib.suppress(OSError):
         files = sorted((root / tables.FOLDER / "runs").iterdir())
     # A name that begins with a dot is that of a file being written.
@@ -187,8 +189,13 @@ class Updated(NamedTuple):
 
 
 def update(root: Path) -> Updated:
-    """Write the rows of runs that are new or have changed, and remove those of runs that are gone. Raises OSError."""
+    """Write the rows of runs that are new or have changed, and remove those of runs that are gone.
+
+    Raises ConfigError, before anything is written, if the folder of the data set is the user's; OSError.
+    """
     runs, problems = runs_by_name(root)
+    if runs:
+        tables.make_dataset(root)
     written = removed = 0
     for name, run in runs.items():
         try:
@@ -197,11 +204,15 @@ def update(root: Path) -> Updated:
                 written += 1
         except ConfigError as error:
             problems.append(str(error))
-    for kind in tables.KINDS:
+    for kind in tables.KINDS if is_dataset(root / tables.FOLDER) else ():
         for file in (root / tables.FOLDER / kind).glob("*.parquet"):
-            if name_in(file) not in runs:
-                file.unlink()
-                removed += kind == "runs"
+            if name_in(file) in runs:
+                continue
+            if not tables.is_ours(file):
+                problems.append(f"{file} is not ours.")
+                continue
+            file.unlink()
+            removed += kind == "runs"
     return Updated(len(runs), written, removed, problems)
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import platform
+import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,15 @@ from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.values import option_values
 from ima_dist.rundir.curves import attack_rows, format_noise
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json, read_parquet, sentence, write_json
+from ima_dist.rundir.files import append, read_json, read_parquet, sentence, write_json
 from ima_dist.rundir.lease import LeaseLost
 from ima_dist.tracking import tables
 
 _POLL_SECONDS = 2.0
 _END_SECONDS = 10.0
+# Pauses after failures in a row, in polls: each is twice the one before, up to the longest; from the long one on the
+# end is not recorded either, unless the last attempt has succeeded.
+_LONG_PAUSE, _LONGEST_PAUSE = 8, 150
 # Unless the user says otherwise: MLflow's own are 120 s and seven retries, per number.
 _MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "5", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _LISTS = ("epoch", "margin_quantiles", "margin_histogram")
@@ -74,16 +79,20 @@ class _Follower(threading.Thread):
 
     def stop(self, abandon: bool) -> None:
         """Record the last state and end; with ``abandon`` end at once."""
-        self._abandoned = abandon
+        self._abandoned = self._abandoned or abandon
         self._stopped.set()
 
     def run(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            self._try(self._update)
-        if not self._abandoned and self._try(self._update):
+        pause = _POLL_SECONDS
+        while not self._stopped.wait(pause):
+            pause = _POLL_SECONDS if self._try(self._update) else min(2 * pause, _LONGEST_PAUSE * _POLL_SECONDS)
+        # What has just failed again and again is left alone, so that the run can end.
+        given_up = pause >= _LONG_PAUSE * _POLL_SECONDS
+        if not self._abandoned and not given_up and self._try(self._update):
             self._try(self._sink.end)
 
     def _update(self) -> None:
+        self._dir.check_lease()
         stamp = tables.stamp_of(self._dir)
         if stamp != self._stamp:
             self._sink.update()
@@ -92,6 +101,9 @@ class _Follower(threading.Thread):
     def _try(self, act: Callable[[], None]) -> bool:
         try:
             act()
+        except LeaseLost:  # another process records the run; the user hears of it from whoever trains
+            self.stop(abandon=True)
+            return False
         # MLflow has dozens of kinds of errors, and none is worth a training.
         except Exception as error:
             text = sentence(error) if isinstance(error, OSError | ConfigError) else first_line(error)
@@ -103,7 +115,8 @@ class _Follower(threading.Thread):
 
 
 def _warn(text: str) -> None:
-    print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a log on a full disk
+        print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_values(row: dict[str, Any]) -> dict[str, float]:
@@ -128,7 +141,11 @@ class _DataSet(_Sink):
         self._root, self._run = root, run
 
     def update(self) -> None:
-        tables.write_run(self._root, self._run)
+        tables.write_run(self._root, self._run, going_on=True)
+
+    def end(self) -> None:
+        if tables.many_margins(self._run):
+            tables.write_run(self._root, self._run)
 
 
 class _TensorBoard(_Sink):
@@ -143,7 +160,7 @@ class _TensorBoard(_Sink):
         name = tables.name_of(root, run)
         self._place = root / "tensorboard" / name
         self._done = 0
-        self._writer: Any = None
+        self._file: Path | None = None
         with contextlib.suppress(ConfigError, OSError, IndexError, KeyError):
             info = read_parquet(tables.file_of(root, "runs", name)).to_pylist()[0]
             if info["fingerprint"] == run.config().fingerprint() and self._place.is_dir():
@@ -153,22 +170,47 @@ class _TensorBoard(_Sink):
         new = [row for row in self._run.read_history() if row["epoch"] > self._done]
         if not new:
             return
-        if self._writer is None:
-            from tensorboardX import SummaryWriter
+        # Not SummaryWriter: its thread dies on a full disk, and whoever waits for it waits for ever.
+        from tensorboardX.proto.event_pb2 import Event
 
-            if not self._done:
-                shutil.rmtree(self._place, ignore_errors=True)
-            # The names of event files have only seconds, so a second start might overwrite the first one's.
-            self._writer = SummaryWriter(str(self._place), filename_suffix=f".epoch{self._done + 1:04d}")
-        for row in new:
-            for name, value in epoch_values(row).items():
-                self._writer.add_scalar(name, value, row["epoch"])
-        self._writer.flush()
+        file = self._events_file()
+        header = b"" if file.exists() else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        append(file, header + b"".join(map(_events, new)))
         self._done = new[-1]["epoch"]
 
-    def end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def _events_file(self) -> Path:
+        if self._file is None:
+            if not self._done:
+                # Ours only: the user may keep other files there.
+                for old in self._place.glob("events.out.tfevents.*.epoch[0-9]*"):
+                    old.unlink()
+            # TensorBoard reads the files of a directory in the order of their names.
+            named = f"{int(time.time()):010d}.{platform.node()}.epoch{self._done + 1:04d}"
+            self._file = self._place / f"events.out.tfevents.{named}"
+        return self._file
+
+
+def _events(row: dict[str, Any]) -> bytes:
+    """The numbers of an epoch as records of an event file."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    step, now = row["epoch"], time.time()
+    values = epoch_values(row).items()
+    return b"".join(_record(Event(wall_time=now, step=step, summary=scalar(name, value))) for name, value in values)
+
+
+def _record(event: Any) -> bytes:
+    """A record of the TFRecord format: length, its checksum, data, their checksum."""
+    from tensorboardX.crc32c import crc32c
+
+    def checksum(part: bytes) -> bytes:
+        crc = crc32c(part)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    return length + checksum(length) + data + checksum(data)
 
 
 class _MLflow(_Sink):

@@ -5,19 +5,24 @@ same columns, so pandas, DuckDB and Polars read a folder as one table. A file is
 place. The data set is a copy of what is in the run directories; it can be deleted and made again.
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from ima_dist.config.errors import ConfigError
+from ima_dist.margins.snapshots import ROWS
 from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_parquet
-from ima_dist.rundir.finding import DATASET, is_dataset
+from ima_dist.rundir.files import replacing, write_parquet, write_text_atomic
+from ima_dist.rundir.finding import DATASET, MARKER, is_dataset
 from ima_dist.rundir.run import Run
 
 KINDS = ("runs", "curves", "history", "margins")
@@ -95,10 +100,31 @@ def root_of(run: RunDir, usual: Path) -> Path | None:
     return None
 
 
+def check_dataset(root: Path) -> None:
+    """Raise ConfigError if ``root`` has a folder of the data set's name with other content; OSError."""
+    folder = root / FOLDER
+    if folder.exists() and any(folder.iterdir()) and not is_dataset(folder):
+        raise ConfigError(f"{folder} holds files that are not ours: rename it, or keep runs in another directory.")
+
+
 def make_dataset(root: Path) -> None:
-    """Make ``root`` a results directory, which has a data set. Raises OSError."""
+    """Make ``root`` a results directory, which has a data set. Raises as ``check_dataset``."""
+    check_dataset(root)
+    folder = root / FOLDER
     for kind in KINDS:
-        (root / FOLDER / kind).mkdir(parents=True, exist_ok=True)
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    if not (folder / MARKER).exists():
+        write_text_atomic(folder / MARKER, "The rows of runs, written by ima_dist. It can be deleted and made again.\n")
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a file in the data set holds rows of the run that it is named after, or of none."""
+    with contextlib.suppress(pa.ArrowException, OSError), pq.ParquetFile(file) as opened:
+        if opened.schema_arrow.names[:1] != ["run"]:
+            return False
+        first = next(opened.iter_batches(1, columns=["run"]), None)
+        return first is None or first["run"].to_pylist() in ([], [name_in(file)])
+    return False
 
 
 def name_of(root: Path, run: RunDir) -> str:
@@ -128,28 +154,34 @@ def stamp_of(run: RunDir) -> str:
     return " ".join(parts)
 
 
-def read_run(run: Run, with_margins: bool = True) -> dict[str, pa.Table]:
-    """The tables of a run by kind; a damaged part is empty, and named in the run's ``problems``.
+def read_run(run: Run, stamped: bool = True) -> dict[str, pa.Table]:
+    """The tables of a run by kind, but for "margins"; a damaged part is empty, and named in the run's ``problems``.
 
-    Raises ConfigError if the configuration cannot be read, which means that it is not a run of ours.
+    stamped: False leaves the stamp empty. Raises ConfigError if the configuration cannot be read, which means that it
+    is not a run of ours.
     """
-    stamp = stamp_of(run.dir)  # before the files are read, so that a change in between is read the next time
+    # Before the files are read, so that a change in between is read the next time.
+    stamp = stamp_of(run.dir) if stamped else ""
     history = _fitted("history", run, run.history_table)
-    tables = {"curves": curves_table(run), "history": history, "runs": _runs_table(run, history.num_rows, stamp)}
-    if with_margins:
-        tables["margins"] = margins_table(run)
-    return tables
+    return {"curves": curves_table(run), "history": history, "runs": _runs_table(run, history.num_rows, stamp)}
 
 
-def write_run(root: Path, dir: RunDir) -> list[str]:
+def write_run(root: Path, dir: RunDir, going_on: bool = False) -> list[str]:
     """Bring a run's files in the data set of ``root`` up to date; returns a sentence for each damaged part.
 
-    "runs" is written last: its stamp says that the others are there. Raises ConfigError, OSError.
+    "runs" is written last: its stamp says that the others are there. While the run is ``going_on``, more than
+    ``ROWS`` margins are left for its end: they would be copied after every epoch. Raises ConfigError, LeaseLost (with
+    nothing of the other process's changed) and OSError.
     """
+    make_dataset(root)
     run = Run(dir, name_of(root, dir))
-    tables = read_run(run)
-    for kind in ("margins", "history", "curves", "runs"):
-        write_parquet(file_of(root, kind, run.name), tables[kind])
+    # Its directory changes before its files do, and is part of the stamp.
+    left = going_on and many_margins(dir)
+    tables = read_run(run, stamped=not left)
+    if not left:
+        _write_margins(root, run)
+    for kind in ("history", "curves", "runs"):
+        write_parquet(file_of(root, kind, run.name), tables[kind], dir.check_lease)
     return list(run.problems.values())
 
 
@@ -166,13 +198,24 @@ def points_of(curves: pa.Table) -> list[Point]:
     return [Point(**{k: v for k, v in row.items() if v is not None or k not in ("order", "version")}) for row in rows]
 
 
-def margins_table(run: Run) -> pa.Table:
-    """The run's newest snapshot in the schema of the data set, by index; empty if there is none."""
-    if run.margins is None:
-        return SCHEMAS["margins"].empty_table()
-    epoch, table = run.margins
-    table = table.append_column("epoch", pa.array([epoch] * table.num_rows, pa.int64()))
-    return _fitted("margins", run, table)
+def many_margins(dir: RunDir) -> bool:
+    """Whether a run has more margins than are copied while it goes on."""
+    return (dir.over_margins(lambda epoch, samples, pieces: samples, lambda text: None) or 0) > ROWS
+
+
+def _write_margins(root: Path, run: Run) -> None:
+    """Copy the run's newest snapshot, by index, in pieces of bounded size; an empty table if there is none."""
+    path, schema = file_of(root, "margins", run.name), SCHEMAS["margins"]
+
+    def copy(epoch: int, samples: int, pieces: Iterator[pa.Table]) -> bool:
+        with replacing(path, run.dir.check_lease) as file, pq.ParquetWriter(file, schema) as writer:
+            for piece in pieces:
+                own = piece.append_column("epoch", pa.repeat(pa.scalar(epoch, pa.int64()), piece.num_rows))
+                writer.write_table(_fitted("margins", run, own))
+        return True
+
+    if not run.over_margins(copy):
+        write_parquet(path, schema.empty_table(), run.dir.check_lease)
 
 
 def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
@@ -205,7 +248,7 @@ def _fitted(kind: str, run: Run, table: pa.Table) -> pa.Table:
     columns = []
     for field in SCHEMAS[kind]:
         if field.name == "run":
-            columns.append(pa.array([run.name] * table.num_rows, field.type))
+            columns.append(pa.repeat(pa.scalar(run.name, field.type), table.num_rows))
         elif field.name in table.column_names:
             try:
                 columns.append(table[field.name].cast(field.type))

@@ -4,8 +4,9 @@
 the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, the margin proposals that await
 the end of the epoch (one file per worker), what the equilibrium's diagnostics have gathered until then
 (gathered.safetensors), and state.json: position, counters, and the SHA-256 of every file that belongs to it,
-including the margin shards. A checkpoint is written in a directory beside its place and moved there when state.json
-is complete.
+including the margin shards. A checkpoint is written in a directory beside its place, whose name has the mark of the
+run's lease, and moved there when state.json is complete and the lease is still held. ``checkpoint.json`` in the run
+directory names the newest.
 
 Kept: the weights of every epoch; the optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; of the checkpoints
 within an epoch the newest, the one before it, and the last one of the epoch before, which needs older margins.
@@ -14,7 +15,6 @@ Damage to one file then costs the steps between two checkpoints, or the unfinish
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -30,6 +30,9 @@ from ima_dist.core import distributed
 from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import Proposals
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import move_directory
+from ima_dist.training import noted, tensors
+from ima_dist.training.aside import Asides, naming, or_lost
 from ima_dist.training.state import Position, State
 
 KEEP_OPTIMIZER = 3
@@ -37,13 +40,17 @@ KEEP_OPTIMIZER = 3
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk. counters, scaler: state dicts; the scaler's is {} without loss scaling."""
+    """A whole checkpoint on disk. counters, scaler: state dicts; the scaler's is {} without loss scaling.
+
+    files: all that belong to it but state.json, by their paths below the run.
+    """
 
     path: Path
     position: Position
     margins: Path
     counters: dict[str, float]
     scaler: dict[str, float]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -65,54 +72,54 @@ def save(run: RunDir, identity: Identity, state: State) -> None:
     """Write a checkpoint of ``state`` at its position. Collective.
 
     Raises:
-        LeaseLost: another process has become the run's writer; nothing was written.
-        OSError: on the worker where writing failed; nothing that existed before is lost.
+        LeaseLost: another process has become the run's writer; nothing of what it has written was changed.
+        OSError: on the worker where writing failed; nothing that existed before is lost, and worker 0 leaves nothing
+            unfinished behind.
     """
     distributed.together(run.check_lease)
-    lead, position = distributed.rank() == 0, state.position
-    aside, place = run.checkpoints_dir / f".writing-{position.name}", run.checkpoints_dir / position.name
-    margins_place = _margins_dir(run, position)
-    margins_aside = margins_place.with_name(f".writing-{margins_place.name}")
+    position = state.position
+    place, margins_place = run.checkpoints_dir / position.name, _margins_dir(run, position)
+    asides = Asides(run, place, margins_place)
     counters = state.counters.state_dict()
-    if lead:
-        for old in (aside, margins_aside):
-            shutil.rmtree(old, ignore_errors=True)
-            old.mkdir(parents=True)
-    distributed.barrier()
-
-    files = _write_margins(run, identity, state, aside, margins_aside)
     gathered = state.equilibrium.state_dict() if state.equilibrium is not None and position.step else {}
-    if lead:
-        layout = _write_tensors(aside, state, gathered)
-        written = (aside / name for name in _SHARED)
-        files |= {_relative(run, place / file.name): _digest(file) for file in written if file.exists()}
-    files = {name: digest for part in distributed.gather_objects(files) for name, digest in part.items()}
-    if lead:
-        tree = {
-            "epoch": position.epoch,
-            "step": position.step,
-            "counters": counters,
-            **asdict(identity),
-            "workers": distributed.world_size(),
-            "optimizer": layout,
-            "scaler": state.scaler.state_dict(),
-            "files": files,
-        }
-        (aside / "state.json").write_text(json.dumps(tree, indent=1))
-        _sync(aside)
-        if state.store is not None and position.step == 0:
-            _move(margins_aside, margins_place)
-        else:
-            shutil.rmtree(margins_aside, ignore_errors=True)
-        _move(aside, place)
-        _prune(run, position)
-    distributed.barrier()
+    try:
+        distributed.together(asides.make)
+        # What fails on one worker alone ends the others; see ``worker.failure``.
+        alone = distributed.world_size() == 1
+        mine = or_lost(run, lambda: _write_margins(run, identity, state, asides), alone)
+        files = {name: digest for part in distributed.gather_objects(mine) for name, digest in part.items()}
+
+        def finish() -> None:
+            layout = _write_tensors(asides.checkpoint, state, gathered)
+            written = (asides.checkpoint / name for name in _SHARED)
+            tree = {
+                "epoch": position.epoch,
+                "step": position.step,
+                "counters": counters,
+                **asdict(identity),
+                "workers": distributed.world_size(),
+                "optimizer": layout,
+                "scaler": state.scaler.state_dict(),
+                "files": files | {_relative(run, place / f.name): _digest(f) for f in written if f.exists()},
+            }
+            with naming(asides.checkpoint / "state.json") as file:
+                file.write_text(json.dumps(tree, indent=1))
+            if state.store is not None and position.step == 0:
+                move_directory(asides.margins, margins_place, run.check_lease)
+            move_directory(asides.checkpoint, place, run.check_lease)
+            noted.note(run, place)
+            _prune(run, position)
+
+        distributed.together(lambda: or_lost(run, finish))
+    finally:
+        if distributed.rank() == 0:
+            asides.clear()
 
 
 _SHARED = ("model.safetensors", "optimizer.safetensors", "gathered.safetensors")
 
 
-def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, margins_aside: Path) -> dict[str, str]:
+def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides) -> dict[str, str]:
     """Write this worker's margins, or within an epoch its proposals. Collective.
 
     Returns the digests of these files, and of the margins that a checkpoint within an epoch continues from.
@@ -121,10 +128,12 @@ def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, m
     if store is None:
         return {}
     if position.step == 0:
-        digests = store.save(margins_aside, state.labels, identity.fingerprint)
+        with naming(asides.margins) as directory:
+            digests = store.save(directory, state.labels, identity.fingerprint)
         return {_relative(run, _margins_dir(run, position) / name): digest for name, digest in digests.items()}
-    file = aside / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
-    safetensors.save_file({k: v.cpu().contiguous() for k, v in store.pending()._asdict().items()}, file)
+    file = asides.checkpoint / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
+    with naming(file):
+        safetensors.save_file({k: v.cpu().contiguous() for k, v in store.pending()._asdict().items()}, file)
     digests = {_relative(run, run.checkpoints_dir / position.name / file.name): _digest(file)}
     if store.rank == 0 and position.epoch:
         # They are part of this checkpoint: damage to them must be noticed.
@@ -135,17 +144,20 @@ def _write_margins(run: RunDir, identity: Identity, state: State, aside: Path, m
 
 def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Write what all workers have in common; returns the optimiser's parameter groups, which go into state.json."""
-    safetensors.save_model(state.network, str(aside / "model.safetensors"))  # copes with tied weights
+    with naming(aside / "model.safetensors") as file:
+        tensors.save(state.network, file)
     packed = state.optimizer.state_dict()
-    tensors = {
+    moments = {
         f"{number}.{key}": torch.as_tensor(value).contiguous()
         for number, entry in packed["state"].items()
         for key, value in entry.items()
         if value is not None
     }
-    safetensors.save_file(tensors, aside / "optimizer.safetensors")
+    with naming(aside / "optimizer.safetensors") as file:
+        safetensors.save_file(moments, file)
     if gathered:
-        safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, aside / "gathered.safetensors")
+        with naming(aside / "gathered.safetensors") as file:
+            safetensors.save_file({k: v.cpu() for k, v in gathered.items()}, file)
     groups: list[dict[str, Any]] = packed["param_groups"]
     return groups
 
@@ -154,12 +166,14 @@ def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> li
 
 
 def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, or None; and a sentence for each newer one that is damaged.
+    """The newest whole checkpoint, or None; and a sentence for each newer one that is damaged or missing.
+
+    One that another node has written is waited for, as a list of a directory may be old on shared storage.
 
     Raises:
         Damaged: checkpoints exist but none is whole and of this configuration and these data.
     """
-    complaints: list[str] = []
+    complaints = noted.missing(run)
     for path in sorted(run.checkpoints_dir.glob("epoch=*"), key=_place_in_run, reverse=True):
         try:
             found = _whole(run, path, identity)
@@ -183,20 +197,20 @@ def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
     for name, digest in state["files"].items():
         _check(run.path / name, digest)
     position = Position(int(state["epoch"]), int(state["step"]))
-    return Checkpoint(path, position, _margins_dir(run, position), dict(state["counters"]), state["scaler"])
+    margins, names = _margins_dir(run, position), tuple(state["files"])
+    return Checkpoint(path, position, margins, dict(state["counters"]), state["scaler"], names)
 
 
 def files(run: RunDir, checkpoint: Checkpoint) -> Iterator[Path]:
-    """Every file of a whole checkpoint, state.json first. Raises Damaged as they are taken."""
+    """Every file of a whole checkpoint, state.json first."""
     yield checkpoint.path / "state.json"
-    yield from (run.path / name for name in _read_state(checkpoint.path)["files"])
+    yield from (run.path / name for name in checkpoint.files)
 
 
 def restore(checkpoint: Checkpoint, state: State) -> None:
     """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers."""
     state.position = checkpoint.position
-    device = next(state.network.parameters()).device
-    safetensors.load_model(state.network, checkpoint.path / "model.safetensors", device=str(device))
+    tensors.load(state.network, checkpoint.path / "model.safetensors")
     _restore_optimizer(checkpoint, state.optimizer)
     if checkpoint.scaler:
         state.scaler.load_state_dict(checkpoint.scaler)
@@ -221,14 +235,16 @@ def _restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer)
 
 def _restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
     """Give each worker the proposals of an unfinished epoch for the samples it owns, whoever made them."""
-    for file in sorted(checkpoint.path.glob("pending-*.safetensors")):
+    # By name: one that a listing of the directory does not show would silently leave margins as they were.
+    for file in (checkpoint.path / Path(name).name for name in checkpoint.files if "/pending-" in name):
+        _check_exists(file)
         pending = Proposals(**{k: v.to(store.device) for k, v in _load(file).items()})
         own = pending.take((pending.indices >= store.first) & (pending.indices < store.last))
         store.propose(own.indices, own.values, correct=own.correct, crossed=own.crossed)
 
 
 def weights_file(run: RunDir, epoch: int, data: str) -> Path:
-    """Undamaged weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
+    """Whole weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
     file = run.checkpoints_dir / Position(epoch).name / "model.safetensors"
     _check_exists(file)
     state = _read_state(file.parent)
@@ -237,10 +253,15 @@ def weights_file(run: RunDir, epoch: int, data: str) -> Path:
     return file
 
 
+def digest_of(file: Path) -> str | None:
+    """The SHA-256 that a file of weights should have, as its state.json says. Raises Damaged."""
+    found: str | None = _read_state(file.parent)["files"].get(f"checkpoints/{file.parent.name}/{file.name}")
+    return found
+
+
 def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:
     """Load the weights of ``weights_file`` in place. Raises Damaged."""
-    file = weights_file(run, epoch, data)
-    safetensors.load_model(network, file, device=str(next(network.parameters()).device))
+    tensors.load(network, weights_file(run, epoch, data))
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -264,13 +285,6 @@ def _place_in_run(path: Path) -> tuple[int, int]:
     """(epoch, step) in the name of a checkpoint directory; (-1, 0) for a name that is none."""
     match = re.fullmatch(r"epoch=(\d+)(?:-step=(\d+))?", path.name)
     return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
-
-
-def clear_unfinished(run: RunDir) -> None:
-    """Remove what an interrupted save has left behind; for the run's only writer."""
-    for directory in (run.checkpoints_dir, run.margins_dir):
-        for path in directory.glob(".writing-*"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def clear_partial(run: RunDir) -> None:
@@ -312,21 +326,6 @@ def _check_data(path: Path, state: dict[str, Any], data: str) -> None:
         raise Damaged(f"{path} was trained on data that differ from the present ones")
 
 
-def _sync(directory: Path) -> None:
-    for path in [*directory.iterdir(), directory]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _move(aside: Path, place: Path) -> None:
-    if place.exists():
-        shutil.rmtree(place)
-    aside.rename(place)
-
-
 def _prune(run: RunDir, position: Position) -> None:
     whole = sorted((p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name), key=_place_in_run)
     partial = {_place_in_run(p): p for p in run.checkpoints_dir.glob("epoch=*-step=*")}
@@ -335,6 +334,8 @@ def _prune(run: RunDir, position: Position) -> None:
     epoch_before = max((place for place in partial if place[0] < position.epoch), default=None)
     for place, path in partial.items():
         if place not in (now, before, epoch_before):
+            run.check_lease()  # or it may be the successor's
             shutil.rmtree(path, ignore_errors=True)
+    run.check_lease()
     for path in whole[:-KEEP_OPTIMIZER]:
         (path / "optimizer.safetensors").unlink(missing_ok=True)

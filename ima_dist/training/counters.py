@@ -8,7 +8,7 @@ from torch import Tensor
 from ima_dist.attacks.counting import COUNTS, Tally
 from ima_dist.core import distributed
 
-_SUMS = ("loss", "correct", "seen", "noisy", "evaluations")
+_SUMS = ("loss", "correct", "seen", "noisy", "evaluations", "skipped")
 # What attacks in training met; they leave neither ball nor box.
 _MET = tuple(f"met_{name}" for name in COUNTS if name != "outside")
 _NAMES = _SUMS + _MET
@@ -21,8 +21,8 @@ class Counters:
     The sums stay on the device and are read only when something is reported or saved: reading forces a sync.
 
     Attributes:
-        sums: (5,) float64: loss, clean samples classified correctly, clean samples, noisy samples, and forward
-            passes spent by attacks, in samples.
+        sums: (6,) float64: loss, clean samples classified correctly, clean samples, noisy samples, forward passes spent
+            by attacks, in samples, and steps that loss scaling has skipped.
         met: what the attacks have met (``attacks.counting``).
         seconds: spent on training steps ("train") and on the margin pass ("margin").
     """
@@ -38,10 +38,14 @@ class Counters:
         """Count a training step; ``loss`` and ``correct`` () are sums over this worker's samples."""
         self.sums[0] += loss
         self.sums[1] += correct
-        self.sums[2:] += torch.tensor([seen, noisy, evaluations], dtype=torch.float64, device=self.sums.device)
+        self.sums[2:5] += torch.tensor([seen, noisy, evaluations], dtype=torch.float64, device=self.sums.device)
 
     def add_evaluations(self, evaluations: int) -> None:
         self.sums[4] += evaluations
+
+    def add_skipped_step(self) -> None:
+        """All workers skip a step together; worker 0 counts it."""
+        self.sums[5] += distributed.rank() == 0
 
     def start_clock(self) -> None:
         self._since = time.perf_counter()
@@ -72,7 +76,7 @@ class Counters:
         """Continue from a ``state_dict`` on any number of workers: worker 0 takes the totals, the others begin at 0."""
         self.clear()
         if distributed.rank() == 0:
-            self.sums += self.sums.new_tensor([state[name] for name in _SUMS])
-            # Checkpoints of earlier versions do not have these.
+            # Checkpoints of earlier versions do not have all of these.
+            self.sums += self.sums.new_tensor([state.get(name, 0.0) for name in _SUMS])
             self._earlier += self.sums.new_tensor([state.get(name, 0.0) for name in _MET])
         self.seconds = {name: state[f"{name}_seconds"] for name in _TIMES}

@@ -7,10 +7,10 @@ sentences).
 
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +21,16 @@ from ima_dist.attacks.common import (
     predicted,
     soft_margin_loss,
 )
-from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.errors import ConfigError, DataWarning, first_line
 from ima_dist.config.schema import Config
-from ima_dist.core import distributed
 from ima_dist.core.norms import per_sample
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
-from ima_dist.training.network import DTYPES, check_logits, make_network, seeded
+from ima_dist.training import tensors
+from ima_dist.training.door_steps import try_training
+from ima_dist.training.doorkeeper import ROUNDED, SAME, Doorkeeper, equal
+from ima_dist.training.habits import same, undisturbed
+from ima_dist.training.network import DTYPES, make_network, seeded
 
 Findings = dict[str, Any]
 
@@ -35,8 +38,6 @@ Findings = dict[str, Any]
 _FEWEST, _MOST, _TRIED = 4, 32, 1 << 15
 # Further passes with the same samples: randomness may draw the same twice.
 _AGAIN = 2
-# Largest relative difference of two equal answers: of the same pass, and of passes that round differently.
-_SAME, _ROUNDED = 1e-5, 1e-3
 # Change of the loss, as a share of the largest logit, with which gradients are compared with differences; and the
 # largest relative deviation. A gradient of another function deviates by about 1.
 _STEP, _WRONG = 1e-2, 0.5
@@ -54,42 +55,33 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
     """
     x, y = _samples(data, config)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
+    if not any(m.training for m in network.modules() if not next(m.children(), None)):
+        warnings.warn(
+            f"All layers of {config.model.factory} are in evaluation mode, and stay there in training: dropout does "
+            "nothing, batch norm keeps its statistics. If that is not meant, return network.train().",
+            DataWarning,
+            stacklevel=2,
+        )
     door = _Door(network, data, config, run)
-    with seeded(config.seed):
+    with undisturbed(network), seeded(config.seed):
         try:
             door.saved()
             door.evaluation(x, y)
             door.drawn(state)
-            door.training(x, y)
+            try_training(door, x, y)
         finally:
             network.load_state_dict(state, strict=False)
             network.zero_grad(set_to_none=True)
     return {**door.findings, "allowed": door.allowed, "inputs": input_range(data)}
 
 
-class _Door:
+class _Door(Doorkeeper):
     """The checks of one network, and what they have found."""
 
     def __init__(self, network: nn.Module, data: DataSet, config: Config, run: RunDir | None) -> None:
-        self.network, self.data, self.config, self.run = network, data, config, run
-        self.who = f"The network of {config.model.factory}"
-        self.allowed: list[str] = []
+        super().__init__(network, data, config)
+        self.run = run
         self.findings: Findings = {}
-
-    def refuse(self, name: str, sentence: str) -> None:
-        """Raise ConfigError unless ``--allow`` has this name; then note that it was needed."""
-        if name not in self.config.allow:
-            raise ConfigError(f"{self.who} {sentence}, or accept that with --allow {name}.")
-        if name not in self.allowed:
-            self.allowed.append(name)
-
-    def logits(self, x: Tensor, mode: str = "evaluation") -> Tensor:
-        found = self.network(x)
-        check_logits(found, len(x), self.data.num_classes, self.config.model.factory, mode)
-        if found.dtype != x.dtype:
-            got, needed = (str(kind).removeprefix("torch.") for kind in (found.dtype, x.dtype))
-            raise ConfigError(f"{self.who} returns {got} values under --dtype {needed}: remove the conversion.")
-        return found
 
     def saved(self) -> None:
         """A checkpoint of the network can be written, and there is something to train."""
@@ -98,13 +90,18 @@ class _Door:
                 f"{self.who} has no trainable parameters: keep its layers as attributes or in an nn.ModuleList, so "
                 "that torch finds them."
             )
+        if any(p.is_complex() for p in self.network.parameters()):
+            raise ConfigError(
+                f"{self.who} has complex parameters: keep real and imaginary parts as one real parameter of "
+                "shape (..., 2), and take torch.view_as_complex of it in forward()."
+            )
         with tempfile.TemporaryDirectory() as directory:
             try:
-                safetensors.torch.save_model(self.network, str(Path(directory) / "model.safetensors"))
+                tensors.save(self.network, Path(directory) / "model.safetensors")
             except Exception as error:
                 raise ConfigError(
-                    f"{self.who} cannot be saved in a checkpoint: {first_line(error)}. Register its tensors as "
-                    "buffers that own their memory (tensor.clone())."
+                    f"{self.who} cannot be saved in a checkpoint: {first_line(error)}. Register ordinary "
+                    "(dense) tensors as its parameters and buffers."
                 ) from error
 
     def evaluation(self, x: Tensor, y: Tensor) -> None:
@@ -115,7 +112,7 @@ class _Door:
             before = {name: t.clone() for name, t in self.network.state_dict().items() if isinstance(t, Tensor)}
             again = [self.logits(x.clone()) for _ in range(_AGAIN)]
             after = self.network.state_dict()
-            if not all(_equal(first, other, _SAME) for other in again):
+            if not all(equal(first, other, SAME) for other in again):
                 self.refuse(
                     "random",
                     "gives different answers to the same samples in evaluation mode, so no accuracy can be repeated: "
@@ -208,7 +205,7 @@ class _Door:
                 "that treat samples independently in evaluation mode."
             ) from error
         turned = self.logits(x.flip(0).contiguous()).flip(0)
-        if not (_equal(alone, logits[[0, -1]], _ROUNDED) and _equal(turned, logits, _ROUNDED)):
+        if not (equal(alone, logits[[0, -1]], ROUNDED) and equal(turned, logits, ROUNDED)):
             self.refuse(
                 "coupled",
                 "gives a sample another answer alone than in a batch, so results depend on the batches: use layers "
@@ -218,61 +215,12 @@ class _Door:
     def drawn(self, state: dict[str, Tensor]) -> None:
         """All weights come from the seed: a second network has the same."""
         again = make_network(self.config, self.data, self.run).state_dict()
-        if any(not isinstance(again.get(name), Tensor) or not _identical(again[name], t) for name, t in state.items()):
+        if any(not isinstance(again.get(name), Tensor) or not same(again[name], t) for name, t in state.items()):
             self.refuse(
                 "random",
                 f"has other weights each time it is built with seed {self.config.seed}: draw them from torch's, "
                 "NumPy's or Python's own generator, which are seeded, and not from one seeded otherwise",
             )
-
-    def training(self, x: Tensor, y: Tensor) -> None:
-        """A step with a batch, and a pass with the smallest share of a batch that a worker will get."""
-        self.network.train()
-        share, workers = smallest_share(len(self.data.train), self.config)
-        batch = min(len(x), self.config.batch_size)
-        if batch > 1 or share == 1:
-            self._step(x[:batch].clone(), y[:batch], workers)
-        if share >= batch:
-            return
-        try:
-            with torch.no_grad():
-                self.logits(x[:share].clone(), "training")
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(
-                f"{self.who} does not take {share} sample{'s' * (share > 1)} in training mode ({first_line(error)}), "
-                f"but a worker will get no more of some batch: choose another --batch-size or fewer --workers."
-            ) from error
-
-    def _step(self, x: Tensor, y: Tensor, workers: int) -> None:
-        try:
-            loss = cross_entropy(self.logits(x, "training"), y).mean()
-            loss.backward()
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"{self.who} cannot be trained: {first_line(error)}.") from error
-        if not math.isfinite(loss.item()):
-            self.refuse("not-finite", "has a NaN or infinite loss in training mode: scale the data or the weights")
-        unused = [n for n, p in self.network.named_parameters() if p.requires_grad and p.grad is None]
-        if unused and workers > 1:
-            raise ConfigError(
-                f"{self.who} does not use its parameter {unused[0]!r}, which {workers} workers would wait for: remove "
-                "it, set requires_grad=False, or use --workers 1."
-            )
-
-
-def smallest_share(samples: int, config: Config) -> tuple[int, int]:
-    """Fewest samples that a worker gets of a batch, if any, and the largest number of workers that is asked for."""
-    low, high = config.worker_range or (config.workers or 1, config.workers or 1)
-    sizes = {min(config.batch_size, samples), samples % config.batch_size} - {0}
-    shares = set()
-    for workers in range(int(low), int(high) + 1):
-        for size in sizes:
-            parts = (distributed.block(size, part, workers) for part in range(workers))
-            shares |= {last - first for first, last in parts}
-    return min(shares - {0}), int(high)
 
 
 def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
@@ -313,14 +261,3 @@ def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
     split = data.train.take(places)
     return Resident(split, "cpu", DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
-
-
-def _equal(a: Tensor, b: Tensor, tolerance: float) -> bool:
-    """Equal up to rounding; NaN equals NaN, because values that are not finite are another matter."""
-    finite = a[a.isfinite()]
-    scale = float(finite.abs().max()) if len(finite) else 0.0
-    return torch.allclose(a, b, rtol=0.0, atol=tolerance * scale, equal_nan=True)
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import misclassified
+from ima_dist.attacks.common import evaluation_mode, misclassified
 from ima_dist.attacks.counting import Counted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
@@ -23,7 +23,8 @@ from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
-from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, running_statistics, use_tf32
+from ima_dist.training.habits import Habits, StepGenerators, agree, observe
+from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, use_tf32
 from ima_dist.training.numerics import check_gradient
 from ima_dist.training.reporter import Reporter
 from ima_dist.training.resume import check_same_data, resume
@@ -60,7 +61,9 @@ class Training:
         )
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
-        self.running = running_statistics(self.network)
+        #: What the network does in training mode; ``begin`` finds it out where there are several workers.
+        self.habits = Habits()
+        self.generators = StepGenerators(config.seed, device)
         steps = -(-len(self.train) // config.batch_size)
         self.reporter = Reporter(run, config, steps, len(self.train), should_stop)
         self.history: list[dict[str, Any]] = []
@@ -99,10 +102,13 @@ class Training:
         """
         check_same_data(self.identity.data)
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
+        few = self.train.batch(torch.arange(min(8, len(self.train)), device=self.device))
         if distributed.world_size() > 1:
-            self.trained = autocast(data_parallel(self.network, self.device), self.config.autocast)
+            self.habits = observe(self.network, *few, self.config.seed)
+            joined = data_parallel(self.network, self.device, find_unused=bool(self.habits.unused))
+            self.trained = autocast(joined, self.config.autocast)
         use_tf32(self.config.tf32)
-        self.at_once = most_at_once(self.network, *self.train.batch(torch.arange(min(8, len(self.train)))))
+        self.at_once = most_at_once(self.network, *few)
 
     # ---- an epoch (Algorithm 1)
 
@@ -110,7 +116,6 @@ class Training:
         config, position, counters = self.config, self.state.position, self.state.counters
         for group in self.state.optimizer.param_groups:
             group["lr"] = learning_rate(config, position.epoch)
-        self.network.train()
         use_tf32(config.tf32)
         counters.start_clock()
         for indices in batches(len(self.train), config.batch_size, config.seed, position.epoch, position.step):
@@ -128,19 +133,22 @@ class Training:
         """One update. The gradient is that of the global batch, whatever its size and however it is split."""
         state = self.state
         indices = distributed.share_of_batch(global_batch).to(self.device, non_blocking=True)
+        self.generators.start(state.position.epoch, state.position.step)
         state.optimizer.zero_grad(set_to_none=True)
         loss, losses, samples = self._loss(indices) if len(indices) else self._no_loss(indices)
         # DDP averages over the workers; the loss is summed over this worker's share.
         state.scaler.scale(loss * (distributed.world_size() / len(global_batch))).backward()
         state.scaler.unscale_(state.optimizer)
         where = state.position.epoch + 1, state.position.step + 1
-        check_gradient(self.network, state.scaler, losses, samples, where)
+        if not check_gradient(self.network, state.scaler, losses, samples, where):
+            state.counters.add_skipped_step()
         # Leaves the network as it is if the gradient was too large for the scale.
         state.scaler.step(state.optimizer)
         state.scaler.update()
-        # Each worker's batch norm has seen only its share, which may be empty. All attack the same network, so they
-        # agree on one.
-        distributed.average_(self.running, weight=len(indices))
+        # Each worker's statistics are of its share, which may be empty. All attack the same network, so they agree.
+        if self.habits.moving:
+            all_have_samples = len(global_batch) >= distributed.world_size()
+            agree(self.network, self.habits.moving, len(losses), all_have_samples)
 
     def _loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""
@@ -175,9 +183,8 @@ class Training:
             return 0.0 * self.trained(x).sum(), none, indices
         x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
         # Batch norm refuses a single sample in training mode, and must not count this one.
-        self.network.eval()
-        loss = 0.0 * self.trained(x).sum()
-        self.network.train()
+        with evaluation_mode(self.network):
+            loss = 0.0 * self.trained(x).sum()
         return loss, none, indices
 
     def _batch(self, indices: Tensor, margins: Tensor | None, phase: Phase) -> Batch:
@@ -201,6 +208,7 @@ class Training:
         largest = -(-len(self.train) // distributed.world_size())
         turns = -(-largest // size)
         for turn in range(turns):
+            self.generators.start(self.state.position.epoch, -1 - turn)
             part = torch.arange(store.first + turn * size, min(store.first + (turn + 1) * size, store.last))
             part = part[~done[part - store.first]] if len(part) else part
             for piece in part.split(self.at_once) if len(part) else ():
@@ -235,7 +243,7 @@ class Training:
                 self.network, self.val, self.val_attacked, config, config.eval.val_noise, self.at_once
             )
             accuracies["val_robust_accuracy"] = robust
-        self.history.append(state.epoch_row(epoch, accuracies, config.eps_max))
+        self.history.append(state.epoch_row(epoch, accuracies, config.eps_max, self.method.largest_margin))
         if state.equilibrium is not None:
             self.equilibria += state.equilibrium.rows(epoch)
         if distributed.rank() == 0:
@@ -245,7 +253,7 @@ class Training:
         state.begin_epoch(epoch)
         checkpoint.save(self.run, self.identity, state)
         if distributed.rank() == 0:
-            write_answers(self.run, self.network, self.train, epoch)
+            self.run.for_display(lambda: write_answers(self.run, self.network, self.train, epoch))
         self._report("training")
 
     def _report(self, stage: str) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
+from ima_dist.attacks.common import evaluation_mode
 from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
@@ -21,6 +21,7 @@ from ima_dist.data.types import DataSet
 from ima_dist.models.libraries import normalised
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import start_weights
+from ima_dist.training.tensors import in_precision, own_memory
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,6 +62,13 @@ def use_tf32(allowed: bool) -> None:
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
+    """``build_network`` for a data set."""
+    return build_network(config, data.num_classes, tuple(data.train.stored.shape[1:]), run, trained=trained)
+
+
+def build_network(
+    config: Config, num_classes: int, shape: tuple[int, ...], run: RunDir | None = None, *, trained: bool = False
+) -> nn.Module:
     """The configured network with weights drawn from the seed, or given, in the configured precision.
 
     Lazy modules get their weights here, too. Given weights are those that ``run`` keeps, or else the user's; they are
@@ -69,14 +77,13 @@ def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, tr
     """
     factory = resolve_reference(config.model.factory, "model.factory")
     check_call(factory, config.model.factory, "model.args", 2, config.model.args)
-    shape = tuple(data.train.stored.shape[1:])
     # Only the CPU's generators: the others would wake every card of the machine, on the driver too.
     with seeded(config.seed):
         try:
-            network = factory(data.num_classes, shape, **config.model.args)
+            network = factory(num_classes, shape, **config.model.args)
         except Exception as error:
             raise ConfigError(
-                f"--model.factory {config.model.factory} failed for {data.num_classes} classes and samples of "
+                f"--model.factory {config.model.factory} failed for {num_classes} classes and samples of "
                 f"shape {shape}: {first_line(error)}."
             ) from error
         if not isinstance(network, nn.Module):
@@ -85,28 +92,25 @@ def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, tr
             )
         trial = torch.zeros(2, *shape)
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
-            _tried(config, network, trial, data.num_classes)
+            _tried(config, network, trial, num_classes)
         if config.model.weights and not trained:
             start_weights.start(network, config.model, run)
         network = normalised(network, config.model.mean, config.model.std, shape)
-        network = network.to(DTYPES[config.dtype])
-        _tried(config, network, trial.to(DTYPES[config.dtype]), data.num_classes)
-    return network.train()
+        network = in_precision(own_memory(network, config.model.factory), DTYPES[config.dtype])
+        _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)
+    return in_training_mode(network)
 
 
 def _tried(config: Config, network: nn.Module, trial: Tensor, classes: int) -> None:
     """One pass in evaluation mode. Raises ConfigError unless it returns logits."""
-    mode = network.training
     try:
-        with torch.no_grad():
-            found = network.eval()(trial)
+        with torch.no_grad(), evaluation_mode(network):
+            found = network(trial)
     except Exception as error:
         raise ConfigError(
             f"The network of {config.model.factory} does not take samples of shape {tuple(trial.shape[1:])}: "
             f"{first_line(error)}."
         ) from error
-    finally:
-        network.train(mode)
     check_logits(found, len(trial), classes, config.model.factory, "evaluation")
 
 
@@ -143,18 +147,29 @@ def learning_rate(config: Config, epoch: int) -> float:
     return config.optimizer.lr * (0.5 ** (epoch // every) if every else 1.0)
 
 
-def running_statistics(network: nn.Module) -> list[Tensor]:
-    """Running means and variances that each worker would otherwise have of its own."""
-    layers = [m for m in network.modules() if isinstance(m, _NormBase) and not isinstance(m, nn.SyncBatchNorm)]
-    return [s for m in layers for s in (m.running_mean, m.running_var) if s is not None]
+def in_training_mode(network: nn.Module) -> nn.Module:
+    """The network with every layer in the mode that it is trained in.
+
+    A layer that its factory has put into evaluation mode stays there, as does one that an overridden ``train()``
+    leaves there. Nothing else in the project calls ``train()`` or ``eval()``: ``evaluation_mode`` sets and restores
+    each layer's own flag.
+    """
+    frozen = [m for m in network.modules() if not m.training]
+    network.train()
+    for m in frozen:
+        m.training = False
+    return network
 
 
-def data_parallel(network: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The network with gradients that are averaged over the workers. Collective."""
+def data_parallel(network: nn.Module, device: torch.device, find_unused: bool) -> DistributedDataParallel:
+    """The network with gradients that are averaged over the workers. Collective.
+
+    find_unused: some parameters may have no gradient in a step; looking for them costs a little in each.
+    """
     # Buffers stay local: a broadcast would change them between two forward passes of one step.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}
+    options: dict[str, Any] = {name: False, "find_unused_parameters": find_unused}
     devices = [device.index] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, **options)
 

@@ -15,8 +15,10 @@ class NumericalError(Exception):
 
 def check_gradient(
     network: nn.Module, scaler: torch.amp.GradScaler, losses: Tensor, samples: Tensor, where: tuple[int, int]
-) -> None:
+) -> bool:
     """Raise NumericalError if the gradient is not finite, unless loss scaling is still looking for its scale.
+
+    Returns False if the scaler will therefore skip this step.
 
     All workers call it together after the backward pass, from which they have the same gradient, so all raise in
     the same step. The check of the norm is the only sync that it forces on a GPU while all is well.
@@ -28,13 +30,13 @@ def check_gradient(
     """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     if torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
-        return
+        return True
     wrong = ~torch.isfinite(losses.detach())
     if scaler.is_enabled() and scaler.get_scale() > 1 and not distributed.all_reduce(wrong.sum()):
         # The scaler looks at single entries: it would take a step of which only the norm is infinite.
         scaler_skips = not all(bool(torch.isfinite(g).all()) for g in gradients)
         if scaler_skips:
-            return
+            return False
     raise NumericalError(_sentence(network, samples[wrong].tolist(), where, half=scaler.is_enabled()))
 
 

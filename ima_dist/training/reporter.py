@@ -9,7 +9,6 @@ import torch
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json
 from ima_dist.training.state import Position
 
 # Seconds between two reports. Each costs two small all-reduces and a sync.
@@ -60,25 +59,23 @@ class Reporter:
         rate = (done - self.start_samples) / max(elapsed, 1e-9)
         seen = totals["seen"]
         finished = position.step == 0 and position.epoch > 0
-        write_json(
-            self.run.progress_path,
-            {
-                "stage": stage,
-                "epoch": position.epoch if finished else position.epoch + 1,
-                "epochs": self.config.epochs,
-                "step": self.steps if finished else position.step,
-                "steps": self.steps,
-                "samples_done": done,
-                "samples_total": total,
-                "samples_per_second": rate or None,
-                "workers": distributed.world_size(),
-                "loss": totals["loss"] / seen if seen else last_epoch.get("train_loss"),
-                "clean_accuracy": totals["correct"] / seen if seen else last_epoch.get("train_accuracy"),
-                "val_accuracy": last_epoch.get("val_accuracy"),
-                "margin_mean": last_epoch.get("margin_mean"),
-                "share_at_max": last_epoch.get("share_at_max"),
-                "seconds_left": (total - done) / rate if rate > 0 else None,
-                "warnings": warnings,
-                "updated": time.time(),
-            },
-        )
+        state = {
+            "stage": stage,
+            "epoch": position.epoch if finished else position.epoch + 1,
+            "epochs": self.config.epochs,
+            "step": self.steps if finished else position.step,
+            "steps": self.steps,
+            "samples_done": done,
+            "samples_total": total,
+            "samples_per_second": rate or None,
+            "workers": distributed.world_size(),
+            "loss": totals["loss"] / seen if seen else last_epoch.get("train_loss"),
+            "clean_accuracy": totals["correct"] / seen if seen else last_epoch.get("train_accuracy"),
+            "val_accuracy": last_epoch.get("val_accuracy"),
+            "margin_mean": last_epoch.get("margin_mean"),
+            "share_at_max": last_epoch.get("share_at_max"),
+            "seconds_left": (total - done) / rate if rate > 0 else None,
+            "warnings": [*warnings, *self.run.dropped],
+            "updated": time.time(),
+        }
+        self.run.for_display(lambda: self.run.write_json(self.run.progress_path, state))

@@ -9,6 +9,7 @@ from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import wait_for
 from ima_dist.training import checkpoint
+from ima_dist.training.aside import clear_unfinished
 from ima_dist.training.state import State
 
 Rows = list[dict[str, Any]]
@@ -35,7 +36,7 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> tuple[Ro
         Damaged: checkpoints exist but none is whole and of this configuration and these data; or on a single worker,
             which cannot read the one that worker 0 has found whole.
     """
-    distributed.together(lambda: checkpoint.clear_unfinished(run))
+    distributed.together(lambda: clear_unfinished(run))
     # Only one worker checks: on shared storage another may not see the newest files yet.
     found, damaged = distributed.together(lambda: checkpoint.newest(run, identity))
     if found is None:
@@ -55,5 +56,5 @@ def _restore(run: RunDir, found: checkpoint.Checkpoint, state: State) -> None:
         wait_for(checkpoint.files(run, found))
         checkpoint.restore(found, state)
     except (OSError, ValueError, SafetensorError) as error:
-        where = f"worker {distributed.rank()} on {platform.node()}"
-        raise checkpoint.Damaged(f"{found.path} is whole to worker 0, but not to {where} ({error})") from error
+        who = f"worker {distributed.rank()} on {platform.node()}"
+        raise checkpoint.Damaged(f"{found.path} was found whole, but {who} cannot read it ({error})") from error

@@ -1,5 +1,6 @@
 """All that changes while a run trains, and so all that a checkpoint holds."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,12 +11,10 @@ from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
 from ima_dist.margins.store import MarginStore
 from ima_dist.methods import Method
-from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.directory import HISTOGRAM_BINS, RunDir
 from ima_dist.training.counters import Counters
 from ima_dist.training.equilibrium import Equilibrium
 from ima_dist.training.network import DTYPES, make_network, make_optimizer, scaler
-
-HISTOGRAM_BINS = 50
 
 
 @dataclass
@@ -58,8 +57,13 @@ class State:
         if self.equilibrium is not None:
             self.equilibrium.clear()
 
-    def epoch_row(self, epoch: int, accuracies: dict[str, float | None], eps_max: float) -> dict[str, Any]:
-        """The row of history.parquet for the epoch; accuracies: of the validation set, by column. Collective."""
+    def epoch_row(
+        self, epoch: int, accuracies: dict[str, float | None], eps_max: float, largest: float
+    ) -> dict[str, Any]:
+        """The row of history.parquet for the epoch. Collective.
+
+        accuracies: of the validation set, by column. largest: ``Method.largest_margin``.
+        """
         totals, seconds, store = self.counters.totals(), self.counters.seconds, self.store
         seen = max(totals["seen"], 1.0)
         row: dict[str, Any] = {
@@ -75,13 +79,16 @@ class State:
             "samples_per_second": seen / max(seconds["train"] + seconds["margin"], 1e-9),
             **accuracies,
         }
+        if self.scaler.is_enabled():
+            row["skipped_steps"] = int(totals["skipped"])
         if store is not None:
+            bins = math.ceil(HISTOGRAM_BINS * largest / eps_max - 1e-6)
             row |= {
                 "margin_mean": store.mean(),
                 # A margin that has just been clipped to ε_max may differ from it by rounding.
                 "share_at_max": store.share_at(eps_max * (1 - 1e-6)),
-                "margin_quantiles": store.quantiles(eps_max),
-                "margin_histogram": store.histogram(HISTOGRAM_BINS, eps_max).tolist(),
+                "margin_quantiles": store.quantiles(largest),
+                "margin_histogram": store.histogram(bins, eps_max * (bins / HISTOGRAM_BINS)).tolist(),
             }
         return row
 

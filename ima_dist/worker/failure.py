@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from ima_dist.config.errors import one_line
-from ima_dist.core import distributed
 
 # Seconds that a worker waits with an exception that is only the consequence of another worker's failure or death: that
 # must reach Ray first, and then ends this wait.
@@ -39,6 +38,9 @@ class Failure(Exception):
     @classmethod
     def now(cls, sentence: str, final: bool, consequence: bool = False) -> Self:
         """Of this worker, at this moment."""
+        # Here, because the driver opens without torch.
+        from ima_dist.core import distributed
+
         return cls(sentence, final, consequence, distributed.rank(), platform.node(), time.time())
 
     def __str__(self) -> str:
@@ -46,7 +48,7 @@ class Failure(Exception):
 
 
 def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: dict[str, Any]) -> dict[str, Any]:
-    """``work(payload)``, or Failure in place of the answer "failed" and of every exception."""
+    """``work(payload)``, or Failure in place of the answers "failed" and "lost" and of every exception."""
     try:
         answer = work(payload)
     except BaseException as error:  # a sys.exit() in the user's code, too
@@ -54,7 +56,8 @@ def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: 
         if failure.consequence:
             time.sleep(_CAUSE_WITHIN)
         raise failure from error
-    if answer["status"] == "failed":
+    # A lost lease, too: worker 0 may find out when it writes something alone.
+    if answer["status"] in ("failed", "lost"):
         raise Failure.now(answer["message"], final=True)
     return answer
 
@@ -68,6 +71,8 @@ def _is_consequence(error: BaseException) -> bool:
     """Whether a collective has failed, as it does when another worker has gone, or worker 0 has failed."""
     import torch.distributed as dist
 
+    from ima_dist.core.distributed import REPEATED
+
     # gloo's errors have no type of their own, but name its files.
     failed = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
-    return failed or distributed.REPEATED in getattr(error, "__notes__", ())
+    return failed or REPEATED in getattr(error, "__notes__", ())

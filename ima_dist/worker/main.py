@@ -15,7 +15,7 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict
 from ima_dist.core.polling import polling
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import VISIBLE_WITHIN, write_json
+from ima_dist.rundir.files import VISIBLE_WITHIN
 from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker.failure import failing_together
 from ima_dist.worker.ray_head import LOOK_EVERY, Head
@@ -104,16 +104,17 @@ def in_this_process(
         return {"status": "lost", "message": str(error)}
     finally:
         if distributed.rank() == 0:
-            _for_the_driver(lambda: pause.unlink(missing_ok=True))
+            _for_the_driver(run.check_lease, lambda: pause.unlink(missing_ok=True))
     if distributed.rank() == 0 and task == "train":
-        _for_the_driver(lambda: write_json(run.summary_path, {**run.summary(), **answer}))
+        _for_the_driver(lambda: run.write_json(run.summary_path, {**run.summary(), **answer}))
     return answer
 
 
-def _for_the_driver(act: Callable[[], object]) -> None:
+def _for_the_driver(*acts: Callable[[], object]) -> None:
     """Do what the driver does, too, unless it has died: a full disk must not take the place of the first cause."""
-    with contextlib.suppress(OSError, ConfigError):
-        act()
+    with contextlib.suppress(OSError, ConfigError, LeaseLost):
+        for act in acts:
+            act()
 
 
 def _unseen(run: RunDir) -> str | None:

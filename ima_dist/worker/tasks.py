@@ -1,10 +1,11 @@
 """The tasks of a worker: train (and then evaluate), evaluate, audit. All workers call one together."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from ima_dist.evaluation.runner import Met, evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import write_json, write_parquet
+from ima_dist.rundir.inputs import write_inputs
 from ima_dist.training.checkpoint import Damaged, load_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
@@ -37,18 +38,25 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
     began = time.perf_counter()
     task = _Task(config, run, device, should_stop)
     if distributed.rank() == 0:
-        artefacts.write_names(run, task.data)
+        write_inputs(run, artefacts.describe(task.data))
+        run.for_display(lambda: artefacts.write_names(run, task.data))
     training = Training(config, run, task.data, device, should_stop)
     with watched(run, training.network, config.hang_after):
         network = training.fit()
     seconds = {"train": time.perf_counter() - began}
-    if distributed.rank() == 0:
-        artefacts.write_boundary(run, network, training.train, to_attack(task.data.train, 4000, config.eval.order))
+    if distributed.rank() == 0 and training.train.shape == (2,):  # choosing takes memory for every sample
+        points = to_attack(task.data.train, 4000, config.eval.order)
+        run.for_display(lambda: artefacts.write_boundary(run, network, training.train, points))
     trained = sum(row["train_seconds"] + (row["margin_seconds"] or 0.0) for row in training.history)
     speed = len(training.train) * len(training.history) / max(trained, 1e-9)
     task.evaluate(network, config.epochs, seconds)
     if distributed.rank() == 0:
-        write_json(run.summary_path, {**run.summary(), **_FINISHED, "train_samples_per_second": speed})
+        if not run.samples_path.exists():  # there was no room for it
+            artefacts.write_names(run, task.data)
+        about: dict[str, Any] = {"train_samples_per_second": speed}
+        if config.autocast == "float16":
+            about["skipped_steps"] = sum(row.get("skipped_steps") or 0 for row in training.history)
+        run.write_json(run.summary_path, {**run.summary(), **_FINISHED, **about})
     return dict(_FINISHED)
 
 
@@ -66,26 +74,37 @@ def audit_task(
     config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], samples: int
 ) -> dict[str, Any]:
     """Compare the newest stored margins with an independent attack; see ``evaluation.margin_audit``."""
-    # Only one worker looks: another might not see the newest directory yet.
-    newest = run.newest_margins() if distributed.rank() == 0 else None
-    epoch: int = distributed.together(lambda: _epoch_of(newest))
     task = _Task(config, run, device, should_stop)
     train = task.resident(task.data.train)
+    chosen = to_audit(task.data.train, samples, config)
+    # Only one worker looks: another might not see the newest directory yet.
+    newest = run.over_margins(_picking(chosen)) if distributed.rank() == 0 else None
+    epoch: int = distributed.together(lambda: _epoch_of(newest))
     network = task.trained_network(epoch)
     found = audit(
         network,
         train,
-        None if newest is None else newest[1].sort_by("index"),
+        None if newest is None else newest[1],
         config,
         epoch=epoch,
-        samples=to_audit(task.data.train, samples, config),
+        samples=chosen,
         augmented=task.data.augment,
         **task.conduct(network, train, epoch),
     )
     if found is not None:
         keep(run, found.append_column("epoch", pa.array([epoch] * found.num_rows)))
-        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+        _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
     return dict(_FINISHED)
+
+
+def _picking(samples: torch.Tensor) -> Callable[[int, int, Iterator[pa.Table]], tuple[int, pa.Table]]:
+    """What ``RunDir.over_margins`` takes, for the rows of these samples."""
+    wanted = pa.array(samples.numpy())
+
+    def pick(epoch: int, total: int, pieces: Iterator[pa.Table]) -> tuple[int, pa.Table]:
+        return epoch, pa.concat_tables(piece.filter(pc.is_in(piece["index"], wanted)) for piece in pieces)
+
+    return pick
 
 
 def _epoch_of(newest: tuple[int, pa.Table] | None) -> int:
@@ -123,7 +142,7 @@ class _Task:
         def write(done: int, total: int) -> None:
             if distributed.rank() == 0:
                 progress = {"stage": "evaluation", "evaluation_done": done, "evaluation_total": total}
-                write_json(self.run.progress_path, {**progress, "epoch": epoch, "epochs": self.config.epochs})
+                _show(self.run, {**progress, "epoch": epoch, "epochs": self.config.epochs})
 
         batch_size = min(evaluation_batch_size(self.config.batch_size, samples), self.at_once)
         return {"batch_size": batch_size, "should_stop": self.should_stop, "on_progress": write}
@@ -151,16 +170,18 @@ class _Task:
         if epoch == config.epochs:
             # A weaker evaluation does not replace the pictures of a stronger one.
             if outcomes.is_shown(run, points):
-                artefacts.write_noisy_images(run, network, test, samples, config, self.data, self.should_stop)
-            artefacts.write_extremes(run, self.resident(self.data.train, torch.device("cpu")), self.data)
+                images = (test, samples, config, self.data, self.should_stop)
+                run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
+            train = self.resident(self.data.train, torch.device("cpu"))
+            run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
         about["failed_attacks"] = _merged(run, "failed_attacks", config, epoch, failed)
-        write_json(run.summary_path, {**run.summary(), **about})
+        run.write_json(run.summary_path, {**run.summary(), **about})
         forget(run, config, epoch, digest, failed)
-        write_json(run.progress_path, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+        _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
     def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
         """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
@@ -168,8 +189,13 @@ class _Task:
         if self.data.num_classes == 2 and self.data.class_names:
             found["class_names"] = list(self.data.class_names)
             splits = {"validation": self.resident(self.data.val), "test": test}
-            write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
+            self.run.write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
         return found
+
+
+def _show(run: RunDir, state: dict[str, Any]) -> None:
+    """Rewrite progress.json."""
+    run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
 
 
 def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:

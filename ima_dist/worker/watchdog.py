@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,11 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
     """
     path = run.stacks_dir / f"worker-{distributed.rank():04d}.txt"
     last = 0.0
-    with _opened(path) as file:
+    try:
+        opened = _opened(path)
+    except OSError:  # no room for it, but the run goes on
+        opened = open(os.devnull, "w")  # noqa: SIM115
+    with opened as file:
 
         def beat(*_: object) -> None:
             nonlocal last

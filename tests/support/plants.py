@@ -23,6 +23,7 @@ import torch.distributed as dist
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.training.checkpoint import Damaged
 from ima_dist.worker import main
 from tests.support.workers import free_port
@@ -45,6 +46,7 @@ WHAT: dict[str, Callable[[], BaseException]] = {
     "damaged": lambda: Damaged("/runs/file is damaged"),
     "strange": lambda: Strange(1, "what a library throws"),
     "exit": lambda: SystemExit(0),
+    "lost": lambda: LeaseLost("/runs has been taken over"),
 }
 
 

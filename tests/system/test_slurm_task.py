@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -271,6 +272,39 @@ def test_a_requeue_that_slurm_refuses_at_first(job):
     assert (
         "could not be requeued (scontrol requeue 7_1: scontrol: error: Access denied). Its last checkpoint" in message
     )
+
+
+def test_without_scontrol_the_batch_script_is_asked_to_requeue(job):
+    """As in a container: the run asks the script around it, and leaves the result that is true if SLURM refuses."""
+    asked = job.folder / "requeue-7_1"
+    (job.folder / "sleep").symlink_to(str(shutil.which("sleep")))
+    hidden = f"import os\nos.environ.update(PATH={str(job.folder)!r}, IMA_DIST_REQUEUE_FILE={str(asked)!r})\n"
+    ended = "import os; print('dir', os.environ['IMA_DIST_LAST_START'], flush=True); os._exit(75)"
+    status, _, err = job.run(ended, before=f"{hidden}os.environ['SLURM_JOB_END_TIME'] = '1800000000'\n")
+    assert (status, job.requeued(), asked.read_text()) == (0, 0, "ima"), err
+    output = job.record.output.read_text()
+    assert "no scontrol here, so the job's batch script asks SLURM to requeue it" in output
+    assert f"dir {1800000000 - 30 - 60}.0" in output
+    assert job.record.result() is None
+    refused = json.loads((job.record.path / "refused.json").read_text())
+    assert refused["status"] == 75
+    assert "could not be requeued by its batch script. Its last checkpoint is kept" in refused["message"]
+    # A script of an earlier version does not listen.
+    late = "import cluster.leader as l; l._REQUEUE_SECONDS = 0.0\n"
+    status, _, err = job.run(
+        "import os; os._exit(75)", 1, before=f"import os\nos.environ['PATH'] = {str(job.folder)!r}\n{late}"
+    )
+    assert (status, job.requeued()) == (1, 0), err
+    assert "could not be requeued (The command scontrol is missing" in job.record.result()["message"]
+
+
+def test_a_directory_of_data_on_the_node(job):
+    code = "import sys; print('data', sys.argv[1:]); sys.exit(0)"
+    words = ["-c", code, "--data.dir", "$MINE/images"]
+    before = f"import os, sys\nos.environ['MINE'] = '/node'\nsys.argv[2] = {json.dumps(words)!r}\n"
+    status, _, err = job.run(code, before=before)
+    assert status == 0, err
+    assert "data ['--data.dir', '/node/images']" in job.record.output.read_text()
 
 
 def test_a_leftover_ends_when_the_job_has_been_started_again(job):

@@ -54,13 +54,16 @@ def test_table_of_epochs_shows_margins_validation_and_the_paper():
 
 
 def test_the_peak_of_the_margins_is_recommended():
-    margins = np.concatenate([np.zeros(50), np.linspace(0.1, 0.14, 120), np.linspace(0.15, 0.3, 80)])
-    found = recommend.recommend(margins, 0.3)
-    assert found.levels == pytest.approx((0.1, 0.12, 0.13), abs=0.011)
-    assert found.share_zero == pytest.approx(50 / 250)
-    assert found.share_at_max == pytest.approx(1 / 250)
-    with pytest.raises(ConfigError, match="Fewer than two margins are above 0"):
-        recommend.recommend(np.zeros(5), 0.3)
+    right = np.concatenate([np.linspace(0.1, 0.14, 120), np.linspace(0.15, 0.3, 80)])
+    # Misclassified samples stand at the margin expansion under ima, at 0 under mma: most of them change nothing.
+    for wrong in (np.full(250, 0.003), np.zeros(250)):
+        margins, correct = np.concatenate([wrong, right]), np.arange(450) >= 250
+        found = recommend.recommend(margins, correct, 0.3)
+        assert found.levels == pytest.approx((0.1, 0.12, 0.13), abs=0.011)
+        assert found.share_wrong == pytest.approx(250 / 450)
+        assert found.share_at_max == pytest.approx(1 / 200)
+    with pytest.raises(ConfigError, match="Fewer than two training samples are classified correctly"):
+        recommend.recommend(np.full(5, 0.003), np.zeros(5, bool), 0.3)
 
 
 def test_recommended_commands_train_on_the_same_data(tmp_path, capsys):
@@ -69,6 +72,11 @@ def test_recommended_commands_train_on_the_same_data(tmp_path, capsys):
     assert recommend.main([str(run.path)]) == 0
     out = capsys.readouterr().out
     assert "Margins of 300 training samples after epoch 2 of 2" in out
+    _, table = run.newest_margins() or (0, None)
+    assert table is not None
+    wrong = 300 - sum(table["correct"].to_pylist())
+    assert wrong > 0
+    assert f"{wrong / 300:.1%} of the samples are misclassified without noise" in out
     command = [line for line in out.splitlines() if "--method adv" in line][-1]
     assert shlex.split(command)[:4] == ["python", "-m", "ima_dist.train", "moons"]
     for words in ("--data.subset 300", "--epochs 2", "--seed 3", "--optimizer.lr 0.01", "--norm linf"):

@@ -7,6 +7,7 @@ import shutil
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +235,26 @@ def test_a_server_that_does_not_answer_does_not_hold_up_the_end(going, monkeypat
         going.write_history([epoch_row(1)])
     answered.set()
     assert "the MLflow server has not answered for 0.5 s" in capsys.readouterr().err
+    assert len(recorded(going.path.parent, "history")) == 1
+
+
+def test_a_server_that_refuses_is_asked_ever_more_rarely_and_left_alone_at_the_end(going, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    tries: list[float] = []
+    enough = threading.Event()
+
+    def refuse(sink) -> None:
+        tries.append(time.monotonic())
+        if len(tries) == 5:
+            enough.set()
+        raise ConnectionRefusedError("refused")
+
+    monkeypatch.setattr(recorder._MLflow, "update", refuse)
+    with Recorder(going, going.path.parent):
+        going.write_history([epoch_row(1)])
+        assert enough.wait(60)
+    assert 5 <= len(tries) < 9
+    assert capsys.readouterr().err.count("not recorded") == 1
     assert len(recorded(going.path.parent, "history")) == 1
 
 

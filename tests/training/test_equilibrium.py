@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 
 import matplotlib.image
 import pandas as pd
@@ -17,7 +18,8 @@ from ima_dist.figures import png
 from ima_dist.methods import Attacked, Batch
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run
-from ima_dist.training.equilibrium import _NUMBERS, NEIGHBOURS, Equilibrium, mixing
+from ima_dist.training import equilibrium
+from ima_dist.training.equilibrium import _NUMBERS, NEIGHBOURS, PAIRS, Equilibrium, mixing
 from tests.support import workers
 
 BLOBS = {
@@ -103,6 +105,67 @@ def test_points_are_of_the_panel_and_bounded():
 
     many = Equilibrium(torch.arange(20_000) % 10, 10, (3, 64, 64), seed=0)
     assert 0.9 * _NUMBERS < many.state_dict()["points"].numel() <= _NUMBERS
+
+
+def nearest_of_many(classes):
+    """A network whose class c is nearest at c on a line, with logits −(x − c)²."""
+
+    class Nearest(nn.Module):
+        def forward(self, x):
+            return -((x - torch.arange(classes, dtype=x.dtype)) ** 2)
+
+    return Nearest()
+
+
+def test_a_thousand_classes_cost_no_more_than_their_samples(monkeypatch):
+    classes, samples = 1000, 30_000
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(classes, (samples,), generator=generator)
+    # Noisy samples lie beside a neighbouring class, most often that above, or now and then beside any other.
+    step = torch.randint(classes, (samples,), generator=generator)
+    other = torch.where(step < 600, labels + 1, torch.where(step < 900, labels - 1, step)) % classes
+    other = torch.where(other == labels, (labels + 1) % classes, other)
+    x = other.double()[:, None]
+    gathered = Equilibrium(labels, classes, (1,), seed=0, dtype=torch.float64)
+    monkeypatch.setattr(equilibrium, "_WAITING", 5000)
+    handed = []
+    monkeypatch.setattr(equilibrium, "mixing", lambda points, side: handed.append(len(points)) or None)
+    for part in torch.arange(samples).split(1000):
+        given = make_batch(x[part], labels[part], part)
+        gathered.add(nearest_of_many(classes), given, Attacked(x[part], torch.arange(len(part))))
+
+    counted = Counter((min(i, j), max(i, j)) for i, j in zip(labels.tolist(), other.tolist(), strict=True))
+    state = gathered.state_dict()
+    assert len(state["pairs"]) == len(set(zip(labels.tolist(), other.tolist(), strict=True)))
+    assert all(tensor.numel() <= 8 * samples for tensor in state.values())  # not the square of the classes
+    rows = gathered.rows(1)
+    assert len(counted) > 2 * PAIRS
+    assert len(rows) == len(handed) == PAIRS
+    assert sum(handed) <= 20_000
+    fewest = sorted(counted.values(), reverse=True)[PAIRS - 1]
+    for row in rows:
+        pair = row["class_i"], row["class_j"]
+        assert row["count_i"] + row["count_j"] == counted[pair] >= fewest
+        assert row["count_i"] == int(((labels == pair[0]) & (other == pair[1])).sum())
+    assert [(r["class_i"], r["class_j"]) for r in rows] == sorted((r["class_i"], r["class_j"]) for r in rows)
+
+
+def test_a_state_with_the_sums_of_all_pairs_is_continued():
+    """As earlier versions saved it: (4, C, C), by true class and other class."""
+    labels = torch.tensor([0, 1, 2, 0])
+    x = torch.tensor([[0.9, 1, 0], [1, 0.9, 0], [0, 1, 0.8], [0.7, 0, 1]], dtype=torch.float64)
+    whole = Equilibrium(labels, 3, (3,), seed=0, dtype=torch.float64)
+    whole.add(identity_network(), make_batch(x, labels, torch.arange(4)), Attacked(x, torch.arange(4)))
+    state = whole.state_dict()
+    dense = torch.zeros(4, 9, dtype=torch.float64)
+    dense[:, state["pairs"]] = state["sums"]
+    continued = Equilibrium(labels, 3, (3,), seed=0, dtype=torch.float64)
+    continued.load_state_dict({**{k: state[k] for k in ("others", "points")}, "sums": dense.view(4, 3, 3)})
+    assert continued.rows(1) == whole.rows(1) != []
+    # One of more points than are kept now: the sums count, the points do not.
+    more = {"sums": dense.view(4, 3, 3), "others": torch.ones(9, dtype=torch.int64), "points": torch.ones(9, 3)}
+    continued.load_state_dict(more)
+    assert [row["count_i"] for row in continued.rows(1)] == [row["count_i"] for row in whole.rows(1)]
 
 
 def run_blobs(path, count=1, **options):

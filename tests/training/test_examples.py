@@ -80,4 +80,4 @@ def test_the_smallest_noise_survives_in_stored_images():
         assert size == pytest.approx(np.full(4, eps), rel=0.05)
     table = pa.table({"index": [0, 1], "label": [0, 0], "margin": [0.1, 0.2], "correct": [True, True]})
     wide = Resident(Split(torch.rand(2, 1, 4, 4) + 65_535.0, torch.tensor([0, 0])), "cpu", torch.float32, None)
-    assert np.isfinite(extremes(wide, table, ("a",))["sample"]).all()
+    assert np.isfinite(extremes(wide, [table], ("a",))["sample"]).all()

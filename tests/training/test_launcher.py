@@ -15,8 +15,9 @@ from ima_dist.config.presets import make_config
 from ima_dist.core import distributed
 from ima_dist.launch import workers as launcher
 from ima_dist.launch.cluster import Cluster, fit_to
-from ima_dist.launch.workers import _worker_error, fit_while_connected, run_workers
+from ima_dist.launch.workers import Waiting, _worker_error, fit_while_connected, run_workers
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.files import read_json, write_json
 from ima_dist.worker import main
 from ima_dist.worker.failure import Failure
 from tests.support import workers
@@ -191,6 +192,33 @@ def test_a_worker_that_died_comes_before_those_that_complain_of_it():
         "The workers failed; worker 1 on node7 was the first to report: OSError: [Errno 28] No space left on device"
     )
     assert _worker_error(WorkerGroupError("", {1: complains})) == sentence
+
+
+def test_a_busy_cluster_is_said_to_be_busy(tmp_path, monkeypatch):
+    """As long as no worker has a place; other people's groups, and a run that has begun, are left out."""
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    write_json(run.progress_path, {"stage": "starting"})
+    groups = {
+        "a": {"state": "CREATED", "bundles": {0: {"CPU": 2.0}}},
+        "b": {"state": "PENDING", "bundles": {0: {"CPU": 9.0}}},
+    }
+    monkeypatch.setattr("ray.util.placement_group_table", lambda: groups)
+    monkeypatch.setattr("ray.available_resources", lambda: {"memory": 1.0})
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    waiting = Waiting(run, Cluster(2, 2, False))
+    waiting.look()
+    assert read_json(run.progress_path) == {"stage": "starting"}
+    groups["c"] = {"state": "PENDING", "bundles": {0: {"CPU": 2.0}, 1: {"CPU": 2.0}}}
+    waiting.look()
+    assert read_json(run.progress_path) == {"stage": "starting", "message": "waiting for 4 CPUs; 0 of 4 are free"}
+    groups["c"]["state"] = "CREATED"
+    waiting.look()
+    assert read_json(run.progress_path) == {"stage": "starting"}
+    write_json(run.progress_path, {"stage": "training"})
+    groups["c"]["state"] = "PENDING"
+    waiting.look()
+    assert read_json(run.progress_path) == {"stage": "training"}
 
 
 def test_a_head_that_is_gone_is_not_waited_for(monkeypatch):

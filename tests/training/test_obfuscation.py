@@ -37,11 +37,12 @@ def test_verdict_of_the_paper_and_its_opposites():
     assert verdict([weaker, equal]) == (
         "SPSA is not stronger than PGD on the same 100 samples: no sign of gradient obfuscation."
     )
-    # One-sided sign test: 4 of 4 has probability 1/16, 5 of 5 has 1/32.
-    four, five = Level(0.3, 100, 0.90, 0.94, 4, 0), Level(0.3, 90, 0.90, 0.95, 5, 0)
-    assert "at noise 0.3 (0.9000 against 0.9400): chance explains the difference" in verdict([weaker, four])
-    assert "do not trust" in verdict([weaker, five])
-    assert "same 90 to 100 samples" in verdict([weaker, five])
+    # One-sided sign test: 5 of 5 has probability 1/32, 6 of 6 has 1/64. Two levels share the 5 %.
+    five, six = Level(0.3, 100, 0.90, 0.95, 5, 0), Level(0.3, 90, 0.90, 0.96, 6, 0)
+    assert "at noise 0.3 (0.9000 against 0.9500): chance explains the difference" in verdict([weaker, five])
+    assert "do not trust" in verdict([five])
+    assert "do not trust" in verdict([weaker, six])
+    assert "same 90 to 100 samples" in verdict([weaker, six])
 
 
 def make_run(path, attacks=("spsa", "pgd100")) -> Run:

@@ -46,7 +46,7 @@ TRAINING = [
         told(0, "RuntimeError: Strange: what a library throws"),
     ),
     (Plant("ima_dist.training.loop:data_parallel", "mistake"), told(1, MISTAKE)),
-    (Plant("ima_dist.worker.watchdog:_opened", "full"), told(1, FULL)),
+    (Plant("ima_dist.worker.watchdog:_opened", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.training.loop:Training._loss", "mistake", call=2), told(1, MISTAKE)),
     (Plant("ima_dist.training.loop:Training._loss", "exit", call=2), told(1, "SystemExit: 0")),
     (Plant("ima_dist.training.loop:Training._loss", "dies", call=2), "Worker 1 died: it was killed"),
@@ -57,23 +57,27 @@ TRAINING = [
     (Plant("ima_dist.margins.snapshots:write_shard", "full"), told(1, FULL)),
     (Plant("ima_dist.training.checkpoint:_write_tensors", "full", rank=0), told(0, FULL)),
     (Plant("ima_dist.training.loop:write_answers", "mistake", rank=0), told(0, MISTAKE)),
+    (Plant("ima_dist.rundir.directory:RunDir.write_history", "lost", rank=0), "/runs has been taken over"),
     (Plant("ima_dist.evaluation.artefacts:write_boundary", "mistake", rank=0), told(0, MISTAKE)),
 ]
 RESUMING = [
-    (Plant("ima_dist.training.checkpoint:restore", "stale"), "is whole to worker 0, but not to worker 1 on "),
+    (
+        Plant("ima_dist.training.checkpoint:restore", "stale"),
+        f" was found whole, but worker 1 on {HERE} cannot read it (",
+    ),
     (Plant("ima_dist.margins.store:MarginStore.load", "damaged"), DAMAGED),
 ]
 EVALUATING = [
     (Plant("ima_dist.worker.tasks:load", "differs", rank=0), f"Worker 1 on {HERE} has loaded different data from"),
     (Plant("ima_dist.worker.tasks:load_weights", "damaged"), DAMAGED),
     (Plant("ima_dist.worker.tasks:most_at_once", "mistake"), told(1, MISTAKE)),
-    (Plant("ima_dist.evaluation.runner:write_parquet", "full"), told(1, FULL)),
+    (Plant("ima_dist.rundir.directory:RunDir.write_parquet", "full"), told(1, FULL)),
     (Plant("ima_dist.evaluation.runner:wait_for", "stale", rank=0), told(0, "OSError: [Errno 116] Stale file handle")),
     (Plant("ima_dist.worker.tasks:gradient_counts", "mistake"), told(1, MISTAKE)),
 ]
 AUDITING = [
     (Plant("ima_dist.evaluation.margin_audit:fab_distance", "mistake"), told(1, MISTAKE)),
-    (Plant("ima_dist.rundir.directory:RunDir.newest_margins", "mistake", rank=0), told(0, MISTAKE)),
+    (Plant("ima_dist.rundir.directory:RunDir.over_margins", "mistake", rank=0), told(0, MISTAKE)),
 ]
 
 

@@ -70,3 +70,17 @@ def test_runs_without_a_shared_attack_are_not_compared(tmp_path):
         "adv0.1": Run(make_run(tmp_path / "adv", "moons", {0.1: 0.5})),
     }
     assert beside_the_best(runs, ["adv0.1"]) == ["The runs share no attack, so nothing can be compared."]
+
+
+def test_the_verdict_allows_for_the_number_of_comparisons(tmp_path):
+    # 0.45 against 0.52 of 400 samples: z = 1.98, beyond chance if nothing else were compared.
+    def said(levels: int) -> str:
+        row = dict.fromkeys([0.0, 0.1, 0.2, 0.3][:levels], 0.9)
+        found = {
+            name: Run(make_run(tmp_path / f"{name}{levels}", "moons", {**row, 0.0: clean}, {"samples": 400}))
+            for name, clean in (("ima", 0.52), ("adv0.1", 0.45))
+        }
+        return beside_the_best(found, ["adv0.1"])[0]
+
+    assert "below the best of the others at 1 of 1 noise levels: 0 (0.4500 against 0.5200 of ima)" in said(1)
+    assert "as good as the best of the others at all 4 noise levels" in said(4)

@@ -14,6 +14,7 @@ from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 from ima_dist.training import checkpoint
+from ima_dist.training.aside import clear_unfinished
 from ima_dist.training.loop import Training
 from ima_dist.training.numerics import NumericalError
 from ima_dist.training.state import Position
@@ -263,7 +264,7 @@ def test_checkpoints_are_ordered_by_number_and_unfinished_ones_removed(tmp_path)
     found, complaints = checkpoint.newest(run, training.identity)
     assert (found.position.epoch, complaints) == (10000, [])
     (run.checkpoints_dir / ".writing-epoch=10001").mkdir()
-    checkpoint.clear_unfinished(run)
+    clear_unfinished(run)
     assert not list(run.checkpoints_dir.glob(".*"))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from ima_dist.config.errors import ConfigError
 from ima_dist.results.choice import (
     Share,
     Spread,
@@ -16,8 +16,9 @@ from ima_dist.results.choice import (
     make_candidate,
     pareto_set,
     pooled_spread,
+    spread_of,
 )
-from ima_dist.results.statistics import area_under_curve, t_quantile
+from ima_dist.results.statistics import area_under_curve, t_quantile, wilson_interval
 
 
 def test_area_under_the_curve_of_uneven_levels():
@@ -41,15 +42,37 @@ def test_spread_over_seeds():
     assert share.mean == pytest.approx(0.92)
     # The 97.5 % quantile of t with two degrees of freedom is 4.302653 in every table.
     half = 4.302653 * 0.02 / math.sqrt(3)
-    assert share.seed_interval == pytest.approx((0.92 - half, 0.92 + half), abs=1e-6)
+    own = pooled_spread([share])
+    assert own is not None
+    assert own.half_width(share) == pytest.approx(half, abs=1e-6)
+    # One interval for both sources: the squares of the halves add up.
+    low, high = wilson_interval(0.92, 1000)
+    both = 0.92 - math.hypot(0.92 - low, half), 0.92 + math.hypot(high - 0.92, half)
+    assert share.interval(own) == pytest.approx(both, abs=1e-6)
+    assert share.interval() == pytest.approx((low, high))
     one = Share((0.9,), samples=1000)
-    assert (one.seed_interval, pooled_spread([one, one])) == (None, None)
+    assert pooled_spread([one, one]) is None
     # Squares 2 * 0.02**2 and 2 * 0.01**2 with 2 + 1 degrees of freedom; a single seed adds nothing.
     pooled = pooled_spread([share, Share((0.5, 0.52), 1000), one])
     assert pooled is not None
     assert (pooled.deviation, pooled.freedom) == (pytest.approx(math.sqrt(0.001 / 3)), 3)
     assert pooled.half_width(one) == pytest.approx(3.182446 * math.sqrt(0.001 / 3), abs=1e-6)
     assert t_quantile(1) == pytest.approx(12.7062, abs=1e-4)
+    assert t_quantile(5, error=0.01) == pytest.approx(4.0321, abs=1e-4)
+
+
+def test_a_spread_that_stands_out_is_not_pooled():
+    calm = [Share((0.80, 0.81), 1000) for _ in range(6)]  # squares 0.00005 each
+    wild, loud = Share((0.7, 0.9), 1000), Share((0.80, 0.83), 1000)
+    # F(1, 6) of 0.02 / 0.00005 is 400; of 0.00045 / 0.00005 it is 9, beyond the 5 % value of 5.99.
+    assert spread_of([wild], calm) == pooled_spread([wild])
+    assert spread_of([loud], calm) == pooled_spread([loud])
+    assert spread_of([Share((0.80, 0.82), 1000)], calm) == pooled_spread([Share((0.80, 0.82), 1000), *calm])  # F is 4
+    # Less spread than the others, no spread, or a single seed: pooled.
+    assert spread_of(calm[:1], [wild]) == pooled_spread([calm[0], wild])
+    assert spread_of([Share((0.8, 0.8), 9)], calm) == pooled_spread([Share((0.8, 0.8), 9), *calm])
+    assert spread_of([Share((0.8,), 9)], calm) == pooled_spread(calm)
+    assert spread_of([Share((0.8,), 9)], []) is None
 
 
 def test_a_difference_that_sampling_explains():
@@ -86,9 +109,117 @@ def test_a_difference_that_seeds_explain():
     assert not differ(*wide, spread=Spread(deviation=0.05, freedom=10))  # 0.11
 
 
+def test_both_sources_are_in_one_interval():
+    # Of the samples 1.96 * sqrt(2 * 0.8 * 0.2 / 400) = 0.0554 (Newcombe: 0.0556), of the seeds 0.05 by this spread.
+    a, b = Share((0.8, 0.8), 400), Share((0.73, 0.73), 400)
+    spread = Spread(deviation=0.05 / t_quantile(10), freedom=10)
+    below, above = (abs(end - 0.07) for end in difference_interval(a, b, spread))
+    alone = [abs(end - 0.07) for end in difference_interval(a, b, Spread(0.0, 10))]
+    assert (below, above) == pytest.approx(tuple(math.hypot(x, 0.05) for x in alone))
+    # Neither explains the difference, but both together do.
+    assert min(alone) < 0.07
+    assert not differ(a, b, spread)
+
+
+def test_paired_by_sample_by_hand():
+    # Of 100 samples a alone has 8 and b alone has 2: differences with the mean 0.06 and variance 0.0964 * 100 / 99.
+    only = np.r_[np.ones(8), -np.ones(2), np.zeros(90)]
+    right = np.r_[np.ones(8), np.zeros(2), np.ones(60), np.zeros(30)]
+    a, b = (Share((float(y.mean()),), 100, {"test": y}) for y in (right, right - only))
+    half = t_quantile(99) * math.sqrt((0.1 - 0.06**2) / 99)
+    assert difference_interval(a, b) == pytest.approx((0.06 - half, 0.06 + half))
+    # Without pairing, or on other samples, the interval is wider.
+    for other in (Share(b.values, 100), Share(b.values, 100, {"others": right - only})):
+        low, high = difference_interval(a, other)
+        assert high - low > 1.5 * 2 * half
+    # Two seeds, each with test samples of its own: the variances add up.
+    halves = {"one": only[::2] / 2, "two": only[1::2] / 2}
+    c, d = Share((0.56, 0.56), 50, halves), Share((0.5, 0.5), 50, {key: 0 * y for key, y in halves.items()})
+    variance = sum(y.var(ddof=1) / 50 for y in halves.values())
+    low, high = difference_interval(c, d)
+    assert high - low == pytest.approx(2 * t_quantile(49) * math.sqrt(variance))
+    # What two networks agree on says that they are equal, however few samples there are.
+    assert not differ(a, a)
+
+
+# ---- how often equal candidates are said to differ: networks that classify by a latent value of each sample
+
+
+def network(rng: np.random.Generator, difficulty: np.ndarray, mean: float, seed_deviation: float) -> np.ndarray:
+    own = 0.7 * rng.standard_normal(len(difficulty)) + seed_deviation * rng.standard_normal()
+    return difficulty + own + mean > 0
+
+
+def simulated(rng, count, *, seeds, samples, deviations=(0.0,), shift=0.0, paired=True, sets=1):
+    """Candidates of which the first is better by ``shift``; deviations: over seeds, in turn."""
+    tests = [rng.standard_normal(samples) for _ in range(sets)]
+    found = []
+    for k in range(count):
+        runs = []
+        for seed in range(seeds):
+            own = tests[seed % sets] if paired else rng.standard_normal(samples)
+            mean, deviation = 0.5 + shift * (k == 0), deviations[k % len(deviations)]
+            right = network(rng, own, mean, deviation)
+            name = f"set {seed % sets}" if paired else f"set {k}-{seed}"
+            runs.append(({0.0: float(right.mean())}, (name, {0.0: right})))
+        found.append(make_candidate(f"{k}", runs, samples))
+    return found
+
+
+SETTINGS = {
+    "one seed each, paired": (2, {"seeds": 1, "samples": 300}),
+    "one seed each, unpaired": (2, {"seeds": 1, "samples": 300, "paired": False}),
+    "three seeds, both sources": (2, {"seeds": 3, "samples": 400, "deviations": (0.08,)}),
+    "three seeds, mostly the seeds": (2, {"seeds": 3, "samples": 2000, "deviations": (0.15,)}),
+    "five seeds, unpaired": (2, {"seeds": 5, "samples": 400, "deviations": (0.08,), "paired": False}),
+    "three seeds, a test set each": (2, {"seeds": 3, "samples": 400, "deviations": (0.1,), "sets": 3}),
+    "best of 12, one seed": (12, {"seeds": 1, "samples": 300}),
+    "best of 12, three seeds": (12, {"seeds": 3, "samples": 400, "deviations": (0.15,)}),
+    "best of 12, one of them unstable": (12, {"seeds": 3, "samples": 400, "deviations": (0.4, *[0.05] * 11)}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_equal_candidates_differ_in_at_most_five_of_a_hundred_cases(setting):
+    rng, (count, options) = np.random.default_rng(1), SETTINGS[setting]
+    trials = 1000 if count == 2 else 250
+    wrong = 0
+    for _ in range(trials):
+        found = choose(simulated(rng, count, **options), 0.0)
+        wrong += len(found.alike) < count - 1
+    # Three standard errors of the simulation.
+    assert wrong / trials <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
+    if options["seeds"] == 1 and count == 2:
+        assert wrong / trials >= 0.05 - 3 * math.sqrt(0.05 * 0.95 / trials)  # nor is it wider than it needs to be
+
+
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        (2, {"seeds": 1, "samples": 1000, "shift": 0.2}),
+        (2, {"seeds": 3, "samples": 1000, "shift": 0.3, "deviations": (0.05,)}),
+        (12, {"seeds": 3, "samples": 1000, "shift": 0.5, "deviations": (0.05,)}),
+    ],
+)
+def test_a_real_difference_is_found(count, options):
+    rng = np.random.default_rng(2)
+    found = [choose(simulated(rng, count, **options), 0.0) for _ in range(60)]
+    assert sum(choice.best == 0 and not choice.alike for choice in found) >= 48
+
+
+def test_pairing_finds_what_separate_test_sets_cannot():
+    rng = np.random.default_rng(3)
+    found = np.zeros(2)
+    for _ in range(100):
+        one, two = (c.area for c in simulated(rng, 2, seeds=1, samples=1000, shift=0.15))
+        found += differ(one, two), differ(Share(one.values, 1000), Share(two.values, 1000))
+    assert found[0] > 1.5 * found[1]
+    assert found[0] > 70
+
+
 def candidate(name: str, clean: float, robust: float, samples: int = 10_000, levels: tuple[float, ...] = ()):
     curve = {0.0: clean, 0.1: (clean + robust) / 2, 0.2: robust}
-    return make_candidate(name, [curve, curve], samples, levels)
+    return make_candidate(name, [(curve, None), (curve, None)], samples, levels)
 
 
 def test_the_choice():
@@ -110,22 +241,31 @@ def test_the_choice():
 
 
 def test_the_choice_at_named_levels():
-    levels = (0.1, 0.2)
-    one = make_candidate("one", [{0.0: 0.9, 0.1: 0.8, 0.2: 0.5, 0.3: 0.5}], 1000, levels)
-    two = make_candidate("two", [{0.0: 0.9, 0.1: 0.9, 0.2: 0.5, 0.3: 0.0}], 1000, levels)
-    three = make_candidate("three", [{0.0: 0.9, 0.1: 0.7, 0.2: 0.55, 0.3: 0.5}], 1000, levels)
+    def make(name, curve):
+        return make_candidate(name, [(curve, None)], 1000, (0.1, 0.2))
+
+    one = make("one", {0.0: 0.9, 0.1: 0.8, 0.2: 0.5, 0.3: 0.5})
+    two = make("two", {0.0: 0.9, 0.1: 0.9, 0.2: 0.5, 0.3: 0.0})
+    three = make("three", {0.0: 0.9, 0.1: 0.7, 0.2: 0.55, 0.3: 0.5})
     assert one.named is not None
     assert one.named.mean == pytest.approx(0.65)
-    found = choose([one, two, three], 0.9, levels)
+    found = choose([one, two, three], 0.9, (0.1, 0.2))
     assert (found.best, found.pareto) == (1, [1, 2])
     assert one.area.mean == pytest.approx(2 / 3)  # 0.1 * (0.85 + 0.65 + 0.5) / 0.3
     assert two.area.mean == pytest.approx(0.185 / 0.3)
+    # Without names every level counts: no average may hide the one at 0.3.
+    assert choose([one, two, three], 0.9).pareto == [0, 1, 2]
 
 
-def test_curves_that_do_not_fit_together():
-    with pytest.raises(ConfigError, match="different noise levels"):
-        make_candidate("a", [{0.0: 1.0, 0.1: 0.5}, {0.0: 1.0}], 10)
-    with pytest.raises(ConfigError, match=r"no accuracy at noise 0.2: it has 0, 0.1"):
-        make_candidate("a", [{0.0: 1.0, 0.1: 0.5}], 10, (0.2,))
-    with pytest.raises(ConfigError, match="no accuracy at noise 0:"):
-        make_candidate("a", [{0.1: 0.5}], 10)
+def test_each_sample_has_its_part_of_the_score():
+    right = {0.0: np.array([True, True, True]), 0.1: np.array([True, True, False]), 0.4: np.array([True, False, False])}
+    run = ({x: float(y.mean()) for x, y in right.items()}, ("test", right))
+    found = make_candidate("one", [run, run], 3)
+    assert found.area.by_sample is not None
+    # Alive up to the end, to 0.1, and to 0: areas 1, (0.1 + 0.15) / 0.4, and 0.05 / 0.4.
+    assert found.area.by_sample["test"].tolist() == pytest.approx([1, 0.625, 0.125])
+    assert found.area.values == pytest.approx([1.75 / 3] * 2)
+    named = make_candidate("one", [run], 3, (0.1, 0.4)).score
+    assert named.by_sample is not None
+    assert named.by_sample["test"].tolist() == pytest.approx([1, 0.5, 0])
+    assert make_candidate("one", [run, (run[0], None)], 3).area.by_sample is None

@@ -14,6 +14,7 @@ import torch
 from cluster import checks, doctor, ray_node, slurm
 from cluster.checks import FAILURE, OK, WARNING, Finding, run_check
 from cluster.partitions import Partition
+from ima_dist.launch import temporary
 
 V100 = Partition(
     name="v100", partition="v100", cards=2, cpus_per_card=4, time=600, gres="gpu:v100", memory="40G",
@@ -28,7 +29,7 @@ ANSWERS = {
     NODES: "n1|gpu:v100:4(S:0-1)|32|180000|idle\nn2|gpu:v100:4|32|180000|down*\n",
     "sinfo --noheader --format=%R": "titanv\nv100\n",
     "scontrol show config": "KillWait                = 30 sec\n",
-    "sacct": "",
+    "sacct --": "",
     "scontrol --oneliner show node": "NodeName=n2 NodeAddr=127.0.0.1",
 }
 
@@ -61,8 +62,8 @@ def test_all_is_well(answers, tmp_path, monkeypatch):
     found = levels(V100, tmp_path)
     assert {f.level for name, f in found.items() if name != "disk space"} == {OK}, found
     assert list(found) == [
-        "SLURM", "accounting", "grace", "partition", "cards", "directory", "disk space", "clock", "socket path",
-        "ports", "torch",
+        "SLURM", "accounting", "grace", "partition", "cards", "limits", "directory", "disk space", "clock",
+        "socket path", "ports", "torch",
     ]  # fmt: skip
     assert "1 of 2 nodes" in found["cards"].text
 
@@ -72,7 +73,7 @@ def test_all_is_well(answers, tmp_path, monkeypatch):
     [
         ("sinfo --version", None, "SLURM", FAILURE, "refused"),
         ("scontrol ping", "Slurmctld(primary) at node1 is DOWN\n", "SLURM", FAILURE, "no controller is up"),
-        ("sacct", None, "accounting", WARNING, "works without"),
+        ("sacct --", None, "accounting", WARNING, "works without"),
         ("scontrol show config", "KillWait = 5 sec", "grace", WARNING, "--checkpoint-every"),
         (SHOWN, None, "partition", FAILURE, "it has titanv, v100: correct"),
         (SHOWN, "State=DOWN", "partition", FAILURE, "is DOWN"),
@@ -82,6 +83,7 @@ def test_all_is_well(answers, tmp_path, monkeypatch):
         (NODES, "n1|gpu:v100:2|4|180000|idle", "cards", FAILURE, "4 CPUs"),
         (NODES, "n1|gpu:v100:2|32|1000|idle", "cards", FAILURE, "asks for 8 and 40960"),
         (NODES, "n1|gpu:v100:2|32|180000|drained", "cards", WARNING, "down or drained"),
+        ("scontrol show config", "MaxArraySize = 1001\n", "limits", OK, "arrays of up to 1001 rows"),
     ],
 )  # fmt: skip
 def test_slurm_that_is_not_as_described(answers, tmp_path, answer, text, check, level, remedy):
@@ -89,6 +91,46 @@ def test_slurm_that_is_not_as_described(answers, tmp_path, answer, text, check, 
     found = levels(V100, tmp_path)[check]
     assert found.level == level
     assert remedy in found.text
+
+
+def test_limits_of_a_qos(answers, tmp_path):
+    partition = V100.model_copy(update={"qos": "long"})
+    for text, level, remedy in (
+        (None, OK, "not known: there is no accounting"),
+        ("", FAILURE, "SLURM has no QOS long: correct 'qos' under [v100]"),
+        ("10|4|1-00:00:00\n", OK, "QOS long: 10 jobs submitted at a time (the rest is held back); QOS long: 4 running"),
+        ("||02:00:00\n", FAILURE, 'QOS long allows at most 02:00:00: set time = "02:00:00" under [v100]'),
+    ):
+        answers["sacctmgr"] = text
+        found = levels(partition, tmp_path)["limits"]
+        assert (found.level, remedy in found.text) == (level, True), found
+
+
+def test_gpus_asked_for_in_another_way(answers, tmp_path):
+    other = {"gres": None, "cards": 4}
+    found = levels(V100.model_copy(update={**other, "sbatch": {"gpus-per-node": "v100:4"}}), tmp_path)["cards"]
+    assert (found.level, found.text) == (OK, "1 of 2 nodes have gpu:v100:4 and are up")
+    found = levels(V100.model_copy(update=other), tmp_path)["cards"]
+    assert (found.level, "but none is asked for: set 'gres', or sbatch" in found.text) == (FAILURE, True)
+
+
+def test_a_default_partition(answers, tmp_path):
+    answers["sinfo --noheader --format=%P"] = "titanv\nv100*\n"
+    answers["sinfo --noheader --Node --format"] = answers[NODES]
+    assert levels(V100.model_copy(update={"partition": None}), tmp_path)["partition"].text.startswith("v100, 2 nodes")
+
+
+@pytest.mark.parametrize(
+    ("scontrol", "record", "level", "text"),
+    [
+        (True, "JobId=1 Requeue=1", OK, "may be requeued"),
+        (True, "JobId=1 Requeue=0", FAILURE, "SLURM does not let these jobs be requeued"),
+        (False, "", FAILURE, "load SLURM's module in 'setup'"),
+    ],
+)
+def test_whether_jobs_may_be_requeued(scontrol, record, level, text):
+    found = run_check("batch script", lambda: checks.batch_requeue(scontrol, record))
+    assert (found.level, text in found.text) == (level, True)
 
 
 def test_no_slurm_at_all(tmp_path, monkeypatch, capsys):
@@ -121,18 +163,22 @@ def test_socket_path_too_long(tmp_path):
     long = tmp_path / ("x" * 60)
     long.mkdir()
     partition = V100.model_copy(update={"temp": str(long)})
-    found = run_check("socket path", lambda: checks.socket_path(partition))
-    assert found.level == FAILURE
-    assert "name a short directory as temp in partitions.toml" in found.text
+    found = run_check("socket path", lambda: checks.socket_path(partition, on_node=True))
+    assert (found.level, found.text) == (OK, f"a link in /tmp leads Ray to {long}")
+    partition = V100.model_copy(update={"temp": "/proc/nobody"})
+    found = run_check("socket path", lambda: checks.socket_path(partition, on_node=True))
+    assert (found.level, "name another as temp in partitions.toml" in found.text) == (FAILURE, True)
+    partition = V100.model_copy(update={"temp": "/scratch/$SLURM_JOB_ID"})
+    assert run_check("socket path", lambda: checks.socket_path(partition)).level == OK
 
 
 def test_room_for_sockets_is_enough():
     """A socket at the longest path that passes the check can be bound."""
-    base = "/" + "x" * (ray_node.SOCKET_PATH - ray_node.ROOM_FOR_OURS - ray_node.ROOM_FOR_RAY - 1)
+    base = "/" + "x" * (temporary.SOCKET_PATH - temporary.ROOM_FOR_OURS - temporary.ROOM_FOR_RAY - 1)
     assert ray_node.fits(base)
     assert not ray_node.fits(base + "x")
     below = "/ima-12345678-abcdefgh/r/session_2026-01-31_12-00-00_123456_1234567/sockets/plasma_store"
-    assert len(base + below) <= ray_node.SOCKET_PATH
+    assert len(base + below) <= temporary.SOCKET_PATH
 
 
 def test_no_free_port(monkeypatch):
@@ -182,6 +228,8 @@ def test_driver_and_cards(tmp_path, monkeypatch):
     assert run_check("driver", lambda: checks.driver_and_cards(1)).level == OK
     found = run_check("driver", lambda: checks.driver_and_cards(2))
     assert (found.level, "1 of 2 cards" in found.text) == (FAILURE, True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,MIG-2")
+    assert run_check("driver", lambda: checks.driver_and_cards(2)).text.startswith("2 slices of Tesla V100")
 
 
 def test_interface(answers):
@@ -203,13 +251,36 @@ def test_directory_that_the_node_does_not_share(answers, tmp_path, monkeypatch):
 
 
 def test_nodes_that_do_not_answer(tmp_path, monkeypatch):
-    program = tmp_path / "srun"
-    program.write_text("#!/bin/sh\necho 'srun: error: no node' >&2\nexit 1\n")
+    program = tmp_path / "sbatch"
+    program.write_text("#!/bin/sh\necho 'sbatch: error: no node' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     found = doctor.on_nodes(V100, tmp_path, 2, None)
-    assert [(f.level, f.text) for f in found] == [(FAILURE, "0 of 2 nodes answered: srun: error: no node")]
-    assert not list(tmp_path.glob(".probe*"))
+    assert [(f.level, f.text) for f in found] == [(FAILURE, "0 of 2 nodes answered: sbatch: error: no node")]
+    assert not list(tmp_path.glob(".doctor*"))
+
+
+def test_the_nodes_are_checked_as_jobs_run(tmp_path, monkeypatch):
+    """With the partition's setup lines, python, words for srun and options of sbatch, and with a true answer."""
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncp $3 {tmp_path}/script; PATH={tmp_path}:$PATH bash $3\n")
+    answer = '{"node": "n1", "time": 0, "findings": []}'
+    (tmp_path / "srun").write_text(
+        f'#!/bin/sh\necho $* > {tmp_path}/words\necho \'{answer}\' > "$(dirname "$3")/task-0.out"\n'
+    )
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho JobId=1 Requeue=0\n")
+    for name in ("sbatch", "srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    own = {"setup": ("module load x",), "python": "sitepython", "srun": ("--mpi=none",), "sbatch": {"account": "lab"}}
+    found = {f.check: f for f in doctor.on_nodes(V100.model_copy(update=own), tmp_path, 1, None)}
+    script = (tmp_path / "script").read_text()
+    assert "#SBATCH --account=lab\n" in script
+    assert "#SBATCH --time=10\n" in script
+    assert "\nmodule load x\n" in script
+    assert "--mpi=none sitepython -u -m cluster.doctor --partition v100" in (tmp_path / "words").read_text()
+    assert found["batch script"].level == FAILURE
+    assert "nodes" not in found
 
 
 def test_on_node_needs_a_partition(capsys):

@@ -204,7 +204,7 @@ def test_other_files_of_the_directory_stay(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    (out / "report.html").write_text("old")
+    (out / "report.html").write_text("<title>ima_dist report: an old one</title>")
     report_on(out, run.path, run.path, tmp_path)
     assert (out / "notes.txt").read_text() == "mine"
     assert sorted(p.name for p in out.iterdir()) == ["curves.csv", "notes.txt", "report.html", "table01.csv"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -74,7 +75,12 @@ def test_seeds_are_averaged_and_repeats_kept_apart(tmp_path):
     assert [len(line.results) for line in lines] == [3, 1, 1]
     assert first.accuracy == pytest.approx(0.8)
     assert first.spread == pytest.approx(statistics.stdev([0.8, 0.9, 0.7]))
-    assert first.interval == wilson_interval(first.accuracy, 2000)
+    # For the samples and, with t of two degrees of freedom, the seeds together.
+    assert first.interval is not None
+    low = first.accuracy - wilson_interval(first.accuracy, 2000)[0]
+    half = 4.302653 * statistics.stdev([0.8, 0.9, 0.7]) / math.sqrt(3)
+    assert first.interval == pytest.approx((0.8 - math.hypot(low, half), 1.0))
+    assert second.interval == wilson_interval(0.5, 2000)
     assert (second.accuracy, second.spread) == (0.5, None)
     assert (reduced.accuracy, lines[2].differs) == (0.1, ("epochs 3 (paper: 30)",))
     assert lines[0].differs == ()

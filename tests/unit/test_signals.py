@@ -45,6 +45,22 @@ def test_the_second_signal_ends_a_driver_whose_workers_hang(tmp_path: Path) -> N
     assert said.startswith("Stopping: saving a checkpoint first.\nStopped immediately; the last checkpoint is kept.\n")
 
 
+def test_one_signal_is_enough_while_there_is_nothing_to_save(tmp_path: Path) -> None:
+    stop, left = tmp_path / "stop", tmp_path / "left"
+    waiting = _DRIVER.replace("left.touch)", "left.touch, lambda: True)")
+    with subprocess.Popen(
+        [sys.executable, "-c", waiting, str(stop), str(left)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as driver:  # fmt: skip
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=60)
+    assert (driver.returncode, said) == (75, "Stopped before the training began; nothing is lost.\n")
+    assert left.exists()
+    assert not stop.exists()
+
+
 def test_handlers_and_masks_are_put_back(tmp_path: Path) -> None:
     before = [signal.getsignal(s) for s in STOP_SIGNALS]
     with stopping_at_once():

@@ -8,7 +8,17 @@ from datetime import datetime
 import pytest
 
 from cluster import slurm
-from cluster.policy import MAX_FAILURES, Action, Situation, Wants, decide, failures_before, what_slurm_wants
+from cluster.policy import (
+    MAX_FAILURES,
+    MAX_IDLE,
+    Action,
+    Situation,
+    Wants,
+    decide,
+    failures_before,
+    idle_after,
+    what_slurm_wants,
+)
 
 USR2, TERM = signal.SIGUSR2, signal.SIGTERM
 # As scontrol showed them on SLURM 22.05.
@@ -126,6 +136,23 @@ def test_what_becomes_of_a_job(status, wants, signals, failures, action, counted
     assert (decision.action, decision.counted) == (action, counted)
     if action is Action.FINISH:
         assert decision.status == {0: 0, 2: 2, 75: 75}.get(status, 1)
+
+
+def test_starts_without_progress_are_counted_whatever_ends_them():
+    """A shortage that lasts, or a time limit in which nothing is ever saved, does not start for ever."""
+    old, new = ["epoch=0001", 0, 0], ["epoch=0002", 0, 0]
+    tries = {"failures": 0, "progress": old, "asked": True}  # of an older version
+    for count in range(1, MAX_IDLE + 1):
+        assert idle_after(tries, new) == 0
+        tries["idle"] = idle_after(tries, old)
+        assert tries["idle"] == count
+        for situation in (Situation(count), Situation(count, [(USR2, 0.0)], Wants.SAVE)):
+            decision = decide(75, "", situation, 1, "output.txt", tries["idle"])
+            assert decision.action is (Action.FINISH if count == MAX_IDLE else Action.REQUEUE)
+    assert (decision.status, decision.counted) == (75, False)
+    assert "started 10 times in a row without saving anything new" in decision.message
+    assert decide(0, "", Situation(0), 1, "", 99).status == 0
+    assert decide(75, "", Situation(0, [], Wants.AGAIN), 1, "", 99).action is Action.LEAVE
 
 
 def test_failures_are_counted_until_something_new_is_saved():

@@ -15,8 +15,8 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
 INTRODUCTION = (
-    "Share of the test samples that are classified correctly, by noise level. Bands are 95 % Wilson intervals; "
-    "differences within them mean nothing. Dotted lines with crosses are the paper's rows."
+    "Share of the test samples that are classified correctly, by noise level. Bands are 95 % Wilson intervals of "
+    "single runs; the trade-off tells which models differ. Dotted lines with crosses are the paper's rows."
 )
 
 

@@ -14,7 +14,10 @@ from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Margins"
-INTRODUCTION = "Estimated distance of each training sample to the decision boundary, up to ε_max (paper, Fig. 14)."
+INTRODUCTION = (
+    "Estimated distance of each training sample to the decision boundary, up to ε_max, or for mma up to 1.05·d_max "
+    "(paper, Figs. 9 and 14). A misclassified sample stands at Δε, or for mma at 0."
+)
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -53,7 +56,9 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     # An epoch without a histogram shows the one before.
     at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
     epoch, eps_max = at["epoch"], run.config.eps_max
-    caption = f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max, mean {at['margin_mean']:.4g}."
+    caption = (
+        f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max or above, mean {at['margin_mean']:.4g}."
+    )
     histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
     share = figures.share_figure(history, eps_max, epoch)
     return [
@@ -90,6 +95,8 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
 
 def _by_class(run: Run) -> list[Part]:
     damaged = notes(run.damaged("margins"))
+    if run.margins is None and run.margin_count:
+        return [*damaged, Note(f"{run.margin_count:,} training samples are too many to show here by class.")]
     if run.margins is None or not run.margins[1].num_rows:
         return damaged or [Note("The run has no complete snapshot of the margins of single samples.")]
     epoch, table = run.margins

@@ -4,22 +4,22 @@ import json
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import ConfigError
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
-from ima_dist.results.candidates import INCIDENTAL
-from ima_dist.results.choice import Candidate, Choice, Share, choose, make_candidate
+from ima_dist.results.candidates import AVERAGE, INCIDENTAL
+from ima_dist.results.choice import Candidate, Choice, Interval, Share, Spread, choose, pareto_set
 from ima_dist.results.same_data import data_sets
+from ima_dist.results.seeds import Network, attacks_of, candidates_of
 from ima_dist.results.text import NORM_SIGN
-from ima_dist.rundir.curves import Row, attack_rows, different_samples, epochs_of, fewest_samples, format_noise
+from ima_dist.rundir.curves import different_samples, epochs_of, format_noise
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Trade-off"
 INTRODUCTION = (
     "Each point is a model. Runs that differ only in their seed are one model. Each epoch that was evaluated by itself "
-    "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals, the wider "
-    "of the one from the test samples and the one over the seeds."
+    "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals for the "
+    "test samples and the seeds together. The verdict compares sample by sample, so bars that overlap may differ."
 )
 _AREA = "area"
 _ROBUST = "robust"
@@ -54,15 +54,17 @@ def show(runs: Collection, values: Values) -> list[Part]:
         return notes(problems)
     choice = choose(candidates, values["least"] or 0.0, levels)
     points = [
-        Point(c.name, g[0].info["method"], c.clean.mean, _interval(c.clean), c.score.mean, _interval(c.score))
-        for c, g in zip(candidates, groups, strict=True)
+        Point(c.name, g.info["method"], c.clean.mean, _interval(c.clean, of_clean), c.score.mean, _interval(c.score, s))
+        for c, g, of_clean, s in zip(candidates, groups, choice.clean_spreads, choice.score_spreads, strict=True)
     ]
+    front = pareto_set([(p.clean, p.robust) for p in points])
+    problems += [] if levels else [AVERAGE]
     if choice.best is None:
         problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
     what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
     caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
-    rows = [_row(i, c, p, choice) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
-    plane = tradeoff_figure(points, choice.pareto, what)
+    rows = [_row(i, c, p, choice, i in front) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
+    plane = tradeoff_figure(points, front, what)
     return [
         Plot("tradeoff", "Clean against robust accuracy", caption, plane),
         Grid("models", "Models", list(rows[0]), rows),
@@ -71,10 +73,11 @@ def show(runs: Collection, values: Values) -> list[Part]:
     ]
 
 
-def _row(i: int, candidate: Candidate, point: Point, choice: Choice) -> dict[str, Any]:
+def _row(i: int, candidate: Candidate, point: Point, choice: Choice, pareto: bool) -> dict[str, Any]:
     verdict = ["best"] if i == choice.best else ["not different from the best"] if i in choice.alike else []
     if i in choice.uncertain:
         verdict.append("clean accuracy uncertain")
+    less = choice.differences.get(i, (None, None))
     return {
         "model": candidate.name,
         "seeds": len(candidate.clean.values),
@@ -85,7 +88,9 @@ def _row(i: int, candidate: Candidate, point: Point, choice: Choice) -> dict[str
         _ROBUST: point.robust,
         "robust from": point.robust_interval[0],
         "robust to": point.robust_interval[1],
-        "Pareto": i in choice.pareto,
+        "less best from": less[0],
+        "less best to": less[1],
+        "Pareto": pareto,
         "verdict": ", ".join(verdict),
     }
 
@@ -102,30 +107,24 @@ def _evaluated(runs: Collection) -> list[tuple[str, Recorded]]:
 
 def _candidates(
     own: list[Recorded], attack: str, levels: list[float]
-) -> tuple[list[Candidate], list[list[Recorded]], list[str]]:
-    """Models, the runs of each, and a sentence for each that cannot be compared."""
-    grouped: dict[tuple[str, int], list[tuple[Recorded, Row]]] = {}
+) -> tuple[list[Candidate], list[Recorded], list[str]]:
+    """Models, one run of each, and a sentence for whatever is left out."""
+    grouped: dict[tuple[str, int], list[tuple[Recorded, Network]]] = {}
     for run in own:
         kept = {k: v for k, v in run.options.items() if k not in INCIDENTAL and not k.startswith("eval.")}
         model = json.dumps(kept, sort_keys=True)
         for epoch in epochs_of(run.points):
-            row = attack_rows(run.points, epoch).get(attack)
-            if row:
-                grouped.setdefault((model, epoch), []).append((run, row))
+            network = Network(run, epoch)
+            if attack in attacks_of([network]):
+                grouped.setdefault((model, epoch), []).append((run, network))
     different = differing([run.options for run in own], INCIDENTAL)
     several = len({epoch for _, epoch in grouped}) > 1
-    candidates, groups, problems = [], [], []
-    for (_, epoch), members in grouped.items():
-        name = _name(members[0][0], different, epoch if several else None)
-        samples = fewest_samples(point for _, row in members for point in row.values())
-        curves = [{level: point.share for level, point in row.items()} for _, row in members]
-        try:
-            candidates.append(make_candidate(name, curves, samples, levels))
-            groups.append([run for run, _ in members])
-        except ConfigError as error:
-            problems.append(str(error))
-    unlike = different_samples(row for members in grouped.values() for _, row in members)
-    return candidates, groups, [*problems, *([unlike] if unlike else [])]
+    first = [members[0][0] for members in grouped.values()]
+    names = [_name(run, different, epoch if several else None) for run, (_, epoch) in zip(first, grouped, strict=True)]
+    groups = [[network for _, network in members] for members in grouped.values()]
+    places, candidates, pairs, problems = candidates_of(list(zip(names, groups, strict=True)), attack, levels)
+    unlike = different_samples(row for members in pairs for _, row in members)
+    return candidates, [first[place] for place in places], [*problems, *([unlike] if unlike else [])]
 
 
 def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
@@ -134,8 +133,8 @@ def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
     return ", ".join(said if epoch is None else [*said, f"epoch {epoch}"])
 
 
-def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part:
-    options = [g[0].options for g in groups]
+def _parallel(candidates: list[Candidate], groups: list[Recorded]) -> Part:
+    options = [g.options for g in groups]
     names = [n for n in differing(options, INCIDENTAL) if not n.startswith("eval.")]
     columns: dict[str, list[Any]] = {n: [o.get(n) for o in options] for n in names}
     columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
@@ -143,7 +142,6 @@ def _parallel(candidates: list[Candidate], groups: list[list[Recorded]]) -> Part
     return Plot("parallel", "Values that differ", caption, parallel_figure(columns, _ROBUST))
 
 
-def _interval(share: Share) -> tuple[float, float]:
-    low, high = share.sample_interval
-    seeds = share.seed_interval
-    return (max(0.0, min(low, seeds[0])), min(1.0, max(high, seeds[1]))) if seeds else (low, high)
+def _interval(share: Share, spread: Spread | None) -> Interval:
+    low, high = share.interval(spread)
+    return max(0.0, low), min(1.0, high)

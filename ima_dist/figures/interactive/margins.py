@@ -9,37 +9,42 @@ import plotly.graph_objects as go
 from ima_dist.figures.interactive.images import image_grid
 from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, in_unit_range, text
 from ima_dist.results.margin_audit import TOLERANCE
+from ima_dist.results.margin_bins import bin_edges
 from ima_dist.results.text import NORM_SIGN
 
 Names = Sequence[str] | np.ndarray  # of the classes
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
-    """Counts between 0 and ε_max after ``epoch``; the mean as a line.
+    """Counts after ``epoch``, from 0 to ε_max or as far as margins go; the mean as a line.
 
     ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
     Raises KeyError if the epoch is not there.
     """
     rows = {row["epoch"]: row for row in history}
     counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
-    width = eps_max / len(counts)
-    centres = [(i + 0.5) * width for i in range(len(counts))]
+    edges = bin_edges(max(len(row["margin_histogram"]) for row in rows.values()), eps_max)
+    width, centres = edges[1], ((edges[1:] + edges[:-1]) / 2).tolist()
     dashed = {"color": COLOURS[1], "width": 2, "dash": "dash"}
     fig = figure(
         [
-            go.Bar(x=centres, y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"),
+            go.Bar(
+                x=centres[: len(counts)], y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"
+            ),
             go.Scatter(x=[mean, mean], y=[0, max(counts)], mode="lines", line=dashed, name="mean margin"),
         ],
         height=460 if slider else 400,
-        xaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", range=[0, eps_max]),
+        xaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", range=[0, edges[-1]]),
         yaxis=axis("training samples", rangemode="tozero"),
         bargap=0,
     )
+    if edges[-1] > eps_max * (1 + 1e-6):
+        fig.add_vline(x=eps_max, line={"color": "#111", "dash": "dot", "width": 1}, annotation_text="ε_max")
     if slider:
         steps = []
         for number, row in rows.items():
             heights = row["margin_histogram"]
-            data = {"x": [centres, [row["margin_mean"]] * 2], "y": [heights, [0, max(heights)]]}
+            data = {"x": [centres[: len(heights)], [row["margin_mean"]] * 2], "y": [heights, [0, max(heights)]]}
             steps.append({"method": "restyle", "label": str(number), "args": [data]})
         shown = {"active": list(rows).index(epoch), "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}
         fig.update_layout(sliders=[{"steps": steps, **shown}])
@@ -47,17 +52,19 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
 
 
 def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
-    """Share of the samples at ε_max, and the mean margin as a share of ε_max, by epoch."""
+    """Share of the samples at ε_max or above, and the mean margin as a share of ε_max, by epoch."""
     epochs = [row["epoch"] for row in history]
     shares, means = [row["share_at_max"] for row in history], [row["margin_mean"] / eps_max for row in history]
     traces = [
         go.Scatter(x=epochs, y=y, name=name, mode="lines+markers", line=line, marker={"symbol": symbol})
         for y, name, line, symbol in (
-            (shares, "share of samples at ε_max", {"color": COLOURS[0]}, "circle"),
+            (shares, "share of samples at ε_max or above", {"color": COLOURS[0]}, "circle"),
             (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
         )
     ]
-    fig = figure(traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 1.02]))
+    fig = figure(
+        traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)])
+    )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
 

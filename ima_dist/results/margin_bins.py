@@ -1,0 +1,30 @@
+"""Bins for histograms of margins."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from ima_dist.rundir.directory import HISTOGRAM_BINS
+
+
+def bin_edges(bins: int, eps_max: float) -> np.ndarray:
+    """The edges (bins + 1,) of a margin_histogram of history.parquet."""
+    return np.arange(bins + 1) * (eps_max / HISTOGRAM_BINS)
+
+
+def histogram(margins: np.ndarray, eps_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """Counts (B,) and edges (B + 1,) of margins (N,), to ε_max or as far as they go: those of mma go to 1.05·d_max."""
+    # float32 margins may exceed the end by rounding: they belong in the last bin.
+    largest = float(margins.max(initial=0.0)) * (1 - 1e-6)
+    edges = bin_edges(max(HISTOGRAM_BINS, math.ceil(HISTOGRAM_BINS * largest / eps_max)), eps_max)
+    return np.histogram(np.clip(margins.astype(np.float64), 0, edges[-1]), bins=edges)[0], edges
+
+
+def histogram_of(pieces: Iterable[np.ndarray], eps_max: float) -> tuple[np.ndarray, np.ndarray]:
+    """As ``histogram``, of margins that come in pieces."""
+    counts = np.zeros(HISTOGRAM_BINS, np.int64)
+    for piece in pieces:
+        fewer, counts = sorted((counts, histogram(piece, eps_max)[0]), key=len)
+        counts[: len(fewer)] += fewer
+    return counts, bin_edges(len(counts), eps_max)
