@@ -94,7 +94,8 @@ def test_the_same_evaluation_and_audit_give_the_same_again(runs):
     before, audited = in_order(run), read_parquet(run.audit_path)
     assert evaluate.main([str(run.path), "--epochs", "1,3,5", "--device", "cpu"]) == 0
     # Of the attacks' counts, which the old version did not make, only that all is well.
-    met = [point.pop("met") for point in (after := in_order(run)) if "met" in point]
+    after = in_order(run)
+    met = [point.pop("met") for point in after if "met" in point]
     assert after == before
     assert met
     assert not any(counts[name] for counts in met for name in ("not_finite", "bad_logits", "outside"))
