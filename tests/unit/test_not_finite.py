@@ -14,6 +14,7 @@ from ima_dist.evaluation.autoattack import remarks, square_fits
 from ima_dist.results.doubts import doubts
 from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
+from ima_dist.training.counters import Counters
 from ima_dist.training.numerics import NumericalError, check_gradient
 from tests.support.hostile import Times
 from tests.support.summaries import make_run
@@ -273,6 +274,25 @@ def test_what_attacks_met_is_said_with_the_result(tmp_path):
     write_json(run.summary_path, plain)
     run.write_history([{"epoch": 1}, {"epoch": 2, "met_gradients": 50, "met_zero": 5, "met_answers": 60}])
     assert doubts(Run(run))[0].startswith("Attacks in training: 10 % of 50 gradients")
+
+
+def test_counts_in_training_continue_from_a_checkpoint():
+    def attacked(counters: Counters, samples: int) -> None:
+        counters.met.add_gradient(torch.tensor([0.0, 1.0, torch.nan]).repeat(samples // 3)[:, None])
+        counters.met.add_logits(torch.tensor([[0.0, -torch.inf]]).repeat(samples, 1))
+
+    first, second = Counters(torch.device("cpu")), Counters(torch.device("cpu"))
+    attacked(first, 6)
+    saved = first.state_dict()
+    second.load_state_dict(saved)
+    attacked(second, 3)
+    found = {name: total for name, total in second.totals().items() if name.startswith("met_")}
+    assert found == {"met_gradients": 9, "met_zero": 3, "met_not_finite": 3, "met_answers": 9, "met_bad_logits": 0}
+    second.clear()
+    assert set(second.totals().values()) == {0}
+    # A checkpoint of an earlier version has none.
+    second.load_state_dict({name: value for name, value in saved.items() if not name.startswith("met_")})
+    assert second.totals()["met_gradients"] == 0
 
 
 class NanBeyond(nn.Module):
