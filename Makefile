@@ -39,15 +39,15 @@ test: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-# Three files at a time on two cores: most of a Ray test is waiting.
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# Four files at a time on two cores: most of a Ray test is waiting.
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 # The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python
 	@sh tests/support/system_packages.sh
 	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta
 	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
-	.venv-volta/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py
+	.venv-volta/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py
 
 # The check for a machine with a card (docs/gpu.md), with the packages that $(PYTHON) has: no .venv. It prints JSON lines.
 gpu:
