@@ -21,7 +21,7 @@ from ima_dist.cli.running import (
 )
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
-from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
 from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option, differences, with_options
@@ -125,7 +125,11 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
             _record_end(run, status, message, start_seconds, earlier_seconds + time.time() - began)
         except OSError as error:
             # Such as a full disk: the user must still be told why the run ended, and how to continue it.
-            status, message = EXIT_FAILED, message or describe_os_error(error)
+            why = describe_os_error(error)
+            if status == EXIT_DONE:
+                status, message = EXIT_FAILED, why
+            else:
+                complain(f"warning: {why}")
     _report(run, status, message)
     return say_failures(run, config, [config.epochs]) if status == EXIT_DONE else status
 
@@ -159,7 +163,7 @@ def _resume_command(run: RunDir) -> str:
 
 
 def _how_to_continue(run: RunDir) -> None:
-    print(f"Continue with: {_resume_command(run)}", file=sys.stderr, flush=True)
+    complain(f"Continue with: {_resume_command(run)}")
 
 
 def _report(run: RunDir, status: int, message: str | None) -> None:
@@ -170,7 +174,7 @@ def _report(run: RunDir, status: int, message: str | None) -> None:
         say(f"Interrupted. Continue with: {resume}")
     else:
         reason = str(message).rstrip(".")
-        print(f"error: {reason}. To continue from the last checkpoint: {resume}", file=sys.stderr)
+        complain(f"error: {reason}. To continue from the last checkpoint: {resume}")
 
 
 if __name__ == "__main__":

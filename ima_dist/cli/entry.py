@@ -1,5 +1,6 @@
 """Shared by all commands: exit statuses, errors as one sentence, and paths as the user types them."""
 
+import contextlib
 import io
 import os
 import sys
@@ -8,7 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED, ConfigError, DataWarning
+from ima_dist.config.errors import (
+    EXIT_FAILED,
+    EXIT_INPUT,
+    EXIT_REQUEUE,
+    EXIT_STOPPED,
+    ConfigError,
+    DataWarning,
+    complain,
+)
 from ima_dist.launch.signals import Stopped, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
 
@@ -27,20 +36,32 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
         with stopping_at_once():
             return command(argv)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return EXIT_INPUT
     except Stopped:
         if resumable:
-            print("Stopped. Everything saved so far is kept.", file=sys.stderr)
+            complain("Stopped. Everything saved so far is kept.")
             return EXIT_REQUEUE
-        print("Stopped.", file=sys.stderr)
+        complain("Stopped.")
         return EXIT_STOPPED
     except OSError as error:
-        print(f"error: {describe_os_error(error)}", file=sys.stderr)
+        complain(f"error: {describe_os_error(error)}")
         return EXIT_FAILED
     except LeaseLost as error:
-        print(f"error: {error}.", file=sys.stderr)
+        complain(f"error: {error}.")
         return EXIT_FAILED
+    finally:
+        _let_go()
+
+
+def _let_go() -> None:
+    """Drop what the streams could not write, as to a log on a full disk: Python would end with a status of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # such as a stream that has no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 _usual_format = warnings.formatwarning

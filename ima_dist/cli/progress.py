@@ -52,10 +52,15 @@ class ProgressView:
             self._display.close()
 
     def _follow(self) -> None:
-        # A terminal that has gone away, or a closed pipe, must not end the training.
-        with contextlib.suppress(OSError):
+        # A terminal that has gone away, or a log on a full disk, must not end the training.
+        with contextlib.suppress(BrokenPipeError):
             while not self._stop.wait(_POLL_SECONDS):
-                self._poll()
+                try:
+                    self._poll()
+                except BrokenPipeError:
+                    raise
+                except OSError:
+                    pass  # the disk may have room again later
 
     def _poll(self) -> None:
         try:

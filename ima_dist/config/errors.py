@@ -1,6 +1,8 @@
 """The exit statuses of all commands, the errors that a user can mend, and the sentences in them."""
 
+import contextlib
 import difflib
+import sys
 from typing import Any
 
 # 75 is EX_TEMPFAIL of sysexits.h: interrupted, and to be continued by the same command. 130 is the shell's for Ctrl-C:
@@ -14,6 +16,12 @@ class ConfigError(ValueError):
 
 class DataWarning(UserWarning):
     """Something about the data that the user should know. The message is one sentence."""
+
+
+def complain(text: str) -> None:
+    """Print a sentence on the error stream; a log on a full disk ends nothing."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def printable(name: str) -> str:

@@ -164,7 +164,9 @@ def writing(directory: Path) -> Iterator[None]:
     finally:
         if made and not (directory / MANIFEST).exists():
             with contextlib.suppress(OSError):
-                (directory / _LOCK).unlink(missing_ok=True)
+                # With files of ours, which a signal may have left, the lock says whose they are.
+                if all(entry.name == _LOCK for entry in directory.iterdir()):
+                    (directory / _LOCK).unlink(missing_ok=True)
                 directory.rmdir()
 
 

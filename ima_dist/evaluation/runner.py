@@ -109,7 +109,7 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
         attack_mine()
     except Stop:
         stopped = True
-    except OSError:
+    except (OSError, LeaseLost):
         raise
     except Exception as error:
         reason = first_line(error)
@@ -197,6 +197,7 @@ def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collect
     Those of attacks that ``failed`` are kept: the next evaluation continues with them.
     """
     for attack in set(config.eval.attacks) - set(failed):
+        run.check_lease()
         shutil.rmtree(_place(run, attack, config, epoch, digest), ignore_errors=True)
     with contextlib.suppress(OSError):  # another evaluation's batches may be left
         (run.path / "evaluation").rmdir()

@@ -3,14 +3,13 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from ima_dist.config.errors import EXIT_REQUEUE
+from ima_dist.config.errors import EXIT_REQUEUE, complain
 
 # Seconds after which a second signal ends the driver at once, and that shutting Ray down may take.
 _IMPATIENT_AFTER, LAST_WAIT = 1.0, 20.0
@@ -83,15 +82,20 @@ def forwarding_signals(
         now = time.monotonic()
         if first is None and nothing_to_save():
             first = now
-            print("Stopped before the training began; nothing is lost.", file=sys.stderr, flush=True)
+            complain("Stopped before the training began; nothing is lost.")
             threading.Thread(target=_exit_now, args=(before_exit,), daemon=True).start()
         elif first is None:
+            try:
+                stop.touch()
+            except OSError as error:
+                # The workers cannot be asked; the next signal ends the run at once.
+                complain(f"The workers cannot be asked to stop: {stop} cannot be written ({error.strerror}).")
+            else:
+                complain("Stopping: saving a checkpoint first.")
             first = now
-            stop.touch()
-            print("Stopping: saving a checkpoint first.", file=sys.stderr, flush=True)
         elif now - first > _IMPATIENT_AFTER:
             # Otherwise one hung worker would keep the driver waiting for ever.
-            print("Stopped immediately; the last checkpoint is kept.", file=sys.stderr, flush=True)
+            complain("Stopped immediately; the last checkpoint is kept.")
             threading.Thread(target=_exit_now, args=(before_exit,), daemon=True).start()
 
     with _handlers(ask):

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import ConfigError, one_line
+from ima_dist.config.errors import ConfigError, complain, one_line
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
@@ -72,8 +72,9 @@ def _tidy(run: RunDir) -> None:
     """Remove what is of no use without the workers; if another process has the run by now, it is that one's."""
     from ima_dist.training.aside import clear_unfinished
 
-    with contextlib.suppress(LeaseLost):
-        run.check_lease()
+    with contextlib.suppress(LeaseLost, OSError):
+        # Workers out of reach may live for another half a minute, and must not move what is removed meanwhile.
+        run.shake_off()
         for name in (STOP_FILE, PAUSE_FILE):
             (run.path / name).unlink(missing_ok=True)
         shutil.rmtree(run.path / ".ray", ignore_errors=True)
@@ -107,9 +108,9 @@ def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[s
             if hopeless and not give_up:
                 raise RuntimeError(reason) from error
         if give_up:
-            print(f"{reason}.", file=sys.stderr, flush=True)
+            complain(f"{reason}.")
             return {"status": "interrupted", "message": reason}
-        print(f"{reason}. Continuing with the remaining workers.", file=sys.stderr, flush=True)
+        complain(f"{reason}. Continuing with the remaining workers.")
         # A worker on an unreachable node may still be writing.
         run.shake_off()
 

@@ -40,7 +40,8 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
         files["margins.csv"] = margins
     files["report.html"] = page(results, tables, draw(results, tables), problems)
     _check_place(out, files)
-    for name, text in files.items():
+    # The page first: by it, the next report knows that the other files are not the user's.
+    for name, text in sorted(files.items(), key=lambda file: file[0] != "report.html"):
         write_text_atomic(out / name, text)
     return [out / name for name in files], problems
 

@@ -6,6 +6,7 @@ Every file is written under another name and then renamed, so a reader sees the 
 import contextlib
 import os
 import platform
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -26,6 +27,8 @@ from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet, read_row_groups
 
 _T = TypeVar("_T")
+# So that no thread looks at the lease between a new mark in the file and the same in this process.
+_RENEWING = threading.Lock()
 _PACKAGES = ("torch", "torchvision", "ray", "numpy", "advertorch")
 _FLOAT = pa.float64()
 # Types that inference would get wrong, because the first epoch may hold None or a whole number.
@@ -168,13 +171,15 @@ class RunDir:
         """Take the run away from workers of ours that may still run, out of reach. Raises LeaseLost if it is lost."""
         self.check_lease()
         if self._held is not None:
-            self._held.renew()
-            self.mark = self._held.mark
+            with _RENEWING:
+                self._held.renew()
+                self.mark = self._held.mark
 
     def check_lease(self) -> None:
         """Raise LeaseLost if another process has become the run's writer; cheap enough to call every second."""
         if self.mark is not None:
-            lease.check(self.lock_path, self.mark)
+            with _RENEWING:
+                lease.check(self.lock_path, self.mark)
 
     # Whoever writes looks at the lease twice: before the work, and when the file is ready to be moved to its place. A
     # process that was stopped in between must not overwrite what its successor has written.
@@ -185,7 +190,12 @@ class RunDir:
 
     def write_json(self, path: Path, obj: dict[str, Any]) -> None:
         """As ``files.write_json``, for a file of this run. Raises LeaseLost, OSError."""
-        files.write_json(path, obj, self.check_lease)
+        try:
+            files.write_json(path, obj, self.check_lease)
+        except OSError:
+            if path == self.progress_path:
+                path.unlink(missing_ok=True)  # what it says is no longer so
+            raise
 
     def write_parquet(self, path: Path, table: pa.Table) -> None:
         """As ``files.write_parquet``, for a file of this run. Raises LeaseLost, OSError."""
@@ -202,8 +212,8 @@ class RunDir:
             if not self.dropped:
                 reason = error.strerror or error
                 self.dropped.append(
-                    f"{error.filename or self.path} cannot be written ({reason}): the run goes on without it, but will "
-                    "end when its next checkpoint cannot be written either."
+                    f"{error.filename or self.path} cannot be written ({reason}): the run goes on without it, until a "
+                    "checkpoint or a result cannot be written either."
                 )
 
     def config(self) -> Config:

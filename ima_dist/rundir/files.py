@@ -96,7 +96,12 @@ def make_directory(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a directory, are on the disk. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():
+            return  # one that may be written but not listed
+        raise
     try:
         os.fsync(handle)
     except OSError as error:

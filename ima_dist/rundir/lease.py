@@ -98,7 +98,7 @@ def held(path: Path) -> Iterator[Held]:
     """
     lease = Lease.mine()
     try:
-        file = path.open("a+", encoding="utf-8")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
     except OSError as error:
         reason = error.strerror or error
         raise ConfigError(f"{path.parent} cannot be written ({reason}): give it back its permissions.") from None
@@ -121,11 +121,12 @@ def held(path: Path) -> Iterator[Held]:
 
 
 def _write(file: TextIO, lease: Lease) -> None:
-    file.truncate(0)
+    """Write over what is there, and cut only then: on a full disk the holder of before must stay readable."""
+    line = f"{lease}\n".encode()
     try:
-        file.write(f"{lease}\n")
-        file.flush()
+        os.pwrite(file.fileno(), line.ljust(os.fstat(file.fileno()).st_size), 0)
         os.fsync(file.fileno())
+        os.ftruncate(file.fileno(), len(line))
     except OSError as error:
         error.filename = file.name  # a full disk does not say where
         raise

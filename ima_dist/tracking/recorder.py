@@ -48,7 +48,7 @@ class Recorder:
         sinks: list[_Sink] = [] if root is None else [_DataSet(root, run), _TensorBoard(root, run)]
         self._followers = [_Follower(run, sink) for sink in sinks]
         # A thread of its own: a server that does not answer must not keep the files from being written.
-        self._server = _Follower(run, _MLflow(run)) if os.environ.get("MLFLOW_TRACKING_URI") else None
+        self._server = _Follower(run, _MLflow(run), gives_up=True) if os.environ.get("MLFLOW_TRACKING_URI") else None
         self._all = [*self._followers, *([self._server] if self._server else [])]
 
     def __enter__(self) -> Recorder:
@@ -69,10 +69,14 @@ class Recorder:
 
 
 class _Follower(threading.Thread):
-    """Brings a sink up to date whenever the run has changed, until it is stopped. An error becomes a warning, once."""
+    """Brings a sink up to date whenever the run has changed, until it is stopped. An error becomes a warning, once.
 
-    def __init__(self, run: RunDir, sink: _Sink) -> None:
+    gives_up: a sink that has failed again and again is not tried once more at the end, so that the run can end.
+    """
+
+    def __init__(self, run: RunDir, sink: _Sink, gives_up: bool = False) -> None:
         super().__init__(name="recorder", daemon=True)
+        self._gives_up = gives_up
         self._dir, self._sink, self._stamp = run, sink, ""
         self._stopped, self._abandoned = threading.Event(), False
         self._warned: set[str] = set()
@@ -86,8 +90,7 @@ class _Follower(threading.Thread):
         pause = _POLL_SECONDS
         while not self._stopped.wait(pause):
             pause = _POLL_SECONDS if self._try(self._update) else min(2 * pause, _LONGEST_PAUSE * _POLL_SECONDS)
-        # What has just failed again and again is left alone, so that the run can end.
-        given_up = pause >= _LONG_PAUSE * _POLL_SECONDS
+        given_up = self._gives_up and pause >= _LONG_PAUSE * _POLL_SECONDS
         if not self._abandoned and not given_up and self._try(self._update):
             self._try(self._sink.end)
 
@@ -174,7 +177,11 @@ class _TensorBoard(_Sink):
         from tensorboardX.proto.event_pb2 import Event
 
         file = self._events_file()
-        header = b"" if file.exists() else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        header = (
+            b""
+            if file.exists() and file.stat().st_size
+            else _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        )
         append(file, header + b"".join(map(_events, new)))
         self._done = new[-1]["epoch"]
 

@@ -103,7 +103,9 @@ def root_of(run: RunDir, usual: Path) -> Path | None:
 def check_dataset(root: Path) -> None:
     """Raise ConfigError if ``root`` has a folder of the data set's name with other content; OSError."""
     folder = root / FOLDER
-    if folder.exists() and any(folder.iterdir()) and not is_dataset(folder):
+    # A hidden file is one that is being written, perhaps the marker.
+    there = folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir())
+    if there and not is_dataset(folder):
         raise ConfigError(f"{folder} holds files that are not ours: rename it, or keep runs in another directory.")
 
 
@@ -111,10 +113,11 @@ def make_dataset(root: Path) -> None:
     """Make ``root`` a results directory, which has a data set. Raises as ``check_dataset``."""
     check_dataset(root)
     folder = root / FOLDER
-    for kind in KINDS:
-        (folder / kind).mkdir(parents=True, exist_ok=True)
+    # First, so that a process that sees any of the folders sees whose they are.
     if not (folder / MARKER).exists():
         write_text_atomic(folder / MARKER, "The rows of runs, written by ima_dist. It can be deleted and made again.\n")
+    for kind in KINDS:
+        (folder / kind).mkdir(parents=True, exist_ok=True)
 
 
 def is_ours(file: Path) -> bool:

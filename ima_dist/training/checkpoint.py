@@ -30,7 +30,7 @@ from ima_dist.core import distributed
 from ima_dist.margins.store import MarginStore
 from ima_dist.margins.update import Proposals
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import move_directory
+from ima_dist.rundir.files import move_directory, sync
 from ima_dist.training import noted, tensors
 from ima_dist.training.aside import Asides, naming, or_lost
 from ima_dist.training.state import Position, State
@@ -134,6 +134,7 @@ def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides
     file = asides.checkpoint / f"pending-{store.rank:04d}-of-{store.world:04d}.safetensors"
     with naming(file):
         safetensors.save_file({k: v.cpu().contiguous() for k, v in store.pending()._asdict().items()}, file)
+        sync(file)  # here: another node cannot, and would not hear of an error
     digests = {_relative(run, run.checkpoints_dir / position.name / file.name): _digest(file)}
     if store.rank == 0 and position.epoch:
         # They are part of this checkpoint: damage to them must be noticed.
@@ -173,8 +174,11 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
     Raises:
         Damaged: checkpoints exist but none is whole and of this configuration and these data.
     """
-    complaints = noted.missing(run)
-    for path in sorted(run.checkpoints_dir.glob("epoch=*"), key=_place_in_run, reverse=True):
+    known = noted.newest(run)
+    complaints = [f"{known} is missing"] if known and not known.exists() else []
+    # A list of the directory may lack one that can be reached by its name.
+    places = {*run.checkpoints_dir.glob("epoch=*"), *([known] if known and known.exists() else [])}
+    for path in sorted(places, key=_place_in_run, reverse=True):
         try:
             found = _whole(run, path, identity)
         except Damaged as error:
@@ -290,6 +294,7 @@ def _place_in_run(path: Path) -> tuple[int, int]:
 def clear_partial(run: RunDir) -> None:
     """Remove the checkpoints within an epoch once training is complete; for the run's only writer."""
     for path in run.checkpoints_dir.glob("epoch=*-step=*"):
+        run.check_lease()
         shutil.rmtree(path, ignore_errors=True)
 
 

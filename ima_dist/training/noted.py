@@ -18,18 +18,18 @@ def note(run: RunDir, checkpoint: Path) -> None:
     run.write_json(run.newest_path, {"name": checkpoint.name, "host": platform.node()})
 
 
-def missing(run: RunDir) -> list[str]:
-    """A sentence if the checkpoint that the run notes is not there, after a while if another host has written it.
+def newest(run: RunDir) -> Path | None:
+    """The checkpoint that the run notes, there or not; waited for, with its files, if another host has written it.
 
-    Its files are waited for, too. Runs of earlier versions note none.
+    Runs of earlier versions note none.
     """
     try:
         found = read_json(run.newest_path) or {}
     except ConfigError:
-        return []
+        return None
     name = str(found.get("name"))
     if not re.fullmatch(r"epoch=\d+(-step=\d+)?", name):
-        return []
+        return None
     state = run.checkpoints_dir / name / "state.json"
     if found.get("host") != platform.node():
         try:
@@ -37,5 +37,4 @@ def missing(run: RunDir) -> list[str]:
             wait_for(run.path / file for file in (read_json(state) or {}).get("files", {}))
         except (OSError, ConfigError):
             pass  # whoever reads the checkpoint says what is wrong with it
-    # One that is there but not whole is named by whoever reads it.
-    return [] if state.parent.exists() else [f"{state.parent} is missing"]
+    return state.parent
