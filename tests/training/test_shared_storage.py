@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_the_newest_checkpoint_is_waited_for_if_another_host_has_written_it(inte
         timer = appear(path)
         assert newest(interrupted).position == found.position
         timer.join()
+
+
+def test_the_noted_checkpoint_is_found_though_a_list_of_the_directory_is_old(interrupted, monkeypatch):
+    found, genuine = newest(interrupted), Path.glob
+
+    def old_list(self, pattern):
+        return (path for path in genuine(self, pattern) if path != found.path)
+
+    monkeypatch.setattr(Path, "glob", old_list)
+    assert newest(interrupted).position == found.position
 
 
 @pytest.mark.parametrize("host", [None, "another"])

@@ -73,3 +73,16 @@ def test_handlers_and_masks_are_put_back(tmp_path: Path) -> None:
             assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == {signal.SIGUSR2}
     assert [signal.getsignal(s) for s in STOP_SIGNALS] == before
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_full_log_does_not_keep_a_signal_from_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    with forwarding_signals(tmp_path / "stop", lambda: None):
+        os.kill(os.getpid(), signal.SIGUSR2)
+    assert (tmp_path / "stop").exists()
