@@ -8,7 +8,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
-from ima_dist.cli.running import add_local, check_inputs, run_task
+from ima_dist.cli.running import add_local, check_inputs, check_local, run_task
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.schema import Config
@@ -33,6 +33,7 @@ def _main(argv: list[str]) -> int:
     add_show_config(parser)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
+    check_local(arguments, options)
     if arguments.samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {arguments.samples}.")
     run = RunDir.open(existing(arguments.run))

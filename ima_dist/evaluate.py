@@ -5,7 +5,15 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
-from ima_dist.cli.running import add_local, check_inputs, run_task, say_failures, say_findings, show_results
+from ima_dist.cli.running import (
+    add_local,
+    check_inputs,
+    check_local,
+    run_task,
+    say_failures,
+    say_findings,
+    show_results,
+)
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
@@ -38,6 +46,7 @@ def _main(argv: list[str]) -> int:
     which.add_argument("--select", metavar="RULE", help=rule)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
+    check_local(arguments, options)
     if arguments.attack:
         options["eval.attacks"] = (arguments.attack,)
     run = RunDir.open(existing(arguments.run))

@@ -14,6 +14,7 @@ from ima_dist.cli.running import (
     add_local,
     check_checkpoints,
     check_inputs,
+    check_local,
     on_workers,
     say_failures,
     say_findings,
@@ -47,6 +48,7 @@ def _main(argv: list[str]) -> int:
     add_options(parser)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
+    check_local(arguments, options)
     if not arguments.resume:
         if not arguments.preset:
             raise ConfigError(

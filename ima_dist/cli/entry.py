@@ -56,7 +56,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
 
 def _let_go() -> None:
     """Drop what the streams could not write, as to a log on a full disk: Python would end with a status of its own."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
         try:
             stream.flush()
         except (OSError, ValueError):

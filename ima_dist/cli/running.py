@@ -33,6 +33,14 @@ def add_local(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local", action="store_true", help=text)
 
 
+def check_local(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
+    """Raise ConfigError for ``--local`` with several workers; a run that began with several may go on with one."""
+    if arguments.local and options.get("workers") not in (None, 1):
+        raise ConfigError(
+            f"--workers {options['workers']} needs Ray: leave out --local, which is one worker in this process."
+        )
+
+
 class Inputs(NamedTuple):
     """digest: of the data. findings: what ``training.door.check_door`` found, for summary.json."""
 

@@ -20,7 +20,8 @@ class DataWarning(UserWarning):
 
 def complain(text: str) -> None:
     """Print a sentence on the error stream; a log on a full disk ends nothing."""
-    with contextlib.suppress(OSError):
+    # RuntimeError: a signal that comes while the main thread is printing.
+    with contextlib.suppress(OSError, RuntimeError):
         print(text, file=sys.stderr, flush=True)
 
 

@@ -31,10 +31,6 @@ def workers_of(config: Config, local: bool) -> Iterator[Cluster]:
         return
     import torch
 
-    if config.workers not in (None, 1):
-        raise ConfigError(
-            f"--workers {config.workers} needs Ray: leave out --local, which trains with one worker in this process."
-        )
     if config.model.sync_batch_norm:
         raise ConfigError("--model.sync-batch-norm needs several workers: leave it out, or leave out --local.")
     use_gpu = config.device != "cpu" and torch.cuda.is_available()

@@ -55,7 +55,7 @@ def run_workers(
     def before_exit() -> None:
         # An evaluation that has not begun leaves the run as it was.
         if task == "train" or not _starting(run):
-            with contextlib.suppress(LeaseLost):
+            with contextlib.suppress(LeaseLost, OSError):
                 run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 

@@ -60,7 +60,7 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
     assert any("-step=" in p.name for p in run.checkpoints_dir.iterdir())
     commands.wait_for(lambda: not any(map(commands.alive, family)), 90, "Ray's processes to end")
 
-    driver = commands.start("ima_dist.train", "--resume", path, "--local", cwd=tmp_path)
+    driver = commands.start("ima_dist.train", "--resume", path, "--workers", "1", cwd=tmp_path)
     commands.wait_for(lambda: position()[0] == 3 and 5 < position()[1] < 60, 600, "the third epoch")
     family = commands.descendants(driver.pid)
     for pid in [driver.pid, *family]:
