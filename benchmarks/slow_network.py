@@ -17,6 +17,7 @@ from ima_dist.models import moons_mlp
 
 _STEP, _PASS = 0.06, 0.03  # seconds
 _LARGE = 100  # samples; more than a worker's share of a batch
+_FEW = 8  # samples; fewer are a trial at the start of the workers, not a step
 
 
 def build(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -26,7 +27,7 @@ def build(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _count(network: nn.Module, inputs: tuple[Tensor]) -> None:
-    if not dist.is_initialized() or not (network.training or len(inputs[0]) > _LARGE):
+    if not dist.is_initialized() or len(inputs[0]) <= (_FEW if network.training else _LARGE):
         return
     if dist.get_rank() == 0:
         with open(os.environ["FAULTS_COUNT"], "a") as file:
