@@ -8,7 +8,7 @@ import sys
 
 from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.config.errors import EXIT_DONE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
 from ima_dist.tracking import tables
 from ima_dist.tracking.collection import update
 
@@ -26,7 +26,7 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(f"{root} is not a directory: give one that contains runs.")
     done = update(root)
     for problem in done.problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        complain(f"warning: {problem}")
     say(f"{shown(root / tables.FOLDER)}: {done.runs} runs, {done.written} brought up to date, {done.removed} removed.")
     return EXIT_DONE
 

@@ -17,7 +17,7 @@ from ima_dist.cli.running import (
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import EXIT_DONE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
@@ -77,7 +77,7 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
     done = [row["epoch"] for row in run.read_history()]
     if arguments.select:
         epochs = [select_epoch(arguments.select, run.read_history())]
-        print(f"{arguments.select}: epoch {epochs[0]}.", file=sys.stderr)
+        complain(f"{arguments.select}: epoch {epochs[0]}.")
         return epochs
     if not arguments.after:
         if config.epochs not in done:

@@ -5,7 +5,7 @@ import sys
 from ima_dist.cli.entry import absolute_output, existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import see_users_modules
-from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, ConfigError, complain, did_you_mean
 from ima_dist.config.values import with_options
 from ima_dist.results.tradeoff import RULES, chosen_epoch
 from ima_dist.rundir.run import Run
@@ -34,7 +34,7 @@ def _main(argv: list[str]) -> int:
     to = absolute_output(arguments.to)
     epoch = chosen_epoch(run, arguments.epoch, arguments.select)
     if arguments.select:
-        print(f"{arguments.select}: epoch {epoch}.", file=sys.stderr)
+        complain(f"{arguments.select}: epoch {epoch}.")
 
     from ima_dist.classifier import programs
     from ima_dist.classifier.export import check_place, write_export
@@ -54,7 +54,7 @@ def _main(argv: list[str]) -> int:
     load_weights(run.dir, epoch, data.digest(), network)
     card = write_export(run, epoch, network, data, chosen, to)
     for warning in card["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+        complain(f"warning: {warning}")
     for name, found in card["checks"].items():
         say(
             f"{name}: compared on {found['samples']} test samples, clean and attacked; logits differ by at most "

@@ -13,7 +13,7 @@ from ima_dist.cli.entry import absolute_output, guarded, results_root, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import run_commands
 from ima_dist.cli.show_config import add_show_config, config_text
-from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, complain, did_you_mean
 from ima_dist.config.presets import train_command
 from ima_dist.config.schema import Config
 from ima_dist.plans.jobfile import Job, read_job, run_path
@@ -76,7 +76,7 @@ def _run(job: Job, rows: dict[str, Config], root: Path) -> int:
     failed = [name for name in rows if name not in done]
     if not failed:
         return EXIT_DONE
-    print(f"error: These rows failed: {', '.join(failed)}; see their messages above.", file=sys.stderr)
+    complain(f"error: These rows failed: {', '.join(failed)}; see their messages above.")
     return EXIT_INPUT if set(statuses.values()) == {EXIT_INPUT} else EXIT_FAILED
 
 

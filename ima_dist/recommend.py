@@ -100,7 +100,8 @@ def _compared(run: RunDir, beside: list[RunDir], configs: list[Config], root: Pa
     others: dict[str, Run] = {}
     for other in (run, *beside):
         method = other.config().method  # the paper's name of the row
-        others[f"{method} ({other.path.name})" if method in others else method] = Run(other)
+        names = (method, f"{method} ({other.path.name})", f"{method} ({other.path})")
+        others[next(name for name in names if name not in others or name == names[-1])] = Run(other)
     table = min(paper.rows_of(run.config()), default=None)
     say("\n" + comparison_table({**others, **trained}, table))
     for sentence in beside_the_best({**others, **trained}, trained):
@@ -126,12 +127,14 @@ def recommend(margins: np.ndarray, correct: np.ndarray, eps_max: float) -> Recom
     """The ends and the median of the shortest interval that holds half of the margins of correct samples.
 
     This is the peak in the paper's Fig. 14. A misclassified sample has no distance to the boundary: ima sets its
-    margin to the margin expansion, mma to 0. ``margins``: (N,). ``correct``: (N,) bool, classified correctly without
-    noise. Raises ConfigError if fewer than two are.
+    margin to the margin expansion, mma to 0. A margin of 0 is none to train with. ``margins``: (N,). ``correct``: (N,)
+    bool, classified correctly without noise. Raises ConfigError if fewer than two are left.
     """
-    own = np.sort(margins[correct])
+    own = np.sort(margins[correct & (margins > 0)])
     if len(own) < 2:
-        raise ConfigError("Fewer than two training samples are classified correctly: train the run further first.")
+        raise ConfigError(
+            "Fewer than two training samples are classified correctly and have a margin above 0: train the run further."
+        )
     half = len(own) // 2
     start = int(np.argmin(own[half:] - own[: len(own) - half]))
     inside = own[start : start + half + 1]

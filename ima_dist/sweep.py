@@ -15,7 +15,7 @@ from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, did_you_mean
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, complain, did_you_mean
 from ima_dist.config.numbers import number
 from ima_dist.config.presets import train_command
 from ima_dist.config.values import as_option
@@ -175,7 +175,7 @@ def _run_trials(sweep: Sweep, root: Path) -> int:
         try:
             return EXIT_REQUEUE if run_sweep(sweep, root, say) else EXIT_DONE
         except RuntimeError as error:
-            print(f"error: {error}.", file=sys.stderr)
+            complain(f"error: {error}.")
             return EXIT_FAILED
 
 
@@ -200,7 +200,7 @@ def _conclude(points: Sequence[Point], root: Path) -> int:
             output = root / "trials" / f"{path.name}.txt"
             failed[path.name] = {"message": f"Its process ended without a message: see {output}", "code": EXIT_FAILED}
     for name, record in failed.items():
-        print(f"error: {name}: {record.get('message')}", file=sys.stderr)
+        complain(f"error: {name}: {record.get('message')}")
     if not failed:
         return EXIT_DONE
     invalid = all(record.get("code") == EXIT_INPUT for record in failed.values())
@@ -228,7 +228,7 @@ def _best(argv: list[str]) -> int:
     directory = existing(arguments.directory)
     rows, problems = rows_of_directory(directory)
     for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        complain(f"warning: {problem}")
     if not rows:
         raise ConfigError(f"{directory} contains no finished run: check the path.")
     say(best_text(rows, arguments.min_clean, levels, attack))

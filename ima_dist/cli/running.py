@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
-from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, complain
 from ima_dist.config.schema import Config
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.local import prepare_process, run_here, workers_of
@@ -79,7 +79,7 @@ def say_findings(config: Config, findings: dict[str, Any]) -> None:
     """Print the range of the inputs and ε's share of it, and warn of what is doubtful."""
     say(range_text(findings["inputs"], config.eps_max, config.norm))
     for doubt in door_doubts(findings, [config.eps_max, *config.eval.noise], config.norm):
-        print(f"warning: {doubt}", file=sys.stderr, flush=True)
+        complain(f"warning: {doubt}")
 
 
 def see_users_modules() -> None:
@@ -100,7 +100,7 @@ def check_checkpoints(run: RunDir, config: Config, data: str) -> None:
     except checkpoint.Damaged as error:
         raise ConfigError(f"{error}.") from error
     for complaint in complaints:
-        print(f"warning: {complaint}; falling back to the checkpoint before it.", file=sys.stderr, flush=True)
+        complain(f"warning: {complaint}; falling back to the checkpoint before it.")
     if found is not None:
         step = f", step {found.position.step}" if found.position.step else ""
         say(f"Continuing after epoch {found.position.epoch}{step}.")
@@ -129,7 +129,7 @@ def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], 
     if status == EXIT_REQUEUE:
         say("Interrupted. Run the same command again to continue.")
     elif status == EXIT_FAILED:
-        print(f"error: {message}", file=sys.stderr)
+        complain(f"error: {message}")
     return status
 
 
@@ -140,7 +140,7 @@ def say_failures(run: RunDir, config: Config, epochs: Iterable[int]) -> int:
     failed = {attack: why for attack, why in failed.items() if attack in config.eval.attacks}
     for attack, why in failed.items():
         again = f"python -m ima_dist.evaluate {shown(run.path)} --attack {attack}"
-        print(f"error: {attack} failed ({why}); all other results are stored. To try again: {again}", file=sys.stderr)
+        complain(f"error: {attack} failed ({why}); all other results are stored. To try again: {again}")
     return EXIT_FAILED if failed else EXIT_DONE
 
 
@@ -154,7 +154,7 @@ def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterab
     try:
         while (command := next_command(config, path, epochs, then)) is not None:
             if command in done:
-                print(f"error: {path} still lacks results after its commands have ended.", file=sys.stderr)
+                complain(f"error: {path} still lacks results after its commands have ended.")
                 return EXIT_FAILED
             if done and _too_late():
                 return EXIT_REQUEUE
@@ -164,7 +164,7 @@ def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterab
                 return status
             done.append(command)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return EXIT_INPUT
     say(f"{path.name} is finished.")
     return EXIT_DONE
@@ -189,7 +189,7 @@ def show_results(directory: RunDir) -> None:
     try:
         figures = draw_all(run)
     except OSError as error:
-        print(f"warning: figures are missing: {describe_os_error(error)}", file=sys.stderr, flush=True)
+        complain(f"warning: figures are missing: {describe_os_error(error)}")
     found = paper.row_of(config)
     points = [point for point in run.points if point.epoch == config.epochs]
     row, number = (found[1], found[0]) if found else (None, None)
@@ -206,7 +206,7 @@ def show_results(directory: RunDir) -> None:
     for doubt in doubts(run):
         say(f"Doubtful: {doubt}")
     for problem in run.problems.values():
-        print(f"warning: {problem}", file=sys.stderr, flush=True)
+        complain(f"warning: {problem}")
     seconds = run.summary.get("seconds", {})
     parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
     files = [f"  {shown(figure)}" for figure in figures]

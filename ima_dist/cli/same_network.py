@@ -1,12 +1,11 @@
 """Whether the network of a run is still the one that it was trained with, before anything is added to the run."""
 
-import sys
 from collections.abc import Sequence
 
 from torch import nn
 
 from ima_dist.cli.own_code import changed_code
-from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.errors import ConfigError, complain, first_line
 from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
@@ -41,7 +40,7 @@ def check_network(run: RunDir, config: Config, data: DataSet, network: nn.Module
                 f"{run.path}{why}: bring back the code of then, or train a new run."
             )
     if changed:
-        print(f"warning: {why[2:-1]}.", file=sys.stderr, flush=True)
+        complain(f"warning: {why[2:-1]}.")
 
 
 def _loaded(run: RunDir, epoch: int, data: DataSet, network: nn.Module, config: Config, why: str) -> bool:

@@ -93,8 +93,10 @@ def outside(x_adv: Tensor, x: Tensor, eps: float, norm: str, box: tuple[float, f
 
     Those with NaN do.
     """
-    rounding = 1e-6 * x.abs().amax()
-    inside = length(x_adv - x, norm) <= eps * (1 + 1e-4) + rounding * (1.0 if norm == "linf" else x[0].numel() ** 0.5)
+    # Of each sample: its result must not depend on the others in its batch.
+    rounding = 1e-6 * length(x, "linf")
+    values = x[:1].numel()
+    inside = length(x_adv - x, norm) <= eps * (1 + 1e-4) + rounding * (1.0 if norm == "linf" else values**0.5)
     if box is not None:
         flat = x_adv.flatten(1)
         slack = 1e-6 * max(map(abs, box))

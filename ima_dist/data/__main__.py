@@ -5,7 +5,7 @@ import sys
 
 from ima_dist.cli.entry import guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.config.errors import EXIT_DONE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
 from ima_dist.data import prepare
 
 
@@ -48,7 +48,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     done = prepare.prepare(arguments.name, arguments.source, arguments.to)
     if done.unknown:
         names = ", ".join(done.unknown)
-        print(f"warning: {names}: not the published files, by checksum; used anyway.", file=sys.stderr)
+        complain(f"warning: {names}: not the published files, by checksum; used anyway.")
     if done.already:
         say(f"{arguments.name} has already been prepared in {shown(done.directory)} from the same files.")
     else:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import ConfigError, one_line, printable
+from ima_dist.config.errors import ConfigError, complain, one_line, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
@@ -77,7 +77,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     from ima_dist.worker import ray_internals
 
     if complaint := ray_internals.warning(ray.__version__):
-        print(f"warning: {complaint}", file=sys.stderr, flush=True)
+        complain(f"warning: {complaint}")
     if address:
         _check_admission(address)
     # Ray's usual directory may be another user's, or too long for its sockets, and Ray does not clean up.

@@ -46,7 +46,7 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
     import torch
 
     def before_exit() -> None:
-        with contextlib.suppress(LeaseLost):
+        with contextlib.suppress(LeaseLost, OSError):
             run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
 
     stop = run.path / STOP_FILE
@@ -60,6 +60,6 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
         raise RuntimeError(f"The {task} task failed: {one_line(error)}") from error
     finally:
         torch.set_num_threads(threads)
-        with contextlib.suppress(LeaseLost):  # it is another process's by now
+        with contextlib.suppress(LeaseLost, OSError):  # it is another process's by now, or cannot be removed
             run.check_lease()
             stop.unlink(missing_ok=True)

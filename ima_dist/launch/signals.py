@@ -88,8 +88,9 @@ def forwarding_signals(
             try:
                 stop.touch()
             except OSError as error:
-                # The workers cannot be asked; the next signal ends the run at once.
-                complain(f"The workers cannot be asked to stop: {stop} cannot be written ({error.strerror}).")
+                reason = f"{stop} cannot be written ({error.strerror})"
+                complain(f"Stopped without asking the workers for a checkpoint, as {reason}; the last one is kept.")
+                threading.Thread(target=_exit_now, args=(before_exit,), daemon=True).start()
             else:
                 complain("Stopping: saving a checkpoint first.")
             first = now

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ima_dist.cli.entry import absolute_output, existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
-from ima_dist.config.errors import EXIT_DONE
+from ima_dist.config.errors import EXIT_DONE, complain
 from ima_dist.report.write import write_report
 
 
@@ -25,7 +25,7 @@ def _main(argv: list[str]) -> int:
     paths: list[Path] = [existing(path) for path in arguments.runs]
     files, problems = write_report(paths, absolute_output(arguments.out))
     for problem in problems:
-        print(f"warning: {problem}", file=sys.stderr)
+        complain(f"warning: {problem}")
     say("\n".join(shown(file) for file in files))
     return EXIT_DONE
 

@@ -71,6 +71,10 @@ def pareto_set(points: Sequence[Sequence[float]]) -> list[int]:
     return [i for i, p in enumerate(points) if not any(dominates(q, p) for q in points)]
 
 
+# How often, with equal spreads, a ratio as large must come by chance for the spreads to be pooled.
+_BY_CHANCE = 0.5
+
+
 @dataclass(frozen=True)
 class Spread:
     """Standard deviation over seeds, and its degrees of freedom."""
@@ -96,12 +100,13 @@ def spread_of(own: Sequence[Share], others: Sequence[Share]) -> Spread | None:
     """The spread over seeds of the shares ``own``, pooled with that of ``others``, which are compared beside them.
 
     With two or three seeds each, a share's own deviation is nearly worthless. But if theirs is larger than that of
-    the others beyond chance (F test, 5 %), pooling would make less of it than it is, so only theirs counts.
+    the others, more than every second time by chance (F test), only theirs counts: a test at 5 % would seldom notice
+    with so few seeds, and candidates whose spreads differ by a factor of 2 or 3 would "differ" in up to 16 % of cases.
     """
     mine, rest = pooled_spread(own), pooled_spread(others)
     if mine is not None and rest is not None:
         ratio = mine.deviation**2 / rest.deviation**2 if rest.deviation else math.inf
-        if mine.deviation and f_exceeds(ratio, mine.freedom, rest.freedom) < ERROR:
+        if mine.deviation and f_exceeds(ratio, mine.freedom, rest.freedom) < _BY_CHANCE:
             return mine
     return pooled_spread([*own, *others])
 

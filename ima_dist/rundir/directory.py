@@ -302,11 +302,30 @@ class RunDir:
                 continue  # not a snapshot
             try:
                 manifest = snapshots.read_manifest(directory)
-                pieces = (piece for shard in manifest.shards for piece in read_row_groups(directory / shard.file))
-                return take(epoch, manifest.samples, pieces)
             except (ConfigError, ValueError, FileNotFoundError) as error:
-                complain(f"{str(error).rstrip('.')}. The margins of the epoch before are used.")
+                complain(_falling_back(error))
+                continue
+            try:
+                return take(epoch, manifest.samples, _pieces(directory, manifest))
+            except _Unreadable as error:
+                complain(_falling_back(error))
         return None
+
+
+class _Unreadable(Exception):
+    """A piece of a snapshot of margins cannot be read, which is not a mistake of whoever takes the pieces."""
+
+
+def _pieces(directory: Path, manifest: snapshots.Manifest) -> Iterator[pa.Table]:
+    try:
+        for shard in manifest.shards:
+            yield from read_row_groups(directory / shard.file)
+    except (ConfigError, ValueError, FileNotFoundError) as error:
+        raise _Unreadable(error) from error
+
+
+def _falling_back(error: Exception) -> str:
+    return f"{str(error).rstrip('.')}. The margins of the epoch before are used."
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -10,14 +10,13 @@ import contextlib
 import os
 import platform
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.errors import ConfigError, complain, first_line
 from ima_dist.config.values import option_values
 from ima_dist.rundir.curves import attack_rows, format_noise
 from ima_dist.rundir.directory import RunDir
@@ -65,7 +64,7 @@ class Recorder:
         if self._server is not None:
             self._server.join(_END_SECONDS)
             if self._server.is_alive():
-                _warn(f"the MLflow server has not answered for {_END_SECONDS:g} s")
+                complain(f"warning: not recorded: the MLflow server has not answered for {_END_SECONDS:g} s")
 
 
 class _Follower(threading.Thread):
@@ -112,14 +111,9 @@ class _Follower(threading.Thread):
             text = sentence(error) if isinstance(error, OSError | ConfigError) else first_line(error)
             if text not in self._warned:
                 self._warned.add(text)
-                _warn(text)
+                complain(f"warning: not recorded: {text}")
             return False
         return True
-
-
-def _warn(text: str) -> None:
-    with contextlib.suppress(OSError):  # a log on a full disk
-        print(f"warning: not recorded: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_values(row: dict[str, Any]) -> dict[str, float]:

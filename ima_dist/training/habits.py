@@ -4,13 +4,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks.common import cross_entropy, evaluation_mode
+from ima_dist.attacks.common import cross_entropy
 from ima_dist.core import distributed
 from ima_dist.training.network import seeded
 
@@ -18,38 +17,21 @@ from ima_dist.training.network import seeded
 _PASSES = 4
 
 
-@dataclass(frozen=True)
-class Habits:
-    """moving: names of the buffers that a pass in training mode changes. unused: trainable parameters that may have
-    no gradient."""
+def moving_buffers(network: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[str, ...]:
+    """Names of the buffers that a pass in training mode changes.
 
-    moving: tuple[str, ...] = ()
-    unused: tuple[str, ...] = ()
-
-
-def observe(network: nn.Module, x: Tensor, y: Tensor, seed: int) -> Habits:
-    """Pass samples (B, ...) with labels (B,) through the network, which is left as it was, forward and backward."""
+    Passes samples (B, ...) with labels (B,) through the network, which is left as it was, forward and backward.
+    """
     moving: set[str] = set()
-    unused: set[str] = set()
     half = len(x) // 2
     pieces = [slice(None), slice(half), slice(half, None), slice(None)] if len(x) >= 4 else [slice(None)] * _PASSES
     for number, piece in enumerate(pieces):
         with undisturbed(network) as before, seeded(seed + number):
             network.zero_grad(set_to_none=True)
             cross_entropy(network(x[piece]), y[piece]).sum().backward()
-            unused |= _without_gradient(network)
             moving |= {name for name, tensor in network.named_buffers() if not same(tensor, before[name])}
-            # As a worker without samples does it.
             network.zero_grad(set_to_none=True)
-            with evaluation_mode(network):
-                network(x[:1]).sum().backward()
-            unused |= _without_gradient(network)
-            network.zero_grad(set_to_none=True)
-    return Habits(tuple(sorted(moving)), tuple(sorted(unused)))
-
-
-def _without_gradient(network: nn.Module) -> set[str]:
-    return {name for name, p in network.named_parameters() if p.requires_grad and p.grad is None}
+    return tuple(sorted(moving))
 
 
 @contextmanager

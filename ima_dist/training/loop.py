@@ -23,7 +23,7 @@ from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
-from ima_dist.training.habits import Habits, StepGenerators, agree, observe
+from ima_dist.training.habits import StepGenerators, agree, moving_buffers
 from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, use_tf32
 from ima_dist.training.numerics import check_gradient
 from ima_dist.training.reporter import Reporter
@@ -62,7 +62,7 @@ class Training:
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         #: What the network does in training mode; ``begin`` finds it out where there are several workers.
-        self.habits = Habits()
+        self.moving: tuple[str, ...] = ()
         self.generators = StepGenerators(config.seed, device)
         steps = -(-len(self.train) // config.batch_size)
         self.reporter = Reporter(run, config, steps, len(self.train), should_stop)
@@ -104,8 +104,10 @@ class Training:
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
         few = self.train.batch(torch.arange(min(8, len(self.train)), device=self.device))
         if distributed.world_size() > 1:
-            self.habits = observe(self.network, *few, self.config.seed)
-            joined = data_parallel(self.network, self.device, find_unused=bool(self.habits.unused))
+            self.moving = moving_buffers(self.network, *few, self.config.seed)
+            # No trial tells whether a network of the user's uses all parameters in every step.
+            ours = self.config.model.factory.startswith("ima_dist.models:")
+            joined = data_parallel(self.network, self.device, find_unused=not ours)
             self.trained = autocast(joined, self.config.autocast)
         use_tf32(self.config.tf32)
         self.at_once = most_at_once(self.network, *few)
@@ -146,9 +148,9 @@ class Training:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         # Each worker's statistics are of its share, which may be empty. All attack the same network, so they agree.
-        if self.habits.moving:
+        if self.moving:
             all_have_samples = len(global_batch) >= distributed.world_size()
-            agree(self.network, self.habits.moving, len(losses), all_have_samples)
+            agree(self.network, self.moving, len(losses), all_have_samples)
 
     def _loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""

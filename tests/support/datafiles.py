@@ -11,12 +11,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import scipy.io
+import torch
 from PIL import Image
 
+from ima_dist.data.types import Split
+
 FOLDER = "cifar-10-batches-py"
-
-
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+def counts(split: Split, classes: int) -> list[int]:
+    """How many samples of each class a split has."""
+    return torch.bincount(split.y, minlength=classes).tolist()
 
 
 def write_svhn(directory: Path, n: int = 240, **changes: Any) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,29 @@ from cluster.records import RowRecord
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
+from tests.support.commands import ROOT
 
 needs_slurm = pytest.mark.skipif(
     bool(local.missing()) and os.environ.get("CI") != "true",
     reason="needs the Debian packages slurm-wlm and munge",
 )
+
+
+@contextlib.contextmanager
+def local_slurm(directory: Path, place: Path, **environment: str) -> Iterator[Path]:
+    """A local SLURM, and ``place`` as the current directory, from which commands reach it; KEEP_SLURM lets it live."""
+    local.up(directory)
+    before, here = dict(os.environ), Path.cwd()
+    os.environ.update(local.environment(directory), PYTHONPATH=str(ROOT), **environment)
+    os.chdir(place)
+    try:
+        yield place
+    finally:
+        os.chdir(here)
+        os.environ.clear()
+        os.environ.update(before)
+        if "KEEP_SLURM" not in os.environ:
+            local.down(directory)
 
 
 def of_job(job_id: str) -> list[int]:

@@ -20,7 +20,7 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 from tests.support import commands, workers
 from tests.support.runs import check_files
-from tests.support.slurm import needs_slurm, of_job, training
+from tests.support.slurm import local_slurm, needs_slurm, of_job, training
 
 # Five starts of a Ray cluster, one after the other, on a machine that may be busy.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_slurm]
@@ -41,22 +41,10 @@ def place(tmp_path_factory):
     options = "".join(f"  {name}: {value}\n" for name, value in OPTIONS.items())
     for name in ("moons", "short"):
         (place / f"{name}.yaml").write_text(f"title: test\npreset: moons\noptions:\n{options}rows:\n{rows}")
-    local.up(directory)
-    before = dict(os.environ)
-    os.environ.update(local.environment(directory), PYTHONPATH=str(commands.ROOT), TEST_PAUSE="0.15")
-    os.environ["TEST_HANG"] = str(place / "hang")
     gone = '[elsewhere]\npartition = "gone"\ncards = 1\ncpus_per_card = 1\ntime = 60\n'
-    (place / "partitions.toml").write_text((directory / "partitions.toml").read_text() + gone)
-    here = Path.cwd()
-    os.chdir(place)
-    try:
+    with local_slurm(directory, place, TEST_PAUSE="0.15", TEST_HANG=str(place / "hang")):
+        (place / "partitions.toml").write_text((directory / "partitions.toml").read_text() + gone)
         yield place
-    finally:
-        os.chdir(here)
-        os.environ.clear()
-        os.environ.update(before)
-        if "KEEP_SLURM" not in os.environ:
-            local.down(directory)
 
 
 def submitted(name: str, partition: str, *options: str, **environment: str) -> tuple[Path, dict[str, dict]]:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import local, slurm, status, submit
+from cluster import slurm, status, submit
 from cluster.records import RowRecord
 from ima_dist.rundir.files import read_json
 from tests.support import commands
-from tests.support.slurm import needs_slurm, training
+from tests.support.slurm import local_slurm, needs_slurm, training
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_slurm]
 STEPS, EPOCHS, WAIT = 40, 6, 600
@@ -51,37 +51,26 @@ def place(tmp_path_factory):
     """A directory to submit from, inside an allocation, with a local SLURM that has a directory of its own."""
     place = tmp_path_factory.mktemp("jobs")
     directory = Path(f"/tmp/slurm-sites-{os.getpid()}")
-    local.up(directory)
-    before = dict(os.environ)
-    os.environ.update(local.environment(directory), PYTHONPATH=str(commands.ROOT))
-    here = Path.cwd()
-    os.chdir(place)
-    scratch = place / ("scratch-" + "x" * 90)
-    scratch.mkdir()
-    programs = place / "programs"
-    programs.mkdir()
-    for program in os.scandir("/usr/bin"):
-        if not program.name.startswith(("scontrol", "squeue", "sinfo", "sbatch", "srun", "scancel")):
-            (programs / program.name).symlink_to(program.path)
-    container = place / "container"
-    container.write_text(f'#!/bin/bash\nPATH={programs} exec {shlex.quote(sys.executable)} "$@"\n')
-    container.chmod(0o755)
-    Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container))))
-    Path("mine.py").write_text(NETWORK)
-    options = {
-        "model.factory": "mine:build", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS, "eval.steps": 2,
-        "eval.noise": [0.0, 0.1],
-    }  # fmt: skip
-    lines = "".join(f"  {name}: {value}\n" for name, value in options.items())
-    Path("job.yaml").write_text(f"title: t\npreset: moons\noptions:\n{lines}rows:\n  ce: {{method: ce}}\n")
-    try:
+    with local_slurm(directory, place):
+        scratch = place / ("scratch-" + "x" * 90)
+        scratch.mkdir()
+        programs = place / "programs"
+        programs.mkdir()
+        for program in os.scandir("/usr/bin"):
+            if not program.name.startswith(("scontrol", "squeue", "sinfo", "sbatch", "srun", "scancel")):
+                (programs / program.name).symlink_to(program.path)
+        container = place / "container"
+        container.write_text(f'#!/bin/bash\nPATH={programs} exec {shlex.quote(sys.executable)} "$@"\n')
+        container.chmod(0o755)
+        Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container))))
+        Path("mine.py").write_text(NETWORK)
+        options = {
+            "model.factory": "mine:build", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS, "eval.steps": 2,
+            "eval.noise": [0.0, 0.1],
+        }  # fmt: skip
+        lines = "".join(f"  {name}: {value}\n" for name, value in options.items())
+        Path("job.yaml").write_text(f"title: t\npreset: moons\noptions:\n{lines}rows:\n  ce: {{method: ce}}\n")
         yield place
-    finally:
-        os.chdir(here)
-        os.environ.clear()
-        os.environ.update(before)
-        if "KEEP_SLURM" not in os.environ:
-            local.down(directory)
 
 
 def submitted(*words: str, **environment: str) -> tuple[Path, dict[str, str]]:

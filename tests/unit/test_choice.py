@@ -64,10 +64,11 @@ def test_spread_over_seeds():
 def test_a_spread_that_stands_out_is_not_pooled():
     calm = [Share((0.80, 0.81), 1000) for _ in range(6)]  # squares 0.00005 each
     wild, loud = Share((0.7, 0.9), 1000), Share((0.80, 0.83), 1000)
-    # F(1, 6) of 0.02 / 0.00005 is 400; of 0.00045 / 0.00005 it is 9, beyond the 5 % value of 5.99.
+    # F(1, 6) of 0.02 / 0.00005 is 400, of 0.00045 / 0.00005 it is 9; half of the time it is above 0.51.
     assert spread_of([wild], calm) == pooled_spread([wild])
     assert spread_of([loud], calm) == pooled_spread([loud])
-    assert spread_of([Share((0.80, 0.82), 1000)], calm) == pooled_spread([Share((0.80, 0.82), 1000), *calm])  # F is 4
+    quiet = Share((0.80, 0.806), 1000)  # F is 0.36
+    assert spread_of([quiet], calm) == pooled_spread([quiet, *calm])
     # Less spread than the others, no spread, or a single seed: pooled.
     assert spread_of(calm[:1], [wild]) == pooled_spread([calm[0], wild])
     assert spread_of([Share((0.8, 0.8), 9)], calm) == pooled_spread([Share((0.8, 0.8), 9), *calm])
@@ -175,6 +176,10 @@ SETTINGS = {
     "three seeds, a test set each": (2, {"seeds": 3, "samples": 400, "deviations": (0.1,), "sets": 3}),
     "best of 12, one seed": (12, {"seeds": 1, "samples": 300}),
     "best of 12, three seeds": (12, {"seeds": 3, "samples": 400, "deviations": (0.15,)}),
+    "best of 10, two seeds, two of them unstable": (
+        10,
+        {"seeds": 2, "samples": 2000, "deviations": (0.3, 0.3, *[0.1] * 8)},
+    ),
     "best of 12, one of them unstable": (12, {"seeds": 3, "samples": 400, "deviations": (0.4, *[0.05] * 11)}),
 }
 
@@ -198,7 +203,7 @@ def test_equal_candidates_differ_in_at_most_five_of_a_hundred_cases(setting):
     [
         (2, {"seeds": 1, "samples": 1000, "shift": 0.2}),
         (2, {"seeds": 3, "samples": 1000, "shift": 0.3, "deviations": (0.05,)}),
-        (12, {"seeds": 3, "samples": 1000, "shift": 0.5, "deviations": (0.05,)}),
+        (12, {"seeds": 5, "samples": 1000, "shift": 0.5, "deviations": (0.05,)}),
     ],
 )
 def test_a_real_difference_is_found(count, options):

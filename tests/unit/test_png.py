@@ -11,23 +11,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from ima_dist.config.presets import make_config
-from ima_dist.config.schema import Config
 from ima_dist.figures import png
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
 from tests.support.run_files import HISTORY, NOISE, TABLE_1, entry, point, write_snapshot
-
-
-@pytest.fixture
-def config() -> Config:
-    return make_config("moons")
-
-
-@pytest.fixture
-def run(config: Config, tmp_path: Path) -> RunDir:
-    return RunDir.create(config, tmp_path / "run")
 
 
 def check_image(path: Path) -> np.ndarray:

@@ -23,16 +23,6 @@ from ima_dist.rundir.files import read_parquet, write_json
 from tests.support.run_files import HISTORY, write_snapshot
 
 
-@pytest.fixture
-def config() -> Config:
-    return make_config("moons")
-
-
-@pytest.fixture
-def run(config: Config, tmp_path: Path) -> RunDir:
-    return RunDir.create(config, tmp_path / "run")
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_config_round_trip(preset: str, tmp_path: Path) -> None:
     config = make_config(preset, {"method": "ce", "optimizer.lr": 1e-5, "data.subset": 400})

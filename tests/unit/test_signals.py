@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,39 +26,39 @@ with forwarding_signals(stop, left.touch):
 """
 
 
-def test_the_second_signal_ends_a_driver_whose_workers_hang(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def driver(tmp_path: Path, nothing_to_save: str = "") -> Iterator[tuple[subprocess.Popen[str], Path, Path]]:
+    """A driver that waits, the file by which it asks its workers to stop, and one that it leaves at its end."""
     stop, left = tmp_path / "stop", tmp_path / "left"
+    code = _DRIVER.replace("left.touch)", f"left.touch{nothing_to_save})")
     with subprocess.Popen(
-        [sys.executable, "-c", _DRIVER, str(stop), str(left)],
+        [sys.executable, "-c", code, str(stop), str(left)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as driver:  # fmt: skip
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "ready\n"
-        driver.send_signal(signal.SIGTERM)
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        yield process, stop, left
+
+
+def test_the_second_signal_ends_a_driver_whose_workers_hang(tmp_path: Path) -> None:
+    with driver(tmp_path) as (process, stop, left):
         while not stop.exists():
             time.sleep(0.01)
         assert not left.exists()
-        while driver.poll() is None:
-            driver.send_signal(signal.SIGUSR2)
+        while process.poll() is None:
+            process.send_signal(signal.SIGUSR2)
             time.sleep(0.1)
-        _, said = driver.communicate()
-    assert driver.returncode == 75
+        _, said = process.communicate()
+    assert process.returncode == 75
     assert left.exists()
     assert said.startswith("Stopping: saving a checkpoint first.\nStopped immediately; the last checkpoint is kept.\n")
 
 
 def test_one_signal_is_enough_while_there_is_nothing_to_save(tmp_path: Path) -> None:
-    stop, left = tmp_path / "stop", tmp_path / "left"
-    waiting = _DRIVER.replace("left.touch)", "left.touch, lambda: True)")
-    with subprocess.Popen(
-        [sys.executable, "-c", waiting, str(stop), str(left)],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as driver:  # fmt: skip
-        assert driver.stdout is not None
-        assert driver.stdout.readline() == "ready\n"
-        driver.send_signal(signal.SIGTERM)
-        _, said = driver.communicate(timeout=60)
-    assert (driver.returncode, said) == (75, "Stopped before the training began; nothing is lost.\n")
+    with driver(tmp_path, ", lambda: True") as (process, stop, left):
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (75, "Stopped before the training began; nothing is lost.\n")
     assert left.exists()
     assert not stop.exists()
 
