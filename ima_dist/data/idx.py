@@ -42,14 +42,6 @@ def load_mnist(config: DataConfig, seed: int) -> DataSet:
     return MNIST.data_set(config, seed, lambda images: images * config.val_size // _TRAINING_IMAGES)
 
 
-def read_idx(path: Path, dims: int) -> np.ndarray:
-    """The array of unsigned bytes with ``dims`` dimensions in an idx file, plain or gzipped whatever its name.
-
-    Raises ConfigError, without a full stop so that a hint can follow, if the file is anything else.
-    """
-    return _array(path, _content(path)[0], dims)
-
-
 # ---- helpers -------------------------------------------------------------------------------------------
 
 

@@ -128,12 +128,16 @@ def _given(settings: ModelConfig) -> dict[str, Tensor]:
 
 
 def keep(run: RunDir, settings: ModelConfig) -> None:
-    """Keep the weights that the run starts from in its directory, for workers on other machines. Raises OSError."""
+    """Keep the weights that the run starts from in its directory, for workers on other machines.
+
+    Raises OSError, LeaseLost.
+    """
     if settings.weights is None:
         return
     content = to_safetensors({k: v.contiguous().clone() for k, v in _given(settings).items()})
     run.start_dir.mkdir(exist_ok=True)
-    (run.start_dir / f"weights-{hashlib.sha256(content).hexdigest()[:16]}.safetensors").write_bytes(content)
+    with run.replacing(run.start_dir / f"weights-{hashlib.sha256(content).hexdigest()[:16]}.safetensors") as file:
+        file.write(content)
 
 
 def _renamed(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

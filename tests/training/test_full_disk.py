@@ -13,6 +13,7 @@ import pytest
 
 from ima_dist import train
 from ima_dist.cli.entry import say
+from ima_dist.config.errors import complain
 from ima_dist.rundir import files
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import append, read_json
@@ -130,7 +131,7 @@ def test_a_log_on_a_full_disk_does_not_end_a_run(monkeypatch):
     monkeypatch.setattr("sys.stdout", _FullLog())
     monkeypatch.setattr("sys.stderr", _FullLog())
     say("a line")
-    recorder._warn("a warning")
+    complain("a warning")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import torch
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import DataConfig
-from ima_dist.data import idx
 from ima_dist.data.load import load
 from tests.support.datafiles import counts, idx_bytes, write_idx
 from tests.support.fashion_mnist import FASHION_MNIST, needs_fashion_mnist
@@ -90,7 +89,8 @@ def test_files_are_found_where_nobody_has_to_say(tmp_path: Path, monkeypatch: py
 
 def test_values_and_order_survive_the_reading(tmp_path: Path) -> None:
     write_idx(tmp_path)
-    images = idx.read_idx(tmp_path / "t10k-images-idx3-ubyte.gz", 3)
+    content = gzip.decompress((tmp_path / "t10k-images-idx3-ubyte.gz").read_bytes())
+    images = np.frombuffer(content, np.uint8, offset=16).reshape(120, 28, 28)
     data = load(DataConfig(source=MNIST, dir=str(tmp_path)), 0)
     assert np.array_equal(data.test.x[:, 0].numpy(), images)
     assert data.test.y.tolist() == [i % 10 for i in range(120)]
