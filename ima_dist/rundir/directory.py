@@ -190,12 +190,25 @@ class RunDir:
 
     def write_json(self, path: Path, obj: dict[str, Any]) -> None:
         """As ``files.write_json``, for a file of this run. Raises LeaseLost, OSError."""
-        try:
-            files.write_json(path, obj, self.check_lease)
-        except OSError:
-            if path == self.progress_path:
-                path.unlink(missing_ok=True)  # what it says is no longer so
-            raise
+        files.write_json(path, obj, self.check_lease)
+
+    def write_progress(self, state: dict[str, Any]) -> None:
+        """Rewrite progress.json, which is only shown: see ``for_display``. Raises LeaseLost."""
+
+        def write() -> None:
+            try:
+                # Once a second, and of use only while the run goes on.
+                files.write_json(self.progress_path, state, self.check_lease, durable=False)
+            except OSError:
+                self.remove(self.progress_path)  # what it says is no longer so
+                raise
+
+        self.for_display(write)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of this run, if it is there. Raises LeaseLost, and OSError."""
+        self.check_lease()  # or it may be the successor's
+        path.unlink(missing_ok=True)
 
     def write_parquet(self, path: Path, table: pa.Table) -> None:
         """As ``files.write_parquet``, for a file of this run. Raises LeaseLost, OSError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,14 @@ needs_slurm = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def local_slurm(directory: Path, place: Path, **environment: str) -> Iterator[Path]:
-    """A local SLURM, and ``place`` as the current directory, from which commands reach it; KEEP_SLURM lets it live."""
-    local.up(directory)
+def local_slurm(
+    directory: Path, place: Path, prepare: Callable[[Path], None] = lambda directory: None, **environment: str
+) -> Iterator[Path]:
+    """A local SLURM, and ``place`` as the current directory, from which commands reach it; KEEP_SLURM lets it live.
+
+    prepare: as for ``local.up``.
+    """
+    local.up(directory, prepare=prepare)
     before, here = dict(os.environ), Path.cwd()
     os.environ.update(local.environment(directory), PYTHONPATH=str(ROOT), **environment)
     os.chdir(place)
