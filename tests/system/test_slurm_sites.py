@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import sites
 from cluster import slurm, status, submit
 from cluster.records import RowRecord
 from ima_dist.rundir.files import read_json
@@ -51,16 +52,12 @@ def place(tmp_path_factory):
     """A directory to submit from, inside an allocation, with a local SLURM that has a directory of its own."""
     place = tmp_path_factory.mktemp("jobs")
     directory = Path(f"/tmp/slurm-sites-{os.getpid()}")
-    with local_slurm(directory, place):
-        scratch = place / ("scratch-" + "x" * 90)
-        scratch.mkdir()
-        programs = place / "programs"
-        programs.mkdir()
-        for program in os.scandir("/usr/bin"):
-            if not program.name.startswith(("scontrol", "squeue", "sinfo", "sbatch", "srun", "scancel")):
-                (programs / program.name).symlink_to(program.path)
+    with local_slurm(directory, place, sites.prepare):
+        sites.furnish(place)
+        (scratch,) = place.glob("scratch-*")
         container = place / "container"
-        container.write_text(f'#!/bin/bash\nPATH={programs} exec {shlex.quote(sys.executable)} "$@"\n')
+        inside = sites.container(place)
+        container.write_text(f'#!/bin/bash\nPATH={inside} exec {shlex.quote(sys.executable)} "$@"\n')
         container.chmod(0o755)
         Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container))))
         Path("mine.py").write_text(NETWORK)
@@ -133,3 +130,32 @@ def test_cards_that_are_there_but_not_asked_for(place):
     done = commands.run("cluster.submit", "job.yaml", "--partition", "site", "--sbatch", "gpus-per-node=")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "The nodes of partition titanv have GPUs (gpu:titanv:2), but none is asked for" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "sentence"),
+    [
+        ("gpu", "gpus-per-node=4", "--gres is missing; --gpus-per-node is not allowed"),
+        ("boost", "gres=gpu:4", "this site: --gres is not allowed"),
+        ("boost", "account=lab43", "you have no such account or QOS"),
+        ("whole", "exclusive=", "--exclusive must be exclusive"),
+        ("long", "export=", "--export must be NONE"),
+        ("long", "mem-per-cpu=", "--mem-per-cpu is missing"),
+    ],
+)
+def test_the_documented_sites_take_their_files(place, name, wrong, sentence, capsys):
+    """SLURM takes a job of two nodes from each file, and refuses what such a site refuses.
+
+    ``python -m benchmarks.sites`` runs these jobs.
+    """
+    words = [*sites.words(name), "--no-snapshot", "--sbatch", "begin=now+1hour"]
+    assert submit.main([*words, "--sbatch", wrong]) == 2
+    error = capsys.readouterr().err
+    assert (sentence in error, error.count("\n")) == (True, 1), error
+    assert submit.main(words) == 0
+    folder = Path("runs/cluster", capsys.readouterr().out.split(":")[0])
+    (row,) = (read_json(folder / "job.json") or {})["rows"]
+    asked = slurm.job(row["id"])
+    assert (asked["JobState"], asked["NumNodes"]) == ("PENDING", "2-2")
+    assert re.search(r"gpu(:\w+)?:4$", asked["TresPerNode"])
+    slurm.command("scancel", row["id"])
