@@ -2,8 +2,9 @@
 
 Under each file a job on two nodes is trained, and its time limit strikes twice. What the sites demand is imposed by
 SLURM's own filters in Lua, by the partitions, and by stand-ins for modules and apptainer. The files are used as they
-are, but for the directory of scratch, and for the CPUs that this machine lacks. Needs the Debian packages slurm-wlm and
-munge. Prints a line per site; exit status 1 if a job did not end well.
+are, but for the directory of scratch, the network, and the CPUs that this machine lacks. Needs the Debian packages
+slurm-wlm and munge; slurmdbd and mariadb-server for accounts. Prints a line per site; exit status 1 if a job did not
+end well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks import accounting
 from cluster import local, slurm
 from cluster.records import RowRecord
 from ima_dist.config.errors import ConfigError
@@ -159,7 +161,8 @@ def furnish(place: Path) -> dict[str, str]:
     """Write the sites' files (NAME.toml), a job and what the site provides; the variables of a user there."""
     scratch = place / ("scratch-" + "x" * 90)
     for name, text in files().items():
-        (place / f"{name}.toml").write_text(text.replace(_SCRATCH, str(scratch)))
+        # Where the nodes are one machine, their names have no addresses, and in a container SLURM cannot tell them.
+        (place / f"{name}.toml").write_text(f'{text.replace(_SCRATCH, str(scratch))}interface = "lo"\n')
     scratch.mkdir()
     (place / "home").mkdir()
     (place / "home" / "ima").symlink_to(sys.prefix)
@@ -231,12 +234,24 @@ def try_site(name: str, place: Path) -> str:
 
 @contextlib.contextmanager
 def _slurm(directory: Path) -> Iterator[None]:
-    local.up(directory, prepare=prepare)
-    os.environ.update(local.environment(directory), PYTHONPATH=str(ROOT))
-    try:
+    """A local SLURM with the sites' rules; with accounting, where there is a slurmdbd."""
+    lacking = accounting.missing()
+    with contextlib.ExitStack() as stack:
+        start_accounting = None if lacking else stack.enter_context(accounting.accounting())
+
+        def change(place: Path) -> None:
+            prepare(place)
+            if start_accounting is not None:
+                start_accounting(place)
+
+        local.up(directory, prepare=change)
+        stack.callback(local.down, directory)
+        os.environ.update(local.environment(directory), PYTHONPATH=str(ROOT))
+        if lacking:
+            print(f"without accounting: {', '.join(lacking)} missing", flush=True)
+        else:
+            accounting.allow("lab42", "normal", MaxSubmitJobsPerUser=2, MaxWall=1440)
         yield
-    finally:
-        local.down(directory)
 
 
 def main() -> int:
