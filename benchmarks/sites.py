@@ -115,7 +115,7 @@ options:
   model.factory: mine:build
   data.subset: {32 * _STEPS}
   batch_size: 32
-  epochs: 16
+  epochs: 12
   eval.steps: 2
   eval.noise: [0.0, 0.1]
 rows:
@@ -223,7 +223,7 @@ def try_site(name: str, place: Path) -> str:
         _wait_for(lambda start=start: record.newest_start() > start or record.result() is not None, "the time limit")  # type: ignore[misc]
         _limit(job, 60)
     (place / "slowly").unlink()
-    _wait_for(lambda: record.result() is not None, "the end")
+    _wait_for(lambda: record.result() is not None and job not in slurm.queue(), "the end")
     result, output = record.result() or {}, record.output.read_text()
     strikes, starts = output.count("SIGUSR2: the run saves its state"), record.newest_start() + 1
     left = [*place.glob("scratch-*/*"), *Path("/tmp").glob(f"ima-{job}-*")]
