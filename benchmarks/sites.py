@@ -250,7 +250,7 @@ def _slurm(directory: Path) -> Iterator[None]:
         if lacking:
             print(f"without accounting: {', '.join(lacking)} missing", flush=True)
         else:
-            accounting.allow("lab42", "normal", MaxSubmitJobsPerUser=2, MaxWall=1440)
+            accounting.allow("lab42", "normal", MaxSubmitJobsPerUser=2)
         yield
 
 
