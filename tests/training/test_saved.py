@@ -93,8 +93,10 @@ def test_the_same_evaluation_and_audit_give_the_same_again(runs):
     run = RunDir(runs / "epochs")
     before, audited = in_order(run), read_parquet(run.audit_path)
     assert evaluate.main([str(run.path), "--epochs", "1,3,5", "--device", "cpu"]) == 0
+    after = [point for point in in_order(run) if point.get("version", 1) == 1]
+    # ``worst`` is another attack now: its results stand beside the old ones.
+    assert {p["attack"] for p in in_order(run) if p not in after} == {"worst"} & set(run.config().eval.attacks)
     # Of the attacks' counts, which the old version did not make, only that all is well.
-    after = in_order(run)
     met = [point.pop("met") for point in after if "met" in point]
     assert after == before
     assert met
@@ -106,17 +108,30 @@ def test_the_same_evaluation_and_audit_give_the_same_again(runs):
         assert again[name].to_pylist() == pytest.approx(audited[name].to_pylist(), rel=1e-3), name
 
 
-def test_a_finished_job_is_left_as_it_is(runs, capsys):
-    before = files_below(runs)
+def weights_and_margins(root: Path) -> dict[str, bytes]:
+    return {
+        name: content
+        for name, content in files_below(root).items()
+        if {"checkpoints", "margins"} & set(Path(name).parts)
+    }
+
+
+def test_a_finished_job_is_evaluated_by_the_present_attacks_and_then_left_as_it_is(runs, capsys):
+    trained = weights_and_margins(runs)
     file = runs / "cluster" / "job" / "job.yaml"
-    assert job.main([str(file), "--scale", "tiny", "--device", "cpu", "--out", str(runs / "jobs")]) == 0
+    command = [str(file), "--scale", "tiny", "--device", "cpu", "--out", str(runs / "jobs")]
+    assert job.main(command) == 0
+    assert "worst" in capsys.readouterr().out
+    assert weights_and_margins(runs) == trained
+    before = files_below(runs)
+    assert job.main(command) == 0
     assert capsys.readouterr().out.count(" is finished.") == 2
     assert files_below(runs) == before
 
 
 def test_a_sweep_runs_only_what_is_left(runs, capsys):
     root = runs / "sweeps" / "grid"
-    before = files_below(root)
+    before = weights_and_margins(root)
     assert sweep.main(["--resume", str(root), "--list"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     done = {path.name for path in root.glob("moons-*")}
