@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.own import ALWAYS, OWN, own_options
 from ima_dist.config.schema import NORMS, Config
-from ima_dist.config.values import as_flags, as_option, from_dict, nested, option_values
+from ima_dist.config.values import as_flags, from_dict, nested, option_values
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -77,17 +78,6 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 # Preset -> the norms that it has a largest margin and noise levels for.
 PRESET_NORMS = {name: tuple(preset.norms) for name, preset in _PRESETS.items()}
-# The preset of one's own data and network.
-OWN = "own"
-# Settings that it cannot know, and an example of each; options of the preset.
-_NEEDED = {
-    "name": "mydata",
-    "data.source": "mine:load",
-    "model.factory": "mine:build",
-    "eps_max": "8/255",
-    "eval.noise": "0,4/255,8/255",
-}
-_OWN_OPTIONS = {"epochs": 60}
 
 
 def is_the_papers(config: Config) -> bool:
@@ -148,13 +138,11 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
 
 
 def _own_config(options: dict[str, Any]) -> Config:
-    missing = [f"{as_option(name)} (such as {text})" for name, text in _NEEDED.items() if options.get(name) is None]
-    if missing:
-        raise ConfigError(f"The preset {OWN} needs {', '.join(missing)}.")
-    plain = str(options["name"]).lower().replace("-", "_")
+    found = own_options(options)
+    plain = str(found["name"]).lower().replace("-", "_")
     if plain in (*PRESETS, OWN):
-        raise ConfigError(f"--name {options['name']} is a preset's name: give your data another one.")
-    return from_dict(nested({}, {"preset": OWN, **_OWN_OPTIONS, **options}))
+        raise ConfigError(f"--name {found['name']} is a preset's name: give your data another one.")
+    return from_dict(nested({}, found))
 
 
 def preset_config(config: Config) -> Config:
@@ -171,7 +159,7 @@ def preset_config(config: Config) -> Config:
 def _always(config: Config) -> tuple[str, ...]:
     """The options, beside method and norm, that the preset of ``config`` has no value for."""
     if config.preset == OWN:
-        return tuple(_NEEDED)
+        return ALWAYS
     return () if config.norm in _PRESETS[config.preset].norms else ("eps_max", "eval.noise")
 
 

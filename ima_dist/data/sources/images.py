@@ -1,0 +1,122 @@
+"""Encoded images as samples of one size: what their headers say, and what is said about them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.fetched import Contents, Encoded
+from ima_dist.data.pictures import FORMATS, Look, decode, look
+from ima_dist.data.sources.samples import Catalogue, Files, Labels, Samples, note, tell
+from ima_dist.data.types import UINT8_BOX
+
+
+def images(found: Catalogue, looks: Sequence[Look], config: DataConfig) -> Samples:
+    """The samples of a catalogue of images with these headers, in the size and colours that ``config`` asks for.
+
+    uint8 if all have 8 bits, else float32 from 0 to 1, or within ``config.window`` in their own units.
+    Raises ConfigError if the images differ in size and none is asked for.
+    """
+    shape = (_channels(looks, config), *_size(found, looks, config))
+    deep = any(seen.deep for seen in looks)
+    window = config.window
+    if window and not deep:
+        raise ConfigError("the images have 8 bits, and --data.window is for more: leave it out.")
+    _say(found, looks, config, shape)
+
+    def read(content: bytes, name: str) -> np.ndarray:
+        try:
+            values, _ = decode(content, name, shape, config.resize, window or None)
+        except ConfigError as e:
+            raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
+        if deep and values.dtype == np.uint8:
+            return values / np.float32(255)
+        return values
+
+    box = (window[0], window[1]) if window else UINT8_BOX
+    return Samples(Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8), found.labels, box)
+
+
+def look_at(contents: Contents) -> list[Look]:
+    """The headers of all images. Raises ConfigError, which names the first that is damaged."""
+    found = []
+    for row in range(len(contents)):
+        name = contents.name(row)
+        try:
+            found.append(look(contents.paths[row] if isinstance(contents, Files) else contents[row], name))
+        except ConfigError as e:
+            raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
+    return found
+
+
+def _size(found: Catalogue, looks: Sequence[Look], config: DataConfig) -> tuple[int, int]:
+    if config.size is not None:
+        return config.size, config.size
+    sizes: dict[tuple[int, int], int] = {}
+    for row, seen in enumerate(looks):
+        sizes.setdefault(seen.size, row)
+    if len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[:2]
+        raise ConfigError(
+            f"the images differ in size ({found.labels.names[first]} has {a[0]}×{a[1]} pixels, "
+            f"{found.labels.names[second]} {b[0]}×{b[1]}): say with --data.size to which side to resize them, such as "
+            "--data.size 224."
+        )
+    return next(iter(sizes))
+
+
+def _channels(looks: Sequence[Look], config: DataConfig) -> int:
+    return config.channels or (1 if all(seen.grey or seen.deep for seen in looks) else 3)
+
+
+def _say(found: Catalogue, looks: Sequence[Look], config: DataConfig, shape: tuple[int, ...]) -> None:
+    """One line about what was found, and one about each thing that changes images."""
+    labels, total = found.labels, len(looks)
+    counts = Counter(labels.y.tolist())
+    classes = ", ".join(f"{name} {counts[c]}" for c, name in enumerate(labels.class_names[:10]))
+    classes += ", …" if len(labels.class_names) > 10 else ""
+    colours = {1: "grey", 3: "RGB"}[shape[0]]
+    note(f"{total} images in {len(labels.class_names)} classes ({classes}), read as {colours}, {shape[1]}×{shape[2]}.")
+    for what, rows, done in (
+        ("have a transparent colour or an alpha channel", [i for i, s in enumerate(looks) if s.alpha], "laid on black"),
+        ("have colours of 16 bits", [i for i, s in enumerate(looks) if s.cut], "read with 8 bits"),
+        ("have several pages or frames", [i for i, s in enumerate(looks) if s.pages], "read up to the first"),
+    ):
+        if rows:
+            note(f"{len(rows)} of the {total} images {what}, such as {labels.names[rows[0]]}: they are {done}.")
+    deep = [i for i, s in enumerate(looks) if s.deep]
+    if deep and not config.window:
+        note(
+            f"{len(deep)} of the {total} images have 16 bits, such as {labels.names[deep[0]]}: they are divided by "
+            "65535. If they use less of that range, say which with --data.window LOW,HIGH."
+        )
+
+
+def say_equal(contents: Contents, labels: Labels, sizes: Sequence[int]) -> None:
+    """Say which samples hold the same bytes; ``sizes``: of each in bytes."""
+    of_size = defaultdict(list)
+    for row, size in enumerate(sizes):
+        of_size[size].append(row)
+    equal = []
+    for rows in of_size.values():
+        seen: dict[bytes, int] = {}
+        for row in rows if len(rows) > 1 else ():
+            first = seen.setdefault(hashlib.sha256(contents[row]).digest(), row)
+            if first != row:
+                equal.append((first, row))
+    if equal:
+        # A mistake in the labels is the one to show.
+        pair = next((p for p in equal if labels.y[p[0]] != labels.y[p[1]]), equal[0])
+        other = " with different labels" if labels.y[pair[0]] != labels.y[pair[1]] else ""
+        a, b = (labels.names[row] for row in pair)
+        many = f"{len(equal)} images are" if len(equal) > 1 else "One image is"
+        tell(f"{many} equal to another one, byte for byte: {a} and {b}{other}.")
+
+
+KINDS = ", ".join(FORMATS)
