@@ -49,13 +49,14 @@ class Found:
     loops: list[Path] = field(default_factory=list)
 
 
-def pictures_in(folder: Path, below: bool = True) -> Found:
+def pictures_in(folder: Path, below: bool = True, root: Path | None = None) -> Found:
     """The images in a folder and, with ``below``, in its subfolders. Hidden files and folders are passed over.
 
+    root: a folder above it, to which no link is followed either.
     Raises ConfigError if a folder cannot be read, or holds an image of a kind that we cannot read.
     """
     found = Found()
-    for path in sorted(_files(folder, below, (), found.loops)):
+    for path in sorted(_files(folder, below, () if root is None else (os.path.realpath(root),), found.loops)):
         (found.files if is_picture(path) else found.left_out).append(path)
     return found
 
@@ -233,5 +234,5 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, bool]:
 
 def listed(paths: list[Path], folder: Path, most: int = 3) -> str:
     """A few of the names of files below a folder, for a sentence."""
-    names = [printable(path.relative_to(folder).as_posix()) for path in paths[:most]]
+    names = [printable(path.relative_to(folder).as_posix()) for path in sorted(paths)[:most]]
     return ", ".join(names) + (f" and {len(paths) - most} more" if len(paths) > most else "")

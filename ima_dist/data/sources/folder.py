@@ -42,7 +42,7 @@ def find(folder: Path) -> Catalogue:
     rest = Found()
     for part, place in _parts(folder):
         for class_folder in _folders(place):
-            found = pictures_in(class_folder)
+            found = pictures_in(class_folder, root=folder)
             rest.left_out += found.left_out
             rest.loops += found.loops
             paths += found.files
