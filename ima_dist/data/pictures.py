@@ -102,7 +102,7 @@ def is_picture(path: Path) -> bool:
             kind = image.format
     except Exception:
         return False
-    raise Unfit(f"{path} is a {kind} file: convert it to PNG, or move it out of the folder")
+    raise Unfit(f"{printable(str(path))} is a {kind} file: convert it to PNG, or move it out of the folder")
 
 
 def _begins_like_one(path: Path) -> bool:

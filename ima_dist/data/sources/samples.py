@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ima_dist.config.errors import ConfigError, DataNote, DataWarning, first_line
+from ima_dist.config.errors import ConfigError, DataNote, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import choose_balanced
 from ima_dist.data.fetched import Contents, Fetched, fetch_all
@@ -75,10 +75,10 @@ class Files:
         try:
             return self.paths[row].read_bytes()
         except OSError as e:
-            raise ConfigError(f"{self.paths[row]} cannot be read ({first_line(e)}).") from e
+            raise ConfigError(f"{self.name(row)} cannot be read ({first_line(e)}).") from e
 
     def name(self, row: int) -> str:
-        return str(self.paths[row])
+        return printable(str(self.paths[row]))
 
 
 @dataclass(frozen=True, eq=False)
