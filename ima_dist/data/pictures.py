@@ -28,16 +28,21 @@ _TURNED = 5  # EXIF orientations from here on swap height and width
 
 
 class Look(NamedTuple):
-    """What an image's header says. size: height and width, as it is shown. deep: 16 bits, which are read as such.
-    alpha: it has a transparent colour or an alpha channel. cut: it is read with 8 bits although it has 16 (colours).
-    pages: it has several, of which the first is read."""
+    """What an image's header says. height, width: as it is shown. deep: 16 bits, which are read as such. alpha: it has
+    a transparent colour or an alpha channel. cut: it is read with 8 bits although it has 16 (colours). pages: it has
+    several, of which the first is read."""
 
-    size: tuple[int, int]
+    height: int
+    width: int
     grey: bool
     deep: bool
     alpha: bool
     cut: bool
     pages: bool
+
+
+# Many of them, as an array.
+LOOK = np.dtype([(name, np.int32 if kind is int else np.bool_) for name, kind in Look.__annotations__.items()])
 
 
 @dataclass
@@ -125,7 +130,8 @@ def look(content: Path | bytes, name: str) -> Look:
             deep = _is_deep(image)
             mode, colours = image.mode, image.mode in ("RGB", "RGBA")
             seen = Look(
-                (height, width),
+                height,
+                width,
                 mode in _GREY or (mode == "I" and deep),
                 deep,
                 image.has_transparency_data,

@@ -362,7 +362,7 @@ def edited(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def newer(path: Path) -> None:
         ("prepared.json", overwrite, "cannot be read (JSONDecodeError"),
         ("prepared.json", a_list, "is damaged"),
         ("prepared.json", edited, "its checksum is wrong"),
-        ("prepared.json", newer, "has version 2 of the format, not 1"),
+        ("prepared.json", newer, "has version 3 of the format, not 1 or 2"),
     ],
 )
 def test_damaged_copy_is_named_with_what_to_do(

@@ -280,7 +280,7 @@ def test_images_that_would_lose_their_values_are_refused(photos: Path) -> None:
 
 def test_images_of_different_sizes_need_one(photos: Path) -> None:
     write_image(photos / "dog" / "large.png", size=(30, 20))
-    with pytest.raises(ConfigError, match=r"cat/0.png has 10×12 pixels, dog/large.png 20×30.*--data.size 224"):
+    with pytest.raises(ConfigError, match=r"cat/0.png has 10×12 pixels, dog/large.png has 20×30.*--data.size 224"):
         read(photos)
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from ima_dist.config.errors import ConfigError, first_line, printable
 from ima_dist.config.schema import DataConfig
+from ima_dist.data.encoded import Encoded
+from ima_dist.data.fetched import Fetched
 from ima_dist.data.pictures import DEEPEST
+from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.listed import the_file
-from ima_dist.data.sources.samples import Labels, Samples, check_directory, data_set, note
+from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels, Samples, check_directory, data_set, note
 from ima_dist.data.types import UINT8_BOX, DataSet
 
 _SAMPLES = ("images", "image", "x", "data", "features", "samples")
@@ -23,41 +26,85 @@ _LABELS = ("labels", "label", "y", "targets", "target")
 Read = Callable[[], np.ndarray]
 
 
+class InMemory:
+    """Contents that are rows of an array."""
+
+    def __init__(self, x: np.ndarray, names: tuple[str, ...]) -> None:
+        self.x, self._names = x, names
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.x[row].tobytes()
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+
 def load_npz(config: DataConfig, seed: int) -> DataSet:
-    """The arrays of a .npz file; ``config.dir`` is the file, or the only one in that directory.
+    """The arrays of a .npz file; ``config.dir`` is the file, or the only one in that directory, or a prepared copy.
 
     Samples and labels are called images and labels or x and y, alone or with a part: train_images, y_test. Without
     parts they are divided as those of a folder. Images (N, H, W), (N, H, W, C) or (N, C, H, W) become (N, C, H, W);
     bytes stay bytes, uint16 becomes float32 from 0 to 1, other numbers become floating point as they are; with
     ``config.window`` they are cut to it and keep their units. Raises ConfigError.
     """
-    path = the_file(check_directory(config), "npz")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return _load(path, {name: _reader(file, name) for name in file.files}, config, seed)
-    except ConfigError:
-        raise
-    except Exception as e:  # the parser may raise anything for a damaged file
-        raise ConfigError(f"{path} cannot be read as a .npz file of arrays ({first_line(e)}).") from e
+    return _data_set("npz", config, seed)
 
 
 def load_hdf5(config: DataConfig, seed: int) -> DataSet:
     """The data sets of an HDF5 file, which may lie in groups (train/images); otherwise as ``load_npz``."""
+    return _data_set("hdf5", config, seed)
+
+
+def _data_set(source: str, config: DataConfig, seed: int) -> DataSet:
+    place = check_directory(config)
+    if config.size or config.channels or config.resize != "fit":
+        raise ConfigError(
+            f"--data.size, --data.channels and --data.resize are for images in files: {place} holds arrays, which are "
+            "taken as they are."
+        )
+    found = copy.read(place, source) if copy.is_copy(place) else find(source, place)
+    look = found.looks
+    assert isinstance(look, ArrayLook)
+    taken = _taken(look, config)
+    stored: torch.Tensor | Fetched
+    if isinstance(found.contents, InMemory):
+        stored = torch.from_numpy(taken.convert(found.contents.x))
+    else:
+        kind, shape = np.dtype(look.dtype), tuple(look.shape)
+        stored = Encoded(
+            found.contents, lambda b, _: taken.convert(np.frombuffer(b, kind).reshape(shape)), shape, taken.dtype
+        )
+    return data_set(Samples(stored, found.labels, taken.box), seed)
+
+
+def find(source: str, place: Path) -> Catalogue:
+    """The samples, in memory, with their labels. Raises ConfigError."""
+    path = the_file(place, source)
+    if source == "npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return _found(path, {name: _reader(file, name) for name in file.files})
+        except ConfigError:
+            raise
+        except Exception as e:  # the parser may raise anything for a damaged file
+            raise ConfigError(f"{path} cannot be read as a .npz file of arrays ({first_line(e)}).") from e
     try:
         import h5py
     except ImportError as e:
         raise ConfigError("--data.source hdf5 needs h5py, which is not installed: pip install h5py.") from e
-    path = the_file(check_directory(config), "hdf5")
     try:
         with h5py.File(path, "r") as file:
-            found: dict[str, Read] = {}
+            nodes: dict[str, Read] = {}
 
             def visit(name: str, node: Any) -> None:
                 if isinstance(node, h5py.Dataset) and node.shape:
-                    found[name] = lambda: _plain(node)
+                    nodes[name] = lambda: _plain(node)
 
             file.visititems(visit)
-            return _load(path, found, config, seed)
+            return _found(path, nodes)
     except ConfigError:
         raise
     except Exception as e:
@@ -73,12 +120,7 @@ def _plain(node: Any) -> np.ndarray:
     return values.astype(str) if values.dtype.kind == "O" else values  # texts
 
 
-def _load(path: Path, arrays: Mapping[str, Read], config: DataConfig, seed: int) -> DataSet:
-    if config.size or config.channels or config.resize != "fit":
-        raise ConfigError(
-            f"--data.size, --data.channels and --data.resize are for images in files: {path} holds arrays, which are "
-            "taken as they are."
-        )
+def _found(path: Path, arrays: Mapping[str, Read]) -> Catalogue:
     parts = _parts(path, arrays)
     xs, texts, where = [], [], []
     for part, (x, y) in parts.items():
@@ -93,8 +135,15 @@ def _load(path: Path, arrays: Mapping[str, Read], config: DataConfig, seed: int)
             first, one, other = next(iter(parts.values()))[0], _kind(xs[0]), _kind(values)
             raise ConfigError(f"{path}: a sample of {first} is {one}, but one of {name[0]} is {other}.")
     names = [f"{part or 'sample'} {i}" for part, values in zip(parts, xs, strict=True) for i in range(len(values))]
-    values, box = _values(path, np.concatenate(xs) if len(xs) > 1 else xs[0], config)
-    return data_set(Samples(torch.from_numpy(values), Labels.of_texts(texts, names, where), box), seed)
+    x = np.concatenate(xs) if len(xs) > 1 else xs[0]
+    if x.dtype.kind not in "buif" or x.dtype.itemsize > 8 or x.ndim < 2:
+        raise ConfigError(f"{path}: samples must be numbers of shape (N, …), not {_kind(x)} each.")
+    x = np.ascontiguousarray(_channels_first(x), x.dtype.newbyteorder("="))
+    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ConfigError(f"{path}: the samples have NaN or infinite values.")
+    labels = Labels.of_texts(texts, names, where)
+    return Catalogue(InMemory(x, labels.names), labels, ArrayLook(x.dtype.str, list(x.shape[1:]), low, high))
 
 
 def _parts(path: Path, arrays: Mapping[str, Read]) -> dict[str, tuple[str, str]]:
@@ -136,27 +185,32 @@ def _labels(path: Path, name: str, values: np.ndarray) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
 
 
-def _values(path: Path, x: np.ndarray, config: DataConfig) -> tuple[np.ndarray, tuple[float, float] | None]:
-    """The samples as a network takes them, and their box."""
-    if x.dtype.kind not in "buif" or x.dtype.itemsize > 8 or x.ndim < 2:
-        raise ConfigError(f"{path}: samples must be numbers of shape (N, …), not {_kind(x)} each.")
-    x = np.ascontiguousarray(_channels_first(x), x.dtype.newbyteorder("="))
+class _Taken(NamedTuple):
+    """How arrays become what a network takes: values, in any shape, and the kind and the box of the result."""
+
+    convert: Callable[[np.ndarray], np.ndarray]
+    dtype: torch.dtype
+    box: tuple[float, float] | None
+
+
+def _taken(look: ArrayLook, config: DataConfig) -> _Taken:
+    kind, low, high = np.dtype(look.dtype), look.low, look.high
     if config.window:
-        low, high = config.window
-        if x.dtype == np.uint8:
+        least, most = config.window
+        if kind == np.uint8:
             raise ConfigError("the samples have 8 bits, and --data.window is for more: leave it out.")
-        return x.astype(np.float32).clip(low, high), (low, high)
-    if x.dtype == np.uint8:
-        return x, UINT8_BOX
-    low, high = (x.min().item(), x.max().item()) if x.size else (0, 0)
-    if x.dtype == np.uint16:
+        return _Taken(lambda x: x.astype(np.float32).clip(least, most), torch.float32, (least, most))
+    if kind == np.uint8:
+        return _Taken(lambda x: x, torch.uint8, UINT8_BOX)
+    if kind == np.uint16:
         note(
-            f"The samples are uint16 from {low} to {high}: they are divided by {DEEPEST}. With --data.window "
-            f"{low},{high} they and the noise levels keep these units."
+            f"The samples are uint16 from {low:g} to {high:g}: they are divided by {DEEPEST}. With --data.window "
+            f"{low:g},{high:g} they and the noise levels keep these units."
         )
-        return (x / np.float32(DEEPEST)).astype(np.float32), UINT8_BOX
-    note(f"The samples are {x.dtype} from {low:g} to {high:g}, taken as they are: --eps-max is in their units.")
-    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32), None
+        return _Taken(lambda x: x / np.float32(DEEPEST), torch.float32, UINT8_BOX)
+    note(f"The samples are {kind} from {low:g} to {high:g}, taken as they are: --eps-max is in their units.")
+    result = kind if kind in (np.float32, np.float64) else np.dtype(np.float32)
+    return _Taken(lambda x: x.astype(result, copy=False), torch.from_numpy(np.empty(0, result)).dtype, None)
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:

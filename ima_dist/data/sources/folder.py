@@ -8,6 +8,7 @@ from pathlib import Path
 from ima_dist.config.errors import ConfigError, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.pictures import Found, listed, pictures_in
+from ima_dist.data.sources import copy
 from ima_dist.data.sources.images import KINDS, images, look_at, say_equal
 from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set, tell
 from ima_dist.data.types import DataSet
@@ -27,9 +28,8 @@ def load(config: DataConfig, seed: int) -> DataSet:
     ``DataConfig``. Warns (DataWarning) of what was found and of all that was left out or changed; raises ConfigError
     if there is nothing to train on, or an image is damaged.
     """
-    found = find(check_directory(config))
-    looks = look_at(found.contents)
-    return data_set(images(found, looks, config), seed)
+    place = check_directory(config)
+    return data_set(images(copy.read(place, "folder") if copy.is_copy(place) else find(place), config), seed)
 
 
 def find(folder: Path) -> Catalogue:
@@ -59,7 +59,7 @@ def find(folder: Path) -> Catalogue:
         )
     contents = Files(paths)
     say_equal(contents, labels, [os.stat(path).st_size for path in paths])
-    return Catalogue(contents, labels)
+    return Catalogue(contents, labels, look_at(contents))
 
 
 def _parts(folder: Path) -> list[tuple[str, Path]]:

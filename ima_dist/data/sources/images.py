@@ -11,20 +11,22 @@ import torch
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.fetched import Contents, Encoded
-from ima_dist.data.pictures import FORMATS, Look, decode, look
+from ima_dist.data.encoded import Contents, Encoded
+from ima_dist.data.pictures import FORMATS, LOOK, decode, look
 from ima_dist.data.sources.samples import Catalogue, Files, Labels, Samples, note, tell
 from ima_dist.data.types import UINT8_BOX
 
 
-def images(found: Catalogue, looks: Sequence[Look], config: DataConfig) -> Samples:
-    """The samples of a catalogue of images with these headers, in the size and colours that ``config`` asks for.
+def images(found: Catalogue, config: DataConfig) -> Samples:
+    """The samples of a catalogue of images, in the size and colours that ``config`` asks for.
 
     uint8 if all have 8 bits, else float32 from 0 to 1, or within ``config.window`` in their own units.
     Raises ConfigError if the images differ in size and none is asked for.
     """
+    looks = found.looks
+    assert isinstance(looks, np.ndarray)
     shape = (_channels(looks, config), *_size(found, looks, config))
-    deep = any(seen.deep for seen in looks)
+    deep = bool(looks["deep"].any())
     window = config.window
     if window and not deep:
         raise ConfigError("the images have 8 bits, and --data.window is for more: leave it out.")
@@ -43,39 +45,49 @@ def images(found: Catalogue, looks: Sequence[Look], config: DataConfig) -> Sampl
     return Samples(Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8), found.labels, box)
 
 
-def look_at(contents: Contents) -> list[Look]:
-    """The headers of all images. Raises ConfigError, which names the first that is damaged."""
-    found = []
+def look_at(contents: Contents) -> np.ndarray:
+    """The headers of all images, (N,) of ``LOOK``. Raises ConfigError, which names the first that is damaged."""
+    found = np.empty(len(contents), LOOK)
     for row in range(len(contents)):
         name = contents.name(row)
         try:
-            found.append(look(contents.paths[row] if isinstance(contents, Files) else contents[row], name))
+            found[row] = look(contents.paths[row] if isinstance(contents, Files) else contents[row], name)
         except ConfigError as e:
             raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
     return found
 
 
-def _size(found: Catalogue, looks: Sequence[Look], config: DataConfig) -> tuple[int, int]:
+def check_image(content: bytes, name: str) -> None:
+    """Decode an image to see that it is whole. Raises ConfigError."""
+    try:
+        decode(content, name, (1, 8, 8))
+    except ConfigError as e:
+        raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
+
+
+def _size(found: Catalogue, looks: np.ndarray, config: DataConfig) -> tuple[int, int]:
     if config.size is not None:
         return config.size, config.size
-    sizes: dict[tuple[int, int], int] = {}
-    for row, seen in enumerate(looks):
-        sizes.setdefault(seen.size, row)
+    sizes, first = np.unique(looks[["height", "width"]], return_index=True)
     if len(sizes) > 1:
-        (a, first), (b, second) = list(sizes.items())[:2]
+        a, b = first[:2].tolist()
         raise ConfigError(
-            f"the images differ in size ({found.labels.names[first]} has {a[0]}×{a[1]} pixels, "
-            f"{found.labels.names[second]} {b[0]}×{b[1]}): say with --data.size to which side to resize them, such as "
-            "--data.size 224."
+            f"the images differ in size ({_sized(found, a)}, {_sized(found, b)}): give the side to which to "
+            "resize them, such as --data.size 224."
         )
-    return next(iter(sizes))
+    return int(sizes[0]["height"]), int(sizes[0]["width"])
 
 
-def _channels(looks: Sequence[Look], config: DataConfig) -> int:
-    return config.channels or (1 if all(seen.grey or seen.deep for seen in looks) else 3)
+def _sized(found: Catalogue, row: int) -> str:
+    seen = found.looks[row]
+    return f"{found.labels.names[row]} has {seen['height']}×{seen['width']} pixels"
 
 
-def _say(found: Catalogue, looks: Sequence[Look], config: DataConfig, shape: tuple[int, ...]) -> None:
+def _channels(looks: np.ndarray, config: DataConfig) -> int:
+    return config.channels or (1 if (looks["grey"] | looks["deep"]).all() else 3)
+
+
+def _say(found: Catalogue, looks: np.ndarray, config: DataConfig, shape: tuple[int, ...]) -> None:
     """One line about what was found, and one about each thing that changes images."""
     labels, total = found.labels, len(looks)
     counts = Counter(labels.y.tolist())
@@ -83,14 +95,15 @@ def _say(found: Catalogue, looks: Sequence[Look], config: DataConfig, shape: tup
     classes += ", …" if len(labels.class_names) > 10 else ""
     colours = {1: "grey", 3: "RGB"}[shape[0]]
     note(f"{total} images in {len(labels.class_names)} classes ({classes}), read as {colours}, {shape[1]}×{shape[2]}.")
-    for what, rows, done in (
-        ("have a transparent colour or an alpha channel", [i for i, s in enumerate(looks) if s.alpha], "laid on black"),
-        ("have colours of 16 bits", [i for i, s in enumerate(looks) if s.cut], "read with 8 bits"),
-        ("have several pages or frames", [i for i, s in enumerate(looks) if s.pages], "read up to the first"),
+    for what, having, done in (
+        ("have a transparent colour or an alpha channel", looks["alpha"], "laid on black"),
+        ("have colours of 16 bits", looks["cut"], "read with 8 bits"),
+        ("have several pages or frames", looks["pages"], "read up to the first"),
     ):
+        rows = np.flatnonzero(having).tolist()
         if rows:
             note(f"{len(rows)} of the {total} images {what}, such as {labels.names[rows[0]]}: they are {done}.")
-    deep = [i for i, s in enumerate(looks) if s.deep]
+    deep = np.flatnonzero(looks["deep"]).tolist()
     if deep and not config.window:
         note(
             f"{len(deep)} of the {total} images have 16 bits, such as {labels.names[deep[0]]}: they are divided by "

@@ -10,6 +10,7 @@ from typing import Any
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.config.sources import ENDINGS
+from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.images import images, look_at, say_equal
 from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set
@@ -30,9 +31,8 @@ def load(config: DataConfig, seed: int) -> DataSet:
     The list has the columns file (relative to the list) and label, and optionally split (train, val, test) and group.
     Otherwise as ``folder.load``. Raises ConfigError if a column or a file is missing, or an image is damaged.
     """
-    found = find(check_directory(config))
-    looks = look_at(found.contents)
-    return data_set(images(found, looks, config), seed)
+    place = check_directory(config)
+    return data_set(images(copy.read(place, "list") if copy.is_copy(place) else find(place), config), seed)
 
 
 def find(path: Path) -> Catalogue:
@@ -53,7 +53,7 @@ def find(path: Path) -> Catalogue:
     labels = Labels.of_texts([printable(text) for text in rows["label"]], names, parts or None, groups)
     contents = Files(paths)
     say_equal(contents, labels, [os.stat(file).st_size for file in paths])
-    return Catalogue(contents, labels)
+    return Catalogue(contents, labels, look_at(contents))
 
 
 def the_file(path: Path, source: str) -> Path:

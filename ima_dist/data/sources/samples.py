@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ import torch
 from ima_dist.config.errors import ConfigError, DataNote, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import choose_balanced
-from ima_dist.data.fetched import Contents, Fetched, fetch_all
+from ima_dist.data.encoded import Contents, fetch_all
+from ima_dist.data.fetched import Fetched
 from ima_dist.data.types import PARTS, DataSet, Split
 
 # Shares of the samples that become the test set and the validation set, where the data name none.
@@ -81,12 +83,25 @@ class Files:
         return printable(str(self.paths[row]))
 
 
+class ArrayLook(NamedTuple):
+    """What arrays hold. dtype: as NumPy writes it. shape: of a sample. low, high: smallest and largest value."""
+
+    dtype: str
+    shape: list[int]
+    low: float
+    high: float
+
+
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Encoded samples with their labels: what a folder, a list or a prepared copy holds."""
+    """Encoded samples with their labels: what a folder, a list or a prepared copy holds.
+
+    looks: of images, an array (N,) of what their headers say (``pictures.LOOK``).
+    """
 
     contents: Contents
     labels: Labels
+    looks: np.ndarray | ArrayLook
 
 
 def tell(text: str, kind: type[DataWarning] = DataWarning) -> None:
