@@ -20,7 +20,7 @@ _EPOCHS = 60
 _EPS = 8 / 255
 _LEVELS = (0.0, 2 / 255, 4 / 255, 8 / 255)
 # Images of files are large as a rule, and few.
-_BATCHES = {"folder": 32, "list": 32}
+_BATCHES = dict.fromkeys(("folder", "list", "dicom", "nifti"), 32)
 
 
 def own_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,19 @@ SOURCES = {
         ("list", "listed", "load"),
         ("npz", "arrays", "load_npz"),
         ("hdf5", "arrays", "load_hdf5"),
+        ("dicom", "medical", "load_dicom"),
+        ("nifti", "medical", "load_nifti"),
     )
 }
 ENDINGS = {
     "list": (".csv", ".parquet"),
     "npz": (".npz",),
     "hdf5": (".h5", ".hdf5"),
+    "dicom": (".dcm", ".dicom"),
+    "nifti": (".nii", ".nii.gz"),
     "folder": (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"),
 }
+_BELOW = (*ENDINGS["folder"], *ENDINGS["dicom"], *ENDINGS["nifti"])
 # A directory with this file is a prepared copy, which says what it was made from.
 MANIFEST = "prepared.json"
 # Directories, from the top one, in which a guess looks for files.
@@ -52,8 +57,10 @@ def guess_source(place: str) -> str:
         kind = next((kind for kind, endings in ENDINGS.items() if file.lower().endswith(endings)), None)
         if kind is not None and kind not in found:
             found[kind] = file
-    # A list names the images beside it.
+    # A list names the images beside it, which may be DICOM or NIfTI files.
     kinds = found.keys() - {"folder"} if "list" in found else found.keys()
+    if kinds in ({"list", "dicom"}, {"list", "nifti"}):
+        kinds = kinds - {"list"}
     if len(kinds) == 1:
         return next(iter(kinds))
     why = ", ".join(sorted(found.values())) or "no file of a known kind"
@@ -70,7 +77,7 @@ def _files(folder: Path, depth: int = 0) -> Iterator[str]:
     except OSError:
         return
     for entry in entries:
-        if entry.is_file() and (depth == 0 or entry.name.lower().endswith(ENDINGS["folder"])):
+        if entry.is_file() and (depth == 0 or entry.name.lower().endswith(_BELOW)):
             yield entry.name
     if depth < _DEPTH:
         for entry in entries:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -54,15 +54,17 @@ class Found:
     loops: list[Path] = field(default_factory=list)
 
 
-def pictures_in(folder: Path, below: bool = True, root: Path | None = None) -> Found:
+def pictures_in(
+    folder: Path, below: bool = True, root: Path | None = None, wanted: Callable[[Path], bool] | None = None
+) -> Found:
     """The images in a folder and, with ``below``, in its subfolders. Hidden files and folders are passed over.
 
-    root: a folder above it, to which no link is followed either.
+    root: a folder above it, to which no link is followed either. wanted: other files than those of ``is_picture``.
     Raises ConfigError if a folder cannot be read, or holds an image of a kind that we cannot read.
     """
     found = Found()
     for path in sorted(_files(folder, below, () if root is None else (os.path.realpath(root),), found.loops)):
-        (found.files if is_picture(path) else found.left_out).append(path)
+        (found.files if (wanted or is_picture)(path) else found.left_out).append(path)
     return found
 
 

@@ -62,8 +62,8 @@ def test_own_needs_what_it_cannot_know():
     with pytest.raises(ConfigError) as caught:
         make_config("own", {"name": "scans"})
     assert str(caught.value) == (
-        "The preset own needs --data.dir DIR, with your data in one of the forms folder, list, npz, hdf5, or a "
-        "function of your own (--data.source mine:load)."
+        "The preset own needs --data.dir DIR, with your data in one of the forms folder, list, npz, hdf5, "
+        "dicom, nifti, or a function of your own (--data.source mine:load)."
     )
     with pytest.raises(ConfigError) as caught:
         make_config("own", {"data.source": "mine:load"})
@@ -113,6 +113,9 @@ def test_own_data_under_a_preset_have_their_own_name():
         (["images.csv", "all/a.png"], "list"),
         (["chest.npz", ".hidden/a.png"], "npz"),
         (["chest.h5"], "hdf5"),
+        (["ill/a.dcm", "ill/readme.txt"], "dicom"),
+        (["labels.csv", "all/a.dcm"], "dicom"),
+        (["train/ill/a.nii.gz"], "nifti"),
     ],
 )
 def test_the_form_of_data_is_guessed(tmp_path, files, source):
@@ -123,7 +126,7 @@ def test_the_form_of_data_is_guessed(tmp_path, files, source):
     assert (config.data.source, config.name) == (source, "my-photos")
     assert config.eps_max == 8 / 255
     assert config.eval.noise == (0, 2 / 255, 4 / 255, 8 / 255)
-    assert (config.epochs, config.batch_size) == (60, 32 if source in ("folder", "list") else 128)
+    assert (config.epochs, config.batch_size) == (60, 128 if source in ("npz", "hdf5") else 32)
     assert config.model.factory == "ima_dist.models:default_network"
     if source in ("npz", "hdf5"):
         assert make_config("own", {"data.dir": str(tmp_path / "my photos" / files[0])}).name == "chest"
@@ -132,7 +135,10 @@ def test_the_form_of_data_is_guessed(tmp_path, files, source):
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        (["a.txt"], "holds no file of a known kind: say what to read with --data.source folder|list|npz|hdf5"),
+        (
+            ["a.txt"],
+            "holds no file of a known kind: say what to read with --data.source folder|list|npz|hdf5|dicom|nifti",
+        ),
         (["a.npz", "b.h5"], "holds a.npz, b.h5: say what to read"),
         (["prepared.json"], "is a prepared copy of a published data set, or damaged"),
         (None, "there is no such directory"),

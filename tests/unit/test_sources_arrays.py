@@ -38,9 +38,7 @@ def place(tmp_path: Path) -> Path:
 
 
 ROWS = [
-    (f"{name}/{i}.png", name, ("train", "val", "test")[i % 3], f"p{i // 2}")
-    for name in ("cat", "dog")
-    for i in range(6)
+    (f"{name}/{i}.png", name, ("train", "val", "test")[i % 3], f"p{i % 3}") for name in ("cat", "dog") for i in range(6)
 ]
 
 
@@ -233,3 +231,18 @@ def test_options_for_files_are_refused(tmp_path: Path) -> None:
         read("npz", write("npz", tmp_path, {"x": x, "y": y}), size=8)
     with pytest.raises(ConfigError, match=r"8 bits, and --data.window is for more"):
         read("npz", tmp_path, window=(0.0, 2.0))
+
+
+def test_groups_of_a_list_stay_together(tmp_path: Path) -> None:
+    place = write_folder(tmp_path, 40)
+    rows = [(f"{n}/{i}.png", n, f"{n}{i // 4}") for n in ("cat", "dog") for i in range(40)]
+    data = read("list", write_csv(place, rows, "file,label,patient"))
+    found = [
+        {rows[int(n[4:-4]) + 40 * n.startswith("dog")][2] for n in part.names or ()}
+        for part in vars(data).values()
+        if hasattr(part, "names")
+    ]
+    assert [len(groups) for groups in found] == [14, 2, 4]
+    assert len(set.union(*found)) == 20
+    with pytest.raises(ConfigError, match="too few groups to hold a test set out"):
+        read("list", write_csv(place, [(f, n, n) for f, n, _ in rows], "file,label,patient"))

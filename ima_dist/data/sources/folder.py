@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from ima_dist.config.errors import ConfigError, printable
@@ -34,22 +35,33 @@ def load(config: DataConfig, seed: int) -> DataSet:
 
 def find(folder: Path) -> Catalogue:
     """The images with their labels; none is decoded. Raises ConfigError if there are no folders with images."""
+    paths, labels = files(folder, KINDS)
+    contents = Files(paths)
+    say_equal(contents, labels, [os.stat(path).st_size for path in paths])
+    return Catalogue(contents, labels, look_at(contents))
+
+
+def files(folder: Path, kinds: str, wanted: Callable[[Path], bool] | None = None) -> tuple[list[Path], Labels]:
+    """The files below the folders of classes, those that are ``wanted`` (default: images), with their labels.
+
+    kinds: for messages. Raises ConfigError if there are none.
+    """
     if not folder.is_dir():
-        raise ConfigError(f"--data.dir {folder} is a file: --data.source folder takes a directory.")
+        raise ConfigError(f"--data.dir {folder} is a file: a directory with a folder for each class is needed.")
     paths: list[Path] = []
     texts: list[str] = []
     parts: list[str] = []
     rest = Found()
     for part, place in _parts(folder):
         for class_folder in _folders(place):
-            found = pictures_in(class_folder, root=folder)
+            found = pictures_in(class_folder, root=folder, wanted=wanted)
             rest.left_out += found.left_out
             rest.loops += found.loops
             paths += found.files
             texts += [printable(class_folder.name)] * len(found.files)
             parts += [part] * len(found.files)
     if not paths:
-        raise ConfigError(_nothing(folder))
+        raise ConfigError(_nothing(folder, kinds, wanted))
     _say_left(folder, rest)
     names = [printable(path.relative_to(folder).as_posix()) for path in paths]
     labels = Labels.of_texts(texts, names, parts)
@@ -57,9 +69,7 @@ def find(folder: Path) -> Catalogue:
         raise ConfigError(
             f"{folder} has images of only one class, {texts[0]}: a folder for each class is needed, at least two."
         )
-    contents = Files(paths)
-    say_equal(contents, labels, [os.stat(path).st_size for path in paths])
-    return Catalogue(contents, labels, look_at(contents))
+    return paths, labels
 
 
 def _parts(folder: Path) -> list[tuple[str, Path]]:
@@ -74,13 +84,13 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
-def _nothing(folder: Path) -> str:
-    if pictures_in(folder, below=False).files:
+def _nothing(folder: Path, kinds: str, wanted: Callable[[Path], bool] | None) -> str:
+    if pictures_in(folder, below=False, wanted=wanted).files:
         return (
             f"{folder} holds images but no folders with images: put those of each class into a folder of its own, or "
             "list files and labels in a CSV file (--data.source list)."
         )
-    return f"{folder} holds no folders with images ({KINDS}): check --data.dir."
+    return f"{folder} holds no folders with images ({kinds}): check --data.dir."
 
 
 def _say_left(folder: Path, rest: Found) -> None:

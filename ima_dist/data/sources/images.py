@@ -25,7 +25,7 @@ def images(found: Catalogue, config: DataConfig) -> Samples:
     """
     looks = found.looks
     assert isinstance(looks, np.ndarray)
-    shape = (_channels(looks, config), *_size(found, looks, config))
+    shape = (_channels(looks, config), *size_of(found, config))
     deep = bool(looks["deep"].any())
     window = config.window
     if window and not deep:
@@ -65,9 +65,12 @@ def check_image(content: bytes, name: str) -> None:
         raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
 
 
-def _size(found: Catalogue, looks: np.ndarray, config: DataConfig) -> tuple[int, int]:
+def size_of(found: Catalogue, config: DataConfig) -> tuple[int, int]:
+    """Height and width that ``config`` asks for, or else those of all images. Raises ConfigError if they differ."""
     if config.size is not None:
         return config.size, config.size
+    looks = found.looks
+    assert isinstance(looks, np.ndarray)
     sizes, first = np.unique(looks[["height", "width"]], return_index=True)
     if len(sizes) > 1:
         a, b = first[:2].tolist()

@@ -37,7 +37,14 @@ def load(config: DataConfig, seed: int) -> DataSet:
 
 def find(path: Path) -> Catalogue:
     """The images with their labels; none is decoded. Raises ConfigError."""
-    path = the_file(path, "list")
+    paths, labels = files(the_file(path, "list"))
+    contents = Files(paths)
+    say_equal(contents, labels, [os.stat(file).st_size for file in paths])
+    return Catalogue(contents, labels, look_at(contents))
+
+
+def files(path: Path) -> tuple[list[Path], Labels]:
+    """The files that the list at ``path`` names, with their labels. Raises ConfigError."""
     rows = _columns(path)
     if not rows["file"]:
         raise ConfigError(f"{path} lists no files.")
@@ -50,10 +57,7 @@ def find(path: Path) -> Catalogue:
     parts = [_part(path, number, text) for number, text in enumerate(rows.get("split", []), 1)]
     groups = [text or None for text in rows["group"]] if "group" in rows else None
     names = [printable(name) for name in rows["file"]]
-    labels = Labels.of_texts([printable(text) for text in rows["label"]], names, parts or None, groups)
-    contents = Files(paths)
-    say_equal(contents, labels, [os.stat(file).st_size for file in paths])
-    return Catalogue(contents, labels, look_at(contents))
+    return paths, Labels.of_texts([printable(text) for text in rows["label"]], names, parts or None, groups)
 
 
 def the_file(path: Path, source: str) -> Path:

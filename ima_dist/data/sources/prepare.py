@@ -7,7 +7,7 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.sources import SOURCES, guess_source
-from ima_dist.data.sources import arrays, copy, folder, listed
+from ima_dist.data.sources import arrays, copy, folder, listed, medical
 from ima_dist.data.sources.images import check_image
 from ima_dist.data.sources.samples import Catalogue
 
@@ -36,4 +36,4 @@ def _find(source: str, path: Path) -> tuple[Catalogue, bool]:
         raise ConfigError(f"--source {path}: there is no such directory.")
     if source in ("folder", "list"):
         return (folder if source == "folder" else listed).find(path), True
-    return arrays.find(source, path), False
+    return (medical if source in ("dicom", "nifti") else arrays).find(source, path), False

@@ -135,8 +135,25 @@ def data_set(samples: Samples, seed: int) -> DataSet:
 def divided(labels: Labels, seed: int) -> np.ndarray:
     """(N,) of "train", "val" and "test": the parts of ``labels``, and what is held out where they name none.
 
+    Samples of one group stay together; a group counts as one of the class of its first sample.
     Raises ConfigError if a class has no training sample left.
     """
+    if labels.groups is None:
+        parts = _held_out(labels, seed)
+    else:
+        groups, of_sample = _as_samples(labels)
+        parts = _held_out(groups, seed)[of_sample]
+    left = np.bincount(labels.y[parts == "train"], minlength=len(labels.class_names))
+    if (left == 0).any():
+        raise ConfigError(f"class {labels.class_names[int(np.argmin(left))]} has no training sample: add some.")
+    if not (parts == "test").any():
+        of = "samples" if labels.groups is None else "groups"
+        raise ConfigError(f"there are too few {of} to hold a test set out: at least 3 of a class are needed.")
+    return parts
+
+
+def _held_out(labels: Labels, seed: int) -> np.ndarray:
+    """As ``divided``, sample by sample."""
     parts = np.where(labels.parts == "", "train", labels.parts)
     for part, share, stream, key in (("test", TEST_SHARE, _TEST_STREAM, 0), ("val", VAL_SHARE, _VAL_STREAM, seed)):
         if (parts == part).any():
@@ -148,12 +165,28 @@ def divided(labels: Labels, seed: int) -> np.ndarray:
         sizes = np.bincount(labels.y[rows], minlength=len(labels.class_names))
         quotas = [min(max(1, round(size * of_rest)), size // 3) for size in sizes.tolist()]
         parts[rows[choose_balanced(y, quotas, key, stream).numpy()]] = part
-    left = np.bincount(labels.y[parts == "train"], minlength=len(labels.class_names))
-    if (left == 0).any():
-        raise ConfigError(f"class {labels.class_names[int(np.argmin(left))]} has no training sample: add some.")
-    if not (parts == "test").any():
-        raise ConfigError("there are too few samples to hold a test set out: at least 3 of a class are needed.")
     return parts
+
+
+def _as_samples(labels: Labels) -> tuple[Labels, np.ndarray]:
+    """Groups as samples, with the labels of their first ones; and for each sample its group, (N,).
+
+    Raises ConfigError if a group lies in two parts.
+    """
+    assert labels.groups is not None
+    texts = [f"group {g}" if g is not None else f"sample {i}" for i, g in enumerate(labels.groups)]
+    _, first, of_sample = np.unique(texts, return_index=True, return_inverse=True)
+    split = np.flatnonzero(labels.parts != labels.parts[first][of_sample])
+    if len(split):
+        a, b = labels.names[first[of_sample[split[0]]]], labels.names[split[0]]
+        raise ConfigError(f"a group is in two parts, {a} and {b}: put all of its samples into one.")
+    # In the order of their first samples, whatever the groups are called.
+    order = np.argsort(first)
+    place = np.empty(len(first), np.int64)
+    place[order] = np.arange(len(first))
+    first = first[order]
+    names = tuple(labels.names[i] for i in first.tolist())
+    return Labels(labels.y[first], labels.class_names, names, labels.parts[first]), place[of_sample]
 
 
 def check_directory(config: DataConfig) -> Path:
