@@ -23,7 +23,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::ima_dist.config.errors.DataWarn
 
 
 def read(place: Path, seed: int = 0, **options: Any) -> DataSet:
-    return load(DataConfig(source="folder", dir=str(place), **options), seed)
+    data = load(DataConfig(source="folder", dir=str(place), **options), seed)
+    for part in (data.train, data.val, data.test):
+        assert len(part.x) == len(part)  # reads all of them
+    return data
 
 
 def said(place: Path, **options: Any) -> tuple[DataSet, list[str]]:

@@ -24,7 +24,10 @@ WIDE = (-30000.0, 30000.0)
 
 
 def read(source: str, place: Path, window: tuple[float, ...] = WIDE, **options: Any) -> DataSet:
-    return load(DataConfig(source=source, dir=str(place), window=window, **options), 0)
+    data = load(DataConfig(source=source, dir=str(place), window=window, **options), 0)
+    for part in (data.train, data.val, data.test):
+        assert len(part.x) == len(part)  # reads all of them
+    return data
 
 
 def by_name(data: DataSet) -> dict[str, np.ndarray]:

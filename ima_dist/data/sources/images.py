@@ -28,8 +28,9 @@ def images(found: Catalogue, config: DataConfig) -> Samples:
     shape = (_channels(looks, config), *size_of(found, config))
     deep = bool(looks["deep"].any())
     window = config.window
-    if window and not deep:
-        raise ConfigError("the images have 8 bits, and --data.window is for more: leave it out.")
+    if window and not looks["deep"].all():
+        name = found.contents.name(int(np.argmin(looks["deep"])))
+        raise ConfigError(f"{name} has 8 bits, and --data.window is for more: leave it out.")
     _say(found, looks, config, shape)
 
     def read(content: bytes, name: str) -> np.ndarray:
