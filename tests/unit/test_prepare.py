@@ -417,7 +417,7 @@ def test_mistakes_get_one_sentence(tmp_path: Path, files: Path, refused: Callabl
     assert "moons needs no preparation" in refused("prepare", "moons")
     assert "did you mean mnist?" in refused("prepare", "mnits", "--source", files, *to)
     assert "published files with --source DIR" in refused("prepare", "mnist", *to)
-    assert "Unknown option '--form'" in refused("prepare", "mnist", "--source", files, "--form", "x")
+    assert "Unknown option '--from'" in refused("prepare", "mnist", "--source", files, "--from", "x")
     assert "COMMAND" in refused()
     assert "--source nowhere: there is no such directory" in refused("prepare", "mnist", "--source", "nowhere", *to)
     assert "pass --source download" in refused("prepare", "svhn", "--source", files, *to)
