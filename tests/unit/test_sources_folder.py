@@ -15,7 +15,9 @@ from PIL import Image
 
 from ima_dist.config.errors import ConfigError, DataWarning
 from ima_dist.config.schema import DataConfig
+from ima_dist.data import pictures
 from ima_dist.data.load import load
+from ima_dist.data.pictures import decode
 from ima_dist.data.types import DataSet
 from tests.support.own_images import write_folder, write_image
 
@@ -135,6 +137,20 @@ def test_an_image_is_shown_as_its_exif_entry_says(photos: Path) -> None:
     x = by_name(read(photos))["cat/turned.jpg"][0]
     assert x.shape == (10, 12)  # as the others, though it is stored as 12×10
     assert x.argmax() == 11  # its first pixel is at the top right
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("turned", [1, 3, 6])
+def test_jpegs_are_read_as_by_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, turned: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    path = tmp_path / "a.jpg"
+    Image.effect_noise((40, 30), 60).convert("RGB").convert(mode).save(path, exif=exif, quality=60)
+    shapes = [(1, 30, 40), (3, 30, 40), (3, 40, 30), (3, 20, 20), (1, 20, 20)]
+    found = [decode(path, "a", shape, resize)[0] for shape in shapes for resize in ("fit", "crop", "pad")]
+    monkeypatch.setattr(pictures, "_jpeg", lambda content: None)
+    by_pillow = [decode(path, "a", shape, resize)[0] for shape in shapes for resize in ("fit", "crop", "pad")]
+    assert all(np.array_equal(a, b) for a, b in zip(found, by_pillow, strict=True))
 
 
 @pytest.mark.parametrize(
