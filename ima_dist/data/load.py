@@ -1,6 +1,7 @@
 """Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataNote, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.augment import PADDING
 from ima_dist.data.choosing import choose_balanced, class_quotas
+from ima_dist.data.pictures import DEEPEST
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 
 
@@ -129,7 +131,7 @@ def _split(name: str, given: Any) -> Split:
         x, y, names = given[0], given[1], None
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
-    x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
+    x, y = _tensor(f"x of {name}", _levels(f"x of {name}", _read(x))), _tensor(f"y of {name}", _read(y))
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
     count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
@@ -147,6 +149,23 @@ def _split(name: str, given: Any) -> Split:
             first = int((~finite).nonzero()[0])
             raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {first}.")
     return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows)
+
+
+def _read(value: Any) -> Any:
+    """``value``; if it is an array of another library, such as a data set of an HDF5 file, as NumPy's."""
+    ours = isinstance(value, torch.Tensor | np.ndarray)
+    return np.asarray(value) if not ours and hasattr(value, "__array__") else value
+
+
+def _levels(what: str, value: Any) -> Any:
+    """``value``; if it holds uint16, as float32 from 0 to 1, which is said with its range."""
+    if isinstance(value, torch.Tensor) and value.dtype == torch.uint16:
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") != np.uint16 or not value.size:
+        return value
+    text = f"{what} is uint16 from {value.min()} to {value.max()}: it is divided by {DEEPEST}"
+    warnings.warn(DataNote(f'{text}. Return "box": (0, 1) to keep noise in that range.'), stacklevel=2)
+    return (value / np.float32(DEEPEST)).astype(np.float32)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:

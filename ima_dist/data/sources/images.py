@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -115,18 +115,23 @@ def _say(found: Catalogue, looks: np.ndarray, config: DataConfig, shape: tuple[i
         )
 
 
-def say_equal(contents: Contents, labels: Labels, sizes: Sequence[int]) -> None:
-    """Say which samples hold the same bytes; ``sizes``: of each in bytes."""
-    of_size = defaultdict(list)
-    for row, size in enumerate(sizes):
-        of_size[size].append(row)
-    equal = []
-    for rows in of_size.values():
-        seen: dict[bytes, int] = {}
-        for row in rows if len(rows) > 1 else ():
-            first = seen.setdefault(hashlib.sha256(contents[row]).digest(), row)
-            if first != row:
-                equal.append((first, row))
+def say_equal(contents: Files, labels: Labels) -> None:
+    """Say which files hold the same bytes. Only those that agree in size and first bytes are read as a whole."""
+    together = [list(range(len(contents)))]
+    steps: tuple[Callable[[int], int | bytes], ...] = (
+        contents.size,
+        contents.head,
+        lambda row: hashlib.sha256(contents[row]).digest(),
+    )
+    for alike in steps:
+        finer = []
+        for rows in together:
+            found: defaultdict[int | bytes, list[int]] = defaultdict(list)
+            for row in rows:
+                found[alike(row)].append(row)
+            finer += [rows for rows in found.values() if len(rows) > 1]
+        together = finer
+    equal = [(rows[0], row) for rows in together for row in rows[1:]]
     if equal:
         # A mistake in the labels is the one to show.
         pair = next((p for p in equal if labels.y[p[0]] != labels.y[p[1]]), equal[0])

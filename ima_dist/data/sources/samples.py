@@ -19,6 +19,7 @@ from ima_dist.data.types import PARTS, DataSet, Split
 
 # Shares of the samples that become the test set and the validation set, where the data name none.
 TEST_SHARE, VAL_SHARE = 0.15, 0.15
+_HEAD = 4096
 # Streams of the choice, beside those of the parts (``choosing``).
 _TEST_STREAM, _VAL_STREAM = 101, 102
 
@@ -81,6 +82,13 @@ class Files:
 
     def name(self, row: int) -> str:
         return printable(str(self.paths[row]))
+
+    def size(self, row: int) -> int:
+        return self.paths[row].stat().st_size
+
+    def head(self, row: int) -> bytes:
+        with self.paths[row].open("rb") as file:
+            return file.read(_HEAD)
 
 
 class ArrayLook(NamedTuple):
