@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ def look(content: Path | bytes, name: str) -> Look:
                 mode in _GREY or (mode == "I" and deep),
                 deep,
                 image.has_transparency_data,
-                colours and ";16" in str(image.tile[:1]),
+                colours and ";16" in str(getattr(image, "tile", None)),
                 getattr(image, "is_animated", False),
             )
     except Exception as e:
@@ -256,7 +256,7 @@ def _pixels(image: Image.Image, shape: tuple[int, int, int], resize: Resize) -> 
 def _deep(image: Image.Image, shape: tuple[int, int, int], resize: Resize, window: tuple[float, ...]) -> np.ndarray:
     channels, height, width = shape
     values = np.asarray(ImageOps.exif_transpose(image)).astype(np.float32)
-    return resized(values.clip(*window), (height, width), resize, window[0])[None].repeat(channels, 0)
+    return resized(values.clip(window[0], window[1]), (height, width), resize, window[0])[None].repeat(channels, 0)
 
 
 def resized(values: np.ndarray, size: tuple[int, int], resize: Resize, fill: float) -> np.ndarray:
@@ -271,7 +271,9 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: Resize, fill: fl
     if resize == "crop":
         return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
     if resize == "pad":
-        return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=fill if image.mode == "F" else None)
+        # Its type hints know only whole numbers, which float images do not need.
+        colour: Any = fill if image.mode == "F" else None
+        return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=colour)
     return image.resize(size, Image.Resampling.BILINEAR)
 
 

@@ -122,18 +122,19 @@ def _plain(node: Any) -> np.ndarray:
 
 def _found(path: Path, arrays: Mapping[str, Read]) -> Catalogue:
     parts = _parts(path, arrays)
-    xs, texts, where = [], [], []
-    for part, (x, y) in parts.items():
-        values, labels = arrays[x](), _labels(path, y, arrays[y]())
-        if len(values) != len(labels):
-            raise ConfigError(f"{path}: {x} has {len(values)} samples, but {y} {len(labels)} labels.")
-        xs.append(values)
-        texts += labels
-        where += [part] * len(labels)
-    for name, values in zip(parts.values(), xs, strict=True):
-        if values.shape[1:] != xs[0].shape[1:] or values.dtype != xs[0].dtype:
+    xs: list[np.ndarray] = []
+    texts: list[str] = []
+    where: list[str] = []
+    for part, (of_samples, of_labels) in parts.items():
+        values, found = arrays[of_samples](), _labels(path, of_labels, arrays[of_labels]())
+        if len(values) != len(found):
+            raise ConfigError(f"{path}: {of_samples} has {len(values)} samples, but {of_labels} {len(found)} labels.")
+        if xs and (values.shape[1:] != xs[0].shape[1:] or values.dtype != xs[0].dtype):
             first, one, other = next(iter(parts.values()))[0], _kind(xs[0]), _kind(values)
-            raise ConfigError(f"{path}: a sample of {first} is {one}, but one of {name[0]} is {other}.")
+            raise ConfigError(f"{path}: a sample of {first} is {one}, but one of {of_samples} is {other}.")
+        xs.append(values)
+        texts += found
+        where += [part] * len(found)
     names = [f"{part or 'sample'} {i}" for part, values in zip(parts, xs, strict=True) for i in range(len(values))]
     x = np.concatenate(xs) if len(xs) > 1 else xs[0]
     if x.dtype.kind not in "buif" or x.dtype.itemsize > 8 or x.ndim < 2:

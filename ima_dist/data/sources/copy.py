@@ -126,7 +126,9 @@ def _write_arrow(path: Path, found: Catalogue, check: Callable[[bytes, str], obj
     labels, total = found.labels, len(found.contents)
     texts = pa.string()
     fields = [("image", pa.large_binary()), ("label", pa.int64()), ("name", texts), ("part", texts), ("group", texts)]
-    of_looks = [] if isinstance(found.looks, ArrayLook) else [(n, pa.from_numpy_dtype(LOOK[n])) for n in LOOK.names]
+    of_looks = (
+        [] if isinstance(found.looks, ArrayLook) else [(n, pa.from_numpy_dtype(LOOK[n])) for n in LOOK.names or ()]
+    )
     schema = pa.schema([*fields, *of_looks])
     sums = hashlib.sha256(_head(found))
 

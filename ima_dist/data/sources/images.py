@@ -76,14 +76,14 @@ def size_of(found: Catalogue, config: DataConfig) -> tuple[int, int]:
     if len(sizes) > 1:
         a, b = first[:2].tolist()
         raise ConfigError(
-            f"the images differ in size ({_sized(found, a)}, {_sized(found, b)}): give the side to which to "
-            "resize them, such as --data.size 224."
+            f"the images differ in size ({_sized(found, looks, a)}, {_sized(found, looks, b)}): give the side to "
+            "which to resize them, such as --data.size 224."
         )
     return int(sizes[0]["height"]), int(sizes[0]["width"])
 
 
-def _sized(found: Catalogue, row: int) -> str:
-    seen = found.looks[row]
+def _sized(found: Catalogue, looks: np.ndarray, row: int) -> str:
+    seen = looks[row]
     return f"{found.labels.names[row]} has {seen['height']}×{seen['width']} pixels"
 
 

@@ -132,12 +132,13 @@ def data_set(samples: Samples, seed: int) -> DataSet:
     parts = divided(labels, seed)
     stored = samples.stored if isinstance(samples.stored, torch.Tensor) else fetch_all(samples.stored)
     y = torch.from_numpy(labels.y)
-    splits = {}
-    for part in PARTS:
+
+    def split(part: str) -> Split:
         rows = torch.from_numpy(np.flatnonzero(parts == part))
-        names = tuple(labels.names[i] for i in rows.tolist())
-        splits[part] = Split(stored, y[rows], names, rows)
-    return DataSet(**splits, box=samples.box, num_classes=len(labels.class_names), class_names=labels.class_names)
+        return Split(stored, y[rows], tuple(labels.names[i] for i in rows.tolist()), rows)
+
+    train, val, test = map(split, PARTS)
+    return DataSet(train, val, test, samples.box, len(labels.class_names), labels.class_names)
 
 
 def divided(labels: Labels, seed: int) -> np.ndarray:
