@@ -13,7 +13,7 @@ from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.doubts import doubts, failed_attacks
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.statistics import interval_of, wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
 from ima_dist.rundir.inputs import Inputs
@@ -81,8 +81,7 @@ def _clean(accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
 
 
 def _measured(point: Point) -> dict[str, Any]:
-    interval = list(wilson_interval(point.share, point.samples))
-    return point.to_json() | {"interval": interval}
+    return point.to_json() | {"interval": list(interval_of(point))}
 
 
 def _split_level(config: Config) -> str:
