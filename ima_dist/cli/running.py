@@ -60,6 +60,7 @@ def check_inputs(
 
     from ima_dist.cli.same_network import check_network
     from ima_dist.data.load import load
+    from ima_dist.training.class_weights import class_weights
     from ima_dist.training.door import check_door
     from ima_dist.training.network import make_network
 
@@ -69,6 +70,7 @@ def check_inputs(
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = data or load(config.data, config.seed)
     network = make_network(config, data, run)
+    class_weights(config, data)
     findings = check_door(network, data, config, run)
     if run is not None:
         check_network(run, config, data, network, epochs)
@@ -180,6 +182,7 @@ def show_results(directory: RunDir) -> None:
     from ima_dist.figures.png import draw_all
     from ima_dist.results import obfuscation, paper, white_noise
     from ima_dist.results.binary import binary_report
+    from ima_dist.results.by_class import overall_text
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
 
@@ -197,6 +200,9 @@ def show_results(directory: RunDir) -> None:
     say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
     copied = paper.copied(config)
     note = f"This network was {copied}." if copied else ""
+    by_class = overall_text(run)
+    if by_class:
+        say(by_class)
     noise = white_noise.describe(points, config)
     for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:

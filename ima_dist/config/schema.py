@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
 from ima_dist.config.checked import Checked
+from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.numbers import level
 
@@ -78,7 +79,10 @@ class DataConfig(Checked):
     dir: str | None = _Aside(None, description="directory that holds the data files, or a prepared copy of them")
     download: bool = _Aside(False, description="fetch missing files and check their checksums")
     subset: int | None = Field(
-        None, ge=1, description="train on this many samples, as many of each class; test set in proportion"
+        None,
+        ge=1,
+        description="train on this many samples, as many of each class, or in proportion where classes are too small; "
+        "test set in proportion",
     )
     noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
     # Runs from before this option have 5000 (presets.py has the sizes of new ones).
@@ -211,6 +215,11 @@ class Config(Checked):
     )
     checkpoint_every: int | None = _Aside(
         None, ge=1, description="also write a checkpoint every so many steps, for long epochs (default: after epochs)"
+    )
+    class_weights: Annotated[str, AfterValidator(weights_text)] | None = Field(
+        None,
+        description="weight of each class in the loss: balanced, the same for each class as a whole; or a CSV file of "
+        "class,weight (default: all samples weigh the same)",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, order, noise and split")
     device: Literal["auto", "cpu", "cuda"] = _Aside("auto", description="where to compute")

@@ -1,6 +1,7 @@
 """Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,11 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.augment import PADDING
-from ima_dist.data.choosing import choose_balanced, class_quotas
+from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 
 
@@ -56,22 +57,31 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
         raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
     if n < classes:
         raise ConfigError(f"--data.subset must be at least the number of classes, {classes}, not {n}.")
-    wanted = class_quotas(n, classes)
     available = torch.bincount(data.train.y, minlength=classes).tolist()
-    for c in range(classes):
-        if available[c] < wanted[c]:
-            raise ConfigError(
-                f"--data.subset {n} needs {wanted[c]} training samples of class {c}, which has "
-                f"only {available[c]}: the largest balanced subset has {min(available) * classes}."
-            )
+    equal = class_quotas(n, classes)
+    lacking = [c for c in range(classes) if available[c] < equal[c]]
+    if lacking:
+        c = lacking[0]
+        warnings.warn(
+            DataWarning(
+                f"--data.subset {n} takes the classes in proportion to their sizes: equal shares would need {equal[c]} "
+                f"training samples of class {c}, which has {available[c]}."
+            ),
+            stacklevel=2,
+        )
+
+    def quotas(part: Split, count: int) -> list[int]:
+        if not lacking:
+            return class_quotas(count, classes)
+        return quotas_in_proportion(torch.bincount(part.y, minlength=classes).tolist(), count)
 
     def capped(part: Split, stream: int) -> Split:
         cap = max(round(len(part) * n / len(data.train)), 10 * classes)
         if cap >= len(part):
             return part
-        return part.take(choose_balanced(part.y, class_quotas(cap, classes), seed, stream))
+        return part.take(choose_balanced(part.y, quotas(part, cap), seed, stream))
 
-    train = data.train.take(choose_balanced(data.train.y, wanted, seed, stream=0))
+    train = data.train.take(choose_balanced(data.train.y, quotas(data.train, n), seed, stream=0))
     return replace(data, train=train, val=capped(data.val, 1), test=capped(data.test, 2))
 
 

@@ -3,7 +3,8 @@
 An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one random key
 per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns predictions (B,) int64 for
 each (loss, noise level); every level of ``config.eval.noise`` has an entry with the loss "both", which is the
-attack's verdict.
+attack's verdict. Where an attack goes on with samples that it has broken, it returns the logits behind the verdict too.
+Those of an attack that leaves such samples alone would lie just beyond the boundary, and flatter the network.
 """
 
 import math
@@ -22,7 +23,15 @@ from ima_dist.core import noise, norms
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
 from ima_dist.evaluation.autoattack import autoattack
 
-Predictions = dict[tuple[str, float], Tensor]
+
+class Predictions(dict[tuple[str, float], Tensor]):
+    """(Loss, noise level) -> (B,) int64. logits: noise level -> (B, C), those behind the predictions for "both"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits: dict[float, Tensor] = {}
+
+
 EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Predictions]
 
 
@@ -31,19 +40,21 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
 
     The worse of both losses counts for each sample: the paper says only that the attack runs twice.
     """
-    out: Predictions = {}
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
-        clean = predicted(network(x))
+        clean = network(x)
         for eps in config.eval.noise:
             at_level(network, eps, _useful(config))
             xi = noise.start(keys, x, eps, config.norm)
+            logits = {}
             for loss in ("ce", "margin"):
-                if eps == 0:
-                    out[loss, eps] = clean
-                    continue
-                adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
-                out[loss, eps] = predicted(network(put_back(network, adv, x, eps, config.norm, box)))
+                logits[loss] = clean
+                if eps > 0:
+                    adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
+                    logits[loss] = network(put_back(network, adv, x, eps, config.norm, box))
+                out[loss, eps] = predicted(logits[loss])
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
+            out.logits[eps] = _worse_logits(logits["ce"], logits["margin"], y)
     return out
 
 
@@ -64,7 +75,9 @@ def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Co
         return noise.start(keys, x, eps, config.norm)
 
     predictions, _ = worst(network, x, y, config.eval.noise, start=start, **_settings(config, box))
-    return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
+    out = Predictions()
+    out.update({("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)})
+    return out
 
 
 def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
@@ -74,7 +87,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
     MNIST under L∞ ε/40; a sample is broken if any of the ten final iterates is misclassified. The CW loss is
     the margin loss up to a constant.
     """
-    out: Predictions = {}
+    out = Predictions()
     settings = {**_settings(config, box), "step_scale": mma_step_scale(config)}
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))
@@ -112,21 +125,27 @@ def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
     def noisy(eps: float) -> Tensor:
         return norms.clip(x + noise.start(keys, x, eps, config.norm), x, eps, config.norm, box)
 
-    return _by_level(network, config, noisy)
+    return _by_level(network, config, noisy, keep=True)
 
 
-def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
-    out: Predictions = {}
+def _by_level(
+    network: nn.Module, config: Config, attacked: Callable[[float], Tensor], keep: bool = False
+) -> Predictions:
+    """keep: the logits too."""
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
         for eps in config.eval.noise:
             at_level(network, eps)
-            out["both", eps] = predicted(network(attacked(eps)))
+            logits = network(attacked(eps))
+            out["both", eps] = predicted(logits)
+            if keep:
+                out.logits[eps] = logits
     return out
 
 
 def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """The standard version of AutoAttack; a sample broken at a smaller radius is not attacked again."""
-    out: Predictions = {}
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
         answers = predicted(network(x))
         for eps in config.eval.noise:
@@ -141,6 +160,14 @@ def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """For each sample the prediction of the attack that broke it, a's if both or none did, (B,), (B,), (B,) -> (B,)."""
     return torch.where(a != y, a, b)
+
+
+def _worse_logits(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """The logits (B, C) of which ``worse`` takes the predictions; if none is broken, those less sure of the class y."""
+    first, second = (predicted(logits) != y for logits in (a, b))
+    sure = (logits.log_softmax(1).gather(1, y[:, None])[:, 0] for logits in (a, b))
+    less = torch.lt(*sure)
+    return torch.where((first | (~second & less))[:, None], a, b)
 
 
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {

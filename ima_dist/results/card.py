@@ -13,6 +13,7 @@ from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.doubts import doubts, failed_attacks
+from ima_dist.results.performance import clean_of, shown
 from ima_dist.results.statistics import interval_of, wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
@@ -54,9 +55,10 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
             "split_level": _split_level(config),
             "digest": inputs.digest,
         },
-        "clean_accuracy": _clean(run.summary.get("clean_accuracy") if last else None, inputs),
+        "clean_accuracy": _clean(run, run.summary.get("clean_accuracy") if last else None, inputs),
         "validation_accuracy": found.get("val_accuracy"),
         "validation_robust_accuracy": found.get("val_robust_accuracy"),
+        "by_class": [entry.to_json() for entry in shown(run, epoch)],
         "accuracies": [_measured(row[level]) for row in rows.values() for level in sorted(row)],
         "warnings": _warnings(run, epoch, rows, inputs),
         "limits": _limits(config, inputs),
@@ -73,11 +75,13 @@ def without_directory(config: Config) -> Config:
     return with_options(config, changes)
 
 
-def _clean(accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
+def _clean(run: Run, accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
     if not isinstance(accuracy, int | float):
         return None
-    samples = inputs.splits["test"].samples
-    return {"accuracy": accuracy, "samples": samples, "interval": list(wilson_interval(accuracy, samples))}
+    samples, found = inputs.splits["test"].samples, clean_of(run)
+    # That of a run of an earlier version, which does not know of groups.
+    interval = wilson_interval(accuracy, samples) if found is None else found.accuracy_interval
+    return {"accuracy": accuracy, "samples": samples, "interval": list(interval)}
 
 
 def _measured(point: Point) -> dict[str, Any]:
