@@ -55,6 +55,10 @@ def _is_name(value: str) -> str:
     return value
 
 
+def _absolute_if_file(value: str) -> str:
+    return str(Path(value).absolute()) if Path(value).is_file() else value
+
+
 def _is_worker_count(value: Any) -> Any:
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         if value is not None and value < 1:
@@ -92,7 +96,25 @@ class DataConfig(Checked):
         description="fashion_mnist, mnist, svhn, cifar10: how many of the published training images are held out for "
         "validation; of fewer images the same share (default: a tenth)",
     )
+    groups: Annotated[str, AfterValidator(_absolute_if_file)] | None = Field(
+        None,
+        description="what must not be split, such as patients: a CSV file of name,group; a column of a list; a regular "
+        "expression on the samples' names, whose parenthesis is the group; or header",
+    )
+    split: Annotated[tuple[Annotated[float, Ge(0)], ...], Strict(False)] = Field(
+        (70.0, 15.0, 15.0),
+        description="own data that have no parts: shares of training, validation and test samples, by group and class",
+    )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
+
+    @model_validator(mode="after")
+    def _three_shares(self) -> DataConfig:
+        if len(self.split) != 3 or not (self.split[0] and self.split[2]):
+            raise ConfigError(
+                "--data.split needs three shares, of training, validation and test samples, such as 70,15,15; only "
+                "that of the validation samples may be 0."
+            )
+        return self
 
 
 class ModelConfig(Checked):

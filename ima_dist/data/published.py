@@ -73,8 +73,8 @@ class Published:
         train, held_out = hold_out(parts["train"], wanted, classes, seed)
         if len(held_out) < wanted:
             text = (
-                f"--data.val-size asks for {wanted:,} validation images: {len(held_out):,} are held out, since no class "
-                "gives up more than half of its images"
+                f"--data.val-size asks for {wanted:,} validation images: {len(held_out):,} are held out, since no "
+                "class gives up more than half of its images"
             )
             warnings.warn(DataWarning(f"{self.title}: {text}."), stacklevel=2)
         return DataSet(train, held_out, parts["test"], UINT8_BOX, classes, self.class_names, augment)

@@ -25,6 +25,7 @@ from ima_dist.results.by_class import (
 )
 from ima_dist.results.doubts import doubts
 from ima_dist.results.performance import shown
+from ima_dist.results.split import split_level
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
 
@@ -57,7 +58,7 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     labels = (data_name, doubts, has_papers_data, label, obfuscation.verdict)
-    functions = (*labels, png_url, setting_differences, table_file, to_html, train_command)
+    functions = (*labels, png_url, setting_differences, split_level, table_file, to_html, train_command)
     own = (_attacks, _black_box, _by_class, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise

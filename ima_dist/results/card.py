@@ -14,6 +14,7 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.doubts import doubts, failed_attacks
 from ima_dist.results.performance import clean_of, shown
+from ima_dist.results.split import split_level
 from ima_dist.results.statistics import interval_of, wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
@@ -52,7 +53,7 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
             "box": None if inputs.box is None else list(inputs.box),
             "class_names": None if inputs.class_names is None else list(inputs.class_names),
             "splits": {name: part.model_dump() for name, part in inputs.splits.items()},
-            "split_level": _split_level(config),
+            "split_level": split_level(run) or inputs.split_level or _split_level(config),
             "digest": inputs.digest,
         },
         "clean_accuracy": _clean(run, run.summary.get("clean_accuracy") if last else None, inputs),

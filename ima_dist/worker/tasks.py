@@ -161,6 +161,7 @@ class _Task:
         about = _description(config, network, test, digest, self.data.num_classes)
         weights = class_weights(config, self.data)
         about |= {} if weights is None else {"class_weights": weights.tolist()}
+        about |= {} if self.data.split_level is None else {"split_level": self.data.split_level}
         said: dict[str, list[str]] = {}
         points: list[Point] = []
 

@@ -15,6 +15,7 @@ from ima_dist.results.by_class import (
     threshold_rows,
 )
 from ima_dist.results.performance import CLEAN, Performance, shown
+from ima_dist.results.split import split_level
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Classes"
@@ -61,6 +62,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
     if rows:
         heading = "Thresholds on the probability of the second class, chosen on validation samples"
         parts.append(Grid("thresholds", heading, _with_bounds(THRESHOLDS, rows), rows))
+    level = split_level(run)
+    if level:
+        parts.append(Note(f"Split {level}."))
     if entry.groups is not None:
         parts.append(Note(f"Intervals allow for the {entry.groups:,} groups that the samples come from."))
     return parts
