@@ -12,6 +12,7 @@ from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
 from ima_dist.report.tables import Line, Table, label, setting_differences
 from ima_dist.results import obfuscation, white_noise
+from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.by_class import (
     BY_CLASS,
     OVERALL,
@@ -96,7 +97,9 @@ def _by_class(result: Run) -> list[tuple[str, tuple[str, ...], list[list[str]]]]
     if entries and entries[0].classes:
         title = f"Each class against the rest, {conditions(entries[0])}"
         tables.append((title, BY_CLASS, class_rows(entries[0], class_names(result))))
-    tables.append(("Thresholds on the probability of the second class", THRESHOLDS, threshold_rows(result)))
+    tables.append(
+        ("Thresholds on the probability of the second class", THRESHOLDS, threshold_rows(shown_thresholds(result)))
+    )
     return [(title, columns, [cells(row, columns) for row in rows]) for title, columns, rows in tables if rows]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.performance import CLEAN, Performance, shown
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
@@ -60,8 +59,8 @@ def class_rows(entry: Performance, names: Sequence[str]) -> list[Row]:
     ]
 
 
-def threshold_rows(run: Run) -> list[Row]:
-    """A row for each wanted sensitivity, without noise and under attack; [] unless there are two classes with names."""
+def threshold_rows(found: Iterable[dict[str, Any]]) -> list[Row]:
+    """The rows of ``binary.shown_thresholds``: one for each wanted sensitivity, without noise and under attack."""
     return [
         {
             "attack": row["attack"],
@@ -71,7 +70,7 @@ def threshold_rows(run: Run) -> list[Row]:
             **_bounded("sensitivity", row["sensitivity"], row["sensitivity_interval"]),
             **_bounded("specificity", row["specificity"], row["specificity_interval"]),
         }
-        for row in shown_thresholds(run)
+        for row in found
     ]
 
 

@@ -12,6 +12,7 @@ from ima_dist.config.presets import data_name, options_of, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
+from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.doubts import doubts, failed_attacks
 from ima_dist.results.performance import clean_of, shown
 from ima_dist.results.split import split_level
@@ -60,6 +61,7 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
         "validation_accuracy": found.get("val_accuracy"),
         "validation_robust_accuracy": found.get("val_robust_accuracy"),
         "by_class": [entry.to_json() for entry in shown(run, epoch)],
+        "thresholds": shown_thresholds(run) if last else [],
         "accuracies": [_measured(row[level]) for row in rows.values() for level in sorted(row)],
         "warnings": _warnings(run, epoch, rows, inputs),
         "limits": _limits(config, inputs),

@@ -5,7 +5,16 @@ from typing import Any
 import yaml
 
 from ima_dist.config.attacks import describe_attack
-from ima_dist.results.by_class import BY_CLASS, OVERALL, cells, class_rows, conditions, overall_rows
+from ima_dist.results.by_class import (
+    BY_CLASS,
+    OVERALL,
+    THRESHOLDS,
+    cells,
+    class_rows,
+    conditions,
+    overall_rows,
+    threshold_rows,
+)
 from ima_dist.results.performance import Performance
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import format_noise
@@ -138,7 +147,11 @@ def _by_class(card: dict[str, Any]) -> list[str]:
         "AUC: the mean over the classes, each against the rest. ECE: the expected calibration error, the mean distance "
         "between the largest probability and the share of right answers. In brackets: 95 % intervals."
     )
-    return [*parts, _table(OVERALL, overall_rows(entries)), note]
+    parts += [_table(OVERALL, overall_rows(entries)), note]
+    if card["thresholds"]:
+        title = f"Thresholds on the probability of {names[1]}, chosen on validation samples:"
+        parts += [title, _table(THRESHOLDS, threshold_rows(card["thresholds"]))]
+    return parts
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:

@@ -136,7 +136,9 @@ def _check_by_class(run: Run, out: str, scores: dict[str, list], tmp_path: Path)
     inputs = read_inputs(run.dir.data_path)
     assert inputs is not None
     card = make_card(run, 1, inputs)
-    assert "## By class" in readme(card, (), {})
+    text = readme(card, (), {})
+    assert "## By class" in text
+    assert "Thresholds on the probability of COVID" in text
     assert json.loads(json.dumps(card["by_class"])) == [entry.to_json() for entry in entries]
 
 

@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_numbers_are_those_of_the_runs_and_of_the_paper(runs, tmp_path, capsys):
     page = report_on(tmp_path, runs)
     written = sorted(p.name for p in tmp_path.iterdir())
-    assert written == ["curves.csv", "margins.csv", "report.html", "table01.csv", "table02.csv"]
+    assert written == ["classes.csv", "curves.csv", "margins.csv", "report.html", "table01.csv", "table02.csv"]
     assert [Path(line).name for line in capsys.readouterr().out.split()][-1] == "report.html"
     rows = read_csv(tmp_path / "table01.csv")
     for method in ("ima", "ce"):

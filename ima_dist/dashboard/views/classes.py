@@ -4,6 +4,7 @@ from ima_dist.dashboard.choosing import choose_run, opened
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of
 from ima_dist.figures.interactive.reliability import reliability_figure
+from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.by_class import (
     BY_CLASS,
     OVERALL,
@@ -58,7 +59,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
         caption = f"{conditions(entry)}: expected calibration error {entry.ece:.4f}, in {len(entry.reliability)} bins."
         figure = reliability_figure({conditions(entry): entry.reliability})
         parts.append(Plot("reliability", "Reliability", caption, figure))
-    rows = threshold_rows(run)
+    rows = threshold_rows(shown_thresholds(run))
     if rows:
         heading = "Thresholds on the probability of the second class, chosen on validation samples"
         parts.append(Grid("thresholds", heading, _with_bounds(THRESHOLDS, rows), rows))
