@@ -24,7 +24,8 @@ def load(config: DataConfig, seed: int) -> DataSet:
 
     The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train",
     "test" and, optionally, "val": each (x, y) of numpy arrays or tensors, or (x, y, groups) with what must not be
-    split, one text or whole number per sample. Or, in place of the parts, "all", which ``config.split`` then divides.
+    split, one text or whole number per sample. Or, in place of the parts, "all", which ``config.split`` then divides;
+    "parts" beside it names the part of each sample, where it is given, and is "" elsewhere.
     Optionally also "box" (low, high) and "class_names". Without class names, the classes are those that occur in the
     training set.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
@@ -97,10 +98,13 @@ def _divided(returned: Any, config: DataConfig, seed: int) -> Any:
     if returned.keys() & set(PARTS):
         raise ConfigError('it has both "all" and parts: return one or the other.')
     every = with_groups("all", _split("all", returned["all"]), config.groups)
+    given = None if returned.get("parts") is None else np.array(returned["parts"], dtype="U5")
+    if given is not None and (len(given) != len(every) or not set(given.tolist()) <= {*PARTS, ""}):
+        raise ConfigError('"parts" must have train, val, test or an empty text for each sample of "all".')
     key = int.from_bytes(bytes.fromhex(every.digest()), signed=True)
-    parts = divide(every.y.numpy(), every.groups, config.split, test_key=key, seed=seed)
+    parts = divide(every.y.numpy(), every.groups, config.split, test_key=key, seed=seed, parts=given)
     rows = {name: torch.from_numpy(np.flatnonzero(parts == name)) for name in PARTS}
-    rest = {name: value for name, value in returned.items() if name != "all"}
+    rest = {name: value for name, value in returned.items() if name not in ("all", "parts")}
     return rest | {name: every.view(own) for name, own in rows.items()}
 
 

@@ -96,6 +96,10 @@ def test_a_function_may_return_groups_and_leave_the_split_to_us(monkeypatch):
     plain = own_data(monkeypatch, {"all": samples(120)})
     assert plain.split_level == "by sample: groups unknown"
     assert (len(plain.train), len(plain.val), len(plain.test)) == (84, 18, 18)
+    parts = {"all": (*samples(120), groups), "parts": ["test"] * 20 + [""] * 100}
+    given = own_data(monkeypatch, parts)
+    assert given.test.groups == tuple(map(str, groups[:20]))
+    assert len(given.val) == pytest.approx(15, abs=4)
     parts = {"train": (*samples(40), np.arange(40)), "test": (*samples(20, 1), np.arange(50, 70))}
     assert own_data(monkeypatch, parts).split_level == "by group: 60 in all"
     assert own_data(monkeypatch, {k: v[:2] for k, v in parts.items()}).split_level == "by sample: groups unknown"
@@ -113,6 +117,7 @@ def test_a_function_may_return_groups_and_leave_the_split_to_us(monkeypatch):
         ({"train": (*samples(4), [1, 2]), "test": samples(2)}, {}, "train has 2 groups but 4 samples"),
         ({"train": (*samples(2), [1.5, 2.5]), "test": samples(2)}, {}, "groups of train must be texts or whole"),
         ({"all": samples(9), "test": samples(2)}, {}, 'both "all" and parts'),
+        ({"all": samples(2), "parts": ["train", "dev"]}, {}, '"parts" must have train, val, test'),
         ({"train": samples(4), "test": samples(2)}, {"data.split": (80, 10, 10)}, "--data.split has no use"),
         ({"train": samples(4), "test": samples(2)}, {"data.groups": "p[0-9]+"}, "those of train have none"),
         ({"train": samples(4), "test": samples(2)}, {"data.groups": "header"}, "goes with sources whose files"),
