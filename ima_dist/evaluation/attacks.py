@@ -1,10 +1,7 @@
 """The attacks that ``--eval.attacks`` names, each with the interface that ``runner.evaluate`` calls.
 
 An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one random key
-per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns predictions (B,) int64 for
-each (loss, noise level); every level of ``config.eval.noise`` has an entry with the loss "both", which is the
-attack's verdict. Where an attack goes on with samples that it has broken, it returns the logits behind the verdict too.
-Those of an attack that leaves such samples alone would lie just beyond the boundary, and flatter the network.
+per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns ``Predictions``.
 """
 
 import math
@@ -14,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks import spsa, worst
+from ima_dist.attacks import spsa, worst_curve
 from ima_dist.attacks.common import Box, attack_mode, predicted
 from ima_dist.attacks.counting import ADVERTORCH_L2, at_level, put_back
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
@@ -25,10 +22,17 @@ from ima_dist.evaluation.autoattack import autoattack
 
 
 class Predictions(dict[tuple[str, float], Tensor]):
-    """(Loss, noise level) -> (B,) int64. logits: noise level -> (B, C), those behind the predictions for "both"."""
+    """Predictions (B,) int64 for each (loss, noise level).
+
+    Every level of ``config.eval.noise`` has an entry with the loss "both", which is the attack's verdict.
+    implied: noise level -> (B,) bool: not attacked, because the sample has survived a larger one.
+    logits: noise level -> (B, C), those behind the verdict, of attacks that go on with samples that they have broken.
+    Where an attack leaves such samples alone, they would lie just beyond the boundary, and flatter the network.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.implied: dict[float, Tensor] = {}
         self.logits: dict[float, Tensor] = {}
 
 
@@ -68,15 +72,18 @@ def _useful(config: Config) -> tuple[float, float]:
 
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """``attacks.worst``: any iterate of either loss counts, and a sample broken at a smaller radius stays broken."""
+    """``attacks.worst_curve``: FMN and every iterate of PGD count."""
 
-    def start(eps: float) -> Tensor:
+    def start(eps: float, number: int) -> Tensor:
         at_level(network, eps)
-        return noise.start(keys, x, eps, config.norm)
+        # The first start is that of the other attacks.
+        return noise.start(noise.derived(keys, number) if number else keys, x, eps, config.norm)
 
-    predictions, _ = worst(network, x, y, config.eval.noise, start=start, **_settings(config, box))
+    found = worst_curve(network, x, y, config.eval.noise, start=start, **_settings(config, box))
     out = Predictions()
-    out.update({("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)})
+    for number, eps in enumerate(config.eval.noise):
+        out["both", eps] = found.predictions[number]
+        out.implied[eps] = found.implied[number]
     return out
 
 

@@ -5,6 +5,7 @@ into a file of their own, which is small beside the samples but larger than the 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
-from ima_dist.evaluation.attacks import Predictions
 from ima_dist.results import performance
 from ima_dist.results.clustered import Codes, effective_samples
 from ima_dist.results.performance import MOST_CLASSES, Performance
@@ -32,12 +32,14 @@ def outcomes_table(
     y: Tensor,
     config: Config,
     epoch: int,
+    implied: Mapping[float, Tensor] = MappingProxyType({}),
+    logits: Mapping[float, Tensor] = MappingProxyType({}),
 ) -> pa.Table:
     """Rows for the samples ``indices`` (B,) of the test set with labels ``y`` (B,).
 
-    The column "probability", of each class, is there if ``found`` has logits and the classes are few.
+    found, implied, logits: as in ``Predictions``. The column "probability", of each class, is there if there are logits
+    and the classes are few.
     """
-    logits = found.logits if isinstance(found, Predictions) else {}
     keep = any(part.shape[1] <= MOST_CLASSES for part in logits.values())
     pieces = []
     for (loss, level), predicted in found.items():
@@ -50,6 +52,7 @@ def outcomes_table(
             "epoch": np.full(len(indices), epoch),
             "label": y.cpu().numpy(),
             "prediction": predicted.cpu().numpy(),
+            "implied": implied[level].cpu().numpy() if level in implied else np.zeros(len(indices), dtype=bool),
         }
         if keep:
             there = loss == "both" and level in logits
@@ -88,13 +91,19 @@ def points_of(
     the whole test set, if they are known.
     """
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
+    implied = outcomes["implied"].fill_null(False) if "implied" in outcomes.column_names else pa.nulls(len(outcomes))
     grouped = (
-        outcomes.append_column("right", right)
+        outcomes.select(["attack", "epoch", "loss", "noise"])
+        .append_column("right", right)
+        .append_column("implied", implied.cast(pa.int64()))
         .group_by(["attack", "epoch", "loss", "noise"], use_threads=False)
-        .aggregate([("right", "mean"), ("right", "count")])
-        .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples"])
+        .aggregate([("right", "mean"), ("right", "count"), ("implied", "sum")])
+        .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples", "implied"])
     )
-    rows = [row | _turned_wrong(outcomes, row) | _grouped(outcomes, row, groups) for row in grouped.to_pylist()]
+    rows = [
+        row | {"implied": row["implied"] or 0} | _turned_wrong(outcomes, row) | _grouped(outcomes, row, groups)
+        for row in grouped.to_pylist()
+    ]
     orders = ["first" if row["samples"] == test_samples else config.eval.order for row in rows]
     return [
         Point(
@@ -172,7 +181,8 @@ def save(
     if run.outcomes_path.exists():
         old = read_parquet(run.outcomes_path)
         old = old if "protocol" in old.column_names else _with_protocol(old, before)
-        outcomes = pa.concat_tables([_without(old, done), outcomes])
+        # Earlier versions attacked every sample at every level: those rows have null in the column "implied".
+        outcomes = pa.concat_tables([_without(old, done), outcomes], promote_options="default")
     kept = [point for point in before if _key(point) not in done]
     run.write_parquet(run.outcomes_path, outcomes)
     curves = {"curves": [p.to_json() for p in kept + points]}
@@ -182,7 +192,7 @@ def save(
 
 def keep_probabilities(run: RunDir, new: pa.Table, done: set[tuple[str, int, str, float]]) -> None:
     """Put rows of one evaluation into probabilities.parquet, in place of those with the keys ``done``. OSError."""
-    new = new.drop_columns([name for name in ("loss", "norm") if name in new.column_names])
+    new = new.drop_columns([name for name in ("loss", "norm", "implied") if name in new.column_names])
     if run.probabilities_path.exists():
         new = pa.concat_tables([_without(read_parquet(run.probabilities_path), done), new])
     run.write_parquet(run.probabilities_path, new)
