@@ -59,7 +59,9 @@ def check_inputs(
     import torch
 
     from ima_dist.cli.same_network import check_network
+    from ima_dist.data.equal_samples import equal_samples
     from ima_dist.data.load import load
+    from ima_dist.training.class_weights import class_weights
     from ima_dist.training.door import check_door
     from ima_dist.training.network import make_network
 
@@ -69,7 +71,11 @@ def check_inputs(
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
     data = data or load(config.data, config.seed)
     network = make_network(config, data, run)
+    class_weights(config, data)
     findings = check_door(network, data, config, run)
+    # Published parts stay as they are.
+    equal = None if data.split_level is None else equal_samples(data)
+    findings |= {} if equal is None else {"equal_samples": equal}
     if run is not None:
         check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
@@ -180,6 +186,8 @@ def show_results(directory: RunDir) -> None:
     from ima_dist.figures.png import draw_all
     from ima_dist.results import obfuscation, paper, white_noise
     from ima_dist.results.binary import binary_report
+    from ima_dist.results.by_class import overall_text
+    from ima_dist.results.split import split_level
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
 
@@ -197,6 +205,10 @@ def show_results(directory: RunDir) -> None:
     say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
     copied = paper.copied(config)
     note = f"This network was {copied}." if copied else ""
+    level = split_level(run)
+    for line in (overall_text(run), level and f"Split {level}."):
+        if line:
+            say(line)
     noise = white_noise.describe(points, config)
     for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:

@@ -1,6 +1,7 @@
 """The forms of single options. Each check returns its value, or raises ValueError, which continues "--option must"."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from ima_dist.config.errors import did_you_mean
@@ -44,6 +45,10 @@ def is_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
         raise ValueError("consist of letters, digits, dots, dashes and underscores")
     return value
+
+
+def absolute_if_file(value: str) -> str:
+    return str(Path(value).absolute()) if Path(value).is_file() else value
 
 
 def is_worker_count(value: Any) -> Any:

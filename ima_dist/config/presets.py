@@ -78,6 +78,8 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 # Preset -> the norms that it has a largest margin and noise levels for.
 PRESET_NORMS = {name: tuple(preset.norms) for name, preset in _PRESETS.items()}
+#: What the split of a preset's data does not keep apart, as words after "split", where that must be said.
+SPLIT_LEVELS = {"covid_ct": "by slice, not by patient: slices of one patient may be in training and test"}
 
 
 def is_the_papers(config: Config) -> bool:

@@ -18,8 +18,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
 from ima_dist.config.checked import Checked
+from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.forms import is_channels, is_name, is_reference, is_source, is_window, is_worker_count, whole_range
+from ima_dist.config.forms import (
+    absolute_if_file,
+    is_channels,
+    is_name,
+    is_reference,
+    is_source,
+    is_window,
+    is_worker_count,
+    whole_range,
+)
 from ima_dist.config.numbers import level
 from ima_dist.config.sources import SOURCES
 
@@ -50,7 +60,10 @@ class DataConfig(Checked):
     dir: str | None = _Aside(None, description="directory that holds the data files, or a prepared copy of them")
     download: bool = _Aside(False, description="fetch missing files and check their checksums")
     subset: int | None = Field(
-        None, ge=1, description="train on this many samples, as many of each class; test set in proportion"
+        None,
+        ge=1,
+        description="train on this many samples, as many of each class, or in proportion where classes are too small; "
+        "test set in proportion",
     )
     noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
     # Runs from before this option have 5000 (presets.py has the sizes of new ones).
@@ -75,10 +88,24 @@ class DataConfig(Checked):
         description="own data of more than 8 bits: LOW,HIGH, beyond which values are cut; noise levels are then in "
         "their units",
     )
+    groups: Annotated[str, AfterValidator(absolute_if_file)] | None = Field(
+        None,
+        description="what must not be split, such as patients: a CSV file of name,group; a column of a list; a regular "
+        "expression on the samples' names, whose parenthesis is the group; or header",
+    )
+    split: Annotated[tuple[Annotated[float, Ge(0)], ...], Strict(False)] = Field(
+        (70.0, 15.0, 15.0),
+        description="own data that have no parts: shares of training, validation and test samples, by group and class",
+    )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
 
     @model_validator(mode="after")
-    def _read_by_source(self) -> DataConfig:
+    def _fits_the_source(self) -> DataConfig:
+        if len(self.split) != 3 or not (self.split[0] and self.split[2]):
+            raise ConfigError(
+                "--data.split needs three shares, of training, validation and test samples, such as 70,15,15; only "
+                "that of the validation samples may be 0."
+            )
         given = [f"--data.{name}" for name in ("size", "channels", "window") if getattr(self, name)]
         given += ["--data.resize"] if self.resize != "fit" else []
         if given and self.source not in SOURCES:
@@ -209,6 +236,11 @@ class Config(Checked):
     )
     checkpoint_every: int | None = _Aside(
         None, ge=1, description="also write a checkpoint every so many steps, for long epochs (default: after epochs)"
+    )
+    class_weights: Annotated[str, AfterValidator(weights_text)] | None = Field(
+        None,
+        description="weight of each class in the loss: balanced, the same for each class as a whole; or a CSV file of "
+        "class,weight (default: all samples weigh the same)",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, order, noise and split")
     device: Literal["auto", "cpu", "cuda"] = _Aside("auto", description="where to compute")

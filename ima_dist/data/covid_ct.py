@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ima_dist.config.errors import ConfigError, DataWarning, printable
+from ima_dist.config.presets import SPLIT_LEVELS
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import hold_out
 from ima_dist.data.pictures import decode, pictures_in
@@ -34,7 +35,15 @@ def load(config: DataConfig, seed: int) -> DataSet:
     classes = len(_FOLDERS)
     rest, test = hold_out(whole, max(classes, round(len(whole) * _TEST_SHARE)), classes, seed)
     train, val = hold_out(rest, max(classes, round(len(whole) * _VAL_SHARE)), classes, seed)
-    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=_FOLDERS)
+    return DataSet(
+        train=train,
+        val=val,
+        test=test,
+        box=(0.0, 1.0),
+        num_classes=classes,
+        class_names=_FOLDERS,
+        split_level=SPLIT_LEVELS["covid_ct"],  # the files do not name the patients
+    )
 
 
 def _read_all(folders: list[Path]) -> dict[str, Split]:

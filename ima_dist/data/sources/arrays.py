@@ -19,7 +19,7 @@ from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.listed import the_file
 from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels, Samples, check_directory, data_set, note
-from ima_dist.data.types import UINT8_BOX, DataSet
+from ima_dist.data.types import UINT8_BOX
 
 _SAMPLES = ("images", "image", "x", "data", "features", "samples")
 _LABELS = ("labels", "label", "y", "targets", "target")
@@ -42,7 +42,7 @@ class InMemory:
         return self._names[row]
 
 
-def load_npz(config: DataConfig, seed: int) -> DataSet:
+def load_npz(config: DataConfig, seed: int) -> dict[str, Any]:
     """The arrays of a .npz file; ``config.dir`` is the file, or the only one in that directory, or a prepared copy.
 
     Samples and labels are called images and labels or x and y, alone or with a part: train_images, y_test. Without
@@ -50,15 +50,15 @@ def load_npz(config: DataConfig, seed: int) -> DataSet:
     bytes stay bytes, uint16 becomes float32 from 0 to 1, other numbers become floating point as they are; with
     ``config.window`` they are cut to it and keep their units. Raises ConfigError.
     """
-    return _data_set("npz", config, seed)
+    return _data_set("npz", config)
 
 
-def load_hdf5(config: DataConfig, seed: int) -> DataSet:
+def load_hdf5(config: DataConfig, seed: int) -> dict[str, Any]:
     """The data sets of an HDF5 file, which may lie in groups (train/images); otherwise as ``load_npz``."""
-    return _data_set("hdf5", config, seed)
+    return _data_set("hdf5", config)
 
 
-def _data_set(source: str, config: DataConfig, seed: int) -> DataSet:
+def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
     place = check_directory(config)
     if config.size or config.channels or config.resize != "fit":
         raise ConfigError(
@@ -77,7 +77,7 @@ def _data_set(source: str, config: DataConfig, seed: int) -> DataSet:
         stored = Encoded(
             found.contents, lambda b, _: taken.convert(np.frombuffer(b, kind).reshape(shape)), shape, taken.dtype
         )
-    return data_set(Samples(stored, found.labels, taken.box), seed)
+    return data_set(Samples(stored, found.labels, taken.box))
 
 
 def find(source: str, place: Path) -> Catalogue:

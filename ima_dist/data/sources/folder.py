@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ima_dist.config.errors import ConfigError, printable
 from ima_dist.config.schema import DataConfig
@@ -11,7 +12,6 @@ from ima_dist.data.pictures import Found, listed, pictures_in
 from ima_dist.data.sources import copy
 from ima_dist.data.sources.images import KINDS, images, look_at, say_equal
 from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set, tell
-from ima_dist.data.types import DataSet
 
 # Names of folders, in lower case, that stand for a part.
 PARTS = {
@@ -21,7 +21,7 @@ PARTS = {
 }
 
 
-def load(config: DataConfig, seed: int) -> DataSet:
+def load(config: DataConfig, seed: int) -> dict[str, Any]:
     """The images below ``config.dir``, whose folders are the classes; folders train, val and test may be above them.
 
     x (N, C, H, W), uint8 or, for images of 16 bits, float32. Options size, channels, resize and window as in
@@ -29,7 +29,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
     if there is nothing to train on, or an image is damaged.
     """
     place = check_directory(config)
-    return data_set(images(copy.read(place, "folder") if copy.is_copy(place) else find(place), config), seed)
+    return data_set(images(copy.read(place, "folder") if copy.is_copy(place) else find(place), config))
 
 
 def find(folder: Path) -> Catalogue:

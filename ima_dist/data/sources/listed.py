@@ -13,7 +13,6 @@ from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.images import images, look_at, say_equal
 from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set
-from ima_dist.data.types import DataSet
 
 # Column -> its names, in lower case.
 _COLUMNS = {
@@ -24,14 +23,14 @@ _COLUMNS = {
 }
 
 
-def load(config: DataConfig, seed: int) -> DataSet:
+def load(config: DataConfig, seed: int) -> dict[str, Any]:
     """The images that a list names; ``config.dir`` is the list, or the only one in that directory.
 
     The list has the columns file (relative to the list) and label, and optionally split (train, val, test) and group.
     Otherwise as ``folder.load``. Raises ConfigError if a column or a file is missing, or an image is damaged.
     """
     place = check_directory(config)
-    return data_set(images(copy.read(place, "list") if copy.is_copy(place) else find(place), config), seed)
+    return data_set(images(copy.read(place, "list") if copy.is_copy(place) else find(place), config))
 
 
 def find(path: Path) -> Catalogue:

@@ -24,7 +24,6 @@ from ima_dist.data.pictures import LOOK, resized
 from ima_dist.data.sources import copy, folder, listed
 from ima_dist.data.sources.images import size_of
 from ima_dist.data.sources.samples import Catalogue, Labels, Samples, check_directory, data_set, note
-from ima_dist.data.types import DataSet
 
 _HEADER = [
     "PatientID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "Rows",
@@ -68,25 +67,25 @@ class Slices:
         return printable(str(self._slices[row].path))
 
 
-def load_dicom(config: DataConfig, seed: int) -> DataSet:
+def load_dicom(config: DataConfig, seed: int) -> dict[str, Any]:
     """Slices x (N, 1, H, W) float32 of DICOM files, in folders or a list as images are, cut to ``config.window``.
 
     Values are rescaled by slope and intercept (to Hounsfield units, for example); those of MONOCHROME1 are mirrored, so
     that more is brighter. Slices of a series are sorted by their position. Raises ConfigError.
     """
-    return _data_set("dicom", config, seed)
+    return _data_set("dicom", config)
 
 
-def load_nifti(config: DataConfig, seed: int) -> DataSet:
+def load_nifti(config: DataConfig, seed: int) -> dict[str, Any]:
     """Slices x (N, 1, H, W) float32 of NIfTI volumes, in folders or a list as images are, cut to ``config.window``.
 
     A volume is turned to the nearest anatomical axes and cut across its thickest voxels (if they are cubes, into axial
     slices); the first axis of a slice goes down, as the last but one does up in the volume. Raises ConfigError.
     """
-    return _data_set("nifti", config, seed)
+    return _data_set("nifti", config)
 
 
-def _data_set(source: str, config: DataConfig, seed: int) -> DataSet:
+def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
     place = check_directory(config)
     if not config.window:
         raise ConfigError(
@@ -111,7 +110,7 @@ def _data_set(source: str, config: DataConfig, seed: int) -> DataSet:
         f"{high:g}; noise levels are in these units."
     )
     stored = Encoded(found.contents, decode, (1, *size), torch.float32)
-    return data_set(Samples(stored, found.labels, (low, high)), seed)
+    return data_set(Samples(stored, found.labels, (low, high)))
 
 
 def find(source: str, place: Path) -> Catalogue:
