@@ -40,7 +40,8 @@ def read(source: str, place: Path, seed: int = 0, **options: Any) -> DataSet:
 def write_list(place: Path) -> Path:
     write_folder(place)
     rows = [
-        f"{path.relative_to(place)},{path.parent.name},p{i % 4}" for i, path in enumerate(sorted(place.rglob("*.png")))
+        f"{path.relative_to(place)},{path.parent.name},{path.parent.name}{i % 3}"
+        for i, path in enumerate(sorted(place.rglob("*.png")))
     ]
     (place / "all.csv").write_text("\n".join(["file,label,patient", *rows]) + "\n")
     return place
@@ -117,14 +118,10 @@ def test_files_keep_their_bytes_names_and_groups(tmp_path: Path) -> None:
         table = reader.read_all()
     assert table["name"].to_pylist()[0] == "cat/0.png"
     assert table["image"][7].as_py() == (files / "dog" / "1.png").read_bytes()
-    assert table["group"].to_pylist()[:5] == ["p0", "p1", "p2", "p3", "p0"]
+    assert table["group"].to_pylist()[:5] == ["cat0", "cat1", "cat2", "cat0", "cat1"]
     assert set(table["part"].to_pylist()) == {None}
     found = copy.read(tmp_path / "copy", "list")
-    assert found.labels.groups == folder_groups(12)
-
-
-def folder_groups(count: int) -> tuple[str, ...]:
-    return tuple(f"p{i % 4}" for i in range(count))
+    assert found.labels.groups == tuple(f"{name}{i % 3}" for name in ("cat", "dog") for i in range(6))
 
 
 def test_samples_of_more_than_one_batch_are_fetched_in_any_order(

@@ -136,9 +136,9 @@ def find(source: str, place: Path) -> Catalogue:
     of_file = [number for _, number in slices]
     several = len(slices) > len(paths)
     known = labels.groups or [None] * len(paths)
-    # A number says nothing about a person.
-    keys = [known[number] or one.group for one, number in slices]
-    numbers = {key: f"{i}" for i, key in enumerate(dict.fromkeys(keys), 1)}
+    # A number says nothing about a person. What a list calls them is the user's choice.
+    numbers = {group: f"{i}" for i, group in enumerate(dict.fromkeys(one.group for one, _ in slices), 1)}
+    groups = tuple(known[number] or numbers[one.group] for one, number in slices)
     looks = np.zeros(len(slices), LOOK)
     for row, (one, _) in enumerate(slices):
         looks[row]["height"], looks[row]["width"] = one.height, one.width
@@ -150,7 +150,7 @@ def find(source: str, place: Path) -> Catalogue:
             labels.class_names,
             tuple(labels.names[n] + (f" slice {one.number + 1}" if several else "") for one, n in slices),
             labels.parts[of_file],
-            tuple(numbers[key] for key in keys),
+            groups,
         ),
         looks,
     )
