@@ -244,5 +244,5 @@ def test_groups_of_a_list_stay_together(tmp_path: Path) -> None:
     ]
     assert [len(groups) for groups in found] == [14, 2, 4]
     assert len(set.union(*found)) == 20
-    with pytest.raises(ConfigError, match="too few groups to hold a test set out"):
+    with pytest.raises(ConfigError, match="test holds no samples"):
         read("list", write_csv(place, [(f, n, n) for f, n, _ in rows], "file,label,patient"))

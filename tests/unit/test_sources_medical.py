@@ -159,7 +159,7 @@ def test_a_list_names_dicom_files(tmp_path: Path) -> None:
     assert make_config("own", {"data.dir": str(tmp_path), "data.window": WIDE}).data.source == "dicom"
     assert (len(data.test), data.class_names) == (1, ("0", "1"))
     (tmp_path / "labels.csv").write_text("\n".join(["file,label,split,patient", *rows, "well/3.dcm,0,train,q"]) + "\n")
-    with pytest.raises(ConfigError, match=r"a group is in two parts, ill/3.dcm and well/3.dcm: put all"):
+    with pytest.raises(ConfigError, match=r"The group q is in both .* keep all samples of a group in one part"):
         read("dicom", tmp_path)
 
 

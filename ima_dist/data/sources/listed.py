@@ -30,20 +30,23 @@ def load(config: DataConfig, seed: int) -> dict[str, Any]:
     Otherwise as ``folder.load``. Raises ConfigError if a column or a file is missing, or an image is damaged.
     """
     place = check_directory(config)
-    return data_set(images(copy.read(place, "list") if copy.is_copy(place) else find(place), config))
+    return data_set(images(copy.read(place, "list") if copy.is_copy(place) else find(place, config.groups), config))
 
 
-def find(path: Path) -> Catalogue:
-    """The images with their labels; none is decoded. Raises ConfigError."""
-    paths, labels = files(the_file(path, "list"))
+def find(path: Path, column: str | None = None) -> Catalogue:
+    """The images with their labels; none is decoded. ``column``: as of ``files``. Raises ConfigError."""
+    paths, labels = files(the_file(path, "list"), column)
     contents = Files(paths)
     say_equal(contents, labels)
     return Catalogue(contents, labels, look_at(contents))
 
 
-def files(path: Path) -> tuple[list[Path], Labels]:
-    """The files that the list at ``path`` names, with their labels. Raises ConfigError."""
-    rows = _columns(path)
+def files(path: Path, column: str | None = None) -> tuple[list[Path], Labels]:
+    """The files that the list at ``path`` names, with their labels, and groups from ``column`` if it has that.
+
+    Raises ConfigError.
+    """
+    rows = _columns(path, column)
     if not rows["file"]:
         raise ConfigError(f"{path} lists no files.")
     paths = [path.parent / name for name in rows["file"]]
@@ -70,14 +73,16 @@ def the_file(path: Path, source: str) -> Path:
     return found[0]
 
 
-def _columns(path: Path) -> dict[str, list[str]]:
-    """The columns under our names, as text. Raises ConfigError."""
+def _columns(path: Path, group: str | None) -> dict[str, list[str]]:
+    """The columns under our names, as text; ``group``: the name of that of groups. Raises ConfigError."""
     try:
         table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     except (OSError, ValueError, csv.Error) as e:
         raise ConfigError(f"{path} cannot be read as a list ({first_line(e)}).") from e
     found = {}
     for column, names in _COLUMNS.items():
+        if column == "group" and group in table:
+            names = (group.strip().lower(),)
         name = next((given for given in table if given.strip().lower() in names), None)
         if name is not None:
             found[column] = ["" if value is None else str(value).strip() for value in table[name]]

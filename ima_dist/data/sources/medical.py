@@ -94,7 +94,7 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
         )
     if config.channels == 3:
         raise ConfigError(f"--data.channels 3 is for images with colours: --data.source {source} gives grey slices.")
-    found = copy.read(place, source) if copy.is_copy(place) else find(source, place)
+    found = copy.read(place, source) if copy.is_copy(place) else find(source, place, config.groups)
     low, high = config.window
     size, resize = size_of(found, config), config.resize
 
@@ -113,12 +113,12 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
     return data_set(Samples(stored, found.labels, (low, high)))
 
 
-def find(source: str, place: Path) -> Catalogue:
-    """The slices with their labels; only headers are read. Raises ConfigError."""
+def find(source: str, place: Path, column: str | None = None) -> Catalogue:
+    """The slices with their labels; only headers are read. ``column``: of a list, with groups. Raises ConfigError."""
     _library(source)
     wanted, headers, read = _FORMS[source]
     if place.is_file() or any(p.suffix.lower() in ENDINGS["list"] for p in place.iterdir()):
-        paths, labels = listed.files(listed.the_file(place, "list"))
+        paths, labels = listed.files(listed.the_file(place, "list"), column)
     else:
         paths, labels = folder.files(place, ", ".join(ENDINGS[source]), wanted)
     slices: list[tuple[Slice, int]] = []
