@@ -147,7 +147,7 @@ def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> floa
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     identity["findings"] = findings
-    run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    run.write_progress({"stage": "starting"})
     run.write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)
 

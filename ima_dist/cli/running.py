@@ -123,7 +123,7 @@ def on_workers(
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], *, local: bool = False) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
     with workers_of(config, local) as cluster, Recorder(run, results_root()):
-        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+        run.write_progress({"stage": "starting"})
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
     if status == EXIT_REQUEUE:

@@ -77,7 +77,7 @@ def evaluate(
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     found = _gathered([file for place in places.values() for file in place.glob("from-*.parquet")])
     # One worker reads: another may be unable to, and all must have the same samples left to do.
-    kept = distributed.together(lambda: _kept(found))
+    kept = distributed.together(lambda: _kept(run, found))
     files = {attack: [file for file in kept if file.parent == place] for attack, place in places.items()}
     mine = {attack: _mine(samples, [i for file in files[attack] for i in kept[file]]) for attack in places}
     count, finished = sum(map(len, mine.values())), 0
@@ -226,8 +226,11 @@ def _gathered(files: list[Path]) -> list[Path]:
     return sorted({file for part in distributed.gather_objects(files) for file in part})
 
 
-def _kept(files: list[Path]) -> dict[Path, list[int]]:
-    """The samples in each file that can be read; one that cannot is removed, and its samples are done again."""
+def _kept(run: RunDir, files: list[Path]) -> dict[Path, list[int]]:
+    """The samples in each file that can be read; one that cannot is removed, and its samples are done again.
+
+    Raises LeaseLost.
+    """
     kept = {}
     for file in files:
         try:
@@ -235,7 +238,7 @@ def _kept(files: list[Path]) -> dict[Path, list[int]]:
         except FileNotFoundError:
             continue  # another worker's list was old
         except ConfigError:
-            file.unlink()
+            run.remove(file)
     return kept
 
 

@@ -50,7 +50,7 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
             run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
 
     stop = run.path / STOP_FILE
-    stop.unlink(missing_ok=True)
+    run.remove(stop)
     threads = torch.get_num_threads()
     torch.set_num_threads(cluster.cpus_per_worker)
     try:
@@ -61,5 +61,4 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
     finally:
         torch.set_num_threads(threads)
         with contextlib.suppress(LeaseLost, OSError):  # it is another process's by now, or cannot be removed
-            run.check_lease()
-            stop.unlink(missing_ok=True)
+            run.remove(stop)

@@ -195,7 +195,7 @@ class _Task:
 
 def _show(run: RunDir, state: dict[str, Any]) -> None:
     """Rewrite progress.json."""
-    run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
+    run.write_progress({**state, "warnings": run.dropped})
 
 
 def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:
