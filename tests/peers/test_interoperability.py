@@ -32,14 +32,14 @@ def examples(section: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with ``runs/digits``, ten epochs of IMA."""
+    """A directory with ``runs/digits``, five epochs of IMA."""
     root: Path = tmp_path_factory.mktemp("peers")
     with pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
         words = [
             "own", "--name", "digits", "--data.source", "tests.support.digits:load", "--model.factory",
-            "tests.support.digits:build", "--eps-max", str(EPS), "--eval.noise", f"0,{EPS}", "--epochs", "10",
-            "--device", "cpu", "--eval.steps", "20", "--out", str(root / "runs" / "digits"),
+            "tests.support.digits:build", "--eps-max", str(EPS), "--eval.noise", f"0,{EPS}", "--epochs", "5",
+            "--device", "cpu", "--attack.steps", "10", "--eval.steps", "10", "--out", str(root / "runs" / "digits"),
         ]  # fmt: skip
         assert train.main(words) == 0
     return root
