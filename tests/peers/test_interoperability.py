@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-import ima_dist
 from ima_dist import train
 from ima_dist.attacks import pgd
 from ima_dist.attacks.worst import worst
@@ -130,43 +130,54 @@ def test_robustbench(place, ours, monkeypatch, tmp_path):
 
 
 def test_lightning_gives_the_margins_of_the_plain_loop(place, ours, monkeypatch, tmp_path):
-    """In float64; also when a training continues from a checkpoint after two of three epochs."""
+    """In float64; also when a training continues after seven of twenty epochs, and on two workers."""
     known = run_section("Lightning", ours, monkeypatch, place)
-    assert known["im"].epoch == 3
-    lightning, x, y = known["lightning"], known["x"].double(), known["y"]
+    assert known["module"].im.epoch == 3
+    lightning, x, y = known["lightning"], known["x"][:90].double(), known["y"][:90]
+    data, settings = TensorDataset(x, y, torch.arange(90)), {"eps_max": EPS, "epochs": 20, "box": (0.0, 1.0)}
+
+    class Module(known["WithMargins"]):
+        def train_dataloader(self):
+            shared = dist.is_initialized()
+            sampler = DistributedSampler(data, shuffle=False, drop_last=True) if shared else None
+            return DataLoader(data, batch_size=15 if shared else 30, sampler=sampler)
+
+        def on_train_end(self):
+            self.trainer.save_checkpoint(self.file)
 
     def begin():
         torch.manual_seed(1)
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU())
         network.append(torch.nn.Linear(32, 10)).double()
-        margins = ima_dist.IncreasingMargin(len(y), EPS, epochs=3, box=(0.0, 1.0), dtype=torch.float64)
-        return known["WithMargins"](network, margins)
+        return Module(network, 90, **settings, dtype=torch.float64)
 
-    loader = DataLoader(TensorDataset(x, y, torch.arange(len(y))), batch_size=30)
     plain = begin()
+    plain.setup("fit")
     optimizer = plain.configure_optimizers()
-    for _ in range(3):
-        for inputs, labels, indices in loader:
+    for _ in range(20):
+        for inputs, labels, indices in plain.train_dataloader():
             noisy = plain.im.attack(plain.network, inputs, labels, indices)
             loss = plain.im.loss(plain.network(noisy.inputs), labels, noisy)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         plain.im.update()
-    assert len(plain.im.margins.unique()) > 3
+    assert len(plain.im.margins.unique()) > 10
 
-    def fit(module, epochs, **options):
-        trainer = lightning.Trainer(
-            max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-        )
-        trainer.fit(module, loader, **options)
-        return trainer
+    def fit(name, epochs, ckpt_path=None, **options):
+        """The margins and weights after ``epochs`` epochs."""
+        quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+        trainer = lightning.Trainer(max_epochs=epochs, accelerator="cpu", **quiet, **options)
+        module = begin()
+        module.file = tmp_path / name
+        trainer.fit(module, ckpt_path=ckpt_path)
+        return torch.load(tmp_path / name, weights_only=True)
 
-    whole, first, second = begin(), begin(), begin()
-    fit(whole, 3)
-    fit(first, 2).save_checkpoint(tmp_path / "two.ckpt")
-    fit(second, 3, ckpt_path=tmp_path / "two.ckpt")
-    for module in (whole, second):
-        torch.testing.assert_close(module.im.margins, plain.im.margins, rtol=0, atol=1e-12)
+    whole = fit("whole.ckpt", 20)
+    fit("first.ckpt", 7)
+    continued = fit("second.ckpt", 20, tmp_path / "first.ckpt")
+    two = fit("two.ckpt", 20, devices=2, strategy="ddp_fork", use_distributed_sampler=False)
+    for found in (whole, continued, two):
+        torch.testing.assert_close(found["im"]["margins"], plain.im.margins, rtol=0, atol=1e-12)
         for name, value in plain.network.state_dict().items():
-            torch.testing.assert_close(module.network.state_dict()[name], value, rtol=0, atol=1e-12)
+            torch.testing.assert_close(found["state_dict"][f"network.{name}"], value, rtol=0, atol=1e-12)
