@@ -22,7 +22,7 @@ from ima_dist.attacks.common import (
     soft_margin_loss,
 )
 from ima_dist.config.errors import ConfigError, DataWarning, first_line
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.core.norms import per_sample
 from ima_dist.data.types import DataSet, Resident
 from ima_dist.rundir.directory import RunDir
@@ -50,12 +50,13 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
 
     Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
     wrong_gradient (how many have that of another function; missing for random networks), squashed ("softmax",
-    "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``).
-    Raises ConfigError for what cannot work, and for what ``--allow`` must name.
+    "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``);
+    for a network that was trained elsewhere, which is tried in evaluation mode only, also trained (True). Raises ConfigError for what cannot work, and for what ``--allow`` must name.
     """
     x, y = _samples(data, config)
+    trains = config.method != EXTERNAL
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    if not any(m.training for m in network.modules() if not next(m.children(), None)):
+    if trains and not any(m.training for m in network.modules() if not next(m.children(), None)):
         warnings.warn(
             f"All layers of {config.model.factory} are in evaluation mode, and stay there in training: dropout does "
             "nothing, batch norm keeps its statistics. If that is not meant, return network.train().",
@@ -68,11 +69,13 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
             door.saved()
             door.evaluation(x, y)
             door.drawn(state)
-            try_training(door, x, y)
+            if trains:
+                try_training(door, x, y)
         finally:
             network.load_state_dict(state, strict=False)
             network.zero_grad(set_to_none=True)
-    return {**door.findings, "allowed": door.allowed, "inputs": input_range(data)}
+    trained = {} if trains else {"trained": True}
+    return {**door.findings, **trained, "allowed": door.allowed, "inputs": input_range(data)}
 
 
 class _Door(Doorkeeper):
@@ -85,9 +88,10 @@ class _Door(Doorkeeper):
 
     def saved(self) -> None:
         """A checkpoint of the network can be written, and there is something to train."""
-        if not any(p.requires_grad for p in self.network.parameters()):
+        external = self.config.method == EXTERNAL
+        if not any(p.requires_grad or external for p in self.network.parameters()):
             raise ConfigError(
-                f"{self.who} has no trainable parameters: keep its layers as attributes or in an nn.ModuleList, so "
+                f"{self.who} has no {'trainable ' * (not external)}parameters: keep its layers as attributes or in an nn.ModuleList, so "
                 "that torch finds them."
             )
         if any(p.is_complex() for p in self.network.parameters()):

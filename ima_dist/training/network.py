@@ -16,7 +16,7 @@ from ima_dist.attacks.common import evaluation_mode
 from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.data.types import DataSet
 from ima_dist.models.libraries import normalised
 from ima_dist.rundir.directory import RunDir
@@ -94,7 +94,7 @@ def build_network(
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
             _tried(config, network, trial, num_classes)
         if config.model.weights and not trained:
-            start_weights.start(network, config.model, run)
+            start_weights.start(network, config.model, run, whole=config.method == EXTERNAL)
         network = normalised(network, config.model.mean, config.model.std, shape)
         network = in_precision(own_memory(network, config.model.factory), DTYPES[config.dtype])
         _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)
