@@ -51,7 +51,8 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
     Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
     wrong_gradient (how many have that of another function; missing for random networks), squashed ("softmax",
     "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``);
-    for a network that was trained elsewhere, which is tried in evaluation mode only, also trained (True). Raises ConfigError for what cannot work, and for what ``--allow`` must name.
+    for a network that was trained elsewhere, which is tried in evaluation mode only, also trained (True).
+    Raises ConfigError for what cannot work, and for what ``--allow`` must name.
     """
     x, y = _samples(data, config)
     trains = config.method != EXTERNAL
@@ -91,8 +92,8 @@ class _Door(Doorkeeper):
         external = self.config.method == EXTERNAL
         if not any(p.requires_grad or external for p in self.network.parameters()):
             raise ConfigError(
-                f"{self.who} has no {'trainable ' * (not external)}parameters: keep its layers as attributes or in an nn.ModuleList, so "
-                "that torch finds them."
+                f"{self.who} has no {'trainable ' * (not external)}parameters: keep its layers as attributes or in "
+                "an nn.ModuleList, so that torch finds them."
             )
         if any(p.is_complex() for p in self.network.parameters()):
             raise ConfigError(

@@ -249,7 +249,7 @@ def test_other_weights_than_the_classifiers_may_be_left_over(place, tmp_path):
     save_file({**load_file("weights.safetensors"), "auxiliary": torch.zeros(2)}, tmp_path / "w.safetensors")
     given = {"model.factory": FACTORY, "model.weights": str(tmp_path / "w.safetensors"), "data.source": SOURCE}
     config = external_config("own", {**given, "eval.noise": (0.0, 0.1)})
-    with pytest.raises(ConfigError, match="auxiliary too much; --model.weights-strict false leaves out"):
+    with pytest.raises(ConfigError, match=r"auxiliary too much; --model\.weights-strict false leaves out"):
         running.tried(config)
     with pytest.warns(UserWarning, match="auxiliary"):
         running.tried(external_config("own", {**given, "eval.noise": (0.0, 0.1), "model.weights_strict": False}))
