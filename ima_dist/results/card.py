@@ -37,6 +37,8 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
         "run": run.name,
         "epoch": epoch,
         "epochs": config.epochs,
+        "preset": config.preset,
+        "seed": config.seed,
         "method": config.method,
         "norm": config.norm,
         "eps_max": config.eps_max,

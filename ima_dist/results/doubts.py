@@ -1,6 +1,7 @@
 """Why a result is doubtful, in sentences, from what is stored with the run."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ima_dist.results.attack_doubts import attack_doubts
@@ -45,14 +46,22 @@ def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
     findings, found = run.summary.get("findings"), attack_doubts(run)
     failed = failed_attacks(run.summary, run.config.epochs)
-    found = (*found, *(f"{attack} failed ({why})." for attack, why in failed.items()))
-    said = [_REMARKS[name] for name in remarks(run.summary, run.config.epochs) if name in _REMARKS]
-    if said:
-        found = (*found, f"AutoAttack warns of this network that {'; '.join(said)}.")
+    found = (*found, *failure_doubts(failed), *remark_doubts(remarks(run.summary, run.config.epochs)))
     if not isinstance(findings, dict):
         return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
     return (*found, *door_doubts(findings, levels, run.config.norm))
+
+
+def failure_doubts(failed: Mapping[str, str]) -> list[str]:
+    """``failed``: attack -> why."""
+    return [f"{attack} failed ({why})." for attack, why in failed.items()]
+
+
+def remark_doubts(names: Iterable[str]) -> list[str]:
+    """``names``: of what was logged while AutoAttack attacked a network (``evaluation.autoattack.remarks``)."""
+    said = [_REMARKS[name] for name in names if name in _REMARKS]
+    return [f"AutoAttack warns of this network that {'; '.join(said)}."] if said else []
 
 
 def failed_attacks(summary: dict[str, Any], epoch: int) -> dict[str, str]:

@@ -79,6 +79,15 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
     return {**door.findings, **trained, "allowed": door.allowed, "inputs": input_range(data)}
 
 
+def check_evaluation(network: nn.Module, data: DataSet, config: Config) -> Findings:
+    """As ``check_door``, for a network in hand that is only used in evaluation mode, on its own device."""
+    place = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    door = _Door(network, data, config, None)
+    with undisturbed(network), seeded(config.seed):
+        door.evaluation(*_samples(data, config, place))
+    return {**door.findings, "trained": True, "allowed": door.allowed, "inputs": input_range(data)}
+
+
 class _Door(Doorkeeper):
     """The checks of one network, and what they have found."""
 
@@ -260,9 +269,9 @@ def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.amin(0), x.amax(0)) if x.dim() == 2 else (x.min(), x.max())
 
 
-def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
+def _samples(data: DataSet, config: Config, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """A few training samples (B, ...) spread over the whole set, which may be sorted by class, and labels (B,)."""
     wanted = min(_MOST, max(_FEWEST, _TRIED // max(1, math.prod(data.train.stored.shape[1:]))))
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
     split = data.train.take(places)
-    return Resident(split, "cpu", DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
+    return Resident(split, device, DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))

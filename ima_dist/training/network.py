@@ -34,6 +34,17 @@ def limit_threads(data: DataSet) -> None:
 
 
 @contextlib.contextmanager
+def few_threads(data: DataSet) -> Iterator[None]:
+    """``limit_threads`` inside the block."""
+    before = torch.get_num_threads()
+    limit_threads(data)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
@@ -59,6 +70,21 @@ def use_tf32(allowed: bool) -> None:
         torch.backends.fp32_precision = "ieee"
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
+    fp32 = [getattr(torch.backends, "fp32_precision", None)]
+    known = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    use_tf32(False)
+    try:
+        yield
+    finally:
+        if fp32[0] is not None:
+            torch.backends.fp32_precision = fp32[0]
+        torch.backends.cudnn.allow_tf32 = known[0]
+        torch.set_float32_matmul_precision(known[1])
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:

@@ -19,7 +19,7 @@ from ima_dist.cli import running
 from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
 from ima_dist.config.presets import external_config, make_config, options_of, preset_config
 from ima_dist.dashboard.views import VIEWS
-from ima_dist.evaluation import runner
+from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.launch.signals import Stopped
 from ima_dist.report.tables import setting_differences
 from ima_dist.results.doubts import door_doubts
@@ -137,13 +137,13 @@ def _stopped(*_: object) -> None:
 
 def test_batches_that_were_attacked_are_not_attacked_again(place, measured, monkeypatch):
     asked: list[int] = []
-    attacked = runner.EVALUATION_ATTACKS["worst"]
+    attacked = EVALUATION_ATTACKS["worst"]
 
     def counting(network, x, *rest):
         asked.append(len(x))
         return attacked(network, x, *rest)
 
-    monkeypatch.setitem(runner.EVALUATION_ATTACKS, "worst", counting)
+    monkeypatch.setitem(EVALUATION_ATTACKS, "worst", counting)
     assert evaluate.main([str(measured.dir.path), *ATTACK, "--attack", "worst", "--eval.samples", "6"]) == 0
     assert asked == [6]
     points = Run.open(measured.dir.path).points
