@@ -81,6 +81,7 @@ def measure(
     Raises:
         ConfigError: samples, labels or settings that do not fit, or a network that cannot be attacked.
     """
+    # Long: it is mostly the explanation of its arguments.
     given = _given(network_or_run, device)
     bounds = _bounds(given.network, x, box)
     settings = {"attacks": attacks, "noise": _levels(noise), "steps": steps, "step_scale": step_scale}
