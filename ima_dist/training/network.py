@@ -75,16 +75,16 @@ def use_tf32(allowed: bool) -> None:
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
     """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
-    fp32 = [getattr(torch.backends, "fp32_precision", None)]
-    known = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    precision = getattr(torch.backends, "fp32_precision", None)
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     use_tf32(False)
     try:
         yield
     finally:
-        if fp32[0] is not None:
-            torch.backends.fp32_precision = fp32[0]
-        torch.backends.cudnn.allow_tf32 = known[0]
-        torch.set_float32_matmul_precision(known[1])
+        if hasattr(torch.backends, "fp32_precision"):
+            torch.backends.fp32_precision = precision
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
