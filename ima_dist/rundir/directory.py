@@ -88,6 +88,8 @@ class RunDir:
         self.answers_path = self.examples_dir / "answers.npz"
         #: The weights that the training started from, if they were given.
         self.start_dir = self.path / "start"
+        #: The data, if they were given as arrays.
+        self.given_dir = self.path / "given"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
