@@ -22,6 +22,12 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.directory import RunDir
 
 _FIRST = "# Kept by ima_dist.fit: a function of a notebook or script, and what it uses from there."
+_NAME = "kept_"
+
+
+def is_kept(module: str) -> bool:
+    """Whether this is the name of a module that was made here."""
+    return module.startswith(_NAME)
 
 
 class Given(NamedTuple):
@@ -62,7 +68,7 @@ def given(function: Any, what: str) -> Given:
     called = "build" if name == "<lambda>" else name
     kept.add(called, function)
     source = "\n\n\n".join([_FIRST, *kept.parts]) + "\n"
-    module = f"kept_{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    module = f"{_NAME}{hashlib.sha256(source.encode()).hexdigest()[:12]}"
     if module not in sys.modules:
         made = types.ModuleType(module)
         file = f"<{module}>"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from ima_dist.cli.given_code import is_kept
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
 from ima_dist.rundir.directory import RunDir
@@ -39,7 +40,11 @@ def own_files(config: Config) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for reference, option in ((config.data.source, "data.source"), (config.model.factory, "model.factory")):
         function = resolve_reference(reference, option)
-        for name in {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys():
+        names = {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys()
+        for kept in [name for name in names if is_kept(name)]:
+            # It lies in the run; what it imports lies elsewhere.
+            names |= {*_imports(Path(sys.modules[kept].__file__ or ""), [])} & sys.modules.keys()
+        for name in sorted(names):
             root = _root(sys.modules[name])
             if root is not None:
                 _follow(name, root, found)

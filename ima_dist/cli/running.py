@@ -58,6 +58,7 @@ def check_inputs(
     """
     import torch
 
+    from ima_dist.classifier.loading import kept_copy
     from ima_dist.cli.same_network import check_network
     from ima_dist.data.load import load
     from ima_dist.training.door import check_door
@@ -67,8 +68,13 @@ def check_inputs(
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = data or load(config.data, config.seed)
-    network = make_network(config, data, run)
+    try:
+        data = data or load(config.data, config.seed)
+        network = make_network(config, data, run)
+    except ConfigError as error:
+        if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
+            raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
+        raise
     findings = check_door(network, data, config, run)
     if run is not None:
         check_network(run, config, data, network, epochs)

@@ -86,10 +86,8 @@ class RunDir:
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
-        #: The weights that the training started from, if they were given.
-        self.start_dir = self.path / "start"
-        #: The data, if they were given as arrays.
-        self.given_dir = self.path / "given"
+        #: The weights that the training started from, and the arrays that it was given, if there were any.
+        self.start_dir, self.given_dir = self.path / "start", self.path / "given"
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -233,6 +231,8 @@ class RunDir:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
+        if self.given_dir.is_dir() and isinstance(tree.get("data"), dict):
+            tree["data"]["dir"] = str(self.given_dir)  # wherever the run lies by now
         try:
             return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,18 +34,42 @@ def limit_threads(data: DataSet) -> None:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+def generators_as_before(devices: Sequence[int] = ()) -> Iterator[None]:
+    """After the block, torch's, NumPy's and Python's generators are as before; those of cards if they are named."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+    with generators_as_before():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def torch_as_before() -> Iterator[None]:
+    """After the block, what a task sets for the whole process is as before, for a notebook that goes on."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    cudnn, every = torch.backends.cudnn.allow_tf32, getattr(torch.backends, "fp32_precision", None)
+    cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with generators_as_before(cards):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if every is not None:
+            torch.backends.fp32_precision = every
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(precision)
 
 
 def use_tf32(allowed: bool) -> None:
