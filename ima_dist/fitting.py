@@ -91,7 +91,11 @@ def fit(
 
 
 def _new(
-    preset: str | None, data: Mapping[str, Any] | None, built: Given | None, out: str | Path | None, options: dict[str, Any]
+    preset: str | None,
+    data: Mapping[str, Any] | None,
+    built: Given | None,
+    out: str | Path | None,
+    options: dict[str, Any],
 ) -> tuple[Config, Outcome]:
     from ima_dist.data import arrays, load
 
@@ -128,5 +132,7 @@ def _new(
 def _workers(config: Config) -> Workers:
     local = config.workers in (None, 1) and not os.environ.get("RAY_ADDRESS")
     if not local and threading.current_thread() is not threading.main_thread():
-        raise ConfigError("Ray's workers can only be started from the main thread: call fit there, or leave out workers.")
+        raise ConfigError(
+            "Ray's workers can only be started from the main thread: call fit there, or leave out workers."
+        )
     return workers_of(config, local, guest=True)

@@ -93,12 +93,14 @@ class Outcome(NamedTuple):
 
 
 Workers = contextlib.AbstractContextManager[Cluster]
+#: Writes into a new run what it needs beside its configuration.
+Keep = Callable[[RunDir], object]
 
 
 def train_new(
-    config: Config, out: Path, findings: dict[str, Any], workers: Workers, keep: Callable[[RunDir], object] | None = None
+    config: Config, out: Path, findings: dict[str, Any], workers: Workers, keep: Keep | None = None
 ) -> Outcome:
-    """Train a new run in ``out``, which is made once the workers are there. keep: writes what else the run needs."""
+    """Train a new run in ``out``, which is made once the workers are there."""
     return _train(config, None, out, findings, workers, keep)
 
 
@@ -130,7 +132,7 @@ def _train(
     out: Path | None,
     findings: dict[str, Any],
     workers: Workers,
-    keep: Callable[[RunDir], object] | None = None,
+    keep: Keep | None = None,
 ) -> Outcome:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()

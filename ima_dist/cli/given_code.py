@@ -15,7 +15,7 @@ import symtable
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError

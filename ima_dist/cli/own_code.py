@@ -86,7 +86,8 @@ def _root(module: ModuleType) -> Path | None:
         return None
     path = Path(file).resolve()
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
-    if any(path.is_relative_to(place) for place in installed):
+    # Also that of the user, of Debian, and of an environment that this one extends.
+    if {"site-packages", "dist-packages"} & {*path.parts} or any(path.is_relative_to(place) for place in installed):
         return None
     return path.parents[module.__name__.count(".") + (path.name == "__init__.py")]
 

@@ -30,8 +30,9 @@ class ProgressView:
     """Context manager that follows a run's progress.json and shows it on ``stream`` (default: stderr).
 
     On a terminal and in a notebook, one bar counts the samples of the whole training, then those of the evaluation.
-    Elsewhere, a line is printed per stage, per finished epoch (unless it took less than half a second), and at least every minute. A missing
-    or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the last state is shown.
+    Elsewhere, a line is printed per stage, per finished epoch (unless it took less than half a second), and at least
+    every minute. A missing or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the
+    last state is shown.
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:

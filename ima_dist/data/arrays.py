@@ -41,7 +41,9 @@ def load(config: DataConfig, seed: int, sha256: str) -> dict[str, Any]:
             described = json.loads(about)
             parts = {name: (tensors[f"{name}.x"], tensors[f"{name}.y"]) for name in PARTS}
     except FileNotFoundError:
-        raise ConfigError(f"{file}, the data that were given in Python, does not exist: restore it from a copy.") from None
+        raise ConfigError(
+            f"{file}, the data that were given in Python, does not exist: restore it from a copy."
+        ) from None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is damaged ({first_line(error)}): restore it from a copy.") from error
     if _checksum(tensors, about) != sha256:

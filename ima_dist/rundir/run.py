@@ -85,7 +85,9 @@ class Run:
         return run
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {str(self.dir.path)!r})"
+        path, here = self.dir.path, Path.cwd()
+        path = path.relative_to(here) if path.is_relative_to(here) else path
+        return f"{type(self).__name__}({self.name!r}, {str(path)!r})"
 
     def _repr_html_(self) -> str:
         """How a notebook shows the run: its accuracies under attack."""

@@ -23,7 +23,8 @@ from tests.support import user_code, workers
 from tests.unit.test_given_code import cell
 
 QUICK = {"dtype": "float64", "epochs": 2, "eval.steps": 2, "eval.noise": (0.0, 0.1), "eval.attacks": ("pgd100",)}
-FLAGS = ["--dtype", "float64", "--epochs", "2", "--eval.steps", "2", "--eval.noise", "0,0.1", "--eval.attacks", "pgd100"]
+FLAGS = ["--dtype", "float64", "--epochs", "2", "--eval.steps", "2", "--eval.noise", "0,0.1"]
+FLAGS += ["--eval.attacks", "pgd100"]
 OWN = {**QUICK, "name": "clouds", "eps_max": 0.2, "batch_size": 32}
 NETWORK = """
 from torch import nn
