@@ -109,8 +109,7 @@ class RunDir:
                 if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            reason = error.strerror or error
-            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
+            raise ConfigError(f"{run.path} cannot be written ({error.strerror or error}): give another --out.") from None
         return run
 
     @classmethod
@@ -222,8 +221,7 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"{self.config_path} cannot be read ({reason}): check the path.") from None
+            raise ConfigError(f"{self.config_path} cannot be read ({error.strerror or error}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None

@@ -21,7 +21,7 @@ from ima_dist.classifier.export import write_export
 from ima_dist.config.errors import ConfigError, DataWarning
 from ima_dist.rundir.run import Run
 from tests.saved import copied_to
-from tests.support import small_images
+from tests.support import notebooks, small_images
 from tests.support.commands import ROOT
 from tests.support.exports import seal, small_run, write_pictures
 
@@ -277,7 +277,6 @@ def test_the_examples_of_the_page_run(places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) >= 5
-    known: dict = {}
-    with pytest.warns(DataWarning, match="prepared by"):
-        exec("\n".join(examples), known)
+    with pytest.warns(DataWarning, match="prepared by"), notebooks.as_main() as names:
+        notebooks.run_cell("\n".join(examples), "<docs/python.md>", names)
     assert "pgd100 0.0" in capsys.readouterr().out

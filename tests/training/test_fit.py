@@ -19,8 +19,7 @@ import ima_dist
 from ima_dist import evaluate, train
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.directory import RunDir
-from tests.support import user_code, workers
-from tests.unit.test_given_code import cell
+from tests.support import notebooks, user_code, workers
 
 QUICK = {"dtype": "float64", "epochs": 2, "eval.steps": 2, "eval.noise": (0.0, 0.1), "eval.attacks": ("pgd100",)}
 FLAGS = ["--dtype", "float64", "--epochs", "2", "--eval.steps", "2", "--eval.noise", "0,0.1"]
@@ -76,7 +75,9 @@ def test_the_same_as_the_command(tmp_path):
 
 
 def test_arrays_and_a_function_of_a_notebook_are_kept(tmp_path, monkeypatch, capsys):
-    build = cell(NETWORK)["build"]
+    with notebooks.as_main() as names:
+        notebooks.run_cell(NETWORK, "<cell of the test>", names)
+        build = names["build"]
     run = ima_dist.fit("own", data=clouds(), network=build, out="here", **OWN)
     source = ["--data.source", "tests.support.user_code:blobs", "--model.factory", "tests.support.user_code:three_way"]
     assert train.main(["own", "--local", "--name", "clouds", "--eps-max", "0.2", *source, *FLAGS, "--out", "c"]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import linecache
 import sys
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from ima_dist.cli.given_code import given
 from ima_dist.config.errors import ConfigError
-from tests.support import user_code
+from tests.support import notebooks, user_code
 
 CELL = """
 import torch
@@ -61,10 +60,9 @@ def needs_nothing(c, s):
 
 def cell(text: str = CELL, name: str = "<cell of the test>") -> dict[str, Any]:
     """The names of a notebook in which this cell has been run."""
-    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    names: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(text, name, "exec"), names)
-    return names
+    with notebooks.as_main() as names:
+        notebooks.run_cell(text, name, names)
+        return dict(names)
 
 
 @pytest.mark.parametrize(
