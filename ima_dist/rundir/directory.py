@@ -86,8 +86,7 @@ class RunDir:
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
-        #: The weights that the training started from, and the arrays that it was given, if there were any.
-        self.start_dir, self.given_dir = self.path / "start", self.path / "given"
+        self.start_dir, self.given_dir = self.path / "start", self.path / "given"  # weights, arrays from elsewhere
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -109,7 +108,8 @@ class RunDir:
                 if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            raise ConfigError(f"{run.path} cannot be written ({error.strerror or error}): give another --out.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({why}): give another --out.") from None
         return run
 
     @classmethod
@@ -221,7 +221,8 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"{self.config_path} cannot be read ({error.strerror or error}): check the path.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{self.config_path} cannot be read ({why}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
