@@ -25,7 +25,7 @@ from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
 from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.local import workers_of
@@ -116,6 +116,11 @@ def train_on(config: Config, run: RunDir, workers: Workers) -> Outcome:
 def resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
     """The configuration of ``run`` with ``options`` that do not alter its result. Raises ConfigError."""
     saved = run.config()
+    if saved.method == EXTERNAL:
+        raise ConfigError(
+            f"{run.path} holds a network trained elsewhere, which is only evaluated: python -m ima_dist.evaluate "
+            f"{run.path}."
+        )
     if preset not in (None, saved.preset):
         raise ConfigError(f"{run.path} is a run of {saved.preset}, not of {preset}: leave the preset out.")
     config = with_options(saved, options)

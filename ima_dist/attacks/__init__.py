@@ -3,8 +3,21 @@
 from ima_dist.attacks.anpgd import NearestResult, anpgd
 from ima_dist.attacks.bpgd import BoundaryResult, bpgd
 from ima_dist.attacks.ddn import DDNResult, ddn
+from ima_dist.attacks.fmn import MinimalResult, fmn
 from ima_dist.attacks.pgd import pgd
 from ima_dist.attacks.spsa import spsa
 from ima_dist.attacks.worst import worst
 
-__all__ = ["BoundaryResult", "DDNResult", "NearestResult", "anpgd", "bpgd", "ddn", "pgd", "spsa", "worst"]
+__all__ = [
+    "BoundaryResult",
+    "DDNResult",
+    "MinimalResult",
+    "NearestResult",
+    "anpgd",
+    "bpgd",
+    "ddn",
+    "fmn",
+    "pgd",
+    "spsa",
+    "worst",
+]

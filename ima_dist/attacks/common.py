@@ -61,6 +61,15 @@ def soft_margin_loss(logits: Tensor, y: Tensor) -> Tensor:
     return others.logsumexp(1) - true[:, 0]
 
 
+def towards(rival: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Logit of the class ``rival`` (B,) minus the true one."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
+
+    return loss
+
+
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Cross-entropy of each sample, (B, C), (B,) -> (B,)."""
     return F.cross_entropy(logits, y, reduction="none")

@@ -5,7 +5,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Box, Network, attack_mode, check_batch, logits_and_gradient, predicted, resolve_loss
+from ima_dist.attacks.common import (
+    Box,
+    Network,
+    attack_mode,
+    check_batch,
+    logits_and_gradient,
+    predicted,
+    resolve_loss,
+    towards,
+)
 from ima_dist.attacks.pgd import pgd_until_wrong
 from ima_dist.core import norms
 
@@ -104,7 +113,7 @@ class _Search:
         """
 
         def objective(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            return resolve_loss(loss if rival is None else _towards(rival[rows]))
+            return resolve_loss(loss if rival is None else towards(rival[rows]))
 
         passes = pgd_until_wrong(self.model, self.x, self.y, self._left(), xi, balls, sizes, objective)
         for rows, gone, _, _, logits in passes:
@@ -127,19 +136,10 @@ class _Search:
         candidates = others.topk(most, dim=1).indices
         distances = []
         for rival in candidates.unbind(1):
-            logits, gradient = logits_and_gradient(self.model, x, y, _towards(rival))
+            logits, gradient = logits_and_gradient(self.model, x, y, towards(rival))
             size = gradient.flatten(1).norm(1 if self.norm == "linf" else 2, dim=1)  # the dual norm
-            distances.append(-_towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
+            distances.append(-towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
         order = torch.stack(distances, 1).argsort(1)[:, : self.rivals]
         aims[rows] = candidates.gather(1, order)
         self.spent += most * len(rows)
         return aims
-
-
-def _towards(rival: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Logit of the class ``rival`` (B,) minus the true one."""
-
-    def loss(logits: Tensor, y: Tensor) -> Tensor:
-        return logits.gather(1, rival[:, None])[:, 0] - logits.gather(1, y[:, None])[:, 0]
-
-    return loss

@@ -22,10 +22,13 @@ from ima_dist.config.checked import Checked
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.numbers import level
 
-Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn"]
+Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn", "external"]
 Norm = Literal["linf", "l2"]
 Allowed = Literal["random", "coupled", "not-finite"]
-METHODS: tuple[str, ...] = get_args(Method)
+#: A network that was trained elsewhere and is only evaluated here; its configuration says that it has one epoch.
+EXTERNAL = "external"
+#: The methods that train.
+METHODS: tuple[str, ...] = tuple(name for name in get_args(Method) if name != EXTERNAL)
 NORMS: tuple[str, ...] = get_args(Norm)
 if TYPE_CHECKING:
     AttackName = str
@@ -186,7 +189,9 @@ class Config(Checked):
     name: Annotated[str, AfterValidator(_is_name)] | None = Field(
         None, description="name of your data, with the preset own: results are shown and compared under it"
     )
-    method: Method = Field("ima", description="training method")
+    method: Method = Field(
+        "ima", description="training method; external marks a network trained elsewhere, which is only evaluated"
+    )
     norm: Norm = Field("linf", description="norm of the perturbation")
     eps_max: Level = Field(
         gt=0, description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"

@@ -43,6 +43,22 @@ def load(config: DataConfig, seed: int) -> DataSet:
     return subset(data, config.subset, seed)
 
 
+def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
+    """Samples x (N, *shape) with labels y (N,), checked as those of ``load``, in place of each part of a data set.
+
+    Raises ConfigError.
+    """
+    split = _split("the samples", (x, y))
+    if not len(split):
+        raise ConfigError("There are no samples: give at least one.")
+    try:
+        _check_labels({"the samples": split}, num_classes, None)
+        box = _check_box({"the samples": split}, box)
+    except ConfigError as error:
+        raise ConfigError(str(error)[0].upper() + str(error)[1:]) from None
+    return DataSet(split, split, split, box, num_classes)
+
+
 def _missing_directory(config: DataConfig) -> str:
     """A remark on ``--data.dir``, if that may be why the user's function has failed."""
     if config.dir is None:
@@ -201,7 +217,7 @@ def _count_classes(y: torch.Tensor) -> int:
 
 def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
     """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
-    uint8 = parts["train"].stored.dtype == torch.uint8
+    uint8 = next(iter(parts.values())).stored.dtype == torch.uint8
     if given is None:
         return UINT8_BOX if uint8 else None
     try:

@@ -7,20 +7,21 @@ attack's verdict.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks import spsa, worst
 from ima_dist.attacks.common import Box, attack_mode, predicted
-from ima_dist.attacks.counting import ADVERTORCH_L2, at_level, put_back
+from ima_dist.attacks.counting import ADVERTORCH_L2, Counted, Tally, at_level, put_back
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
 from ima_dist.config.schema import Config
 from ima_dist.core import noise, norms
+from ima_dist.data.types import Resident
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
-from ima_dist.evaluation.autoattack import autoattack
+from ima_dist.evaluation.autoattack import autoattack, remarks
 
 Predictions = dict[tuple[str, float], Tensor]
 EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Predictions]
@@ -146,3 +147,32 @@ def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {
     name: globals()[attack.function] for name, attack in ATTACK_TABLE.items()
 }
+
+
+class Attacked(NamedTuple):
+    """predictions: as an attack returns them. met: noise level -> what it met there, by ``counting.COUNTS``. remarks:
+    names of the warnings of ``autoattack.remarks``."""
+
+    predictions: Predictions
+    met: dict[float, dict[str, int]]
+    remarks: set[str]
+
+
+def attack_samples(attack: str, network: nn.Module, samples: Resident, indices: Tensor, config: Config) -> Attacked:
+    """Attack the samples with these indices (B,), which key their noise, at every noise level of ``config.eval``."""
+    indices = indices.to(samples.y.device)
+    x, y = samples.batch(indices)
+    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
+    counted = Counted(network, Tally(samples.y.device))
+    with remarks() as said:
+        found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, samples.box)
+    return Attacked(found, counted.counts(), said)
+
+
+def add_up(met: Iterable[tuple[float, Mapping[str, int]]]) -> dict[float, dict[str, int]]:
+    """The sums over batches of what an attack met, by noise level."""
+    total: dict[float, dict[str, int]] = {}
+    for level, counts in met:
+        before = total.get(level, {})
+        total[level] = {name: count + before.get(name, 0) for name, count in counts.items()}
+    return total

@@ -22,15 +22,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ima_dist.attacks.counting import Counted, Tally
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
-from ima_dist.core import distributed, noise
+from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Resident
-from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
-from ima_dist.evaluation.autoattack import remarks
+from ima_dist.evaluation.attacks import add_up, attack_samples
 from ima_dist.evaluation.outcomes import outcomes_table
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
@@ -131,16 +129,11 @@ def _attack_batch(
     epoch: int,
 ) -> Path:
     """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
-    indices = part.to(test.x.device)
-    x, y = test.batch(indices)
-    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-    counted = Counted(network, Tally(test.y.device))
-    with remarks() as said:
-        found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, test.box)
+    found = attack_samples(attack, network, test, part, config)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    table = outcomes_table(attack, found, part, y, config, epoch)
-    about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
+    table = outcomes_table(attack, found.predictions, part, test.y[part.to(test.y.device)], config, epoch)
+    about = {"remarks": " ".join(sorted(found.remarks)), "met": json.dumps(list(found.met.items()))}
     run.write_parquet(file, table.replace_schema_metadata(about))
     return file
 
@@ -180,15 +173,13 @@ def _remarks(files: list[Path]) -> list[str]:
 
 def _met(files: list[Path]) -> Met:
     """What the attack met in the batches in these files; {} if an earlier version attacked one of them."""
-    total: Met = {}
+    found = []
     for file in files:
         written = (pq.read_schema(file).metadata or {}).get(b"met")
         if written is None:
             return {}
-        for level, counts in json.loads(written):
-            before = total.get(level, {})
-            total[level] = {name: count + before.get(name, 0) for name, count in counts.items()}
-    return total
+        found += json.loads(written)
+    return add_up(found)
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:

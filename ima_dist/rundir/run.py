@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import option_values
 from ima_dist.rundir.curves import Point, attack_rows, format_noise, levels_of, shown_protocols
 from ima_dist.rundir.directory import RunDir
@@ -155,6 +155,11 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The rows of ``history_table``; accuracies on clean data that are not recorded are None."""
         return [{"train_accuracy": None, "val_accuracy": None, **row} for row in self.history_table.to_pylist()]
+
+    @property
+    def training_history(self) -> list[dict[str, Any]]:
+        """``history``; [] for a network that was trained elsewhere, whose only row is not of a training."""
+        return [] if self.options["method"] == EXTERNAL else self.history
 
     @property
     def margin_history(self) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from ima_dist.attacks.common import evaluation_mode
 from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.data.types import DataSet
 from ima_dist.models.libraries import normalised
 from ima_dist.rundir.directory import RunDir
@@ -31,6 +31,17 @@ def limit_threads(data: DataSet) -> None:
     """Use one CPU thread if samples are tiny: handing work to another thread costs more than it saves."""
     if data.train.stored[0].numel() < 256:
         torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def few_threads(data: DataSet) -> Iterator[None]:
+    """``limit_threads`` inside the block."""
+    before = torch.get_num_threads()
+    limit_threads(data)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -58,18 +69,13 @@ def seeded(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def torch_as_before() -> Iterator[None]:
     """After the block, what a task sets for the whole process is as before, for a notebook that goes on."""
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    cudnn, every = torch.backends.cudnn.allow_tf32, getattr(torch.backends, "fp32_precision", None)
+    threads = torch.get_num_threads()
     cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with generators_as_before(cards):
+        with generators_as_before(cards), _precision_as_before():
             yield
     finally:
         torch.set_num_threads(threads)
-        if every is not None:
-            torch.backends.fp32_precision = every
-        torch.backends.cudnn.allow_tf32 = cudnn
-        torch.set_float32_matmul_precision(precision)
 
 
 def use_tf32(allowed: bool) -> None:
@@ -83,6 +89,28 @@ def use_tf32(allowed: bool) -> None:
         torch.backends.fp32_precision = "ieee"
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+@contextlib.contextmanager
+def _precision_as_before() -> Iterator[None]:
+    """After the block, the settings that ``use_tf32`` changes are as before."""
+    every = getattr(torch.backends, "fp32_precision", None)
+    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if every is not None:
+            torch.backends.fp32_precision = every
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
+    with _precision_as_before():
+        use_tf32(False)
+        yield
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
@@ -118,7 +146,7 @@ def build_network(
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
             _tried(config, network, trial, num_classes)
         if config.model.weights and not trained:
-            start_weights.start(network, config.model, run)
+            start_weights.start(network, config.model, run, whole=config.method == EXTERNAL)
         network = normalised(network, config.model.mean, config.model.std, shape)
         network = in_precision(own_memory(network, config.model.factory), DTYPES[config.dtype])
         _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)

@@ -257,7 +257,7 @@ def test_the_face_is_light_and_needs_no_ray(places, tmp_path):
     code = (
         "import sys; import ima_dist; assert not {'torch', 'ray', 'numpy'} & sys.modules.keys(); "
         "sys.modules['ray'] = None; c = ima_dist.load(sys.argv[1]); "
-        "assert 'load' in dir(ima_dist); ima_dist.IncreasingMargin"
+        "assert 'load' in dir(ima_dist); ima_dist.IncreasingMargin; ima_dist.measure"
         "; "
         "import ima_dist.predict, ima_dist.train; assert callable(ima_dist.train.main); print(c.class_names)"
         "; options = {'data.subset': 40, 'eval.noise': [0.1], 'eval.steps': 1}"
