@@ -78,6 +78,8 @@ def fit(
         if run.status == "finished":
             say(f"{shown(run.path)} is finished; nothing to do.")
             return Run.open(run.path)
+        if built is not None:
+            built.use(run)
         outcome = train_on(config, run, _workers(config))
     if outcome.status == EXIT_REQUEUE:
         say(f"Interrupted. Continue with: {resume_command(outcome.run)}")
@@ -120,9 +122,11 @@ def _new(
     findings = check_inputs(config, data=found).findings
 
     def keep(run: RunDir) -> None:
+        nonlocal found, file
         if found is not None:
             with run.replacing(run.given_dir / arrays.FILE) as opened:
                 opened.write(file)
+        found, file = None, b""  # the workers load their own
         if built is not None:
             built.keep(run)
 

@@ -16,6 +16,7 @@ import sys
 import textwrap
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError
@@ -38,14 +39,23 @@ class Given(NamedTuple):
 
     def keep(self, run: RunDir) -> None:
         """Write the module into ``code/``, where this process and its workers find it. Raises OSError, LeaseLost."""
-        if self.source is None:
-            return
-        module = self.reference.partition(":")[0]
-        file = run.code_dir / f"{module}.py"
-        with run.replacing(file) as opened:
-            opened.write(self.source.encode())
-        sys.modules[module].__file__ = str(file)
-        sys.path.append(str(run.code_dir))
+        if self.source is not None:
+            with run.replacing(self._file(run)) as opened:
+                opened.write(self.source.encode())
+            self.use(run)
+
+    def use(self, run: RunDir) -> None:
+        """Let the module be the one that ``run`` keeps, if it does."""
+        if self.source is not None and self._file(run).is_file():
+            sys.modules[self._module].__file__ = str(self._file(run))
+            sys.path.append(str(run.code_dir))
+
+    @property
+    def _module(self) -> str:
+        return self.reference.partition(":")[0]
+
+    def _file(self, run: RunDir) -> Path:
+        return run.code_dir / f"{self._module}.py"
 
 
 def given(function: Any, what: str) -> Given:

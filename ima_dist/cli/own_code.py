@@ -43,7 +43,8 @@ def own_files(config: Config) -> dict[str, Path]:
         names = {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys()
         for kept in [name for name in names if is_kept(name)]:
             # It lies in the run; what it imports lies elsewhere.
-            names |= {*_imports(Path(sys.modules[kept].__file__ or ""), [])} & sys.modules.keys()
+            file = getattr(sys.modules[kept], "__file__", None)
+            names |= {*_imports(Path(file), [])} & sys.modules.keys() if file else set()
         for name in sorted(names):
             root = _root(sys.modules[name])
             if root is not None:

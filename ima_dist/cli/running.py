@@ -76,7 +76,7 @@ def tried(
     from ima_dist.classifier.loading import kept_copy
     from ima_dist.data.load import load
     from ima_dist.training.door import check_door
-    from ima_dist.training.network import make_network
+    from ima_dist.training.network import few_threads, make_network
 
     prepare_process()
     see_users_modules()
@@ -89,7 +89,8 @@ def tried(
         if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
             raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
         raise
-    return data, network, check_door(network, data, config, run)
+    with few_threads(data):
+        return data, network, check_door(network, data, config, run)
 
 
 def say_findings(config: Config, findings: dict[str, Any]) -> None:

@@ -51,6 +51,17 @@ def process_state() -> list[object]:
     return [torch.get_rng_state().tolist(), of_numpy, random.getstate(), torch.get_num_threads()]
 
 
+def forget_code(run) -> None:
+    """In another process the code of a notebook is not there."""
+    del sys.modules[run.config.model.factory.split(":")[0]]
+    sys.path[:] = [place for place in sys.path if not place.endswith("code")]
+
+
+def set_back(run: RunDir) -> RunDir:
+    run.write_json(run.summary_path, {**run.summary(), "status": "interrupted"})
+    return run
+
+
 def same_result(one: RunDir, other: RunDir) -> None:
     (weights, margins), (weights_2, margins_2) = (workers.final_state(run.config(), run.path) for run in (one, other))
     assert workers.largest_difference(weights, weights_2) == 0
@@ -95,12 +106,21 @@ def test_arrays_and_a_function_of_a_notebook_are_kept(tmp_path, monkeypatch, cap
     assert classifier.class_names == ("a", "b", "c")
     assert classifier.box == (-4.0, 4.0)
 
-    # In another process the code of the notebook is not there.
-    del sys.modules[run.config.model.factory.split(":")[0]]
-    sys.path[:] = [place for place in sys.path if not place.endswith("code")]
+    forget_code(run)
     capsys.readouterr()
     assert evaluate.main(["moved", "--local", "--attack", "worst"]) == 2
+    assert set_back(RunDir("moved")).status == "interrupted"
+    assert ima_dist.fit(resume="moved", network=build).status == "finished"
+    assert "changed" not in capsys.readouterr().err
+    set_back(RunDir("moved"))
+    with notebooks.as_main() as names:
+        notebooks.run_cell(NETWORK.replace("nn.Tanh", "nn.ReLU"), "<other cell>", names)
+        with pytest.raises(ConfigError, match=r"was started with another --model\.factory"):
+            ima_dist.fit(resume="moved", network=names["build"])
+
+    forget_code(run)
     code = tmp_path / "moved" / "code"
+    assert evaluate.main(["moved", "--local", "--attack", "worst"]) == 2
     assert f"PYTHONPATH={code} lets Python find" in capsys.readouterr().err
     monkeypatch.syspath_prepend(str(code))
     assert evaluate.main(["moved", "--local", "--attack", "worst"]) == 0
