@@ -22,7 +22,7 @@ FILE = "data.safetensors"
 
 def content(data: DataSet) -> tuple[bytes, str]:
     """The file that keeps ``data``, and the SHA-256 of what it holds, whichever version of safetensors wrote it."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for name in PARTS:
         part = getattr(data, name)
         # clone: safetensors refuses arrays that share memory, as parts of one array do
@@ -55,5 +55,5 @@ def _checksum(tensors: dict[str, torch.Tensor], about: str) -> str:
     found = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -99,7 +99,7 @@ def _precision_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        if every is not None:
+        if hasattr(torch.backends, "fp32_precision"):
             torch.backends.fp32_precision = every
         torch.backends.cudnn.allow_tf32 = cudnn
         torch.set_float32_matmul_precision(products)
