@@ -194,7 +194,8 @@ def _attacked(
     with _bar(len(samples) * len(config.eval.attacks), progress) as bar:
         for attack in config.eval.attacks:
             bar.set_description(attack)
-            pieces, met = [], []
+            pieces: list[pa.Table] = []
+            met: list[tuple[float, dict[str, int]]] = []
             try:
                 for part in indices.split(size):
                     found = attack_samples(attack, network, samples, part, config)

@@ -13,7 +13,7 @@ COMMANDS = {
     "train": ("ima_dist.train", "train a network, evaluate it, and show the result"),
     "evaluate": (
         "ima_dist.evaluate",
-        "attack the network of a finished run with other settings, or one that was trained elsewhere",
+        "attack the network of a finished run, or one trained elsewhere",
     ),
     "audit": ("ima_dist.audit", "compare a run's margins with an independent attack"),
     "recommend": ("ima_dist.recommend", "suggest noise levels for adversarial training from a run's margins"),

@@ -113,7 +113,7 @@ class ModelConfig(Checked):
         None, description="SHA-256 that this file must have (default: that of the file, which is stored)"
     )
     weights_strict: bool = Field(
-        True, description="refuse weights that the network lacks, or that it has and the file has not"
+        True, description="refuse weights that the network lacks, or that it has and the file has not (default: true)"
     )
 
     @model_validator(mode="before")

@@ -18,11 +18,6 @@ from ima_dist.training.state import Position, State
 _POINTS = 4000  # training samples in the picture of the boundary
 
 
-def is_whole(run: RunDir) -> bool:
-    """Whether ``bring_in`` has been completed in this run."""
-    return bool(run.read_history())
-
-
 def bring_in(run: RunDir, config: Config, data: DataSet, network: nn.Module) -> None:
     """Make ``network`` that of the run after its only epoch, in which nothing was trained.
 

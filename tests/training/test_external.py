@@ -251,8 +251,11 @@ def test_other_weights_than_the_classifiers_may_be_left_over(place, tmp_path):
     config = external_config("own", {**given, "eval.noise": (0.0, 0.1)})
     with pytest.raises(ConfigError, match=r"auxiliary too much; --model\.weights-strict false leaves out"):
         running.tried(config)
+    words = ["--model.factory", FACTORY, "--model.weights", str(tmp_path / "w.safetensors"), *DATA, *ATTACK,
+             "--model.weights-strict", "false", "--attack", "white-noise", "--out", str(tmp_path / "run")]  # fmt: skip
     with pytest.warns(UserWarning, match="auxiliary"):
-        running.tried(external_config("own", {**given, "eval.noise": (0.0, 0.1), "model.weights_strict": False}))
+        assert evaluate.main(words) == 0
+    assert "--model.weights-strict false" in load(tmp_path / "run").card["reproduce"][0]
 
 
 @pytest.mark.parametrize(
