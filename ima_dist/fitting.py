@@ -23,10 +23,7 @@ from ima_dist.rundir.run import Run
 from ima_dist.train import Outcome, Workers, resume_command, resumed, train_new, train_on
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
-
-    Samples = tuple[np.ndarray | Tensor, np.ndarray | Tensor]
+    from torch import nn
 
 
 def fit(
@@ -81,6 +78,11 @@ def fit(
         if built is not None:
             built.use(run)
         outcome = train_on(config, run, _workers(config))
+    return _ended(outcome, config)
+
+
+def _ended(outcome: Outcome, config: Config) -> Run:
+    """The finished run, with its results printed; raises for one that has not finished."""
     if outcome.status == EXIT_REQUEUE:
         say(f"Interrupted. Continue with: {resume_command(outcome.run)}")
         raise signals.ending(signals.received[-1] if signals.received else SIGTERM)
@@ -108,7 +110,7 @@ def _new(
         if {"data.source", "data.dir"} & options.keys() or any(name.startswith("data.args.") for name in options):
             raise ConfigError("Give either data or the options data.source, data.dir and data.args.")
         try:
-            found = load.checked(dict(data))
+            found = load.checked(dict(data) if isinstance(data, Mapping) else data)
         except ConfigError as error:
             raise ConfigError(f"data cannot be used: {error}") from error
         file, checksum = arrays.content(found)

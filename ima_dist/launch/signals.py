@@ -115,11 +115,11 @@ def heeding_signals(stop: Path, nothing_to_save: Callable[[], bool] = lambda: Fa
     def ask(signum: int, frame: FrameType | None) -> None:
         nonlocal first
         now = time.monotonic()
+        received.append(signum)
         if nothing_to_save() or (first is not None and now - first > _IMPATIENT_AFTER):
             raise ending(signum)
         if first is None:
             first = now
-            received.append(signum)
             stop.touch()
             complain("Stopping: saving a checkpoint first.")
 
@@ -127,7 +127,7 @@ def heeding_signals(stop: Path, nothing_to_save: Callable[[], bool] = lambda: Fa
         yield
 
 
-#: The signals that ``heeding_signals`` has turned into a request to stop.
+#: The signals that have arrived inside the last ``heeding_signals``.
 received: list[int] = []
 
 

@@ -201,6 +201,7 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path):
         ({"preset": "moons", "epoch": 3}, "epoch"),
         ({"preset": "own", "data": clouds(), "network": user_code.three_way}, "The preset own needs --name"),
         ({"preset": "own", "data": {"train": (x, y)}}, "data cannot be used: it lacks the entry 'test'"),
+        ({"preset": "own", "data": (x, y)}, "data cannot be used: it must be a DataSet or a dictionary, not tuple"),
         ({"preset": "own", "data": {"train": (x, y), "test": (x, y[1:])}}, "data cannot be used: test has 300 samples"),
         ({"preset": "own", "data": clouds(), "data.source": "mine:load"}, "Give either data or the options"),
         ({"preset": "moons", "network": nn.Linear(2, 2)}, "must be a function that builds the network"),
@@ -245,7 +246,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     with signals.heeding_signals(tmp_path / "stop"):
         twice(0.0)  # as one that was sent to several processes of a job
     assert (tmp_path / "stop").exists()
-    assert signals.received == [signal.SIGINT]
+    assert signals.received == [signal.SIGINT] * 2
     with pytest.raises(KeyboardInterrupt), signals.heeding_signals(tmp_path / "stop"):
         twice(signals._IMPATIENT_AFTER + 0.1)
     with pytest.raises(KeyboardInterrupt), signals.heeding_signals(tmp_path / "stop", lambda: True):
