@@ -204,6 +204,8 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path):
         ({"preset": "own", "data": (x, y)}, "data cannot be used: it must be a DataSet or a dictionary, not tuple"),
         ({"preset": "own", "data": {"train": (x, y), "test": (x, y[1:])}}, "data cannot be used: test has 300 samples"),
         ({"preset": "own", "data": clouds(), "data.source": "mine:load"}, "Give either data or the options"),
+        ({"preset": "moons", "network": "__main__:build"}, "must name a function of a module .*, not of __main__"),
+        ({"preset": "moons", "data.source": "__main__:load"}, "must name a function of a module .*, not of __main__"),
         ({"preset": "moons", "network": nn.Linear(2, 2)}, "must be a function that builds the network"),
         ({"preset": "moons", "network": "mine:build", "model.factory": "mine:build"}, "Give either network or"),
         ({"preset": "own", "data": clouds(), "network": user_code.three_way, **OWN, "batch_size": 0}, "batch-size"),
