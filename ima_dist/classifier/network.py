@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.errors import ConfigError, DataWarning
+from ima_dist.data import arrays
 from ima_dist.data.pictures import COLOURS, pictures_below, read_picture
 from ima_dist.rundir.inputs import Inputs
 
@@ -90,11 +91,12 @@ class Classifier(nn.Module):
             yield from self._checked(torch.as_tensor(images)).split(batch_size)
             return
         paths = self.files(images)
-        if not self._source.startswith("ima_dist."):
+        if not self._source.startswith("ima_dist.") or self._source == arrays.SOURCE:
+            how = "given as arrays" if self._source == arrays.SOURCE else f"prepared by {self._source}"
             colour, (height, width) = {1: "grey", 3: "RGB"}[self.shape[0]], self.shape[1:]
             warnings.warn(
                 DataWarning(
-                    f"The training data were prepared by {self._source}; files are now converted to {colour}, resized "
+                    f"The training data were {how}; files are now converted to {colour}, resized "
                     f"to {height} × {width} and divided by 255. If that differs, prepare them yourself and give arrays."
                 ),
                 stacklevel=2,

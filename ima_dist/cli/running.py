@@ -73,17 +73,24 @@ def tried(
     """The data, and the network, tried on a few samples, with what was found. Raises ConfigError."""
     import torch
 
+    from ima_dist.classifier.loading import kept_copy
     from ima_dist.data.load import load
     from ima_dist.training.door import check_door
-    from ima_dist.training.network import make_network
+    from ima_dist.training.network import few_threads, make_network
 
     prepare_process()
     see_users_modules()
     if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
         raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = data or load(config.data, config.seed)
-    network = make_network(config, data, run)
-    return data, network, check_door(network, data, config, run)
+    try:
+        data = data or load(config.data, config.seed)
+        network = make_network(config, data, run)
+    except ConfigError as error:
+        if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
+            raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
+        raise
+    with few_threads(data):
+        return data, network, check_door(network, data, config, run)
 
 
 def say_findings(config: Config, findings: dict[str, Any]) -> None:

@@ -37,10 +37,10 @@ def load(config: DataConfig, seed: int) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _normalise(returned)
+        data = checked(returned)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    return data if config.subset is None else _subset(data, config.subset, seed)
+    return subset(data, config.subset, seed)
 
 
 def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
@@ -66,7 +66,13 @@ def _missing_directory(config: DataConfig) -> str:
     return "" if Path(config.dir).exists() else f" (--data.dir {config.dir} does not exist)"
 
 
-def _subset(data: DataSet, n: int, seed: int) -> DataSet:
+def subset(data: DataSet, n: int | None, seed: int) -> DataSet:
+    """``data`` with n training samples, the same number of each class, and a test set in proportion; all for None.
+
+    Raises ConfigError if there are too few.
+    """
+    if n is None:
+        return data
     classes = data.num_classes
     if n > len(data.train):
         raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
@@ -91,7 +97,8 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
     return replace(data, train=train, val=capped(data.val, 1), test=capped(data.test, 2))
 
 
-def _normalise(returned: Any) -> DataSet:
+def checked(returned: Any) -> DataSet:
+    """What a ``--data.source`` function has returned, as a DataSet. Raises ConfigError if it cannot be trained on."""
     if isinstance(returned, DataSet):
         given = vars(returned)
     elif isinstance(returned, dict):

@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-
-# scipy.stats would take a second to import, and asks for torch.
-from scipy.special import bdtrc, fdtrc, ndtri, stdtrit
 
 from ima_dist.rundir.curves import Row
 
@@ -15,7 +13,7 @@ ERROR = 0.05  # the probability that an interval misses the truth
 
 def wilson_interval(accuracy: float, samples: int, error: float = ERROR) -> tuple[float, float]:
     """Wilson score interval of a share observed on ``samples`` samples (Wilson 1927)."""
-    z = float(ndtri(1 - error / 2))
+    z = NormalDist().inv_cdf(1 - error / 2)
     scale = 1 + z**2 / samples
     centre = (accuracy + z**2 / (2 * samples)) / scale
     half = z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + z**2 / (4 * samples**2))
@@ -31,16 +29,22 @@ def with_intervals(row: Row) -> tuple[list[float], list[float], list[float], lis
 
 def t_quantile(freedom: float, error: float = ERROR) -> float:
     """The value that |t| exceeds with probability ``error``, for Student's t with ``freedom`` degrees of freedom."""
+    from scipy.special import stdtrit  # SciPy takes a second to import, and a run of its own needs only intervals
+
     return float(stdtrit(freedom, 1 - error / 2))
 
 
 def f_exceeds(ratio: float, freedom: int, other: int) -> float:
     """The probability that Fisher's F with ``freedom`` and ``other`` degrees of freedom exceeds ``ratio``."""
+    from scipy.special import fdtrc
+
     return float(fdtrc(freedom, other, ratio))
 
 
 def sign_test(successes: int, trials: int) -> float:
     """Probability of at least ``successes`` in ``trials`` if each is as likely as not (one-sided sign test)."""
+    from scipy.special import bdtrc
+
     return float(bdtrc(successes - 1, trials, 0.5)) if successes else 1.0
 
 

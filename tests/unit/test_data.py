@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import make_moons
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.references import resolve_reference
@@ -325,6 +326,15 @@ def test_moons_sizes_and_reproducibility() -> None:
     assert torch.equal(data.train.x, again.train.x)
     assert not torch.equal(data.train.x, other.train.x)
     assert not torch.equal(data.val.x, data.test.x)
+
+
+@pytest.mark.parametrize("noise", [0.06, 0.0])
+def test_moons_are_scikit_learns_to_the_bit(noise: float) -> None:
+    found = load(DataConfig(source="ima_dist.data.moons:load", noise=noise), 3)
+    for number, part in enumerate((found.train, found.val, found.test)):
+        x, y = make_moons(len(part), noise=noise, random_state=np.random.RandomState([3, number]))
+        assert part.x.numpy().tobytes() == x.tobytes()
+        assert part.y.tolist() == y.tolist()
 
 
 def test_moons_noise_is_the_distance_from_the_half_circles() -> None:
