@@ -37,7 +37,7 @@ def attack_batch(
     counted = Counted(network, Tally(y.device))
     with remarks() as said:
         found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, box)
-    outcomes = outcomes_table(attack, found, indices, y, config, epoch, found.implied)
+    outcomes = outcomes_table(attack, found, indices, y, config, epoch, found.implied, found.logits)
     return Attacked(outcomes, counted.counts(), said)
 
 

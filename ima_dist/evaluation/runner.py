@@ -146,7 +146,7 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    # An earlier version, which was interrupted, has written no column "implied".
+    # An earlier version, which was interrupted, has written neither implied rows nor probabilities.
     table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])

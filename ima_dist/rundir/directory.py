@@ -71,6 +71,7 @@ class RunDir:
         self.history_path = self.path / "history.parquet"
         self.equilibrium_path = self.path / "equilibrium.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
+        self.probabilities_path = self.path / "probabilities.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
