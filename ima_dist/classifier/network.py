@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.errors import ConfigError, DataWarning
 from ima_dist.config.sources import is_built_in
+from ima_dist.data import arrays
 from ima_dist.data.pictures import COLOURS, Resize, decode, pictures_below
 from ima_dist.rundir.inputs import Inputs
 
@@ -93,11 +94,12 @@ class Classifier(nn.Module):
             yield from self._checked(torch.as_tensor(images)).split(batch_size)
             return
         paths = self.files(images)
-        if not is_built_in(self._source):
+        if not is_built_in(self._source) or self._source == arrays.SOURCE:
+            how = "given as arrays" if self._source == arrays.SOURCE else f"prepared by {self._source}"
             colour, (height, width) = {1: "grey", 3: "RGB"}[self.shape[0]], self.shape[1:]
             warnings.warn(
                 DataWarning(
-                    f"The training data were prepared by {self._source}; files are now converted to {colour}, resized "
+                    f"The training data were {how}; files are now converted to {colour}, resized "
                     f"to {height} × {width} and divided by 255. If that differs, prepare them yourself and give arrays."
                 ),
                 stacklevel=2,

@@ -16,7 +16,7 @@ from ima_dist.config.arguments import argument_value, is_argument
 from ima_dist.config.checked import Accepts, accepts
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_option
+from ima_dist.config.values import as_option, is_on
 
 PROGRAM = "ima-dist"
 _NEGATIVE = re.compile(r"-[\d.]+(e[-+]?\d+)?(,[-+\d.e]+)+")
@@ -92,12 +92,19 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
         common: dict[str, Any] = {"dest": name, "default": None, "help": help_of(option).replace("%", "%%")}
         if takes.kinds == (dict,):
             parser.add_argument(as_option(f"{name}.KEY"), metavar="VALUE", **{**common, "dest": f"{name}.KEY"})
+        elif is_on(name):
+            parser.add_argument(as_option(name), type=_switch, metavar="true|false", **common)
         elif takes.kinds == (bool,):
             parser.add_argument(as_option(name), action="store_true", **common)
         else:
             kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
             metavar = "A,B,…" if takes.many else kind
             parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
+
+
+def _switch(text: str) -> Any:
+    """A switch that is on by default; what is neither on nor off stays text, which the configuration refuses."""
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def help_of(option: FieldInfo) -> str:

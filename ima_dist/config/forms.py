@@ -11,6 +11,8 @@ from ima_dist.config.sources import SOURCES
 def is_reference(value: str) -> str:
     """``value`` if it has the form pkg.module:function; else ValueError."""
     module, _, function = value.partition(":")
+    if module == "__main__":
+        raise ValueError("name a function of a module that every process can import, not of __main__")
     if all(part.isidentifier() for part in module.split(".")) and function.isidentifier() and module[-3:] != ".py":
         return value
     # People also write the path of the file, or a dot in place of the colon.

@@ -7,7 +7,7 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.forms import is_source
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.sources import SOURCES, guess_source
 from ima_dist.config.values import as_flags, as_option
 
@@ -41,7 +41,7 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
             is_source(str(source))
         except ValueError as error:  # it says more than what is then missing
             raise ConfigError(f"--data.source must {error}, not {source!r}.") from None
-    chosen: dict[str, Any] = {"preset": OWN, "epochs": _EPOCHS, "model.factory": FACTORY}
+    chosen: dict[str, Any] = {"preset": OWN, "epochs": _EPOCHS, "eval.order": "stratified", "model.factory": FACTORY}
     if source is None:
         source = chosen["data.source"] = guess_source(str(place))
     if source in SOURCES:
@@ -52,7 +52,9 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("norm", "linf") == "linf":
             chosen |= _levels(given.get("data.window"))
     found = {**chosen, **given}
-    missing = [f"{as_option(name)} (such as {text})" for name, text in _EXAMPLES.items() if found.get(name) is None]
+    spared = ("name", "eps_max") if given.get("method") == EXTERNAL else ()
+    needed = {name: text for name, text in _EXAMPLES.items() if name not in spared}
+    missing = [f"{as_option(name)} (such as {text})" for name, text in needed.items() if found.get(name) is None]
     if missing:
         raise ConfigError(f"The preset {OWN} needs {', '.join(missing)}.")
     return found

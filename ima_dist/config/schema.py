@@ -33,10 +33,13 @@ from ima_dist.config.forms import (
 from ima_dist.config.numbers import level
 from ima_dist.config.sources import SOURCES
 
-Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn"]
+Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn", "external"]
 Norm = Literal["linf", "l2"]
 Allowed = Literal["random", "coupled", "not-finite"]
-METHODS: tuple[str, ...] = get_args(Method)
+#: A network that was trained elsewhere and is only evaluated here; its configuration says that it has one epoch.
+EXTERNAL = "external"
+#: The methods that train.
+METHODS: tuple[str, ...] = tuple(name for name in get_args(Method) if name != EXTERNAL)
 NORMS: tuple[str, ...] = get_args(Norm)
 if TYPE_CHECKING:
     AttackName = str
@@ -135,7 +138,7 @@ class ModelConfig(Checked):
         None, description="SHA-256 that this file must have (default: that of the file, which is stored)"
     )
     weights_strict: bool = Field(
-        True, description="refuse weights that the network lacks, or that it has and the file has not"
+        True, description="refuse weights that the network lacks, or that it has and the file has not (default: true)"
     )
 
     @model_validator(mode="before")
@@ -211,7 +214,9 @@ class Config(Checked):
     name: Annotated[str, AfterValidator(is_name)] | None = Field(
         None, description="name of your data, with the preset own: results are shown and compared under it"
     )
-    method: Method = Field("ima", description="training method")
+    method: Method = Field(
+        "ima", description="training method; external marks a network trained elsewhere, which is only evaluated"
+    )
     norm: Norm = Field("linf", description="norm of the perturbation")
     eps_max: Level = Field(
         gt=0, description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"

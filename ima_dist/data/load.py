@@ -43,10 +43,26 @@ def load(config: DataConfig, seed: int) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _grouped(_normalise(_divided(returned, config, seed)), config)
+        data = _grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    return data if config.subset is None else _subset(data, config.subset, seed)
+    return subset(data, config.subset, seed)
+
+
+def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
+    """Samples x (N, *shape) with labels y (N,), checked as those of ``load``, in place of each part of a data set.
+
+    Raises ConfigError.
+    """
+    split = _split("the samples", (x, y))
+    if not len(split):
+        raise ConfigError("There are no samples: give at least one.")
+    try:
+        _check_labels({"the samples": split}, num_classes, None)
+        box = _check_box({"the samples": split}, box)
+    except ConfigError as error:
+        raise ConfigError(str(error)[0].upper() + str(error)[1:]) from None
+    return DataSet(split, split, split, box, num_classes)
 
 
 def _missing_directory(config: DataConfig) -> str:
@@ -56,7 +72,13 @@ def _missing_directory(config: DataConfig) -> str:
     return "" if Path(config.dir).exists() else f" (--data.dir {config.dir} does not exist)"
 
 
-def _subset(data: DataSet, n: int, seed: int) -> DataSet:
+def subset(data: DataSet, n: int | None, seed: int) -> DataSet:
+    """``data`` with n training samples, the same number of each class, and a test set in proportion; all for None.
+
+    Raises ConfigError if there are too few.
+    """
+    if n is None:
+        return data
     classes = data.num_classes
     if n > len(data.train):
         raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
@@ -120,7 +142,8 @@ def _grouped(data: DataSet, config: DataConfig) -> DataSet:
     return replace(data, **parts, split_level=level)
 
 
-def _normalise(returned: Any) -> DataSet:
+def checked(returned: Any) -> DataSet:
+    """What a ``--data.source`` function has returned, as a DataSet. Raises ConfigError if it cannot be trained on."""
     if isinstance(returned, DataSet):
         given = vars(returned)
     elif isinstance(returned, dict):
@@ -271,7 +294,7 @@ def _count_classes(y: torch.Tensor) -> int:
 
 def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
     """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
-    uint8 = parts["train"].stored.dtype == torch.uint8
+    uint8 = next(iter(parts.values())).stored.dtype == torch.uint8
     if given is None:
         return UINT8_BOX if uint8 else None
     try:

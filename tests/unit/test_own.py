@@ -87,13 +87,27 @@ def test_a_name_is_for_own_data_and_for_a_directory():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "ce", "norm": "l2"}, {"data.args.size": 32, "seed": 3, "beta": 0.1}]
+    "options",
+    [
+        {},
+        {"method": "ce", "norm": "l2"},
+        {"data.args.size": 32, "seed": 3, "beta": 0.1},
+        {"model.weights_strict": False, "data.download": True},
+    ],
 )
 def test_the_command_makes_the_configuration_again(options):
     config = make_config("own", {**NEEDED, **options})
     assert make_config("own", options_of(config)) == config
     assert of_words(*train_command(config, "x").split()[3:-2]) == config
     assert from_dict(to_dict(config)) == config
+
+
+def test_a_switch_that_is_on_can_be_switched_off():
+    words = train_command(make_config("own", NEEDED), "x").split()[3:-2]
+    for text, value in (("false", False), ("True", True)):
+        assert of_words(*words, "--model.weights-strict", text).model.weights_strict is value
+    with pytest.raises(ConfigError, match=r"--model\.weights-strict must be true or false, not 'no'"):
+        of_words(*words, "--model.weights-strict", "no")
 
 
 def test_own_data_under_a_preset_have_their_own_name():
