@@ -37,7 +37,7 @@ def attack_batch(
     counted = Counted(network, Tally(y.device))
     with remarks() as said:
         found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, box)
-    return Attacked(outcomes_table(attack, found, indices, y, config, epoch), counted.counts(), said)
+    return Attacked(outcomes_table(attack, found, indices, y, config, epoch, found.implied), counted.counts(), said)
 
 
 def add_up(met: Iterable[tuple[float, Mapping[str, int]]]) -> Met:
