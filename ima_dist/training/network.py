@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,18 +45,37 @@ def few_threads(data: DataSet) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+def generators_as_before(devices: Sequence[int] = ()) -> Iterator[None]:
+    """After the block, torch's, NumPy's and Python's generators are as before; those of cards if they are named."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+    with generators_as_before():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def torch_as_before() -> Iterator[None]:
+    """After the block, what a task sets for the whole process is as before, for a notebook that goes on."""
+    threads = torch.get_num_threads()
+    cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with generators_as_before(cards), _precision_as_before():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def use_tf32(allowed: bool) -> None:
@@ -73,18 +92,25 @@ def use_tf32(allowed: bool) -> None:
 
 
 @contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
-    precision = getattr(torch.backends, "fp32_precision", None)
-    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    use_tf32(False)
+def _precision_as_before() -> Iterator[None]:
+    """After the block, the settings that ``use_tf32`` changes are as before."""
+    every = getattr(torch.backends, "fp32_precision", None)
+    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
         yield
     finally:
         if hasattr(torch.backends, "fp32_precision"):
-            torch.backends.fp32_precision = precision
-        torch.backends.cudnn.allow_tf32 = convolutions
+            torch.backends.fp32_precision = every
+        torch.backends.cudnn.allow_tf32 = cudnn
         torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
+    with _precision_as_before():
+        use_tf32(False)
+        yield
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
