@@ -26,8 +26,8 @@ from ima_dist.config.schema import Config, is_reference
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.load import of_arrays
 from ima_dist.data.types import UINT8_BOX, DataSet, Resident
-from ima_dist.evaluation.attacks import add_up, attack_samples
-from ima_dist.evaluation.outcomes import outcomes_table, points_of
+from ima_dist.evaluation.batch import add_up, attack_batch
+from ima_dist.evaluation.outcomes import points_of
 from ima_dist.results.attack_doubts import points_doubts
 from ima_dist.results.doubts import door_doubts, failure_doubts, remark_doubts
 from ima_dist.rundir.curves import Point
@@ -198,8 +198,9 @@ def _attacked(
             met: list[tuple[float, dict[str, int]]] = []
             try:
                 for part in indices.split(size):
-                    found = attack_samples(attack, network, samples, part, config)
-                    pieces.append(outcomes_table(attack, found.predictions, part, data.test.y[part], config, 1))
+                    x, y = samples.batch(part)
+                    found = attack_batch(attack, network, x, y, part, config, data.box, 1)
+                    pieces.append(found.outcomes)
                     met += found.met.items()
                     remarks |= found.remarks
                     bar.update(len(part))
@@ -210,7 +211,8 @@ def _attacked(
             points += points_of(tables[-1], config, len(samples), add_up(met))
     if not tables:
         raise ConfigError(" ".join(failure_doubts(failed)))
-    outcomes = pa.concat_tables(tables).drop_columns(["epoch"]).to_pandas()
+    # An attack may have columns that others lack.
+    outcomes = pa.concat_tables(tables, promote_options="default").drop_columns(["epoch"]).to_pandas()
     doubts = (*points_doubts(points), *failure_doubts(failed), *remark_doubts(sorted(remarks)))
     return points, outcomes, doubts
 

@@ -28,15 +28,11 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Resident
-from ima_dist.evaluation.attacks import add_up, attack_samples
-from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.evaluation.batch import Met, add_up, attack_batch
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, wait_for
 from ima_dist.rundir.lease import LeaseLost
-
-# Noise level -> what the attack met there: ``attacks.counting.COUNTS``, summed over samples and passes.
-Met = dict[float, dict[str, int]]
 
 
 def evaluate(
@@ -129,12 +125,12 @@ def _attack_batch(
     epoch: int,
 ) -> Path:
     """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
-    found = attack_samples(attack, network, test, part, config)
+    x, y = test.batch(part.to(test.x.device))
+    found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    table = outcomes_table(attack, found.predictions, part, test.y[part.to(test.y.device)], config, epoch)
     about = {"remarks": " ".join(sorted(found.remarks)), "met": json.dumps(list(found.met.items()))}
-    run.write_parquet(file, table.replace_schema_metadata(about))
+    run.write_parquet(file, found.outcomes.replace_schema_metadata(about))
     return file
 
 
@@ -150,7 +146,8 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    table = pa.concat_tables(parts)
+    # An earlier version, which was interrupted, has written no column "implied".
+    table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
     for row in counts.to_pylist():

@@ -77,7 +77,7 @@ def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig, w
             # The same as three equal channels.
             weights[name] = weights[name].sum(1, keepdim=True)
             remarks.append(f"The given weights are for colours: {name} is summed over its three channels.")
-    misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
+    misfits = sorted(name for name in weights if name in own and weights[name].shape != own[name].shape)
     head = set() if whole else _head(network)
     if misfits and set(misfits) <= head and all(weights[n].shape[1:] == own[n].shape[1:] for n in misfits):
         layer = misfits[0].rpartition(".")[0]

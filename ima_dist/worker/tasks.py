@@ -18,8 +18,9 @@ from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
+from ima_dist.evaluation.batch import Met
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
-from ima_dist.evaluation.runner import Met, evaluate, forget
+from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir

@@ -21,6 +21,7 @@ from ima_dist.config.presets import external_config, make_config, options_of, pr
 from ima_dist.dashboard.views import VIEWS
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.launch.signals import Stopped
+from ima_dist.models import moons_mlp
 from ima_dist.report.tables import setting_differences
 from ima_dist.results.doubts import door_doubts
 from ima_dist.rundir.directory import RunDir
@@ -320,3 +321,20 @@ def test_doubts_of_the_door_speak_of_the_network_that_was_tried():
     found = {"samples": 10, "zero_gradient": 10}
     assert door_doubts(found, [0.3], "linf")[0].startswith("The untrained network has")
     assert door_doubts({**found, "trained": True}, [0.3], "linf")[0].startswith("The network has")
+
+
+def test_the_papers_network_on_the_papers_data_is_no_row_of_its_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_file(moons_mlp(2, (2,)).state_dict(), "mlp.safetensors")
+    words = ["--preset", "moons", "--model.factory", "ima_dist.models:moons_mlp", "--model.weights", "mlp.safetensors",
+             "--data.subset", "200", "--eval.noise", "0,0.05,0.2", "--eval.steps", "2", "--device", "cpu", "--local",
+             "--attack", "pgd100", "--out", "runs/mlp"]  # fmt: skip
+    assert evaluate.main(words) == 0
+    assert "paper" not in capsys.readouterr().out
+    run = Run.open("runs/mlp")
+    assert run.boundary is not None
+    assert run.summary["paper_table"] is None
+    page = report_on(tmp_path / "report", tmp_path / "runs")
+    assert page.row("external: mlp", "pgd100")
+    assert not [text for text in page.texts["dd"] if "reduced" in text]
+    assert "Beside the paper's tables: Moons, L∞ noise" in page.texts["h2"]
