@@ -24,7 +24,8 @@ from ima_dist.cli.running import (
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
-from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
+from ima_dist.config.own import OWN, chosen_text
+from ima_dist.config.presets import PRESETS, data_name, make_config
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import Cluster
@@ -62,6 +63,9 @@ def _main(argv: list[str]) -> int:
         if arguments.show_config:
             say(config_text(config, options))
             return EXIT_DONE
+        chosen = chosen_text(config, options) if config.preset == OWN else ""
+        if chosen:
+            say(chosen)
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
         findings = check_inputs(config, data=data).findings
@@ -188,7 +192,7 @@ def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> floa
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     identity["findings"] = findings
-    run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    run.write_progress({"stage": "starting"})
     run.write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)
 

@@ -68,7 +68,9 @@ def _of_run(run: Run, epoch: int | None, select: str | None) -> Classifier:
     network = _built(config, inputs, run.dir.code_dir)
     _check_answers(run.dir, config, network, inputs, train)
     _load_epoch(run.dir, chosen, network, inputs)
-    return Classifier(network, inputs, make_card(run, chosen, inputs), source=config.data.source)
+    return Classifier(
+        network, inputs, make_card(run, chosen, inputs), source=config.data.source, resize=config.data.resize
+    )
 
 
 def _of_export(path: Path) -> Classifier:
@@ -81,7 +83,9 @@ def _of_export(path: Path) -> Classifier:
             f"The network of {config.model.factory} does not give the answers that it gave when {path} was written: "
             f"its code has changed{kept_copy(code_of(path))}."
         )
-    return Classifier(network, exported.inputs, exported.card(path), source=config.data.source)
+    return Classifier(
+        network, exported.inputs, exported.card(path), source=config.data.source, resize=config.data.resize
+    )
 
 
 def _built(config: Config, inputs: Inputs, code: Path) -> nn.Module:

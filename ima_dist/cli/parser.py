@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option, is_on
 
 PROGRAM = "ima-dist"
+_NEGATIVE = re.compile(r"-[\d.]+(e[-+]?\d+)?(,[-+\d.e]+)+")
 # What only some commands take, which others are often given.
 _ELSEWHERE = {
     "--eps-unit": ": only train and evaluate take it; in a job or sweep file give noise levels in units of the data",
@@ -52,7 +54,8 @@ class OneLineParser(argparse.ArgumentParser):
     def _with_arguments_of_functions(self, words: Sequence[str]) -> list[str]:
         """Add an option for each argument of the user's functions in ``words``: the user chooses their names.
 
-        Returns the words, with a negative number joined to its option: argparse takes -1e-3 for an option.
+        Returns the words, with a negative number, or a list that begins with one, joined to its option: argparse takes
+        -1e-3 and -1,2 for options.
         """
         found: list[str] = []
         for word in words:
@@ -62,7 +65,10 @@ class OneLineParser(argparse.ArgumentParser):
             if takes_any and option not in self._option_string_actions:
                 self.add_argument(option, dest=f"{section}.{key.replace('-', '_')}", type=argument_value)
             before = found[-1] if found else ""
-            if is_argument(before[2:]) and "=" not in before and isinstance(argument_value(word), int | float):
+            if "=" not in before and (
+                (is_argument(before[2:]) and isinstance(argument_value(word), int | float))
+                or (before.startswith("--") and _NEGATIVE.fullmatch(word))
+            ):
                 found[-1] = f"{before}={word}"
             else:
                 found.append(word)

@@ -60,8 +60,12 @@ def check_inputs(
     used. ``data``: those of the configuration, if they have been loaded. Raises ConfigError.
     """
     from ima_dist.cli.same_network import check_network
+    from ima_dist.data.equal_samples import equal_samples
 
     data, network, findings = tried(config, run, data)
+    # Published parts stay as they are.
+    equal = None if data.split_level is None else equal_samples(data)
+    findings |= {} if equal is None else {"equal_samples": equal}
     if run is not None:
         check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
@@ -75,6 +79,7 @@ def tried(
 
     from ima_dist.classifier.loading import kept_copy
     from ima_dist.data.load import load
+    from ima_dist.training.class_weights import class_weights
     from ima_dist.training.door import check_door
     from ima_dist.training.network import few_threads, make_network
 
@@ -85,6 +90,7 @@ def tried(
     try:
         data = data or load(config.data, config.seed)
         network = make_network(config, data, run)
+        class_weights(config, data)
     except ConfigError as error:
         if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
             raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
@@ -149,7 +155,7 @@ def run_on(cluster: Cluster, task: str, config: Config, run: RunDir, arguments: 
     """As ``run_task``, on these workers."""
     began = time.time()
     with Recorder(run, results_root()):
-        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+        run.write_progress({"stage": "starting"})
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
         if config.method == EXTERNAL:
@@ -208,6 +214,8 @@ def show_results(directory: RunDir) -> None:
     from ima_dist.figures.png import draw_all
     from ima_dist.results import obfuscation, paper, white_noise
     from ima_dist.results.binary import binary_report
+    from ima_dist.results.by_class import overall_text
+    from ima_dist.results.split import split_level
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
 
@@ -225,6 +233,10 @@ def show_results(directory: RunDir) -> None:
     say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
     copied = paper.copied(config)
     note = f"This network was {copied}." if copied else ""
+    level = split_level(run)
+    for line in (overall_text(run), level and f"Split {level}."):
+        if line:
+            say(line)
     noise = white_noise.describe(points, config)
     for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:

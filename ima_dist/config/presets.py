@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.config.own import ALWAYS, OWN, own_options
 from ima_dist.config.schema import EXTERNAL, NORMS, Config
-from ima_dist.config.values import as_flags, as_option, from_dict, nested, option_values, with_options
+from ima_dist.config.values import as_flags, from_dict, nested, option_values, with_options
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -77,21 +78,12 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 # Preset -> the norms that it has a largest margin and noise levels for.
 PRESET_NORMS = {name: tuple(preset.norms) for name, preset in _PRESETS.items()}
-# The preset of one's own data and network.
-OWN = "own"
-# Settings that it cannot know, and an example of each; options of the preset.
-_NEEDED = {
-    "name": "mydata",
-    "data.source": "mine:load",
-    "model.factory": "mine:build",
-    "eps_max": "8/255",
-    "eval.noise": "0,4/255,8/255",
-}
-_OWN_OPTIONS = {"epochs": 60, "eval.order": "stratified"}
 # Where networks without trained weights come from.
 _UNTRAINED = ("torchvision", "timm", "ima_dist.models")
 # What the configuration of a network trained elsewhere follows from.
 _DERIVED = ("method", "eps_max", "epochs")
+#: What the split of a preset's data does not keep apart, as words after "split", where that must be said.
+SPLIT_LEVELS = {"covid_ct": "by slice, not by patient: slices of one patient may be in training and test"}
 
 
 def is_the_papers(config: Config) -> bool:
@@ -189,15 +181,11 @@ def _checked(usual: dict[str, Any], options: dict[str, Any]) -> Config:
 
 
 def _own_config(options: dict[str, Any]) -> Config:
-    spared = ("name", "eps_max") if options.get("method") == EXTERNAL else ()
-    needed = {name: text for name, text in _NEEDED.items() if name not in spared}
-    missing = [f"{as_option(name)} (such as {text})" for name, text in needed.items() if options.get(name) is None]
-    if missing:
-        raise ConfigError(f"The preset {OWN} needs {', '.join(missing)}.")
-    plain = str(options.get("name")).lower().replace("-", "_")
+    found = own_options(options)
+    plain = str(found.get("name")).lower().replace("-", "_")
     if plain in (*PRESETS, OWN):
-        raise ConfigError(f"--name {options['name']} is a preset's name: give your data another one.")
-    return _checked({"preset": OWN, **_OWN_OPTIONS}, options)
+        raise ConfigError(f"--name {found['name']} is a preset's name: give your data another one.")
+    return _checked({}, found)
 
 
 def preset_config(config: Config) -> Config:
@@ -214,7 +202,7 @@ def preset_config(config: Config) -> Config:
 def _always(config: Config) -> tuple[str, ...]:
     """The options, beside method and norm, that the preset of ``config`` has no value for."""
     if config.preset == OWN:
-        return tuple(name for name in _NEEDED if name != "name" or config.name)
+        return tuple(name for name in ALWAYS if name != "name" or config.name)
     return () if config.norm in _PRESETS[config.preset].norms else ("eps_max", "eval.noise")
 
 

@@ -37,7 +37,8 @@ def attack_batch(
     counted = Counted(network, Tally(y.device))
     with remarks() as said:
         found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, box)
-    return Attacked(outcomes_table(attack, found, indices, y, config, epoch, found.implied), counted.counts(), said)
+    outcomes = outcomes_table(attack, found, indices, y, config, epoch, found.implied, found.logits)
+    return Attacked(outcomes, counted.counts(), said)
 
 
 def add_up(met: Iterable[tuple[float, Mapping[str, int]]]) -> Met:

@@ -71,7 +71,7 @@ def evaluate(
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     found = _gathered([file for place in places.values() for file in place.glob("from-*.parquet")])
     # One worker reads: another may be unable to, and all must have the same samples left to do.
-    kept = distributed.together(lambda: _kept(found))
+    kept = distributed.together(lambda: _kept(run, found))
     files = {attack: [file for file in kept if file.parent == place] for attack, place in places.items()}
     mine = {attack: _mine(samples, [i for file in files[attack] for i in kept[file]]) for attack in places}
     count, finished = sum(map(len, mine.values())), 0
@@ -146,7 +146,7 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    # An earlier version, which was interrupted, has written no column "implied".
+    # An earlier version, which was interrupted, has written neither implied rows nor probabilities.
     table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
@@ -213,8 +213,11 @@ def _gathered(files: list[Path]) -> list[Path]:
     return sorted({file for part in distributed.gather_objects(files) for file in part})
 
 
-def _kept(files: list[Path]) -> dict[Path, list[int]]:
-    """The samples in each file that can be read; one that cannot is removed, and its samples are done again."""
+def _kept(run: RunDir, files: list[Path]) -> dict[Path, list[int]]:
+    """The samples in each file that can be read; one that cannot is removed, and its samples are done again.
+
+    Raises LeaseLost.
+    """
     kept = {}
     for file in files:
         try:
@@ -222,7 +225,7 @@ def _kept(files: list[Path]) -> dict[Path, list[int]]:
         except FileNotFoundError:
             continue  # another worker's list was old
         except ConfigError:
-            file.unlink()
+            run.remove(file)
     return kept
 
 

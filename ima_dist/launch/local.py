@@ -56,7 +56,7 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
             run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
 
     stop = run.path / STOP_FILE
-    stop.unlink(missing_ok=True)
+    run.remove(stop)
     try:
         with torch_as_before(), heeding_signals(stop) if cluster.guest else forwarding_signals(stop, before_exit):
             torch.set_num_threads(cluster.cpus_per_worker)
@@ -65,5 +65,4 @@ def run_here(task: str, config: Config, run: RunDir, cluster: Cluster, arguments
         raise RuntimeError(f"The {task} task failed: {one_line(error)}") from error
     finally:
         with contextlib.suppress(LeaseLost, OSError):  # it is another process's by now, or cannot be removed
-            run.check_lease()
-            stop.unlink(missing_ok=True)
+            run.remove(stop)

@@ -50,7 +50,7 @@ def run_workers(
     import ray
 
     stop = run.path / STOP_FILE
-    stop.unlink(missing_ok=True)
+    run.remove(stop)
 
     def before_exit() -> None:
         # An evaluation that has not begun leaves the run as it was.
@@ -79,7 +79,7 @@ def _tidy(run: RunDir) -> None:
         # Workers out of reach may live for another half a minute, and must not move what is removed meanwhile.
         run.shake_off()
         for name in (STOP_FILE, PAUSE_FILE):
-            (run.path / name).unlink(missing_ok=True)
+            run.remove(run.path / name)
         shutil.rmtree(run.path / ".ray", ignore_errors=True)
         clear_unfinished(run)
 
@@ -93,7 +93,7 @@ def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[s
     failures = 0
     while True:
         before = _saved(run)
-        (run.path / PAUSE_FILE).unlink(missing_ok=True)
+        run.remove(run.path / PAUSE_FILE)
         try:
             answer = run_once()
             if answer["status"] != "paused":
@@ -188,7 +188,7 @@ class Waiting:
         if message != self._said:
             self._said = message
             progress = {"stage": "starting", **({"message": message} if message else {})}
-            self._run.for_display(lambda: self._run.write_json(self._run.progress_path, progress))
+            self._run.write_progress(progress)
 
     def _shortage(self) -> str:
         """What is lacking; "" once the workers have their place."""

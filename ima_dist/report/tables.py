@@ -28,13 +28,15 @@ class Measured:
     """An accuracy of ours: of one run, or the mean over several seeds.
 
     interval: 95 % interval for the ``samples`` test samples and for the seeds, if there are several. spread: standard
-    deviation over the seeds.
+    deviation over the seeds. effective, groups: as in ``Point``, where groups are known.
     """
 
     accuracy: float
     samples: int | None = None
     interval: tuple[float, float] | None = None
     spread: float | None = None
+    effective: float | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +185,10 @@ def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, p
     differs = setting_differences(config, apart) + _attack_differences(
         config, table, points, result.summary.get("test_samples")
     )
-    ours: dict[Key, Measured] = {("test", level): Measured(p.share, p.samples) for level, p in points.items()}
+    ours: dict[Key, Measured] = {
+        ("test", level): Measured(p.share, p.samples, effective=p.effective, groups=p.groups)
+        for level, p in points.items()
+    }
     for entry in result.history if table in paper.EPOCHS_TABLES else ():
         if entry["epoch"] == epoch and entry["val_accuracy"] is not None:
             ours["validation", 0.0] = Measured(entry["val_accuracy"])
@@ -256,7 +261,9 @@ def _share(lines: list[Line], key: Key) -> tuple[Share, int | None]:
     """The accuracies of the lines that have one, and the number of test samples, if it is known."""
     found = [line.ours[key] for line in lines if key in line.ours]
     samples = min((m.samples for m in found if m.samples is not None), default=None)
-    return Share(tuple(m.accuracy for m in found), samples or 1), samples
+    effective = min((m.effective for m in found if m.effective is not None), default=samples or 1)
+    groups = None if any(m.groups is None for m in found) else min(m.groups for m in found if m.groups is not None)
+    return Share(tuple(m.accuracy for m in found), effective, groups=groups), samples
 
 
 def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:

@@ -12,8 +12,11 @@ from ima_dist.config.presets import data_name, options_of, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_flags, with_options
+from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.doubts import doubts, failed_attacks
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.performance import clean_of, shown
+from ima_dist.results.split import split_level
+from ima_dist.results.statistics import interval_of, wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
 from ima_dist.rundir.inputs import Inputs
@@ -56,12 +59,14 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
             "box": None if inputs.box is None else list(inputs.box),
             "class_names": None if inputs.class_names is None else list(inputs.class_names),
             "splits": {name: part.model_dump() for name, part in inputs.splits.items()},
-            "split_level": _split_level(config),
+            "split_level": split_level(run) or inputs.split_level or _split_level(config),
             "digest": inputs.digest,
         },
-        "clean_accuracy": _clean(run.summary.get("clean_accuracy") if last else None, inputs),
+        "clean_accuracy": _clean(run, run.summary.get("clean_accuracy") if last else None, inputs),
         "validation_accuracy": found.get("val_accuracy"),
         "validation_robust_accuracy": found.get("val_robust_accuracy"),
+        "by_class": [entry.to_json() for entry in shown(run, epoch)],
+        "thresholds": shown_thresholds(run) if last else [],
         "accuracies": [_measured(row[level]) for row in rows.values() for level in sorted(row)],
         "warnings": _warnings(run, epoch, rows, inputs),
         "limits": _limits(config, inputs),
@@ -78,16 +83,17 @@ def without_directory(config: Config) -> Config:
     return with_options(config, changes)
 
 
-def _clean(accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
+def _clean(run: Run, accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
     if not isinstance(accuracy, int | float):
         return None
-    samples = inputs.splits["test"].samples
-    return {"accuracy": accuracy, "samples": samples, "interval": list(wilson_interval(accuracy, samples))}
+    samples, found = inputs.splits["test"].samples, clean_of(run)
+    # That of a run of an earlier version, which does not know of groups.
+    interval = wilson_interval(accuracy, samples) if found is None else found.accuracy_interval
+    return {"accuracy": accuracy, "samples": samples, "interval": list(interval)}
 
 
 def _measured(point: Point) -> dict[str, Any]:
-    interval = list(wilson_interval(point.share, point.samples))
-    return point.to_json() | {"interval": interval}
+    return point.to_json() | {"interval": list(interval_of(point))}
 
 
 def _split_level(config: Config) -> str:

@@ -102,7 +102,19 @@ def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tup
     found += [text for name, text in _SQUASHED.items() if findings.get("squashed") == name]
     allowed = findings.get("allowed")
     found += [text for name, text in _ALLOWED.items() if isinstance(allowed, list) and name in allowed]
+    found += _equal_doubts(findings.get("equal_samples"))
     return (*found, *_scale_doubts(findings.get("inputs"), levels, norm))
+
+
+def _equal_doubts(equal: Any) -> list[str]:
+    """``equal``: as ``data.equal_samples`` returns it."""
+    count = number_in(equal.get("count")) if isinstance(equal, dict) else None
+    if not count:
+        return []
+    pairs = [pair for pair in equal.get("pairs") or [] if isinstance(pair, list) and len(pair) == 2]
+    named = "; ".join(f"{one} equals {other}" for one, other in pairs)
+    subject = f"{count:,.0f} validation and test samples equal" if count > 1 else "A validation or test sample equals"
+    return [f"{subject} one of another part ({named}): what was learnt by heart counts as right there."]
 
 
 def range_text(inputs: dict[str, Any], eps_max: float, norm: str, name: str = "ε_max") -> str:

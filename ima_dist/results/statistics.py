@@ -6,25 +6,48 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ima_dist.rundir.curves import Row
+from ima_dist.rundir.curves import Point, Row
 
 ERROR = 0.05  # the probability that an interval misses the truth
 
 
-def wilson_interval(accuracy: float, samples: int, error: float = ERROR) -> tuple[float, float]:
-    """Wilson score interval of a share observed on ``samples`` samples (Wilson 1927)."""
-    z = NormalDist().inv_cdf(1 - error / 2)
+def wilson_interval(
+    share: float, samples: float, error: float = ERROR, groups: int | None = None
+) -> tuple[float, float]:
+    """Wilson score interval of a share observed on ``samples`` samples (Wilson 1927); (0, 1) for no samples.
+
+    For samples that come in ``groups``, ``samples`` is their effective number (``clustered.effective_samples``), and
+    Student's t with groups - 1 degrees of freedom takes the place of the normal distribution (Korn and Graubard 1998).
+    """
+    if samples <= 0 or (groups is not None and groups < 2):
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(1 - error / 2) if groups is None else t_quantile(groups - 1, error)
     scale = 1 + z**2 / samples
-    centre = (accuracy + z**2 / (2 * samples)) / scale
-    half = z / scale * math.sqrt(accuracy * (1 - accuracy) / samples + z**2 / (4 * samples**2))
+    centre = (share + z**2 / (2 * samples)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
     return centre - half, centre + half
 
 
+def interval_of(point: Point) -> tuple[float, float]:
+    """95 % interval of a point's accuracy, which has one: Wilson's, clustered by group where groups are known."""
+    return wilson_interval(point.share, point.effective, groups=point.groups)
+
+
 def with_intervals(row: Row) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Noise levels in ascending order, and for each the accuracy and the ends of its 95 % Wilson interval."""
+    """Noise levels in ascending order, and for each the accuracy and the ends of its 95 % interval."""
     levels = sorted(row)
-    bounds = [wilson_interval(row[x].share, row[x].samples) for x in levels]
+    bounds = [interval_of(row[x]) for x in levels]
     return levels, [row[x].share for x in levels], [low for low, _ in bounds], [high for _, high in bounds]
+
+
+def exact_interval(successes: int, trials: int, error: float = ERROR) -> tuple[float, float]:
+    """Exact interval of a share (Clopper and Pearson 1934): it holds 1/2 if and only if the two-sided sign test does
+    not reject at ``error``."""
+    from scipy.special import betaincinv
+
+    low = float(betaincinv(successes, trials - successes + 1, error / 2)) if successes else 0.0
+    high = float(betaincinv(successes + 1, trials - successes, 1 - error / 2)) if successes < trials else 1.0
+    return low, high
 
 
 def t_quantile(freedom: float, error: float = ERROR) -> float:

@@ -144,9 +144,25 @@ class _Door(Doorkeeper):
         low, high = float(first.min()), float(first.max())
         if low >= 0 and high <= 1:
             sums = torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-3)
-            self.findings["squashed"] = "softmax" if sums else "sigmoid"
+            self.findings["squashed"] = "softmax" if sums else "sigmoid" if self._squashed(x) else None
         else:
             self.findings["squashed"] = None
+
+    def _squashed(self, x: Tensor) -> bool:
+        """Whether the outputs stay between 0 and 1 with other weights: those of few classes may lie there by chance."""
+        parameters = [p.data for p in self.network.parameters() if p.is_floating_point()]
+        before = [p.clone() for p in parameters]
+        try:
+            for factor in (-10.0, -1.0):
+                for p in parameters:
+                    p.mul_(factor)
+                found = self.logits(x.clone()).detach()
+                if not (float(found.min()) >= 0 and float(found.max()) <= 1):
+                    return False
+            return True
+        finally:
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old)
 
     def _input_kept(self, x: Tensor) -> Tensor:
         """Logits (B, C)."""

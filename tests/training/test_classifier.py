@@ -87,7 +87,7 @@ def test_folders_and_files_that_cannot_be_read(places, tmp_path, capsys):
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
-    for name, message in (("empty", "holds no PNG or JPEG"), ("broken", "a.png cannot be read"), ("none", "no folder")):
+    for name, message in (("empty", "holds no image"), ("broken", "a.png cannot be read"), ("none", "no folder")):
         message = "is not a folder" if name == "none" else message
         words = [str(places / "export"), str(tmp_path / name), "--to", str(tmp_path / "out.csv"), "--device", "cpu"]
         assert predict.main(words) == 2
