@@ -18,6 +18,7 @@ from torch import nn
 import ima_dist
 from ima_dist import evaluate, train
 from ima_dist.config.errors import ConfigError
+from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from tests.support import notebooks, user_code, workers
 
@@ -135,6 +136,21 @@ def test_arrays_and_a_function_of_a_notebook_are_kept(tmp_path, monkeypatch, cap
     data.unlink()
     assert evaluate.main(["moved", "--local", "--attack", "worst"]) == 2
     assert "does not exist: restore it from a copy" in capsys.readouterr().err
+
+
+def test_groups_are_kept(tmp_path):
+    x, y = clouds()["train"]
+    groups = [f"patient {number // 2}" for number in range(len(y))]
+    data = {"train": (x[:200], y[:200], groups[:200]), "test": (x[200:], y[200:], groups[200:])}
+    run = ima_dist.fit("own", data=data, network=user_code.three_way, out="groups", **OWN)
+    found = load(run.config.data, 0)
+    assert list(found.test.groups) == groups[200:]
+    assert found.digest() == run.summary["data_digest"]
+    assert found.split_level == run.summary["split_level"]
+    data["test"] = (x[200:], y[200:], groups[:100])
+    with pytest.raises(ConfigError, match=r"data cannot be used: .*patient"):
+        ima_dist.fit("own", data=data, network=user_code.three_way, out="leak", **OWN)
+    assert not RunDir("leak").path.exists()
 
 
 class Signalled(nn.Sequential):
