@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataNote, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.augment import PADDING
 from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.groups import check_groups, divide, split_level, with_groups
+from ima_dist.data.pictures import DEEPEST
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 
 
@@ -42,10 +43,26 @@ def load(config: DataConfig, seed: int) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _grouped(_normalise(_divided(returned, config, seed)), config)
+        data = _grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    return data if config.subset is None else _subset(data, config.subset, seed)
+    return subset(data, config.subset, seed)
+
+
+def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
+    """Samples x (N, *shape) with labels y (N,), checked as those of ``load``, in place of each part of a data set.
+
+    Raises ConfigError.
+    """
+    split = _split("the samples", (x, y))
+    if not len(split):
+        raise ConfigError("There are no samples: give at least one.")
+    try:
+        _check_labels({"the samples": split}, num_classes, None)
+        box = _check_box({"the samples": split}, box)
+    except ConfigError as error:
+        raise ConfigError(str(error)[0].upper() + str(error)[1:]) from None
+    return DataSet(split, split, split, box, num_classes)
 
 
 def _missing_directory(config: DataConfig) -> str:
@@ -55,7 +72,13 @@ def _missing_directory(config: DataConfig) -> str:
     return "" if Path(config.dir).exists() else f" (--data.dir {config.dir} does not exist)"
 
 
-def _subset(data: DataSet, n: int, seed: int) -> DataSet:
+def subset(data: DataSet, n: int | None, seed: int) -> DataSet:
+    """``data`` with n training samples, the same number of each class, and a test set in proportion; all for None.
+
+    Raises ConfigError if there are too few.
+    """
+    if n is None:
+        return data
     classes = data.num_classes
     if n > len(data.train):
         raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
@@ -119,7 +142,8 @@ def _grouped(data: DataSet, config: DataConfig) -> DataSet:
     return replace(data, train=parts["train"], val=parts["val"], test=parts["test"], split_level=level)
 
 
-def _normalise(returned: Any) -> DataSet:
+def checked(returned: Any) -> DataSet:
+    """What a ``--data.source`` function has returned, as a DataSet. Raises ConfigError if it cannot be trained on."""
     if isinstance(returned, DataSet):
         given = vars(returned)
     elif isinstance(returned, dict):
@@ -175,7 +199,7 @@ def _split(name: str, given: Any) -> Split:
         groups = given[2] if len(given) == 3 else None
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
-    x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
+    x, y = _tensor(f"x of {name}", _levels(f"x of {name}", _read(x))), _tensor(f"y of {name}", _read(y))
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
     count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
@@ -206,6 +230,23 @@ def _groups(name: str, given: Any, count: int) -> tuple[str | None, ...] | None:
     if wrong is not None:
         raise ConfigError(f"groups of {name} must be texts or whole numbers, not {wrong!r}.")
     return tuple(None if value is None else str(value) for value in values)
+
+
+def _read(value: Any) -> Any:
+    """``value``; if it is an array of another library, such as a data set of an HDF5 file, as NumPy's."""
+    ours = isinstance(value, torch.Tensor | np.ndarray)
+    return np.asarray(value) if not ours and hasattr(value, "__array__") else value
+
+
+def _levels(what: str, value: Any) -> Any:
+    """``value``; if it holds uint16, as float32 from 0 to 1, which is said with its range."""
+    if isinstance(value, torch.Tensor) and value.dtype == torch.uint16:
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") != np.uint16 or not value.size:
+        return value
+    text = f"{what} is uint16 from {value.min()} to {value.max()}: it is divided by {DEEPEST}"
+    warnings.warn(DataNote(f'{text}. Return "box": (0, 1) to keep noise in that range.'), stacklevel=2)
+    return (value / np.float32(DEEPEST)).astype(np.float32)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
@@ -253,7 +294,7 @@ def _count_classes(y: torch.Tensor) -> int:
 
 def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
     """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
-    uint8 = parts["train"].stored.dtype == torch.uint8
+    uint8 = next(iter(parts.values())).stored.dtype == torch.uint8
     if given is None:
         return UINT8_BOX if uint8 else None
     try:

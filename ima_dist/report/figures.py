@@ -133,7 +133,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         caption = f"Margins of the training samples after each epoch. Dashed: their mean.{at_max}"
         figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
-    if result.history:
+    if result.training_history:
         source = (
             {"ima": "Figure 12" if covid else "Figure 11", "ce": "Figure 15"}.get(config.method, "") if theirs else ""
         )

@@ -7,11 +7,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
-from ima_dist.config.presets import data_name, has_papers_data, train_command
+from ima_dist.config.presets import data_name, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
-from ima_dist.report.tables import Line, Table, label, setting_differences
+from ima_dist.report.tables import Line, Table, is_experiment, label, setting_differences
 from ima_dist.results import obfuscation, white_noise
 from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.by_class import (
@@ -59,7 +59,7 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    labels = (data_name, doubts, has_papers_data, label, obfuscation.verdict)
+    labels = (data_name, doubts, is_experiment, label, obfuscation.verdict)
     functions = (*labels, png_url, setting_differences, split_level, table_file, to_html, train_command)
     own = (_attacks, _black_box, _by_class, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}

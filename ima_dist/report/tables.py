@@ -9,8 +9,9 @@ from typing import Any
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import has_papers_data, is_the_papers, preset_config
 from ima_dist.config.provenance import preset_says
-from ima_dist.config.schema import Config, EvalConfig
+from ima_dist.config.schema import EXTERNAL, Config, EvalConfig
 from ima_dist.config.values import differences, option_values
+from ima_dist.plans.sweepfile import reads
 from ima_dist.results import paper
 from ima_dist.results.choice import Share, Spread, spread_of
 from ima_dist.results.same_data import data_sets
@@ -58,7 +59,7 @@ class Line:
     @property
     def reduced(self) -> bool:
         """Whether the runs are the paper's experiment, but smaller or otherwise changed."""
-        return bool(self.differs) and has_papers_data(self.results[0].config)
+        return bool(self.differs) and is_experiment(self.results[0].config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,10 +112,25 @@ def paper_attack(table: Table) -> str:
 def label(result: Run) -> str:
     """A run's name in a figure: its method, with what tells it from others of the same method."""
     config = result.config
+    if config.method == EXTERNAL:
+        return row_name(result)
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
     reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, {"seed", "eps_max", "beta"})))
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
+
+
+def is_experiment(config: Config) -> bool:
+    """Whether a run is one of the paper's experiments, perhaps changed."""
+    return has_papers_data(config) and config.method != EXTERNAL
+
+
+def row_name(result: Run) -> str:
+    """The name of a run's row beside the paper's tables; networks trained elsewhere have no settings to be told by."""
+    config = result.config
+    if config.method == EXTERNAL:
+        return f"external: {result.name}"
+    return f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
 
 
 def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
@@ -127,8 +143,10 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     names = [n for n in differences(config, preset_config(config)) if n not in apart]
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
     names = [n for n in names if own.get(n) != usual.get(n)]
+    if config.method == EXTERNAL:
+        names = [n for n in names if reads(EXTERNAL, n)]
     # The paper says nothing of other people's data.
-    known, copied = has_papers_data(config), paper.copied(config)
+    known, copied = is_experiment(config), paper.copied(config)
     theirs = {n: f" ({preset_says(n, config)}: {_value(usual.get(n))})" if known else "" for n in names}
     return (*(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names), *([copied] if copied else []))
 
@@ -137,8 +155,7 @@ def _final(result: Run) -> Iterable[_Placed]:
     """The last network under every attack, in each table that it belongs to."""
     config = result.config
     attacks = attack_rows(result.points, config.epochs)
-    own_name = f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
-    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, own_name)]
+    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, row_name(result))]
     black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
     for attack, entries in attacks.items():
         for table, row in rows:

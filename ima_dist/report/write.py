@@ -7,7 +7,7 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import OWN, PRESETS, data_name
-from ima_dist.config.schema import METHODS, NORMS
+from ima_dist.config.schema import EXTERNAL, METHODS, NORMS
 from ima_dist.report.csvfiles import classes_csv, curves_csv, margins_csv, table_csv
 from ima_dist.report.figures import draw
 from ima_dist.report.page import page, table_file
@@ -72,6 +72,6 @@ def _order(run: Run) -> tuple[Any, ...]:
         (*PRESETS, OWN).index(config.preset),
         data_name(config),
         NORMS.index(config.norm),
-        METHODS.index(config.method),
+        (*METHODS, EXTERNAL).index(config.method),
     )
     return *where, config.eps_max, config.beta, config.seed, run.name

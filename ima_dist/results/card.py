@@ -10,7 +10,7 @@ from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import data_name, options_of, train_command
 from ima_dist.config.provenance import not_the_papers
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.doubts import doubts, failed_attacks
@@ -23,6 +23,9 @@ from ima_dist.rundir.inputs import Inputs
 from ima_dist.rundir.run import Run
 
 _PUBLISHED = "ima_dist.data."
+_OF_ELSEWHERE = (
+    "It was trained elsewhere, on data that are not known here: samples of the test set may have been among them."
+)
 _DIRECTORY = "DATA_DIR"  # in place of one of this machine
 
 
@@ -37,6 +40,8 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
         "run": run.name,
         "epoch": epoch,
         "epochs": config.epochs,
+        "preset": config.preset,
+        "seed": config.seed,
         "method": config.method,
         "norm": config.norm,
         "eps_max": config.eps_max,
@@ -110,7 +115,8 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
     if epoch != run.config.epochs:
         found += [f"{attack} failed ({why})." for attack, why in failed_attacks(run.summary, epoch).items()]
     if run.status != "finished":
-        found.append(f"The run that trained it is {run.status}.")
+        what = "The evaluation of it" if run.config.method == EXTERNAL else "The run that trained it"
+        found.append(f"{what} is {run.status}.")
     return list(dict.fromkeys(found))
 
 
@@ -120,7 +126,7 @@ def _limits(config: Config, inputs: Inputs) -> list[str]:
         f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level and samples like "
         "those of the test set: same devices, same people, same preparation.",
         "Probabilities are the softmax of the logits; they are not calibrated.",
-        "One seed: another gives other accuracies.",
+        _OF_ELSEWHERE if config.method == EXTERNAL else "One seed: another gives other accuracies.",
     ]
     if inputs.splits["val"].samples == 0:
         found.append("There was no validation set.")
@@ -128,7 +134,7 @@ def _limits(config: Config, inputs: Inputs) -> list[str]:
 
 
 def _commands(config: Config, epoch: int, rows: dict[str, Row]) -> list[str]:
-    """The commands that train the network, attack it as it was attacked, and export it."""
+    """The commands that train the network (or bring it in), attack it as it was attacked, and export it."""
     commands = [train_command(config, "RUN_DIR")]
     for attack, row in rows.items():
         if epoch == config.epochs and attack in config.eval.attacks:

@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from ima_dist.config.attacks import describe_attack
+from ima_dist.config.schema import EXTERNAL
 from ima_dist.results.by_class import (
     BY_CLASS,
     OVERALL,
@@ -54,9 +55,7 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
     parts = [
         _front_matter(card, image, formats),
         f"# {card['name']}",
-        f"A classifier for {data['name']}, trained with `{card['method']}` for robustness under "
-        f"{NORM_SIGN[card['norm']]} perturbations up to {format_noise(card['eps_max'])}. These are the weights after "
-        f"epoch {card['epoch']} of {card['epochs']}.",
+        _what(card),
         "Classes: " + (", ".join(names) if names else "numbered from 0") + ".",
         "## Accuracy",
         *_accuracy(card),
@@ -74,15 +73,25 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
         *_checked(checks),
         "## Data",
         _data(data),
-        "## Training",
+        "## Network" if card["method"] == EXTERNAL else "## Training",
         f"`{card['network']['factory']}`, {card['network']['parameters'] or 'an unknown number of'} parameters. "
         "Settings that differ from those of the preset:",
         "\n".join(f"- `{name}`: {value}" for name, value in card["settings"].items()),
-        "To train, evaluate and export it again:",
+        f"To {'train, ' * (card['method'] != EXTERNAL)}evaluate and export it again:",
         "```\n" + "\n".join(card["reproduce"]) + "\n```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in card["versions"].items() if version) + ".",
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _what(card: dict[str, Any]) -> str:
+    of = f"A classifier for {card['data']['name']},"
+    if card["method"] == EXTERNAL:
+        return f"{of} trained elsewhere; its robustness under {NORM_SIGN[card['norm']]} perturbations was measured."
+    return (
+        f"{of} trained with `{card['method']}` for robustness under {NORM_SIGN[card['norm']]} perturbations up to "
+        f"{format_noise(card['eps_max'])}. These are the weights after epoch {card['epoch']} of {card['epochs']}."
+    )
 
 
 def _front_matter(card: dict[str, Any], image: bool, formats: tuple[str, ...]) -> str:

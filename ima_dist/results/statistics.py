@@ -2,11 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
-
-# scipy.stats would take a second to import, and asks for torch.
-from scipy.special import bdtrc, betaincinv, fdtrc, ndtri, stdtrit
 
 from ima_dist.rundir.curves import Point, Row
 
@@ -23,7 +21,7 @@ def wilson_interval(
     """
     if samples <= 0 or (groups is not None and groups < 2):
         return 0.0, 1.0
-    z = float(ndtri(1 - error / 2)) if groups is None else t_quantile(groups - 1, error)
+    z = NormalDist().inv_cdf(1 - error / 2) if groups is None else t_quantile(groups - 1, error)
     scale = 1 + z**2 / samples
     centre = (share + z**2 / (2 * samples)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / samples + z**2 / (4 * samples**2))
@@ -45,6 +43,8 @@ def with_intervals(row: Row) -> tuple[list[float], list[float], list[float], lis
 def exact_interval(successes: int, trials: int, error: float = ERROR) -> tuple[float, float]:
     """Exact interval of a share (Clopper and Pearson 1934): it holds 1/2 if and only if the two-sided sign test does
     not reject at ``error``."""
+    from scipy.special import betaincinv
+
     low = float(betaincinv(successes, trials - successes + 1, error / 2)) if successes else 0.0
     high = float(betaincinv(successes + 1, trials - successes, 1 - error / 2)) if successes < trials else 1.0
     return low, high
@@ -52,16 +52,22 @@ def exact_interval(successes: int, trials: int, error: float = ERROR) -> tuple[f
 
 def t_quantile(freedom: float, error: float = ERROR) -> float:
     """The value that |t| exceeds with probability ``error``, for Student's t with ``freedom`` degrees of freedom."""
+    from scipy.special import stdtrit  # SciPy takes a second to import, and a run of its own needs only intervals
+
     return float(stdtrit(freedom, 1 - error / 2))
 
 
 def f_exceeds(ratio: float, freedom: int, other: int) -> float:
     """The probability that Fisher's F with ``freedom`` and ``other`` degrees of freedom exceeds ``ratio``."""
+    from scipy.special import fdtrc
+
     return float(fdtrc(freedom, other, ratio))
 
 
 def sign_test(successes: int, trials: int) -> float:
     """Probability of at least ``successes`` in ``trials`` if each is as likely as not (one-sided sign test)."""
+    from scipy.special import bdtrc
+
     return float(bdtrc(successes - 1, trials, 0.5)) if successes else 1.0
 
 

@@ -18,9 +18,10 @@ from ima_dist.data.groups import group_codes
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation import artefacts, outcomes
+from ima_dist.evaluation.batch import Met
 from ima_dist.evaluation.clean import clean_results
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
-from ima_dist.evaluation.runner import Met, evaluate, forget
+from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
@@ -196,7 +197,7 @@ class _Task:
 
 def _show(run: RunDir, state: dict[str, Any]) -> None:
     """Rewrite progress.json."""
-    run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
+    run.write_progress({**state, "warnings": run.dropped})
 
 
 def _description(config: Config, network: nn.Module, test: Resident, digest: str, classes: int) -> dict[str, Any]:
