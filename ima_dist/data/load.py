@@ -140,7 +140,7 @@ def grouped(data: DataSet, config: DataConfig) -> DataSet:
     known = all(split.groups is not None for split in parts.values() if len(split))
     ours = config.source.startswith("ima_dist.data.") and config.source != arrays.SOURCE
     level = data.split_level if ours and not known else split_level(parts, config.groups)
-    return replace(data, **parts, split_level=level)
+    return replace(data, train=parts["train"], val=parts["val"], test=parts["test"], split_level=level)
 
 
 def checked(returned: Any) -> DataSet:
