@@ -20,12 +20,15 @@ class Split:
     y: (N,) int64, classes from 0.
     names: what the samples are called (file names, for example), or None.
     rows: (N,) int64, the rows of ``stored`` with the samples; None if it holds only them, in order (M = N).
+    groups: what must not be split between training and test (the patient of each image, say; None for an image that
+        is alone), or None if that is not known.
     """
 
     stored: torch.Tensor
     y: torch.Tensor
     names: tuple[str, ...] | None = None
     rows: torch.Tensor | None = None
+    groups: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -37,13 +40,16 @@ class Split:
 
     def view(self, indices: torch.Tensor) -> Self:
         """The samples at ``indices`` (int64), in that order, without copying them."""
-        names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
-        return type(self)(self.stored, self.y[indices], names, indices if self.rows is None else self.rows[indices])
+        names, groups = (
+            None if words is None else tuple(words[i] for i in indices.tolist()) for words in (self.names, self.groups)
+        )
+        rows = indices if self.rows is None else self.rows[indices]
+        return type(self)(self.stored, self.y[indices], names, rows, groups)
 
     def take(self, indices: torch.Tensor) -> Self:
         """As ``view``, but copied, so that the other samples can be freed."""
         chosen = self.view(indices)
-        return type(self)(chosen.x, chosen.y, chosen.names)
+        return type(self)(chosen.x, chosen.y, chosen.names, groups=chosen.groups)
 
     def digest(self) -> str:
         """A short hash of its size, all labels, and up to 512 samples."""
@@ -56,6 +62,7 @@ class DataSet:
 
     box: feasible range of inputs as the network sees them, (0.0, 1.0) for uint8 images; None if unbounded.
     augment: training images are cropped and flipped at random (see augment.py).
+    split_level: what the parts keep apart, as words after "split", if that is to be said with results.
     """
 
     train: Split
@@ -65,6 +72,7 @@ class DataSet:
     num_classes: int
     class_names: tuple[str, ...] | None = None
     augment: bool = False
+    split_level: str | None = None
 
     def digest(self) -> str:
         """A short hash that identifies the data: sizes, all labels, and up to 512 samples per part.

@@ -22,23 +22,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ima_dist.attacks.counting import Counted, Tally
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
-from ima_dist.core import distributed, noise
+from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Resident
-from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
-from ima_dist.evaluation.autoattack import remarks
-from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.evaluation.batch import Met, add_up, attack_batch
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, wait_for
 from ima_dist.rundir.lease import LeaseLost
-
-# Noise level -> what the attack met there: ``attacks.counting.COUNTS``, summed over samples and passes.
-Met = dict[float, dict[str, int]]
 
 
 def evaluate(
@@ -131,17 +125,12 @@ def _attack_batch(
     epoch: int,
 ) -> Path:
     """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
-    indices = part.to(test.x.device)
-    x, y = test.batch(indices)
-    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-    counted = Counted(network, Tally(test.y.device))
-    with remarks() as said:
-        found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, test.box)
+    x, y = test.batch(part.to(test.x.device))
+    found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    table = outcomes_table(attack, found, part, y, config, epoch, found.implied)
-    about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
-    run.write_parquet(file, table.replace_schema_metadata(about))
+    about = {"remarks": " ".join(sorted(found.remarks)), "met": json.dumps(list(found.met.items()))}
+    run.write_parquet(file, found.outcomes.replace_schema_metadata(about))
     return file
 
 
@@ -157,7 +146,7 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    # An earlier version, which was interrupted, has written no column "implied".
+    # An earlier version, which was interrupted, has written neither implied rows nor probabilities.
     table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
@@ -181,15 +170,13 @@ def _remarks(files: list[Path]) -> list[str]:
 
 def _met(files: list[Path]) -> Met:
     """What the attack met in the batches in these files; {} if an earlier version attacked one of them."""
-    total: Met = {}
+    found = []
     for file in files:
         written = (pq.read_schema(file).metadata or {}).get(b"met")
         if written is None:
             return {}
-        for level, counts in json.loads(written):
-            before = total.get(level, {})
-            total[level] = {name: count + before.get(name, 0) for name, count in counts.items()}
-    return total
+        found += json.loads(written)
+    return add_up(found)
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:

@@ -15,7 +15,7 @@ from ima_dist.config.errors import ConfigError, complain, one_line
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
-from ima_dist.launch.signals import forwarding_signals
+from ima_dist.launch.signals import forwarding_signals, heeding_signals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 from ima_dist.rundir.lease import LeaseLost
@@ -59,7 +59,10 @@ def run_workers(
                 run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 
-    with forwarding_signals(stop, before_exit, lambda: _starting(run)):
+    def nothing() -> bool:
+        return _starting(run)
+
+    with heeding_signals(stop, nothing) if cluster.guest else forwarding_signals(stop, before_exit, nothing):
         try:
             return _until_answered(run, cluster, lambda: _run_once(task, config, run, cluster, arguments))
         except ray.exceptions.RayError as error:

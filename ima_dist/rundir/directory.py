@@ -71,6 +71,7 @@ class RunDir:
         self.history_path = self.path / "history.parquet"
         self.equilibrium_path = self.path / "equilibrium.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
+        self.probabilities_path = self.path / "probabilities.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
@@ -85,8 +86,7 @@ class RunDir:
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
-        #: The weights that the training started from, if they were given.
-        self.start_dir = self.path / "start"
+        self.start_dir, self.given_dir = self.path / "start", self.path / "given"  # weights, arrays from elsewhere
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -108,8 +108,8 @@ class RunDir:
                 if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            reason = error.strerror or error
-            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({why}): give another --out.") from None
         return run
 
     @classmethod
@@ -234,8 +234,8 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"{self.config_path} cannot be read ({reason}): check the path.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{self.config_path} cannot be read ({why}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
@@ -243,6 +243,8 @@ class RunDir:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
+        if self.given_dir.is_dir() and isinstance(tree.get("data"), dict):
+            tree["data"]["dir"] = str(self.given_dir)  # wherever the run lies by now
         try:
             return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:
