@@ -76,7 +76,8 @@ def accounting() -> Iterator[Callable[[Path], None]]:
 
         def prepare(directory: Path) -> None:
             conf = directory / "slurm.conf"
-            names = {"dir": directory, "port": free_port(""), "user": "root"}
+            port = free_port("")
+            names = {"dir": directory, "port": port, "user": "root"}
             text = conf.read_text().replace("AccountingStorageType=accounting_storage/none\n", _SLURM.format(**names))
             conf.write_text(text)
             own = directory / "slurmdbd.conf"
@@ -85,7 +86,7 @@ def accounting() -> Iterator[Callable[[Path], None]]:
             # It ends with the local SLURM, of which its environment makes it a part.
             variables = {**env, **local.environment(directory), "MYSQL_UNIX_PORT": sock}
             subprocess.run(["slurmdbd"], cwd=directory, env=variables, check=True, stderr=subprocess.DEVNULL)
-            _wait_for(lambda: _listens(int(names["port"])), "slurmdbd")
+            _wait_for(lambda: _listens(port), "slurmdbd")
 
         yield prepare
 
