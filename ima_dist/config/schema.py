@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
+from ima_dist.config.augmentations import KINDS, steps_of
 from ima_dist.config.checked import Checked
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.numbers import level
@@ -46,6 +47,10 @@ def is_reference(value: str) -> str:
     guess = path if ":" in path else ":".join(path.rsplit(".", 1))
     close = bool(re.fullmatch(r"[\w.]+\w:\w+", guess)) and not guess.endswith(":py")
     raise ValueError("have the form pkg.module:function" + f", such as {guess}" * close)
+
+
+def _is_augmentation(value: str) -> str:
+    return value if steps_of(value) is not None else is_reference(value)
 
 
 def _is_name(value: str) -> str:
@@ -89,6 +94,16 @@ class DataConfig(Checked):
         "validation; of fewer images the same share (default: a tenth)",
     )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
+    place: Literal["auto", "device", "host", "disk"] = _Aside(
+        "auto",
+        description="where the samples are while they are used: all of them on the device; in the host's memory, or on "
+        "the disk, from which batches are copied ahead of their use; auto goes by what is free",
+    )
+    augment: Annotated[str, AfterValidator(_is_augmentation)] | None = Field(
+        None,
+        description="random changes of the training images, such as crop:4,flip,rotate:10,brightness:0.1 "
+        f"({', '.join(KINDS)}); none; or your own function of (x, keys), as pkg.module:function",
+    )
 
 
 class ModelConfig(Checked):

@@ -12,17 +12,24 @@ from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.augment import PADDING
+from ima_dist.data.arrays import from_array, is_mapped
+from ima_dist.data.augment import PADDING, check_augmentation
 from ima_dist.data.choosing import choose_balanced, class_quotas
+from ima_dist.data.fetched import Fetched
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 
+# Bytes of samples that are checked at once.
+_AT_ONCE = 1 << 26
 
-def load(config: DataConfig, seed: int) -> DataSet:
+
+def load(config: DataConfig, seed: int, *, checked: bool = True) -> DataSet:
     """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
 
     The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train",
     "test" and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
     "class_names". Without class names, the classes are those that occur in the training set.
+    ``checked``: also look at all floating-point samples, which reads them once; workers leave it to whoever started
+    them.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
     returns cannot be trained on.
     """
@@ -37,10 +44,13 @@ def load(config: DataConfig, seed: int) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _normalise(returned)
+        data = _normalise(returned, checked)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    return data if config.subset is None else _subset(data, config.subset, seed)
+    data = data if config.subset is None else _subset(data, config.subset, seed)
+    if config.augment is not None and checked:
+        check_augmentation(config.augment, data)
+    return data
 
 
 def _missing_directory(config: DataConfig) -> str:
@@ -75,7 +85,7 @@ def _subset(data: DataSet, n: int, seed: int) -> DataSet:
     return replace(data, train=train, val=capped(data.val, 1), test=capped(data.test, 2))
 
 
-def _normalise(returned: Any) -> DataSet:
+def _normalise(returned: Any, checked: bool) -> DataSet:
     if isinstance(returned, DataSet):
         given = vars(returned)
     elif isinstance(returned, dict):
@@ -96,10 +106,11 @@ def _normalise(returned: Any) -> DataSet:
     for name, part in (("train", train), ("test", test)):
         if len(part) == 0:
             raise ConfigError(f"{name} holds no samples, give at least one.")
-    val = val or train.take(torch.arange(0))
+    val = train.view(torch.arange(0)) if val is None or not len(val) else val
     for name, part in (("val", val), ("test", test)):
-        if part.stored.shape[1:] != train.stored.shape[1:] or part.stored.dtype != train.stored.dtype:
-            raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
+        if (part.shape, part.dtype) != (train.shape, train.dtype):
+            kinds = [f"{_name(p.dtype)} of shape {p.shape}" for p in (part, train)]
+            raise ConfigError(f"a sample of {name} is {kinds[0]}, but one of train is {kinds[1]}.")
 
     names = None if given.get("class_names") is None else tuple(map(str, given["class_names"]))
     parts = {"train": train, "val": val, "test": test}
@@ -110,43 +121,47 @@ def _normalise(returned: Any) -> DataSet:
     else:
         num_classes = _count_classes(train.y)
     _check_labels(parts, num_classes, names)
-    box = _check_box(parts, given.get("box"))
+    box = _check_box(train.dtype == torch.uint8, given.get("box"))
     augment = isinstance(returned, DataSet) and returned.augment
-    shape = tuple(train.stored.shape[1:])
+    shape = train.shape
     if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
         raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
-    return DataSet(train, val, test, box, num_classes, names, augment)
+    data = DataSet(train, val, test, box, num_classes, names, augment)
+    if checked:
+        _check_values(data)
+    return data
 
 
 def _split(name: str, given: Any) -> Split:
-    rows = None
     if isinstance(given, Split):
-        x, y, names = given.stored, given.y, given.names
-        if given.rows is not None:
-            # Floating-point samples are checked one by one below; bytes are always valid.
-            x, rows = (x, given.rows) if x.dtype == torch.uint8 else (given.x, None)
+        x, y, names, rows = given.stored, given.y, given.names, given.rows
     elif isinstance(given, (tuple, list)) and len(given) == 2:
-        x, y, names = given[0], given[1], None
+        x, y, names, rows = given[0], given[1], None, None
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
-    x, y = _tensor(f"x of {name}", x), _tensor(f"y of {name}", y)
+    mapped = given.mapped if isinstance(given, Split) else is_mapped(x)
+    x, y = _stored(f"x of {name}", x), _tensor(f"y of {name}", y)
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
-    count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
-    if x.dim() == 0 or count != len(y):
+    axes = x.dim() if isinstance(x, torch.Tensor) else 1 + len(x.shape)
+    count = 0 if axes == 0 else len(x) if rows is None else len(rows)
+    if axes == 0 or count != len(y):
         raise ConfigError(f"{name} has {count or 'no'} samples x but {len(y)} labels y.")
     if names is not None and len(names) != len(y):
         raise ConfigError(f"{name} has {len(names)} names but {len(y)} samples.")
-    if len(y) and x.dim() < 2:
+    if len(y) and axes < 2:
         raise ConfigError(f"x of {name} must have shape (N, features…), not (N,).")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ConfigError(f"x of {name} must be uint8 or floating point, not {_kind(x)}.")
-    if x.is_floating_point():
-        finite = x.flatten(1).isfinite().all(1) if len(x) else torch.ones(0, dtype=torch.bool)
-        if not finite.all():
-            first = int((~finite).nonzero()[0])
-            raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {first}.")
-    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows)
+    if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
+        kind = _kind(x) if isinstance(x, torch.Tensor) else _name(x.dtype)
+        raise ConfigError(f"x of {name} must be uint8 or floating point, not {kind}.")
+    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows, mapped)
+
+
+def _stored(what: str, value: Any) -> torch.Tensor | Fetched:
+    if not isinstance(value, (torch.Tensor, np.ndarray)) and callable(getattr(value, "fetch", None)):
+        fetched: Fetched = value
+        return fetched
+    return _tensor(what, value)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
@@ -158,12 +173,15 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
         raise ConfigError(f"{what} is a masked array with masked values: fill them (numpy.ma.filled).")
     if value.dtype.kind not in "buif" or value.dtype.itemsize > 8:
         raise ConfigError(f"{what} must hold numbers of at most 64 bits, not {value.dtype}.")
-    # torch accepts neither read-only arrays nor foreign byte order nor negative strides.
-    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+    return from_array(value)
 
 
 def _kind(x: torch.Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+    return f"{_name(x.dtype)} of shape {tuple(x.shape)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- checks, whose messages continue "it returned data that cannot be used: …"
@@ -192,9 +210,8 @@ def _count_classes(y: torch.Tensor) -> int:
     return len(present)
 
 
-def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
-    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
-    uint8 = parts["train"].stored.dtype == torch.uint8
+def _check_box(uint8: bool, given: Any) -> tuple[float, float] | None:
+    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box, or not that of uint8 images."""
     if given is None:
         return UINT8_BOX if uint8 else None
     try:
@@ -207,10 +224,30 @@ def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | Non
         if (low, high) != UINT8_BOX:
             raise ConfigError(f"box of uint8 images must be (0, 1), their range once scaled, not {given!r}.")
         return UINT8_BOX
-    for name, part in parts.items():
-        if len(part) and (part.x.min() < low or part.x.max() > high):
-            raise ConfigError(
-                f"x of {name} goes from {part.x.min().item():g} to {part.x.max().item():g}, outside its box "
-                f"({low:g}, {high:g}): correct the box or the scaling."
-            )
     return low, high
+
+
+def _check_values(data: DataSet) -> None:
+    """Raise ConfigError unless all samples are finite and inside the box; without a copy of all of them.
+
+    Bytes are always valid. Samples that are read when they are needed were checked when they were prepared.
+    """
+    for name in PARTS:
+        part: Split = getattr(data, name)
+        if part.dtype == torch.uint8 or not isinstance(part.stored, torch.Tensor) or not part.bytes_each:
+            continue
+        size = max(1, _AT_ONCE // part.bytes_each)
+        least, most = math.inf, -math.inf
+        for first in range(0, len(part), size):
+            chosen = slice(first, min(first + size, len(part)))
+            x = part.stored[chosen] if part.rows is None else part.stored[part.rows[chosen]]
+            low, high = (float(value) for value in torch.aminmax(x))
+            if not (math.isfinite(low) and math.isfinite(high)):
+                wrong = first + int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
+                raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {wrong}.")
+            least, most = min(least, low), max(most, high)
+        if data.box is not None and (least < data.box[0] or most > data.box[1]):
+            raise ConfigError(
+                f"x of {name} goes from {least:g} to {most:g}, outside its box ({data.box[0]:g}, {data.box[1]:g}): "
+                "correct the box or the scaling."
+            )

@@ -28,7 +28,7 @@ from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
 from ima_dist.core.distributed import Interrupted
-from ima_dist.data.types import Resident
+from ima_dist.data.types import Samples, Taken
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.autoattack import remarks
 from ima_dist.evaluation.outcomes import outcomes_table
@@ -43,7 +43,7 @@ Met = dict[float, dict[str, int]]
 
 def evaluate(
     network: nn.Module,
-    test: Resident,
+    test: Samples,
     config: Config,
     run: RunDir,
     *,
@@ -87,11 +87,12 @@ def evaluate(
 
         def attack_mine(attack: str = attack, place: Path = place) -> None:
             nonlocal finished
-            with stoppable(network, lambda: should_stop() or _lost(run)):
-                for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    files[attack].append(_attack_batch(attack, network, test, part, config, run, place, epoch))
-                    finished += len(part)
-                    on_progress(finished, count)
+            stopping = stoppable(network, lambda: should_stop() or _lost(run))
+            parts = mine[attack].split(batch_size) if len(mine[attack]) else ()
+            with stopping, contextlib.closing(test.batches(parts)) as batches:
+                for batch in batches:
+                    files[attack].append(_attack_batch(attack, network, test, batch, config, run, place, epoch))
+                    on_progress(finished := finished + len(batch.indices), count)
 
         reason = _reason(attack_mine, run)
         if reason:
@@ -123,16 +124,16 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 def _attack_batch(
     attack: str,
     network: nn.Module,
-    test: Resident,
-    part: torch.Tensor,
+    test: Samples,
+    batch: Taken,
     config: Config,
     run: RunDir,
     place: Path,
     epoch: int,
 ) -> Path:
-    """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
-    indices = part.to(test.x.device)
-    x, y = test.batch(indices)
+    """Attack a batch of ``test``, and write the outcomes; returns the file."""
+    indices, x, y = batch
+    part = indices.cpu()
     keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
     counted = Counted(network, Tally(test.y.device))
     with remarks() as said:

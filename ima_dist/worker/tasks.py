@@ -13,10 +13,13 @@ from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
+from ima_dist.data.augment import augmentation
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
-from ima_dist.data.types import Resident, Split
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.place import place
+from ima_dist.data.types import Samples, Split
 from ima_dist.evaluation import artefacts, outcomes
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
 from ima_dist.evaluation.runner import Met, evaluate, forget
@@ -75,7 +78,7 @@ def audit_task(
 ) -> dict[str, Any]:
     """Compare the newest stored margins with an independent attack; see ``evaluation.margin_audit``."""
     task = _Task(config, run, device, should_stop)
-    train = task.resident(task.data.train)
+    train = task.placed(task.data.train)
     chosen = to_audit(task.data.train, samples, config)
     # Only one worker looks: another might not see the newest directory yet.
     newest = run.over_margins(_picking(chosen)) if distributed.rank() == 0 else None
@@ -88,7 +91,7 @@ def audit_task(
         config,
         epoch=epoch,
         samples=chosen,
-        augmented=task.data.augment,
+        augment=augmentation(config.data.augment, task.data),
         **task.conduct(network, train, epoch),
     )
     if found is not None:
@@ -118,7 +121,8 @@ class _Task:
 
     def __init__(self, config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> None:
         self.config, self.run, self.device, self.should_stop = config, run, device, should_stop
-        self.data = load(config.data, config.seed)
+        # Whoever started the workers has looked at every sample.
+        self.data = load(config.data, config.seed, checked=False)
         limit_threads(self.data)
 
     def trained_network(self, epoch: int) -> nn.Module:
@@ -128,10 +132,11 @@ class _Task:
         load_weights(self.run, epoch, self.data.digest(), network)
         return network
 
-    def resident(self, split: Split, device: torch.device | None = None) -> Resident:
-        return Resident(split, device or self.device, DTYPES[self.config.dtype], self.data.box)
+    def placed(self, split: Split) -> Samples:
+        config = self.config
+        return place([split], config.data.place, self.device, DTYPES[config.dtype], self.data.box).samples[0]
 
-    def conduct(self, network: nn.Module, samples: Resident, epoch: int) -> dict[str, Any]:
+    def conduct(self, network: nn.Module, samples: Samples, epoch: int) -> dict[str, Any]:
         """How an evaluation of these samples runs, as arguments: in which batches, until when, and what it reports.
 
         Never in TF32: the user's modules, imported by now, may have switched it on.
@@ -151,7 +156,7 @@ class _Task:
         """Attack the network after ``epoch`` epochs; worker 0 records what was found, and ``seconds`` spent before."""
         began = time.perf_counter()
         config, run, digest = self.config, self.run, self.data.digest()
-        test = self.resident(self.data.test)
+        test = self.placed(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         about = _description(config, network, test, digest)
@@ -172,7 +177,7 @@ class _Task:
             if outcomes.is_shown(run, points):
                 images = (test, samples, config, self.data, self.should_stop)
                 run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
-            train = self.resident(self.data.train, torch.device("cpu"))
+            train = Streamed(self.data.train, "cpu", DTYPES[config.dtype], self.data.box)
             run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
             of_whole_training = self._clean_results(network, test)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
@@ -183,12 +188,12 @@ class _Task:
         forget(run, config, epoch, digest, failed)
         _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
-    def _clean_results(self, network: nn.Module, test: Resident) -> dict[str, Any]:
+    def _clean_results(self, network: nn.Module, test: Samples) -> dict[str, Any]:
         """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
         found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, self.at_once)}
         if self.data.num_classes == 2 and self.data.class_names:
             found["class_names"] = list(self.data.class_names)
-            splits = {"validation": self.resident(self.data.val), "test": test}
+            splits = {"validation": self.placed(self.data.val), "test": test}
             self.run.write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
         return found
 
@@ -198,7 +203,7 @@ def _show(run: RunDir, state: dict[str, Any]) -> None:
     run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
 
 
-def _description(config: Config, network: nn.Module, test: Resident, digest: str) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Samples, digest: str) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
@@ -218,11 +223,10 @@ def _merged(run: RunDir, name: str, config: Config, epoch: int, found: dict[str,
     return {key: value for key, value in {**before, str(epoch): here}.items() if value}
 
 
-def _clean_accuracy(network: nn.Module, test: Resident, at_once: int) -> float:
+def _clean_accuracy(network: nn.Module, test: Samples, at_once: int) -> float:
     """Share of the whole test set that is classified correctly, whether attacked or not."""
     right = 0
     with torch.no_grad(), attack_mode(network):
-        for part in torch.arange(len(test), device=test.y.device).split(min(1024, at_once)):
-            x, y = test.batch(part)
+        for _, x, y in test.batches(torch.arange(len(test)).split(min(1024, at_once))):
             right += int((predicted(network(x)) == y).sum())
     return right / len(test)
