@@ -26,8 +26,12 @@ def run_on(workers: int, function: Callable[..., None], *arguments: Any) -> None
     if workers == 1:
         function(*arguments)
         return
-    port = free_port()
-    mp.start_processes(_enter, (workers, port, function, arguments), nprocs=workers, start_method="spawn")
+    # Forked from a process that has imported everything and done nothing: an import of torch takes longer than most
+    # of these tests train.
+    mp.get_context("forkserver").set_forkserver_preload(["tests.support.workers"])
+    as_here = (dict(os.environ), os.getcwd())
+    given = (as_here, workers, free_port(), function, arguments)
+    mp.start_processes(_enter, given, nprocs=workers, start_method="forkserver")
 
 
 def free_port() -> int:
@@ -41,7 +45,18 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _enter(rank: int, workers: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _enter(
+    rank: int,
+    as_here: tuple[dict[str, str], str],
+    workers: int,
+    port: int,
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
+) -> None:
+    environment, directory = as_here
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(directory)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     function(*arguments)
