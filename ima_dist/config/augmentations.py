@@ -39,8 +39,8 @@ def steps_of(text: str) -> tuple[Step, ...] | None:
     words = [word.strip() for word in text.split(",")]
     if words == [NONE]:
         return ()
-    name = words[0].partition(":")[0]
-    if len(words) == 1 and ":" in text and name not in KINDS:
+    name, _, function = words[0].partition(":")
+    if len(words) == 1 and name not in KINDS and function and not function[0].isdigit():
         return None
     steps = tuple(map(_step, words))
     names = [step.name for step in steps]

@@ -22,28 +22,37 @@ _SAID = 1 << 28
 
 @dataclass(frozen=True)
 class Placed:
-    """samples: one for each split. place: where they are. sentence: for the user; None if there is nothing to say."""
+    """samples: one for each split. sentence: where they are, for the user; None if there is nothing to say."""
 
     samples: tuple[Samples, ...]
-    place: Place
     sentence: str | None
 
 
-def place(
-    splits: Sequence[Split], asked: str, device: torch.device, dtype: torch.dtype, box: Box, workers: int | None = None
-) -> Placed:
+def place(splits: Sequence[Split], asked: str, device: torch.device, dtype: torch.dtype, box: Box) -> Placed:
     """Put the splits where ``--data.place`` (``asked``) says; "auto" decides by what is free, before anything is read.
 
-    workers: processes that share this machine's memory (default: what Ray says).
     Raises ConfigError if they do not fit where the user wants them, and Unreadable.
     """
-    workers = workers or int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    # Ray says how many workers share this machine's memory.
+    workers = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+    host = free_memory() // workers
+    room = host if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    where, sentence = choose(splits, asked, device, dtype, room, host, workers)
+    return Placed(tuple(_placed(split, where, device, dtype, box) for split in splits), sentence)
+
+
+def choose(
+    splits: Sequence[Split], asked: str, device: torch.device, dtype: torch.dtype, room: int, host: int, workers: int
+) -> tuple[Place, str | None]:
+    """The place, and the sentence of ``Placed``.
+
+    room: bytes free on the device. host: bytes of the host's memory that each of its ``workers`` may use.
+    Raises ConfigError if the samples do not fit where the user wants them.
+    """
     on_card = device.type != "cpu"
     # On a CPU, what is in place already needs nothing more.
     for_device = sum(_on_device(split, dtype) for split in splits if not stays_in_place(split, device, dtype))
     for_host = sum(len(split) * split.bytes_each for split in splits if split.on_disk)
-    host = free_memory() // workers
-    room = torch.cuda.mem_get_info(device)[0] if on_card else host
     where: Place
     if asked == "auto":
         where = _fitting(for_device, room, for_host, host, on_card, all(not split.on_disk for split in splits))
@@ -53,13 +62,13 @@ def place(
         if need > left:
             raise ConfigError(
                 f"--data.place {where} needs {_size(need)} of memory, and {_size(left)} are free{_each(workers)}: use "
-                "--data.place auto or disk, or a subset."
+                "--data.place auto or disk, or fewer samples."
             )
     total = sum(len(split) * split.bytes_each for split in splits)
     said = None
     if total >= _SAID or where != "device":
-        said = f"Data of {_size(total)}: {_words(where, on_card, device)}{_each(workers)}."
-    return Placed(tuple(_placed(split, where, device, dtype, box) for split in splits), where, said)
+        said = f"Data of {_size(total)}: {_words(where, on_card)}{_each(workers)}."
+    return where, said
 
 
 def _fitting(for_device: int, room: int, for_host: int, host: int, on_card: bool, loaded: bool) -> Place:
@@ -81,9 +90,9 @@ def _on_device(split: Split, dtype: torch.dtype) -> int:
     return len(split) * math.prod(split.shape) * (1 if split.dtype == torch.uint8 else dtype.itemsize)
 
 
-def _words(where: Place, on_card: bool, device: torch.device) -> str:
+def _words(where: Place, on_card: bool) -> str:
     if where == "device":
-        return f"held in the memory of {device}" if on_card else "held in memory"
+        return "held in the card's memory" if on_card else "held in memory"
     return "in the host's memory, copied batch by batch" if where == "host" else "read from the disk batch by batch"
 
 

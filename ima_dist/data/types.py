@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ima_dist.config.errors import first_line
+from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.data.fetched import Fetched
 
 PARTS = ("train", "val", "test")
@@ -77,12 +77,13 @@ class Split:
         rows = indices if self.rows is None else self.rows[indices]
         if isinstance(self.stored, Tensor):
             return self.stored[rows]
+        if not len(rows):
+            return torch.empty((0, *self.shape), dtype=self.dtype)
         try:
             found = self.stored.fetch(rows.numpy())
         except Exception as error:
-            raise Unreadable(
-                f"the data can no longer be read ({first_line(error)}): bring the files back as they were"
-            ) from error
+            why = str(error).rstrip(".") if isinstance(error, ConfigError) else first_line(error)
+            raise Unreadable(f"the data can no longer be read ({why}): bring the files back as they were") from error
         if found.shape != (len(rows), *self.shape) or found.dtype != self.dtype:
             raise Unreadable(f"the data have changed (a sample is {found.dtype} {tuple(found.shape[1:])} now)")
         return found
