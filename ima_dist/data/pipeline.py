@@ -14,8 +14,9 @@ from ima_dist.data.types import Box, Samples, Split, Taken
 
 # Batches that are ready or being read beyond the one in use: as many as have so many bytes, but one at least.
 _AHEAD, _AHEAD_BYTES = 8, 1 << 28
-# A thread takes at least so many bytes of a batch: handing over less costs more than it saves.
-_LEAST = 1 << 17
+# Bytes of a batch that a thread reads in one go: handing over less costs more than it saves, and more would leave its
+# cache before it is copied into the batch.
+_LEAST, _MOST = 1 << 17, 1 << 20
 _MOST_THREADS = 16
 
 
@@ -24,22 +25,38 @@ def stream(split: Split, parts: Iterable[Tensor], *, pin: bool = False) -> Gener
 
     In the order of ``parts``, which are taken a few ahead of the consumer, in its own thread. The threads that read
     end with the iterator: close it (``contextlib.closing``) where it may not be exhausted.
-    pin: in page-locked memory, from which a card can copy while the host goes on.
+    pin: in page-locked memory, from which a card can copy while the host goes on. Without it, samples are overwritten
+    when the next ones are taken: fresh memory would cost as much as a decoded image.
     Raises Unreadable.
     """
     threads, size = reading_threads(), max(split.bytes_each, 1)
     waiting: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
+    spare: list[Tensor] = []
+
+    def start(part: Tensor) -> None:
+        if spare and len(spare[-1]) < len(part):
+            spare.clear()
+        whole = spare.pop() if spare else torch.empty(len(part), *split.shape, dtype=split.dtype, pin_memory=pin)
+        each = max(1, _LEAST // size, min(_MOST // size, -(-len(part) // threads)))
+        pieces = zip(part.split(each), whole[: len(part)].split(each), strict=True) if len(part) else ()
+        waiting.append((part, whole, [pool.submit(_read, split, *piece) for piece in pieces]))
+
+    def finished() -> tuple[Tensor, Tensor]:
+        part, whole, reading = waiting.popleft()
+        for future in reading:
+            future.result()
+        if not pin:
+            spare.append(whole)
+        return part, whole[: len(part)]
+
     pool = ThreadPoolExecutor(threads, "samples")
     try:
         for part in parts:
-            out = torch.empty(len(part), *split.shape, dtype=split.dtype, pin_memory=pin)
-            each = max(-(-len(part) // threads), _LEAST // size, 1)
-            pieces = zip(part.split(each), out.split(each), strict=True) if len(part) else ()
-            waiting.append((part, out, [pool.submit(_read, split, *piece) for piece in pieces]))
+            start(part)
             while len(waiting) > min(_AHEAD, max(1, _AHEAD_BYTES // (size * max(len(part), 1)))):
-                yield _whole(*waiting.popleft())
+                yield finished()
         while waiting:
-            yield _whole(*waiting.popleft())
+            yield finished()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -60,7 +77,7 @@ class Streamed(Samples):
             for part, x in found:
                 indices = self.on_device(part)
                 seen = self.as_seen(x.to(self.y.device, non_blocking=True))
-                yield Taken(indices, seen, self.y.index_select(0, indices))
+                yield Taken(indices, seen.clone() if seen is x else seen, self.y.index_select(0, indices))
 
 
 def in_memory(split: Split) -> Split:
@@ -92,9 +109,3 @@ def _read(split: Split, part: Tensor, out: Tensor) -> None:
 def _as_bytes(x: Tensor) -> np.ndarray:
     """(B, bytes of a sample); shares the memory of a contiguous x, which has samples."""
     return x.reshape(len(x), -1).view(torch.uint8).numpy()
-
-
-def _whole(part: Tensor, out: Tensor, reading: list[Future[None]]) -> tuple[Tensor, Tensor]:
-    for future in reading:
-        future.result()
-    return part, out
