@@ -126,8 +126,9 @@ def measured(work: Callable[[], int]) -> tuple[float, float]:
     return count / (time.perf_counter() - clock), count / (time.process_time() - cpu)
 
 
-def against_decoding(directory: Path, count: int, rounds: int = 5) -> dict[str, float]:
-    samples, threads = Packed(directory), reading_threads()
+def against_decoding(directory: Path, count: int, threads: int, rounds: int = 5) -> dict[str, float]:
+    """The pipeline with ``threads``, against decoding, and against decoding and stacking into batches, in one."""
+    samples = Packed(directory)
     split = Split(samples, torch.zeros(len(samples), dtype=torch.int64))
     with open(samples.file, "rb") as file:
         contents = [samples.content(file.fileno(), row) for row in range(count)]
@@ -137,15 +138,23 @@ def against_decoding(directory: Path, count: int, rounds: int = 5) -> dict[str, 
             decode_jpeg(content, ImageReadMode.RGB)
         return count
 
+    def stacked() -> int:
+        for first in range(0, count, 64):
+            torch.stack([decode_jpeg(content, ImageReadMode.RGB) for content in contents[first : first + 64]])
+        return count
+
     def piped() -> int:
         return sum(len(x) for _, x in stream(split, torch.arange(count).split(64)))
 
-    found = [(measured(bare), measured(piped)) for _ in range(rounds)]
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(1)
+    found = [(measured(bare), measured(stacked), measured(piped)) for _ in range(rounds)]
     return {
         "threads": threads,
-        "bare_images_per_second_and_core": median(bare[1] for bare, _ in found),
-        "share_of_bare_by_clock": median(piped[0] / (threads * bare[0]) for bare, piped in found),
-        "share_of_bare_by_cpu": median(piped[1] / bare[1] for bare, piped in found),
+        "bare_images_per_second_of_cpu": median(bare[1] for bare, _, _ in found),
+        "share_of_bare_by_clock": median(piped[0] / (threads * bare[0]) for bare, _, piped in found),
+        "share_of_bare_by_cpu": median(piped[1] / bare[1] for bare, _, piped in found),
+        "share_of_stacked_by_cpu": median(piped[1] / stacked[1] for _, stacked, piped in found),
     }
 
 
@@ -289,7 +298,8 @@ def main(argv: list[str] | None = None) -> int:
         if is_large:
             print(json.dumps(large(directory, arguments.steps or 40, arguments.turns, batch_size), indent=1))
         else:
-            print(json.dumps(against_decoding(directory, min(count, 512)), indent=1), flush=True)
+            for threads in sorted({1, reading_threads()}):
+                print(json.dumps(against_decoding(directory, min(count, 512), threads), indent=1), flush=True)
             print(json.dumps(waiting(directory, arguments.steps or 6, batch_size), indent=1))
     finally:
         if not arguments.dir:

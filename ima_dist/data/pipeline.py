@@ -14,9 +14,8 @@ from ima_dist.data.types import Box, Samples, Split, Taken
 
 # Batches that are ready or being read beyond the one in use: as many as have so many bytes, but one at least.
 _AHEAD, _AHEAD_BYTES = 8, 1 << 28
-# Bytes of a batch that a thread reads in one go: handing over less costs more than it saves, and more would leave its
-# cache before it is copied into the batch.
-_LEAST, _MOST = 1 << 17, 1 << 20
+# A thread takes at least so many bytes of a batch: handing over less costs more than it saves.
+_LEAST = 1 << 17
 _MOST_THREADS = 16
 
 
@@ -25,29 +24,25 @@ def stream(split: Split, parts: Iterable[Tensor], *, pin: bool = False) -> Gener
 
     In the order of ``parts``, which are taken a few ahead of the consumer, in its own thread. The threads that read
     end with the iterator: close it (``contextlib.closing``) where it may not be exhausted.
-    pin: in page-locked memory, from which a card can copy while the host goes on. Without it, samples are overwritten
-    when the next ones are taken: fresh memory would cost as much as a decoded image.
+    pin: in page-locked memory, from which a card can copy while the host goes on.
     Raises Unreadable.
     """
     threads, size = reading_threads(), max(split.bytes_each, 1)
-    waiting: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
-    spare: list[Tensor] = []
+    waiting: deque[tuple[Tensor, Tensor | None, list[Future[Tensor]]]] = deque()
 
     def start(part: Tensor) -> None:
-        if spare and len(spare[-1]) < len(part):
-            spare.clear()
-        whole = spare.pop() if spare else torch.empty(len(part), *split.shape, dtype=split.dtype, pin_memory=pin)
-        each = max(1, _LEAST // size, min(_MOST // size, -(-len(part) // threads)))
-        pieces = zip(part.split(each), whole[: len(part)].split(each), strict=True) if len(part) else ()
-        waiting.append((part, whole, [pool.submit(_read, split, *piece) for piece in pieces]))
+        pieces = part.split(max(1, _LEAST // size, -(-len(part) // threads)))
+        if len(pieces) == 1 and not pin:
+            waiting.append((part, None, [pool.submit(split.fetch, part)]))
+            return
+        out = torch.empty(len(part), *split.shape, dtype=split.dtype, pin_memory=pin)
+        places = out.split(len(pieces[0]))
+        waiting.append((part, out, [pool.submit(_read, split, *piece) for piece in zip(pieces, places, strict=True)]))
 
     def finished() -> tuple[Tensor, Tensor]:
-        part, whole, reading = waiting.popleft()
-        for future in reading:
-            future.result()
-        if not pin:
-            spare.append(whole)
-        return part, whole[: len(part)]
+        part, out, reading = waiting.popleft()
+        found = [future.result() for future in reading]
+        return part, found[0] if out is None else out
 
     pool = ThreadPoolExecutor(threads, "samples")
     try:
@@ -77,7 +72,7 @@ class Streamed(Samples):
             for part, x in found:
                 indices = self.on_device(part)
                 seen = self.as_seen(x.to(self.y.device, non_blocking=True))
-                yield Taken(indices, seen.clone() if seen is x else seen, self.y.index_select(0, indices))
+                yield Taken(indices, seen, self.y.index_select(0, indices))
 
 
 def in_memory(split: Split) -> Split:
@@ -97,13 +92,16 @@ def reading_threads() -> int:
     return max(1, min(share, allowed, _MOST_THREADS))
 
 
-def _read(split: Split, part: Tensor, out: Tensor) -> None:
+def _read(split: Split, part: Tensor, out: Tensor) -> Tensor:
     """Copy samples into ``out`` in one thread: torch would start further ones for it, in each of ours."""
+    if not len(part):
+        return out
     if isinstance(split.stored, Tensor) and split.stored.is_contiguous():
         rows = part if split.rows is None else split.rows[part]
         np.take(_as_bytes(split.stored), rows.numpy(), axis=0, out=_as_bytes(out), mode="clip")
     else:
         _as_bytes(out)[...] = _as_bytes(split.fetch(part))
+    return out
 
 
 def _as_bytes(x: Tensor) -> np.ndarray:
