@@ -32,7 +32,7 @@ from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
 from benchmarks import training_step
-from ima_dist.attacks import bpgd, pgd, worst
+from ima_dist.attacks import CurveResult, bpgd, pgd, worst_curve
 from ima_dist.attacks.common import (
     Box,
     attack_mode,
@@ -170,7 +170,7 @@ def compare_bpgd(
 def compare_worst(
     model: nn.Module, x: Tensor, y: Tensor, levels: list[float], *, norm: str, box: Box, steps: int
 ) -> dict[str, Any]:
-    """``worst`` against advertorch's attack with both losses, all ``levels``, the same starts."""
+    """``worst_curve`` against advertorch's attack with both losses at all ``levels``."""
     keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(len(x)))
     model.eval()
 
@@ -189,11 +189,13 @@ def compare_worst(
         return accuracies
 
     theirs: list[float] = []
-    found: list[tuple[Tensor, Tensor]] = []
+    found: list[CurveResult] = []
 
     def run_ours() -> None:
-        starts = functools.partial(noise.start, keys, x, norm=norm)
-        found.append(worst(model, x, y, [0.0, *levels], norm=norm, steps=steps, start=starts, box=box))
+        def start(eps: float, number: int) -> Tensor:
+            return noise.start(noise.derived(keys, number) if number else keys, x, eps, norm)
+
+        found.append(worst_curve(model, x, y, [0.0, *levels], norm=norm, steps=steps, start=start, box=box))
 
     # As a user calls it, advertorch also computes the gradients of the parameters, for nothing.
     slow = seconds(lambda: theirs.extend(run_theirs()))
@@ -201,8 +203,7 @@ def compare_worst(
     model.requires_grad_(False)
     slow_without = seconds(run_theirs)
     model.requires_grad_(True)
-    predictions, evaluations = found[0]
-    ours = (predictions == y).double().mean(1).tolist()
+    ours = (found[0].predictions == y).double().mean(1).tolist()
     return {
         "norm": norm,
         "samples": len(x),
@@ -213,7 +214,7 @@ def compare_worst(
         "advertorch_seconds": round(slow, 2),
         "advertorch_seconds_without_parameter_gradients": round(slow_without, 2),
         "worst_seconds": round(fast, 2),
-        "worst_evaluations": int(evaluations),
+        "worst_evaluations": found[0].evaluations,
         "advertorch_evaluations": len(x) * (1 + 2 * len(levels) * (steps + 1)),
         "ratio": round(slow / fast, 3),
         "ratio_without_parameter_gradients": round(slow_without / fast, 3),

@@ -2,6 +2,7 @@
 
 from ima_dist.attacks.anpgd import NearestResult, anpgd
 from ima_dist.attacks.bpgd import BoundaryResult, bpgd
+from ima_dist.attacks.curve import CurveResult, worst_curve
 from ima_dist.attacks.ddn import DDNResult, ddn
 from ima_dist.attacks.fmn import MinimalResult, fmn
 from ima_dist.attacks.pgd import pgd
@@ -10,6 +11,7 @@ from ima_dist.attacks.worst import worst
 
 __all__ = [
     "BoundaryResult",
+    "CurveResult",
     "DDNResult",
     "MinimalResult",
     "NearestResult",
@@ -20,4 +22,5 @@ __all__ = [
     "pgd",
     "spsa",
     "worst",
+    "worst_curve",
 ]

@@ -119,7 +119,9 @@ def at_level(network: Network, level: float, useful: tuple[float, float] = (0.0,
     useful: as in ``Tally``. Whatever was counted before the first level belongs to it.
     """
     if isinstance(network, Counted):
-        if network.levels:
+        if level in network.levels:
+            network.tally = network.levels[level]
+        elif network.levels:
             network.tally = Tally(network.tally.device)
         network.tally.useful = useful
         network.levels[level] = network.tally

@@ -77,6 +77,7 @@ def fmn(
     Raises:
         ValueError: an unknown norm, or shapes that do not fit.
     """
+    # Long: one loop whose state is a dozen tensors.
     check_batch(x, y, 0.0, norm, start)
     loss = margin_loss if rival is None else towards(rival)
     tiny, wide = torch.finfo(x.dtype).tiny, torch.finfo(x.dtype).max

@@ -36,7 +36,7 @@ def worst(
     """Predictions under the worst of all iterates, losses and smaller radii.
 
     PGD (eq. 1) runs for each radius in ascending order and each loss, then towards each sample's nearest rival
-    classes (``_Search``). The clean sample and every iterate count; a sample that is broken leaves the batch and
+    classes (``Search``). The clean sample and every iterate count; a sample that is broken leaves the batch and
     stays broken at larger radii. docs/log.md compares ``worst`` with AutoAttack.
 
     Args:
@@ -58,7 +58,7 @@ def worst(
         raise ValueError(f"levels must ascend, got {list(levels)}")
     predictions = torch.empty(len(levels), len(x), dtype=torch.int64, device=x.device)
     with torch.no_grad(), attack_mode(model):
-        search = _Search(model, x, y, norm, losses, rivals)
+        search = Search(model, x, y, norm, losses, rivals)
         for number, eps in enumerate(levels):
             if eps > 0:
                 xi = norms.random_start(x, eps, norm) if start is None else start(eps)
@@ -67,10 +67,18 @@ def worst(
     return predictions, torch.tensor(search.spent)
 
 
-class _Search:
+class Search:
     """The labels found so far, ``predicted`` (B,), and the forward passes spent on them, ``spent``."""
 
-    def __init__(self, model: Network, x: Tensor, y: Tensor, norm: str, losses: Sequence[str], rivals: int) -> None:
+    def __init__(
+        self,
+        model: Network,
+        x: Tensor,
+        y: Tensor,
+        norm: str,
+        losses: Sequence[str] = ("ce", "margin"),
+        rivals: int = 3,
+    ) -> None:
         logits = model(x)
         self.model, self.x, self.y, self.norm = model, x, y, norm
         self.predicted, self.spent, self.classes = predicted(logits), len(x), logits.shape[1]
@@ -93,7 +101,7 @@ class _Search:
         if not self.rivals:
             return
         if self.aims is None:
-            self.aims = self._nearest()
+            self.aims = self.nearest(self._left())
         share = max(1, round(steps / self.rivals))
         shrinking = [0.5 * (1 - i / share) for i in range(share)]
         for begin in (xi, -xi):
@@ -121,12 +129,12 @@ class _Search:
             if len(gone):
                 self.predicted[rows[gone]] = predicted(logits[gone])
 
-    def _nearest(self) -> Tensor:
-        """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples left.
+    def nearest(self, rows: Tensor) -> Tensor:
+        """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples ``rows``.
 
         By the linearised distance at x (Moosavi-Dezfooli et al. 2016, DeepFool).
         """
-        rows, most = self._left(), min(9, self.classes - 1)
+        most = min(9, self.classes - 1)
         aims = torch.zeros(len(self.x), self.rivals, dtype=torch.int64, device=self.x.device)
         if not len(rows):  # some networks cannot take an empty batch
             return aims
@@ -141,5 +149,5 @@ class _Search:
             distances.append(-towards(rival)(logits, y) / size.clamp_min(torch.finfo(x.dtype).tiny))
         order = torch.stack(distances, 1).argsort(1)[:, : self.rivals]
         aims[rows] = candidates.gather(1, order)
-        self.spent += most * len(rows)
+        self.spent += (1 + most) * len(rows)
         return aims

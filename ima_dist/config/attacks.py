@@ -15,7 +15,8 @@ class Attack:
 
     function: its name in ``evaluation/attacks.py``. rank: 1 is the strictest. about: one line for help texts.
     protocol: how it was done, one sentence without its full stop, with the fields of an entry of summary.json's
-    curves in braces. reads: the options ``eval.…`` that it uses. version: grows with each change to its results.
+    curves in braces. reads: the options ``eval.…`` that it uses. earlier: the protocols of its earlier versions, the
+    first one first.
     """
 
     name: str
@@ -24,9 +25,23 @@ class Attack:
     about: str
     protocol: str
     reads: tuple[str, ...] = ()
-    version: int = 1
+    earlier: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """Grows with each change to its results."""
+        return len(self.earlier) + 1
+
+    def protocol_of(self, version: int) -> str:
+        """``protocol`` of an earlier version, or of the present one."""
+        return (*self.earlier, self.protocol)[min(version, self.version) - 1]
 
 
+_STRONG = (
+    "for each loss, cross-entropy and margin (with two classes only margin, as both take the same steps); then, with "
+    "more than two classes, as many steps shared by the three nearest wrong classes (two of three classes), from each "
+    "of two opposite starts, shrinking from ε/2 to 0; every iterate counts"
+)
 _TABLE = (
     Attack(
         "pgd100",
@@ -41,12 +56,16 @@ _TABLE = (
         "worst",
         "strictest",
         2,
-        "stricter and cheaper than pgd100: every iterate counts, then PGD towards the nearest wrong classes",
-        "{steps} steps of PGD with α = {step_scale} for each loss, cross-entropy and margin (with two classes only "
-        "margin, as both take the same steps); then, with more than two classes, as many steps shared by the three "
-        "nearest wrong classes (two of three classes), from each of two opposite starts, shrinking from ε/2 to 0; "
-        "every iterate counts, and a sample broken at a smaller noise level stays broken",
+        "stricter and cheaper than pgd100: FMN from nine starts, then PGD whose every iterate counts",
+        "FMN, 20 steps from each of nine starts (the sample; towards its three nearest wrong classes; points on "
+        "opposite sides), bounds each sample's distance to the boundary; at the largest noise level below it, {steps} "
+        f"steps of PGD with α = {{step_scale}} {_STRONG}; a sample that survives counts as right at all smaller "
+        "levels, too, and one that is broken is attacked at the next one",
         ("steps", "step_scale"),
+        earlier=(
+            f"{{steps}} steps of PGD with α = {{step_scale}} {_STRONG}, and a sample broken at a smaller noise level "
+            "stays broken",
+        ),
     ),
     Attack(
         "pgd-mma",
@@ -114,5 +133,6 @@ def describe_attack(entry: dict[str, Any]) -> str:
         "step_length": f"{scale / steps:g}" if scale and steps else "unknown",
         "spsa_samples": entry.get("spsa_samples") or "an unknown number of",
     }
+    protocol = ATTACK_TABLE[entry["attack"]].protocol_of(entry.get("version") or 1)
     which = "; on samples chosen in proportion to the classes" if entry.get("order") == "stratified" else ""
-    return f"{entry['attack']}: {ATTACK_TABLE[entry['attack']].protocol.format_map(given)}{which}"
+    return f"{entry['attack']}: {protocol.format_map(given)}{which}"

@@ -1,9 +1,7 @@
 """The attacks that ``--eval.attacks`` names, each with the interface that ``runner.evaluate`` calls.
 
 An attack is ``function(network, x, y, keys, config, box)``: samples x (B, ...), labels y (B,) int64, one random key
-per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns predictions (B,) int64 for
-each (loss, noise level); every level of ``config.eval.noise`` has an entry with the loss "both", which is the
-attack's verdict.
+per sample (B,) int64, so that a sample's noise does not depend on its batch. It returns ``Predictions``.
 """
 
 import math
@@ -13,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks import spsa, worst
+from ima_dist.attacks import spsa, worst_curve
 from ima_dist.attacks.common import Box, attack_mode, predicted
 from ima_dist.attacks.counting import ADVERTORCH_L2, at_level, put_back
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
@@ -22,7 +20,19 @@ from ima_dist.core import noise, norms
 from ima_dist.evaluation.advertorch_pgd import advertorch_pgd
 from ima_dist.evaluation.autoattack import autoattack
 
-Predictions = dict[tuple[str, float], Tensor]
+
+class Predictions(dict[tuple[str, float], Tensor]):
+    """Predictions (B,) int64 for each (loss, noise level).
+
+    Every level of ``config.eval.noise`` has an entry with the loss "both", which is the attack's verdict.
+    implied: noise level -> (B,) bool: not attacked, because the sample has survived a larger one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.implied: dict[float, Tensor] = {}
+
+
 EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Predictions]
 
 
@@ -31,7 +41,7 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
 
     The worse of both losses counts for each sample: the paper says only that the attack runs twice.
     """
-    out: Predictions = {}
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))
         for eps in config.eval.noise:
@@ -57,14 +67,19 @@ def _useful(config: Config) -> tuple[float, float]:
 
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
-    """``attacks.worst``: any iterate of either loss counts, and a sample broken at a smaller radius stays broken."""
+    """``attacks.worst_curve``: FMN and every iterate of PGD count."""
 
-    def start(eps: float) -> Tensor:
+    def start(eps: float, number: int) -> Tensor:
         at_level(network, eps)
-        return noise.start(keys, x, eps, config.norm)
+        # The first start is that of the other attacks.
+        return noise.start(noise.derived(keys, number) if number else keys, x, eps, config.norm)
 
-    predictions, _ = worst(network, x, y, config.eval.noise, start=start, **_settings(config, box))
-    return {("both", eps): predictions[i] for i, eps in enumerate(config.eval.noise)}
+    found = worst_curve(network, x, y, config.eval.noise, start=start, **_settings(config, box))
+    out = Predictions()
+    for number, eps in enumerate(config.eval.noise):
+        out["both", eps] = found.predictions[number]
+        out.implied[eps] = found.implied[number]
+    return out
 
 
 def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
@@ -74,7 +89,7 @@ def pgd_mma(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Conf
     MNIST under L∞ ε/40; a sample is broken if any of the ten final iterates is misclassified. The CW loss is
     the margin loss up to a constant.
     """
-    out: Predictions = {}
+    out = Predictions()
     settings = {**_settings(config, box), "step_scale": mma_step_scale(config)}
     with attack_mode(network), torch.no_grad():
         clean = predicted(network(x))
@@ -116,7 +131,7 @@ def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 
 
 def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
-    out: Predictions = {}
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
         for eps in config.eval.noise:
             at_level(network, eps)
@@ -126,7 +141,7 @@ def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Te
 
 def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """The standard version of AutoAttack; a sample broken at a smaller radius is not attacked again."""
-    out: Predictions = {}
+    out = Predictions()
     with attack_mode(network), torch.no_grad():
         answers = predicted(network(x))
         for eps in config.eval.noise:

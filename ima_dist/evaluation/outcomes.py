@@ -1,6 +1,7 @@
 """Outcomes of an evaluation, one row per sample, attack, loss and noise level, and the curves they make."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,24 @@ from torch import Tensor
 
 from ima_dist.config.attacks import protocol
 from ima_dist.config.schema import Config
-from ima_dist.evaluation.attacks import Predictions
 from ima_dist.rundir.curves import Point, noise_key, shown_protocols
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet
 
 
-def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, config: Config, epoch: int) -> pa.Table:
-    """Rows for the samples ``indices`` (B,) of the test set with labels ``y`` (B,)."""
+def outcomes_table(
+    attack: str,
+    found: Mapping[tuple[str, float], Tensor],
+    indices: Tensor,
+    y: Tensor,
+    config: Config,
+    epoch: int,
+    implied: Mapping[float, Tensor] = MappingProxyType({}),
+) -> pa.Table:
+    """Rows for the samples ``indices`` (B,) of the test set with labels ``y`` (B,).
+
+    found, implied: as in ``Predictions``.
+    """
     pieces = [
         pa.table(
             {
@@ -29,6 +40,7 @@ def outcomes_table(attack: str, found: Predictions, indices: Tensor, y: Tensor, 
                 "epoch": np.full(len(indices), epoch),
                 "label": y.cpu().numpy(),
                 "prediction": predicted.cpu().numpy(),
+                "implied": implied[level].cpu().numpy() if level in implied else np.zeros(len(indices), dtype=bool),
             }
         )
         for (loss, level), predicted in found.items()
@@ -44,13 +56,16 @@ def points_of(
     test_samples: the size of the test set. met: what the attack of these outcomes met at each noise level.
     """
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
+    implied = outcomes["implied"].fill_null(False) if "implied" in outcomes.column_names else pa.nulls(len(outcomes))
     grouped = (
-        outcomes.append_column("right", right)
+        outcomes.select(["attack", "epoch", "loss", "noise"])
+        .append_column("right", right)
+        .append_column("implied", implied.cast(pa.int64()))
         .group_by(["attack", "epoch", "loss", "noise"], use_threads=False)
-        .aggregate([("right", "mean"), ("right", "count")])
-        .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples"])
+        .aggregate([("right", "mean"), ("right", "count"), ("implied", "sum")])
+        .rename_columns(["attack", "epoch", "loss", "noise", "accuracy", "samples", "implied"])
     )
-    rows = [row | _turned_wrong(outcomes, row) for row in grouped.to_pylist()]
+    rows = [row | {"implied": row["implied"] or 0} | _turned_wrong(outcomes, row) for row in grouped.to_pylist()]
     orders = ["first" if row["samples"] == test_samples else config.eval.order for row in rows]
     return [
         Point(
@@ -105,7 +120,8 @@ def save(
     if run.outcomes_path.exists():
         old = read_parquet(run.outcomes_path)
         old = old if "protocol" in old.column_names else _with_protocol(old, before)
-        outcomes = pa.concat_tables([_without(old, done), outcomes])
+        # Earlier versions attacked every sample at every level: those rows have null in the column "implied".
+        outcomes = pa.concat_tables([_without(old, done), outcomes], promote_options="default")
     kept = [point for point in before if _key(point) not in done]
     run.write_parquet(run.outcomes_path, outcomes)
     run.write_json(run.summary_path, {**run.summary(), **summary, "curves": [p.to_json() for p in kept + points]})

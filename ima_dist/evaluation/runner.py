@@ -140,7 +140,7 @@ def _attack_batch(
         found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, test.box)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    table = outcomes_table(attack, found, part, y, config, epoch)
+    table = outcomes_table(attack, found, part, y, config, epoch, found.implied)
     about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
     run.write_parquet(file, table.replace_schema_metadata(about))
     return file
@@ -158,7 +158,8 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    table = pa.concat_tables(parts)
+    # An earlier version, which was interrupted, has written no column "implied".
+    table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
     for row in counts.to_pylist():

@@ -14,7 +14,7 @@ from ima_dist.results.statistics import wilson_interval
 from ima_dist.rundir.run import Run
 
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
-_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version")
+_PROTOCOL = ("samples", "steps", "step_scale", "spsa_samples", "order", "version", "implied")
 
 
 def table_csv(table: Table) -> str:

@@ -23,8 +23,9 @@ class Point(BaseModel):
     data. accuracy: None if it was not finite. epoch: the weights after that many epochs. order: how the samples were
     chosen (``eval.order``); "first" if all were attacked. version: of the attack. turned_wrong: of white noise, the
     share of the samples that are right without noise and wrong with it. met: what the attack met
-    (``attacks.counting.COUNTS``), for loss "both"; None if it was not counted. Keys that this version does not know are
-    kept as they are.
+    (``attacks.counting.COUNTS``), for loss "both"; None if it was not counted. implied: how many samples were not
+    attacked at this level, because they have survived a larger one; they count as right. Keys that this version does
+    not know are kept as they are.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
@@ -44,6 +45,7 @@ class Point(BaseModel):
     version: int = 1
     turned_wrong: Annotated[float, Field(ge=0, le=1)] | None = None
     met: dict[str, int] | None = None
+    implied: Annotated[int, Field(ge=0)] = 0
 
     @property
     def level(self) -> float:
@@ -77,7 +79,7 @@ class Point(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The entry of summary.json, without what earlier versions did not have and did as the default says."""
-        later = ("spsa_samples", "order", "version", "turned_wrong", "met")
+        later = ("spsa_samples", "order", "version", "turned_wrong", "met", "implied")
         usual = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude=usual)
 

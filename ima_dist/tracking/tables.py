@@ -28,6 +28,8 @@ from ima_dist.rundir.run import Run
 KINDS = ("runs", "curves", "history", "margins")
 FOLDER = DATASET
 _TEXT, _INT, _FLOAT = pa.string(), pa.int64(), pa.float64()
+# Columns of curves that earlier versions did not write.
+_LATER = ("order", "version", "implied")
 # The options with a column of their own: those in which runs usually differ. "options" has all.
 _OPTIONS = {
     **dict.fromkeys(("preset", "method", "norm"), _TEXT),
@@ -66,6 +68,7 @@ SCHEMAS = {
             "order": _TEXT,
             "version": _INT,
             "turned_wrong": _FLOAT,
+            "implied": _INT,
         }
     ),
     "history": pa.schema(
@@ -197,8 +200,7 @@ def curves_table(run: Run) -> pa.Table:
 def points_of(curves: pa.Table) -> list[Point]:
     """The points of one run's rows: the inverse of ``curves_table``, which has checked them."""
     rows = curves.drop_columns(["run", "low95", "high95"]).to_pylist()
-    # The columns that earlier versions did not write.
-    return [Point(**{k: v for k, v in row.items() if v is not None or k not in ("order", "version")}) for row in rows]
+    return [Point(**{k: v for k, v in row.items() if v is not None or k not in _LATER}) for row in rows]
 
 
 def many_margins(dir: RunDir) -> bool:

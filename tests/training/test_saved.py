@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from ima_dist import audit, evaluate, job, sweep, train
+from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.values import with_options
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, write_parquet
@@ -93,8 +95,10 @@ def test_the_same_evaluation_and_audit_give_the_same_again(runs):
     run = RunDir(runs / "epochs")
     before, audited = in_order(run), read_parquet(run.audit_path)
     assert evaluate.main([str(run.path), "--epochs", "1,3,5", "--device", "cpu"]) == 0
+    after = [point for point in in_order(run) if point.get("version", 1) == 1]
+    # ``worst`` is another attack now: its results stand beside the old ones.
+    assert {p["attack"] for p in in_order(run) if p not in after} == {"worst"} & set(run.config().eval.attacks)
     # Of the attacks' counts, which the old version did not make, only that all is well.
-    after = in_order(run)
     met = [point.pop("met") for point in after if "met" in point]
     assert after == before
     assert met
@@ -106,17 +110,34 @@ def test_the_same_evaluation_and_audit_give_the_same_again(runs):
         assert again[name].to_pylist() == pytest.approx(audited[name].to_pylist(), rel=1e-3), name
 
 
-def test_a_finished_job_is_left_as_it_is(runs, capsys):
-    before = files_below(runs)
+def weights_and_margins(root: Path) -> dict[str, bytes]:
+    """The content of the runs' files that only a training writes."""
+    found = files_below(root)
+    return {
+        name: found[name] for name in found if re.search("(^|/)(checkpoints|margins)/", name) and "dataset/" not in name
+    }
+
+
+def test_a_finished_job_is_evaluated_by_the_present_attacks_and_then_left_as_it_is(runs, capsys):
+    trained = weights_and_margins(runs)
     file = runs / "cluster" / "job" / "job.yaml"
-    assert job.main([str(file), "--scale", "tiny", "--device", "cpu", "--out", str(runs / "jobs")]) == 0
+    command = [str(file), "--scale", "tiny", "--device", "cpu", "--out", str(runs / "jobs")]
+    assert job.main(command) == 0
+    capsys.readouterr()
+    for path in (runs / "jobs").glob("moons-*"):
+        versions = {point.attack: point.version for point in RunDir(path).points()}
+        assert all(version == ATTACK_TABLE[attack].version for attack, version in versions.items())
+    assert weights_and_margins(runs) == trained
+    of_runs = [path for path in (runs / "jobs").iterdir() if path.name.startswith("moons-")]
+    before = [files_below(path) for path in of_runs]
+    assert job.main(command) == 0
     assert capsys.readouterr().out.count(" is finished.") == 2
-    assert files_below(runs) == before
+    assert [files_below(path) for path in of_runs] == before
 
 
 def test_a_sweep_runs_only_what_is_left(runs, capsys):
     root = runs / "sweeps" / "grid"
-    before = files_below(root)
+    before = weights_and_margins(root)
     assert sweep.main(["--resume", str(root), "--list"]) == 0
     names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
     done = {path.name for path in root.glob("moons-*")}

@@ -158,7 +158,7 @@ def test_what_worst_does_is_what_its_protocol_says(monkeypatch):
             assert sizes[0] == 0.5
             assert sizes == sorted(sizes, reverse=True)
 
-    monkeypatch.setattr(sys.modules["ima_dist.attacks.worst"]._Search, "_break", unbroken)
+    monkeypatch.setattr(sys.modules["ima_dist.attacks.worst"].Search, "_break", unbroken)
     network = torch.nn.Linear(4, 10)
     x = torch.rand(2, 4)
     worst(network, x, network(x).argmax(1), [0.1], norm="linf", steps=30)

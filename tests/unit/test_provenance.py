@@ -12,7 +12,7 @@ import yaml
 
 from benchmarks import validation_size
 from ima_dist import job
-from ima_dist.attacks import worst
+from ima_dist.attacks import curve, worst
 from ima_dist.config.__main__ import configs, page
 from ima_dist.config.attacks import describe_attack, protocol
 from ima_dist.config.choices import CHOICES
@@ -218,6 +218,10 @@ def test_the_last_rows_of_tables_20_and_21_are_of_seed_1(main, by_epoch, last):
 
 def test_the_sentence_on_worst_says_what_the_code_does():
     config = make_config("fashion_mnist")
+    assert f"FMN, {curve.FMN_STEPS} steps from each of nine starts" in describe_attack(
+        {"attack": "worst", **protocol("worst", config)}
+    )
+    assert curve.FMN_STARTS == 9
     entry = {"attack": "worst", **protocol("worst", config)}
     sentence = describe_attack(entry)
     numbers = {2: "two", 3: "three", 5: "five"}
