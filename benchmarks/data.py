@@ -69,7 +69,8 @@ def make(directory: Path, count: int) -> None:
 class Packed:
     """The images of ``make``: a ``Fetched``."""
 
-    shape, dtype = (3, SIDE, SIDE), torch.uint8
+    shape: tuple[int, ...] = (3, SIDE, SIDE)
+    dtype = torch.uint8
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "images.bin"
@@ -218,7 +219,7 @@ def _worker(rank: int, port: int, directory: Path, path: Path, first_steps: int,
         if training.state.position.step + 1 >= first_steps > 0:
             raise Interrupted("enough steps")
 
-    training._step = watched  # type: ignore[method-assign]
+    training._step = watched  # type: ignore[assignment, method-assign]
     try:
         training._train_epoch()
     except Interrupted:
