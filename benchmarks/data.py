@@ -261,14 +261,15 @@ def large(directory: Path, steps: int, turns: int, batch_size: int) -> dict[str,
         config = configured(directory, "benchmarks.data:small_network", **options)
         run = RunDir.create(config, path)
         group = _start(directory, path, 0, turns, batch_size)
-        while not any(run.checkpoints_dir.glob(f"*-step={steps:06d}")):
+        # When the next checkpoint appears, this one is known to be whole.
+        while not any(run.checkpoints_dir.glob(f"*-step={steps + 10:06d}")):
             if any(not process.is_alive() for process in group.processes):
                 group.join()
             time.sleep(0.2)
         for process in group.processes:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-        group = _start(directory, path, 2 * steps, turns, batch_size)
+        group = _start(directory, path, 2 * steps + 20, turns, batch_size)
         while not group.join():
             pass
         found["workers_after_the_kill"] = [
