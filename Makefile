@@ -1,4 +1,4 @@
-# make setup | train | check | test | test-volta | gpu. Each is safe to repeat; what is there already is not made again.
+# make setup | train | check | test | test-volta | test-peers | gpu. Each is safe to repeat; what is there already is not made again.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
-.PHONY: setup train check test test-volta gpu
+.PHONY: setup train check test test-volta test-peers gpu
 
 setup: $(READY)
 
@@ -45,9 +45,15 @@ test: $(READY_DEV)
 # The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python
 	@sh tests/support/system_packages.sh
-	test -x .venv-volta/bin/python || $(PYTHON) -m venv .venv-volta
+	@test -x .venv-volta/bin/python || { echo "Installing into .venv-volta: torch and CUDA's libraries are a download of 3 GB"; $(PYTHON) -m venv .venv-volta; }
 	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
 	.venv-volta/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py
+
+# Our classifiers in other people's tools (docs/interoperability.md), in an environment of its own; not in CI.
+test-peers: | $(BIN)/python
+	@test -x .venv-peers/bin/python || { echo "Installing into .venv-peers: torch and CUDA's libraries are a download of 3 GB"; $(PYTHON) -m venv .venv-peers; }
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/peers.txt -e .
+	.venv-peers/bin/python -m pytest tests/peers
 
 # The check for a machine with a card (docs/gpu.md), with the packages that $(PYTHON) has: no .venv. It prints JSON lines.
 gpu:

@@ -207,7 +207,7 @@ def _worker(rank: int, port: int, directory: Path, path: Path, first_steps: int,
     options = {"batch_size": batch_size, "attack.steps": 2, "checkpoint_every": 10}
     config = configured(directory, "benchmarks.data:small_network", **options)
     run, looks = RunDir(path), 0
-    data = load(config.data, config.seed, checked=False)
+    data = load(config.data, config.seed)
     training = Training(config, run, data, torch.device("cpu"), lambda: looks >= turns > 0)
     training.begin()
     report: dict[str, Any] = {"from": training.state.position.step, "first_step_after": None}

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
@@ -55,8 +56,11 @@ def environment(directory: Path) -> dict[str, str]:
     return {"SLURM_CONF": str(directory / "slurm.conf"), "PATH": _PATH}
 
 
-def up(directory: Path, kill_wait: int = 30) -> None:
-    """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started."""
+def up(directory: Path, kill_wait: int = 30, prepare: Callable[[Path], None] = lambda directory: None) -> None:
+    """Start it, and wait until all nodes are idle. Raises ConfigError if it cannot be started.
+
+    prepare: called with the directory once slurm.conf and gres.conf are there, to change them.
+    """
     if absent := missing():
         raise ConfigError(f"{', '.join(absent)} missing: run apt-get install slurm-wlm munge.")
     if directory.exists():
@@ -64,6 +68,7 @@ def up(directory: Path, kill_wait: int = 30) -> None:
     directory.mkdir(mode=0o755, parents=True)
     try:
         _write_files(directory, kill_wait)
+        prepare(directory)
         _start_all(directory)
     except BaseException:
         with contextlib.suppress(Exception):

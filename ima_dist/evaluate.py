@@ -1,28 +1,48 @@
-"""``python -m ima_dist.evaluate RUN_DIR``: evaluate the network of a finished run again, with other settings."""
+"""``python -m ima_dist.evaluate RUN_DIR``: evaluate the network of a finished run again, with other settings.
+
+A network that was trained elsewhere is evaluated in the same way, into a run directory of its own:
+
+    python -m ima_dist.evaluate --model.factory torchvision:resnet18 --model.weights FILE --preset cifar10 --out DIR
+
+with --data.source, --eval.noise and further options for data and networks of your own.
+"""
+
+from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ima_dist.cli.entry import existing, guarded, say
+from ima_dist.cli import external
+from ima_dist.cli.entry import existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import (
     add_local,
     check_inputs,
     check_local,
-    run_task,
+    run_on,
     say_failures,
     say_findings,
     show_results,
+    tried,
 )
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
-from ima_dist.config.schema import Config
+from ima_dist.config.presets import data_name
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import with_options
+from ima_dist.launch.local import workers_of
 from ima_dist.results.tradeoff import select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
 
+if TYPE_CHECKING:
+    from ima_dist.data.types import DataSet
+
+_AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 _ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
 
@@ -32,11 +52,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = OneLineParser(prog="python -m ima_dist.evaluate", description=__doc__, allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
-    parser.add_argument("--attack", metavar="|".join(ATTACKS), help="only this attack (short for --eval.attacks)")
+    parser = OneLineParser(
+        prog="python -m ima_dist.evaluate", description=__doc__, formatter_class=_AS_WRITTEN, allow_abbrev=False
+    )
+    parser.add_argument("run", nargs="?", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
+    parser.add_argument("--attack", metavar="A,B,…", help=f"only these of {', '.join(ATTACKS)} (for --eval.attacks)")
+    external.add_external(parser)
     add_local(parser)
-    add_options(parser, *_ALLOWED)
+    add_options(parser, *_ALLOWED, *external.OPTIONS)
     add_unit(parser)
     add_show_config(parser)
     which = parser.add_mutually_exclusive_group()
@@ -48,21 +71,21 @@ def _main(argv: list[str]) -> int:
     options = user_options(arguments)
     check_local(arguments, options)
     if arguments.attack:
-        options["eval.attacks"] = (arguments.attack,)
-    run = RunDir.open(existing(arguments.run))
-    config, data = with_options(run.config(), options), None
-    if arguments.eps_unit == "range":
-        config, data = in_data_units(config, {name for name in LEVELS if name in options})
+        options["eval.attacks"] = tuple(name.strip() for name in arguments.attack.split(","))
+    data = None
+    if arguments.run is None:
+        run, config, data, out = external.asked(arguments, options)
+    else:
+        external.check_options(options, arguments, _ALLOWED)
+        run, out = RunDir.open(existing(arguments.run)), Path(arguments.run)
+        config = with_options(run.config(), options)
+        if arguments.eps_unit == "range":
+            config, data = in_data_units(config, {name for name in LEVELS if name in options})
     if arguments.show_config:
         say(config_text(config, options))
         return EXIT_DONE
-    epochs = _epochs(run, config, arguments)
-    with run.writing():
-        findings = check_inputs(config, run, epochs, data).findings
-        del data  # the workers load their own
-        run.write_json(run.summary_path, {**run.summary(), "findings": findings})
-        say_findings(config, findings)
-        status = run_task("evaluate", config, run, {"epochs": epochs}, local=arguments.local)
+    epochs = [config.epochs] if run is None else _epochs(run, config, arguments)
+    run, status = _evaluated(run, config, data, out, epochs, arguments.local)
     if status != EXIT_DONE:
         return status
     if epochs == [config.epochs]:
@@ -73,6 +96,32 @@ def _main(argv: list[str]) -> int:
     return say_failures(run, config, epochs)
 
 
+def _evaluated(
+    run: RunDir | None, config: Config, data: DataSet | None, out: Path, epochs: list[int], local: bool
+) -> tuple[RunDir, int]:
+    """Evaluate a run, or a network from elsewhere, for which one is made at ``out`` once the cluster fits it."""
+    with contextlib.ExitStack() as held:
+        if run is not None:
+            held.enter_context(run.writing())
+        network = None
+        if config.method == EXTERNAL and (run is None or not run.read_history()):
+            data, network, findings = tried(config, run, data)
+        else:
+            findings, data = check_inputs(config, run, epochs, data).findings, None
+        cluster = held.enter_context(workers_of(config, local))
+        if run is None:
+            run = RunDir.create(config, out)
+            held.enter_context(run.writing())
+        if network is not None and data is not None:
+            what = f"{data_name(config)}, {config.norm}: a network trained elsewhere"
+            say(f"{what}, on {cluster}. Results: {shown(run.path)}")
+            external.begin(run, config, data, network)
+        del data, network  # the workers load their own
+        run.write_json(run.summary_path, {**run.summary(), "findings": findings})
+        say_findings(config, findings)
+        return run, run_on(cluster, "evaluate", config, run, {"epochs": epochs})
+
+
 def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:
     done = [row["epoch"] for row in run.read_history()]
     if arguments.select:
@@ -80,7 +129,7 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
         complain(f"{arguments.select}: epoch {epochs[0]}.")
         return epochs
     if not arguments.after:
-        if config.epochs not in done:
+        if config.epochs not in done and config.method != EXTERNAL:
             resume = f"python -m ima_dist.train --resume {run.path}"
             raise ConfigError(f"{run.path} has not finished training: continue it with {resume} first.")
         return [config.epochs]

@@ -1,7 +1,7 @@
 """``python -m ima_dist.predict RUN_OR_EXPORT FOLDER --to CSV``: classify the images of a folder.
 
-The CSV file has a row for each PNG or JPEG file in the folder and its subfolders: file, class, and the probability of
-each class.
+The CSV file has a row for each image (PNG, JPEG, TIFF, BMP, WebP) in the folder and its subfolders: file, class, and
+the probability of each class.
 """
 
 import csv
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m ima_dist.predict", description=__doc__, allow_abbrev=False)
     parser.add_argument("classifier", metavar="RUN_OR_EXPORT", help="directory of a run, or of ima_dist.export")
-    parser.add_argument("folder", metavar="FOLDER", help="a folder with PNG or JPEG files, also in subfolders")
+    parser.add_argument("folder", metavar="FOLDER", help="a folder with images, also in subfolders")
     parser.add_argument("--to", required=True, metavar="CSV", help="a file that does not exist yet")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -37,7 +37,7 @@ def _main(argv: list[str]) -> int:
     if to.exists():
         raise ConfigError(f"{to} exists: give another --to, or delete it.")
     if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder: give one with PNG or JPEG files.")
+        raise ConfigError(f"{folder} is not a folder: give one with images.")
 
     import torch
 

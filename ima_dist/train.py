@@ -3,9 +3,10 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
 from ima_dist.cli.own_code import keep_code
@@ -23,9 +24,11 @@ from ima_dist.cli.running import (
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
-from ima_dist.config.presets import OWN, PRESETS, data_name, make_config
-from ima_dist.config.schema import Config
+from ima_dist.config.own import OWN, chosen_text
+from ima_dist.config.presets import PRESETS, data_name, make_config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_option, differences, with_options
+from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.local import workers_of
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir, default_name
@@ -60,11 +63,14 @@ def _main(argv: list[str]) -> int:
         if arguments.show_config:
             say(config_text(config, options))
             return EXIT_DONE
+        chosen = chosen_text(config, options) if config.preset == OWN else ""
+        if chosen:
+            say(chosen)
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
         findings = check_inputs(config, data=data).findings
         del data  # the workers load their own
-        return _train(config, None, out, findings, arguments.local)
+        return _report(train_new(config, out, findings, workers_of(config, arguments.local)), config)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -72,22 +78,53 @@ def _main(argv: list[str]) -> int:
         raise ConfigError(
             "--eps-unit cannot be combined with --resume: the run has its noise levels in the data's unit."
         )
-    config = _resumed(run, arguments.preset, options)
+    config = resumed(run, arguments.preset, options)
     if arguments.show_config:
         say(config_text(config, options))
         return EXIT_DONE
     if run.status == "finished":
         say(f"{run.path} is finished; nothing to do.")
         return EXIT_DONE
+    return _report(train_on(config, run, workers_of(config, arguments.local)), config)
+
+
+class Outcome(NamedTuple):
+    """How a training has ended. status: an exit status. message: why it failed, or was interrupted."""
+
+    run: RunDir
+    status: int
+    message: str | None = None
+
+
+Workers = contextlib.AbstractContextManager[Cluster]
+#: Writes into a new run what it needs beside its configuration.
+Keep = Callable[[RunDir], object]
+
+
+def train_new(
+    config: Config, out: Path, findings: dict[str, Any], workers: Workers, keep: Keep | None = None
+) -> Outcome:
+    """Train a new run in ``out``, which is made once the workers are there."""
+    return _train(config, None, out, findings, workers, keep)
+
+
+def train_on(config: Config, run: RunDir, workers: Workers) -> Outcome:
+    """Continue ``run``. Raises ConfigError if it cannot be continued with this configuration and its data."""
     with run.writing():
         run.record(config)
         digest, findings = check_inputs(config, run)
         check_checkpoints(run, config, digest)
-        return _train(config, run, None, findings, arguments.local)
+        return _train(config, run, None, findings, workers)
 
 
-def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
+def resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
+    """The configuration of ``run`` with ``options`` that do not alter its result. Raises ConfigError."""
     saved = run.config()
+    if saved.method == EXTERNAL:
+        raise ConfigError(
+            f"{run.path} holds a network trained elsewhere, which is only evaluated: python -m ima_dist.evaluate "
+            f"{run.path}."
+        )
     if preset not in (None, saved.preset):
         raise ConfigError(f"{run.path} is a run of {saved.preset}, not of {preset}: leave the preset out.")
     config = with_options(saved, options)
@@ -98,17 +135,26 @@ def _resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config
     return config
 
 
-def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[str, Any], local: bool) -> int:
+def _train(
+    config: Config,
+    run: RunDir | None,
+    out: Path | None,
+    findings: dict[str, Any],
+    workers: Workers,
+    keep: Keep | None = None,
+) -> Outcome:
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
         # A second signal ends everything at once, wherever it is.
         held.push(lambda kind, *_: _how_to_continue(run) if kind is Stopped and run is not None else None)
-        cluster = held.enter_context(workers_of(config, local))
+        cluster = held.enter_context(workers)
         if run is None:
             assert out is not None
             run = RunDir.create(config, out)
             held.enter_context(run.writing())
+            if keep is not None:
+                keep(run)
             keep_code(run, config)
             _keep_start(run, config)
         earlier_seconds = _record_start(run, config, findings)
@@ -120,7 +166,7 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
         start_seconds = time.time() - began
         try:
             status, message = on_workers("train", config, run, cluster)
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             status, message = EXIT_REQUEUE, None
         run.check_lease()
         try:
@@ -132,8 +178,7 @@ def _train(config: Config, run: RunDir | None, out: Path | None, findings: dict[
                 status, message = EXIT_FAILED, why
             else:
                 complain(f"warning: {why}")
-    _report(run, status, message)
-    return say_failures(run, config, [config.epochs]) if status == EXIT_DONE else status
+    return Outcome(run, status, message)
 
 
 def _keep_start(run: RunDir, config: Config) -> None:
@@ -147,7 +192,7 @@ def _record_start(run: RunDir, config: Config, findings: dict[str, Any]) -> floa
     summary = run.summary()
     identity = {name: getattr(config, name) for name in ("preset", "method", "norm", "seed")}
     identity["findings"] = findings
-    run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    run.write_progress({"stage": "starting"})
     run.write_json(run.summary_path, {**summary, **identity, "status": "running", "message": None})
     return summary.get("wall_seconds", 0.0)
 
@@ -160,23 +205,27 @@ def _record_end(run: RunDir, status: int, message: str | None, start_seconds: fl
     run.write_json(run.summary_path, {**summary, **end})
 
 
-def _resume_command(run: RunDir) -> str:
+def resume_command(run: RunDir) -> str:
     return f"python -m ima_dist.train --resume {shown(run.path)}"
 
 
 def _how_to_continue(run: RunDir) -> None:
-    complain(f"Continue with: {_resume_command(run)}")
+    complain(f"Continue with: {resume_command(run)}")
 
 
-def _report(run: RunDir, status: int, message: str | None) -> None:
-    resume = _resume_command(run)
+def _report(outcome: Outcome, config: Config) -> int:
+    """Print the results, or why there are none; returns an exit status."""
+    run, status, message = outcome
+    resume = resume_command(run)
     if status == EXIT_DONE:
         show_results(run)
-    elif status == EXIT_REQUEUE:
+        return say_failures(run, config, [config.epochs])
+    if status == EXIT_REQUEUE:
         say(f"Interrupted. Continue with: {resume}")
     else:
         reason = str(message).rstrip(".")
         complain(f"error: {reason}. To continue from the last checkpoint: {resume}")
+    return status
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Command:
         return (said or lines or [""])[-1].replace(str(self.run.path), "RUN")
 
     def warnings(self) -> list[str]:
-        """What it has complained of, in a run that it has resumed."""
+        """What it has complained of so far."""
         lines = read(self.scratch / "said.txt").splitlines()
         return [line.replace(str(self.run.path), "RUN") for line in lines if line.startswith("warning:")]
 

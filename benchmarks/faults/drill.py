@@ -84,8 +84,7 @@ def drill(next_fault: Callable[[], Fault | None], reference: Future[State], grou
         # The first epoch begins without a file of margins that could be damaged.
         epoch = max(epoch, 1 if fault[0] == "flipped_byte" else 0)
         command = Command(ground.hosts(), run, ground.directory)
-        outcome = _strike(command, *fault, epoch)
-        _add_warnings(outcomes, command)
+        outcome = _strike(command, *fault, epoch, outcomes)
         if outcome is None:
             print(f"The run ended before {fault} with: {command.sentence()}", file=sys.stderr)
             break
@@ -96,7 +95,7 @@ def drill(next_fault: Callable[[], Fault | None], reference: Future[State], grou
     if outcomes and not _finished(run):
         command = Command(ground.hosts(), run, ground.directory)
         command.end()
-        _add_warnings(outcomes, command)
+        _say(outcomes[-1], command.warnings())
         if not _finished(run):
             print(f"The run cannot be finished after {outcomes[-1]}: {command.sentence()}", file=sys.stderr)
     if _finished(run):
@@ -109,8 +108,11 @@ def drill(next_fault: Callable[[], Fault | None], reference: Future[State], grou
     return outcomes
 
 
-def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | None:
-    """Break something in the given epoch (from 0); None if the command ends before."""
+def _strike(command: Command, kind: str, seed: str, epoch: int, before: list[Outcome]) -> Outcome | None:
+    """Break something in the given epoch (from 0); None if the command ends before.
+
+    before: the faults that the run has survived; what the command says until it is struck belongs to the last of them.
+    """
     rng = random.Random(seed)
     step, passes = rng.randrange(1, STEPS + 1), 0
     moment = f"epoch {epoch + 1}, step {step}"
@@ -118,7 +120,11 @@ def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | Non
         step, passes = STEPS, rng.randrange(1, 10)
         moment = f"epoch {epoch + 1}, margin pass"
     at = epoch * STEPS + step
-    if not command.wait_for(lambda: command.reached() >= (at, passes)):
+    ready = command.wait_for(lambda: command.reached() >= (at, passes))
+    said = command.warnings()
+    if before:
+        _say(before[-1], said)
+    if not ready:
         return None
     struck = time.monotonic()
     KINDS[kind](command, rng)
@@ -126,6 +132,7 @@ def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | Non
     outcome = Outcome(kind, seed, moment, status, seconds=time.monotonic() - struck)
     if status >= 0:  # killed, it says nothing
         outcome.sentence = command.sentence()
+    _say(outcome, command.warnings()[len(said) :])
     outcome.left = command.left()
     outcome.survived = _finished(command.run)
     outcome.lost = 0 if outcome.survived else command.reached()[0] - last_whole(command.run)
@@ -133,10 +140,8 @@ def _strike(command: Command, kind: str, seed: str, epoch: int) -> Outcome | Non
     return outcome
 
 
-def _add_warnings(outcomes: list[Outcome], command: Command) -> None:
-    """What the command that resumes has to say about the last fault belongs to it."""
-    if outcomes:
-        outcomes[-1].sentence = " ".join([outcomes[-1].sentence, *command.warnings()]).strip()
+def _say(outcome: Outcome, warnings: list[str]) -> None:
+    outcome.sentence = " ".join([outcome.sentence, *warnings]).strip()
 
 
 def _finished(run: RunDir) -> bool:
@@ -163,6 +168,3 @@ def _difference(run: RunDir, reference: State) -> float:
     weights, margins = state(run)
     pairs = [(weights[k], reference[0][k]) for k in reference[0]] + [(margins, reference[1])]
     return max(float((a - b).abs().max()) for a, b in pairs)
-
-
-# ---- all of them

@@ -106,12 +106,20 @@ class _Curve:
     def _left(self, smallest: float) -> Tensor:
         return (self.distance > smallest).nonzero()[:, 0]
 
-    def _minimal(self, smallest: float, **options: Tensor) -> None:
+    def _minimal(self, smallest: float, rival: Tensor | None = None, start: Tensor | None = None) -> None:
         rows = self._left(smallest)
         if not len(rows):
             return
-        chosen = {name: value[rows] for name, value in options.items()}
-        found = fmn(self.model, self.x[rows], self.y[rows], norm=self.norm, steps=FMN_STEPS, box=self.box, **chosen)
+        found = fmn(
+            self.model,
+            self.x[rows],
+            self.y[rows],
+            norm=self.norm,
+            steps=FMN_STEPS,
+            rival=None if rival is None else rival[rows],
+            start=None if start is None else start[rows],
+            box=self.box,
+        )
         self._keep(rows, found.distance, found.predicted)
         self.spent += found.evaluations
 

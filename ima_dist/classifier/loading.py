@@ -69,7 +69,9 @@ def _of_run(run: Run, epoch: int | None, select: str | None) -> Classifier:
     network = _built(config, inputs, run.dir.code_dir)
     _check_answers(run.dir, config, network, inputs, train)
     _load_epoch(run.dir, chosen, network, inputs)
-    return Classifier(network, inputs, make_card(run, chosen, inputs), source=config.data.source)
+    return Classifier(
+        network, inputs, make_card(run, chosen, inputs), source=config.data.source, resize=config.data.resize
+    )
 
 
 def _of_export(path: Path) -> Classifier:
@@ -80,19 +82,22 @@ def _of_export(path: Path) -> Classifier:
     if not same_as_exported(exported, network):
         raise ConfigError(
             f"The network of {config.model.factory} does not give the answers that it gave when {path} was written: "
-            f"its code has changed{_kept(code_of(path))}."
+            f"its code has changed{kept_copy(code_of(path))}."
         )
-    return Classifier(network, exported.inputs, exported.card(path), source=config.data.source)
+    return Classifier(
+        network, exported.inputs, exported.card(path), source=config.data.source, resize=config.data.resize
+    )
 
 
 def _built(config: Config, inputs: Inputs, code: Path) -> nn.Module:
     try:
         return build_network(config, inputs.classes, inputs.shape, trained=True)
     except ConfigError as error:
-        raise ConfigError(f"{str(error).rstrip('.')}{_kept(code)}.") from error
+        raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(code)}.") from error
 
 
-def _kept(code: Path) -> str:
+def kept_copy(code: Path) -> str:
+    """The end of a sentence on a module that is missing or has changed: where its copy is, if ``code`` has one."""
     return f"; {code} has a copy of it, which PYTHONPATH={code} lets Python find" if code.is_dir() else ""
 
 
@@ -122,5 +127,5 @@ def _check_answers(run: RunDir, config: Config, network: nn.Module, inputs: Inpu
     if not same:
         raise ConfigError(
             f"The network of {config.model.factory} does not give the answers that it gave in the training of "
-            f"{run.path}: its code has changed{_kept(run.code_dir)}."
+            f"{run.path}: its code has changed{kept_copy(run.code_dir)}."
         )

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.errors import ConfigError, DataWarning
-from ima_dist.data.pictures import COLOURS, pictures_below, read_picture
+from ima_dist.config.sources import is_built_in
+from ima_dist.data import arrays
+from ima_dist.data.pictures import COLOURS, Resize, decode, pictures_below
 from ima_dist.rundir.inputs import Inputs
 
 Paths = str | Path | Sequence[str | Path]
@@ -36,8 +38,10 @@ class Classifier(nn.Module):
         shape: of one sample. box: range of valid samples as the network sees them, or None.
     """
 
-    def __init__(self, network: nn.Module, inputs: Inputs, card: dict[str, Any], *, source: str) -> None:
-        """``source``: the function that loaded the training data, which says how files are prepared."""
+    def __init__(
+        self, network: nn.Module, inputs: Inputs, card: dict[str, Any], *, source: str, resize: Resize = "fit"
+    ) -> None:
+        """source: what loaded the training data, which says how files are prepared; resize: the option of this name."""
         super().__init__()
         self.network = network.eval()
         self.card = card
@@ -45,7 +49,7 @@ class Classifier(nn.Module):
         self.shape = inputs.shape
         self.box = inputs.box
         self._unit = inputs.unit
-        self._source = source
+        self._source, self._resize = source, resize
         self._dtype = next((p.dtype for p in network.parameters()), torch.float32)
         self.eval()
 
@@ -66,8 +70,8 @@ class Classifier(nn.Module):
         """The class of each sample, and its probabilities.
 
         Args:
-            images: samples (N, *shape), uint8 or floating point; or paths of PNG and JPEG files, or of one folder
-                with such files. Files are prepared as those of the training data were.
+            images: samples (N, *shape), uint8 or floating point; or paths of images (PNG, JPEG, TIFF, BMP, WebP), or of
+                one folder with such files. Files are prepared as those of the training data were.
             batch_size: samples that are computed at once.
 
         Raises:
@@ -90,11 +94,12 @@ class Classifier(nn.Module):
             yield from self._checked(torch.as_tensor(images)).split(batch_size)
             return
         paths = self.files(images)
-        if not self._source.startswith("ima_dist."):
+        if not is_built_in(self._source) or self._source == arrays.SOURCE:
+            how = "given as arrays" if self._source == arrays.SOURCE else f"prepared by {self._source}"
             colour, (height, width) = {1: "grey", 3: "RGB"}[self.shape[0]], self.shape[1:]
             warnings.warn(
                 DataWarning(
-                    f"The training data were prepared by {self._source}; files are now converted to {colour}, resized "
+                    f"The training data were {how}; files are now converted to {colour}, resized "
                     f"to {height} × {width} and divided by 255. If that differs, prepare them yourself and give arrays."
                 ),
                 stacklevel=2,
@@ -141,7 +146,10 @@ class Classifier(nn.Module):
 
     def _read(self, paths: Sequence[Path]) -> Tensor:
         channels, height, width = self.shape
-        return torch.from_numpy(np.stack([read_picture(path, (channels, height, width))[0] for path in paths]))
+        images = [decode(path, str(path), (channels, height, width), self._resize)[0] for path in paths]
+        if any(image.dtype != np.uint8 for image in images):  # 16 bits
+            images = [image / np.float32(255) if image.dtype == np.uint8 else image for image in images]
+        return torch.from_numpy(np.stack(images))
 
 
 def _text(shape: Sequence[int]) -> str:

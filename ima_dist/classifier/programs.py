@@ -123,8 +123,10 @@ def compared(name: str, network: nn.Module, answer: Answer, x: Tensor) -> dict[s
 def _traced(network: nn.Module, x: Tensor) -> torch.export.ExportedProgram:
     try:
         with _quiet():
-            # A batch of one would fix the batch size.
-            return torch.export.export(network, (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+            # A batch of one would fix the batch size. Strict, which torch 2.7 is by default, refuses the ninth network
+            # of a process: all of them count as one function that was compiled again.
+            batch = torch.export.Dim("batch")
+            return torch.export.export(network, (x[:2],), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:
         raise ConfigError(
             f"torch.export cannot export the network ({first_line(error)}): write only its weights with --format "

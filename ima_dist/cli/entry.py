@@ -15,6 +15,7 @@ from ima_dist.config.errors import (
     EXIT_REQUEUE,
     EXIT_STOPPED,
     ConfigError,
+    DataNote,
     DataWarning,
     complain,
 )
@@ -70,7 +71,7 @@ _usual_format = warnings.formatwarning
 def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
     """A sentence for the user without the line of code that it comes from; other warnings as usual."""
     return (
-        f"warning: {message}\n"
+        f"{'note' if issubclass(category, DataNote) else 'warning'}: {message}\n"
         if issubclass(category, DataWarning)
         else _usual_format(message, category, *where, **line)
     )

@@ -11,7 +11,10 @@ from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
 # command -> module, which is imported only when it is used, and one line of help.
 COMMANDS = {
     "train": ("ima_dist.train", "train a network, evaluate it, and show the result"),
-    "evaluate": ("ima_dist.evaluate", "attack the network of a finished run with other settings"),
+    "evaluate": (
+        "ima_dist.evaluate",
+        "attack the network of a finished run, or one trained elsewhere",
+    ),
     "audit": ("ima_dist.audit", "compare a run's margins with an independent attack"),
     "recommend": ("ima_dist.recommend", "suggest noise levels for adversarial training from a run's margins"),
     "export": ("ima_dist.export", "write a run's network, with a card, for others to use"),

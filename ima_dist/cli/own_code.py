@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from ima_dist.cli.given_code import is_kept
 from ima_dist.config.augmentations import steps_of
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
@@ -43,7 +44,12 @@ def own_files(config: Config) -> dict[str, Path]:
         named.append((config.data.augment, "data.augment"))
     for reference, option in named:
         function = resolve_reference(reference, option)
-        for name in {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys():
+        names = {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys()
+        for kept in [name for name in names if is_kept(name)]:
+            # It lies in the run; what it imports lies elsewhere.
+            file = getattr(sys.modules[kept], "__file__", None)
+            names |= {*_imports(Path(file), [])} & sys.modules.keys() if file else set()
+        for name in sorted(names):
             root = _root(sys.modules[name])
             if root is not None:
                 _follow(name, root, found)
@@ -85,7 +91,8 @@ def _root(module: ModuleType) -> Path | None:
         return None
     path = Path(file).resolve()
     installed = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")]
-    if any(path.is_relative_to(place) for place in installed):
+    # Also that of the user, of Debian, and of an environment that this one extends.
+    if {"site-packages", "dist-packages"} & {*path.parts} or any(path.is_relative_to(place) for place in installed):
         return None
     return path.parents[module.__name__.count(".") + (path.name == "__init__.py")]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from ima_dist.config.arguments import argument_value, is_argument
 from ima_dist.config.checked import Accepts, accepts
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_option
+from ima_dist.config.values import as_option, is_on
 
 PROGRAM = "ima-dist"
+_NEGATIVE = re.compile(r"-[\d.]+(e[-+]?\d+)?(,[-+\d.e]+)+")
 # What only some commands take, which others are often given.
 _ELSEWHERE = {
     "--eps-unit": ": only train and evaluate take it; in a job or sweep file give noise levels in units of the data",
@@ -52,7 +54,8 @@ class OneLineParser(argparse.ArgumentParser):
     def _with_arguments_of_functions(self, words: Sequence[str]) -> list[str]:
         """Add an option for each argument of the user's functions in ``words``: the user chooses their names.
 
-        Returns the words, with a negative number joined to its option: argparse takes -1e-3 for an option.
+        Returns the words, with a negative number, or a list that begins with one, joined to its option: argparse takes
+        -1e-3 and -1,2 for options.
         """
         found: list[str] = []
         for word in words:
@@ -62,7 +65,10 @@ class OneLineParser(argparse.ArgumentParser):
             if takes_any and option not in self._option_string_actions:
                 self.add_argument(option, dest=f"{section}.{key.replace('-', '_')}", type=argument_value)
             before = found[-1] if found else ""
-            if is_argument(before[2:]) and "=" not in before and isinstance(argument_value(word), int | float):
+            if "=" not in before and (
+                (is_argument(before[2:]) and isinstance(argument_value(word), int | float))
+                or (before.startswith("--") and _NEGATIVE.fullmatch(word))
+            ):
                 found[-1] = f"{before}={word}"
             else:
                 found.append(word)
@@ -86,12 +92,19 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
         common: dict[str, Any] = {"dest": name, "default": None, "help": help_of(option).replace("%", "%%")}
         if takes.kinds == (dict,):
             parser.add_argument(as_option(f"{name}.KEY"), metavar="VALUE", **{**common, "dest": f"{name}.KEY"})
+        elif is_on(name):
+            parser.add_argument(as_option(name), type=_switch, metavar="true|false", **common)
         elif takes.kinds == (bool,):
             parser.add_argument(as_option(name), action="store_true", **common)
         else:
             kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
             metavar = "A,B,…" if takes.many else kind
             parser.add_argument(as_option(name), type=_converter(takes), metavar=metavar, **common)
+
+
+def _switch(text: str) -> Any:
+    """A switch that is on by default; what is neither on nor off stays text, which the configuration refuses."""
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def help_of(option: FieldInfo) -> str:

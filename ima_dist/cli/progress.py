@@ -1,4 +1,4 @@
-"""The progress of a run as the user sees it: a bar on a terminal, plain lines in a log file.
+"""The progress of a run as the user sees it: a bar on a terminal or in a notebook, plain lines in a log file.
 
 The workers write progress.json, perhaps on other machines; this module only reads it, without torch.
 Keys, all optional: stage ("starting", "training", "margins", "evaluation", "done"), epoch (from 1), epochs,
@@ -6,7 +6,10 @@ step, steps, samples_done, samples_total, samples_per_second, workers, loss, cle
 share_at_max, seconds_left, evaluation_done, evaluation_total, message, notes, warnings, updated (Unix time).
 """
 
+from __future__ import annotations
+
 import contextlib
+import html
 import sys
 import threading
 import time
@@ -26,17 +29,17 @@ _AFTER_TRAINING = ("evaluation", "done")
 class ProgressView:
     """Context manager that follows a run's progress.json and shows it on ``stream`` (default: stderr).
 
-    On a terminal, one bar counts the samples of the whole training, then those of the evaluation. Elsewhere, a line is
-    printed per stage, per finished epoch (unless it took less than half a second), and at least every minute. A missing
-    or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the last state is shown.
+    On a terminal and in a notebook, one bar counts the samples of the whole training, then those of the evaluation.
+    Elsewhere, a line is printed per stage, per finished epoch (unless it took less than half a second), and at least
+    every minute. A missing or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the
+    last state is shown.
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
         self._path, self._stacks = run.progress_path, run.stacks_dir
         self._told: set[str] = set()
         self._workers: int | None = None
-        stream = stream or sys.stderr
-        self._display: _Bar | _Lines = _Bar(stream) if stream.isatty() else _Lines(stream)
+        self._display = _display(stream)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -123,6 +126,15 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def _display(stream: TextIO | None) -> _Bar | _Cell | _Lines:
+    if stream is None and "IPython" in sys.modules:
+        shell = sys.modules["IPython"].get_ipython()
+        if getattr(shell, "kernel", None) is not None:
+            return _Cell()
+    stream = stream or sys.stderr
+    return _Bar(stream) if stream.isatty() else _Lines(stream)
+
+
 class _Lines:
     """Plain lines for a log file."""
 
@@ -169,10 +181,7 @@ class _Bar:
             # tqdm's own rate and time left would include the start-up time, and the old samples of a resumed run.
             layout = "{percentage:3.0f}%|{bar:12}| {desc}"
             self._bar = tqdm(desc=text, total=1, file=self._stream, dynamic_ncols=True, bar_format=layout)
-        what = "evaluation" if state.get("stage") == "evaluation" else "samples"
-        self._bar.total = state.get(f"{what}_total") or 1
-        done = self._bar.total if state.get("stage") == "done" else state.get(f"{what}_done") or 0
-        self._bar.n = min(done, self._bar.total)
+        self._bar.n, self._bar.total = _done(state)
         self._bar.set_description_str(text)
 
     def note(self, text: str) -> None:
@@ -181,6 +190,40 @@ class _Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class _Cell:
+    """A bar in the output of a notebook's cell."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        # Here, in the main thread: an output belongs to the cell that is being run.
+        self._handle: Any = display(self._bundle({}), raw=True, display_id=True)
+
+    def show(self, state: dict[str, Any]) -> None:
+        self._handle.update(self._bundle(state), raw=True)
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+    def _bundle(self, state: dict[str, Any]) -> dict[str, str]:
+        text = describe(state, compact=True)
+        done, total = _done(state)
+        return {
+            "text/plain": text,
+            "text/html": f'<progress value="{done}" max="{total}"></progress> {html.escape(text)}',
+        }
+
+
+def _done(state: dict[str, Any]) -> tuple[int, int]:
+    """Samples done and to do, in training or evaluation."""
+    what = "evaluation" if state.get("stage") == "evaluation" else "samples"
+    total = state.get(f"{what}_total") or 1
+    return min(total if state.get("stage") == "done" else state.get(f"{what}_done") or 0, total), total
 
 
 def _epoch_finished(before: dict[str, Any], state: dict[str, Any]) -> bool:

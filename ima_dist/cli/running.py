@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ima_dist.cli import external
 from ima_dist.cli.entry import describe_os_error, results_root, say, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, complain
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.launch.cluster import Cluster
 from ima_dist.launch.local import prepare_process, run_here, workers_of
 from ima_dist.launch.workers import run_workers
@@ -24,6 +25,8 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.tracking.recorder import Recorder
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ima_dist.data.types import DataSet
 
 
@@ -56,28 +59,50 @@ def check_inputs(
     Of a ``run`` that exists, also check that this is still its network, and that its weights after ``epochs`` can be
     used. ``data``: those of the configuration, if they have been loaded. Raises ConfigError.
     """
-    import torch
-
     from ima_dist.cli.same_network import check_network
-    from ima_dist.data.load import load
-    from ima_dist.training.door import check_door
-    from ima_dist.training.network import make_network
+    from ima_dist.data.equal_samples import equal_samples
 
-    prepare_process()
-    see_users_modules()
-    if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
-        raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
-    data = data or load(config.data, config.seed)
-    network = make_network(config, data, run)
-    findings = check_door(network, data, config, run)
+    data, network, findings = tried(config, run, data)
+    # Published parts stay as they are.
+    equal = None if data.split_level is None else equal_samples(data)
+    findings |= {} if equal is None else {"equal_samples": equal}
     if run is not None:
         check_network(run, config, data, network, epochs)
     return Inputs(data.digest(), findings)
 
 
+def tried(
+    config: Config, run: RunDir | None = None, data: DataSet | None = None
+) -> tuple[DataSet, nn.Module, dict[str, Any]]:
+    """The data, and the network, tried on a few samples, with what was found. Raises ConfigError."""
+    import torch
+
+    from ima_dist.classifier.loading import kept_copy
+    from ima_dist.data.load import load
+    from ima_dist.training.class_weights import class_weights
+    from ima_dist.training.door import check_door
+    from ima_dist.training.network import few_threads, make_network
+
+    prepare_process()
+    see_users_modules()
+    if config.device == "cuda" and not os.environ.get("RAY_ADDRESS") and not torch.cuda.is_available():
+        raise ConfigError("--device cuda was given, but torch finds no CUDA device: use --device cpu or auto.")
+    try:
+        data = data or load(config.data, config.seed)
+        network = make_network(config, data, run)
+        class_weights(config, data)
+    except ConfigError as error:
+        if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
+            raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
+        raise
+    with few_threads(data):
+        return data, network, check_door(network, data, config, run)
+
+
 def say_findings(config: Config, findings: dict[str, Any]) -> None:
     """Print the range of the inputs and ε's share of it, and warn of what is doubtful."""
-    say(range_text(findings["inputs"], config.eps_max, config.norm))
+    name = "noise" if config.method == EXTERNAL else "ε_max"
+    say(range_text(findings["inputs"], config.eps_max, config.norm, name))
     for doubt in door_doubts(findings, [config.eps_max, *config.eval.noise], config.norm):
         complain(f"warning: {doubt}")
 
@@ -122,10 +147,19 @@ def on_workers(
 
 def run_task(task: str, config: Config, run: RunDir, arguments: dict[str, Any], *, local: bool = False) -> int:
     """Run ``task`` on the workers for a trained run, and print why it ended early; returns an exit status."""
-    with workers_of(config, local) as cluster, Recorder(run, results_root()):
-        run.for_display(lambda: run.write_json(run.progress_path, {"stage": "starting"}))
+    with workers_of(config, local) as cluster:
+        return run_on(cluster, task, config, run, arguments)
+
+
+def run_on(cluster: Cluster, task: str, config: Config, run: RunDir, arguments: dict[str, Any]) -> int:
+    """As ``run_task``, on these workers."""
+    began = time.time()
+    with Recorder(run, results_root()):
+        run.write_progress({"stage": "starting"})
         status, message = on_workers(task, config, run, cluster, arguments)
         run.check_lease()
+        if config.method == EXTERNAL:
+            external.record_end(run, status, message, time.time() - began)
     if status == EXIT_REQUEUE:
         say("Interrupted. Run the same command again to continue.")
     elif status == EXIT_FAILED:
@@ -180,6 +214,8 @@ def show_results(directory: RunDir) -> None:
     from ima_dist.figures.png import draw_all
     from ima_dist.results import obfuscation, paper, white_noise
     from ima_dist.results.binary import binary_report
+    from ima_dist.results.by_class import overall_text
+    from ima_dist.results.split import split_level
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
 
@@ -197,6 +233,10 @@ def show_results(directory: RunDir) -> None:
     say("\n" + robustness_table(points, row, number, run.summary.get("test_samples"), failed))
     copied = paper.copied(config)
     note = f"This network was {copied}." if copied else ""
+    level = split_level(run)
+    for line in (overall_text(run), level and f"Split {level}."):
+        if line:
+            say(line)
     noise = white_noise.describe(points, config)
     for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
         if further:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ima_dist.cli.parser import options_of_model
 from ima_dist.config.presets import preset_config
-from ima_dist.config.schema import METHODS, Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_flags, as_option, option_values
-from ima_dist.plans.sweepfile import READ_BY
+from ima_dist.plans.sweepfile import reads
 from ima_dist.results.text import aligned
 
 _LONGEST = 36  # characters of a value
@@ -25,7 +25,7 @@ def config_text(config: Config, given: Container[str]) -> str:
     own, usual = option_values(config), option_values(preset_config(config))
     about = {name: option.description or "" for name, option in options_of_model()}
     own = {name: value for name, value in own.items() if name != "preset"}
-    unread = [name for name in own if config.method not in READ_BY.get(name, METHODS)]
+    unread = [name for name in own if not reads(config.method, name)]
     head = ["", "option", "value", "preset", ""]
     rows = [
         ["*" * (name in given), as_option(name), _shown(name, value), _usual(name, value, usual), _about(name, about)]
@@ -36,7 +36,7 @@ def config_text(config: Config, given: Container[str]) -> str:
     lines = [line.rstrip() for line in aligned([head, *rows], left=len(head))]
     lines = [line if len(line) <= width else line[: width - 2] + " …" for line in lines]
     notes = [f"Preset {config.preset}; fingerprint {config.fingerprint()}. *: given. preset: its value, if another."]
-    if unread:
+    if unread and config.method != EXTERNAL:
         notes.append(f"Not read by --method {config.method}: {', '.join(map(as_option, unread))}.")
     return "\n".join([*lines, *notes])
 

@@ -18,6 +18,10 @@ class DataWarning(UserWarning):
     """Something about the data that the user should know. The message is one sentence."""
 
 
+class DataNote(DataWarning):
+    """What was found or done, and is no cause for doubt."""
+
+
 def complain(text: str) -> None:
     """Print a sentence on the error stream; a log on a full disk ends nothing."""
     # RuntimeError: a signal that comes while the main thread is printing.

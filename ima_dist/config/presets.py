@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
-from ima_dist.config.schema import NORMS, Config
-from ima_dist.config.values import as_flags, as_option, from_dict, nested, option_values
+from ima_dist.config.own import ALWAYS, OWN, own_options
+from ima_dist.config.schema import EXTERNAL, NORMS, Config
+from ima_dist.config.values import as_flags, from_dict, nested, option_values, with_options
 
 _MOONS_NOISE = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 _CIFAR_NOISE = [i * 4 / 255 for i in range(9)]
@@ -77,17 +78,12 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 # Preset -> the norms that it has a largest margin and noise levels for.
 PRESET_NORMS = {name: tuple(preset.norms) for name, preset in _PRESETS.items()}
-# The preset of one's own data and network.
-OWN = "own"
-# Settings that it cannot know, and an example of each; options of the preset.
-_NEEDED = {
-    "name": "mydata",
-    "data.source": "mine:load",
-    "model.factory": "mine:build",
-    "eps_max": "8/255",
-    "eval.noise": "0,4/255,8/255",
-}
-_OWN_OPTIONS = {"epochs": 60}
+# Where networks without trained weights come from.
+_UNTRAINED = ("torchvision", "timm", "ima_dist.models")
+# What the configuration of a network trained elsewhere follows from.
+_DERIVED = ("method", "eps_max", "epochs")
+#: What the split of a preset's data does not keep apart, as words after "split", where that must be said.
+SPLIT_LEVELS = {"covid_ct": "by slice, not by patient: slices of one patient may be in training and test"}
 
 
 def is_the_papers(config: Config) -> bool:
@@ -121,6 +117,33 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     and ``eval.noise``, or an option that cannot work.
     """
     options = dict(options or {})
+    if options.get("method") == EXTERNAL:
+        raise ConfigError(
+            "--method external is how a network is recorded that was trained elsewhere, and cannot be trained: "
+            "python -m ima_dist.evaluate --model.factory … --model.weights FILE attacks such a network."
+        )
+    return _made(preset, options)
+
+
+def external_config(preset: str, options: dict[str, Any]) -> Config:
+    """The configuration of a network that was trained elsewhere, on the data of ``preset``; checked.
+
+    It has one epoch, and as ε_max the largest noise level. Raises ConfigError as ``make_config``, and if the network
+    is one without weights.
+    """
+    factory = options.get("model.factory")
+    if factory is None:
+        raise ConfigError("Say how the network is built: --model.factory, such as mine:build or torchvision:resnet18.")
+    if options.get("model.weights") is None and factory.partition(":")[0] in _UNTRAINED:
+        raise ConfigError(f"--model.factory {factory} builds an untrained network: give its weights, --model.weights.")
+    config = _made(preset, {**options, "method": EXTERNAL})
+    if config.eval.noise[-1] <= 0:
+        raise ConfigError("--eval.noise needs a level above 0, for example --eval.noise 0,4/255,8/255.")
+    return config
+
+
+def _made(preset: str, options: dict[str, Any]) -> Config:
+    """As ``make_config``, also for networks that were trained elsewhere."""
     if {"eps_unit", "eps-unit"} & options.keys():
         raise ConfigError(
             "eps_unit is an option of the commands train and evaluate: in files, give noise levels in the data's unit."
@@ -144,17 +167,25 @@ def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
         raise ConfigError(f"The preset {preset} has no noise levels for {norm}: give --eps-max and --eval.noise.")
     if options.get("method") == "ce" and preset == "covid_ct":
         tree |= {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01}
-    return from_dict(nested({}, tree | options))
+    return _checked(tree, options)
+
+
+def _checked(usual: dict[str, Any], options: dict[str, Any]) -> Config:
+    """The preset's ``usual`` options with ``options`` on top."""
+    tree = {**usual, **options}
+    if options.get("method") != EXTERNAL:
+        return from_dict(nested({}, tree))
+    config = from_dict(nested({}, {**tree, "epochs": 1, "eps_max": options.get("eps_max", 1.0)}))
+    # Noise levels are numbers once they have been checked.
+    return config if "eps_max" in options else with_options(config, {"eps_max": config.eval.noise[-1] or 1.0})
 
 
 def _own_config(options: dict[str, Any]) -> Config:
-    missing = [f"{as_option(name)} (such as {text})" for name, text in _NEEDED.items() if options.get(name) is None]
-    if missing:
-        raise ConfigError(f"The preset {OWN} needs {', '.join(missing)}.")
-    plain = str(options["name"]).lower().replace("-", "_")
+    found = own_options(options)
+    plain = str(found.get("name")).lower().replace("-", "_")
     if plain in (*PRESETS, OWN):
-        raise ConfigError(f"--name {options['name']} is a preset's name: give your data another one.")
-    return from_dict(nested({}, {"preset": OWN, **_OWN_OPTIONS, **options}))
+        raise ConfigError(f"--name {found['name']} is a preset's name: give your data another one.")
+    return _checked({}, found)
 
 
 def preset_config(config: Config) -> Config:
@@ -165,26 +196,31 @@ def preset_config(config: Config) -> Config:
     """
     given = {"norm": config.norm, "method": config.method}
     own = option_values(config)
-    return make_config(config.preset, {**given, **{name: own[name] for name in _always(config)}})
+    return _made(config.preset, {**given, **{name: own[name] for name in _always(config)}})
 
 
 def _always(config: Config) -> tuple[str, ...]:
     """The options, beside method and norm, that the preset of ``config`` has no value for."""
     if config.preset == OWN:
-        return tuple(_NEEDED)
+        return tuple(name for name in ALWAYS if name != "name" or config.name)
     return () if config.norm in _PRESETS[config.preset].norms else ("eps_max", "eval.noise")
 
 
 def options_of(config: Config) -> dict[str, Any]:
-    """The options by dotted name that make ``config`` from its preset; always with method and norm."""
+    """The options by dotted name that make ``config`` from its preset; always with method and norm.
+
+    Of a network trained elsewhere without those that ``external_config`` adds.
+    """
     usual, own = option_values(preset_config(config)), option_values(config)
     always = {"method", "norm", *_always(config)}
     changed = {name for name, value in own.items() if name not in usual or value != usual[name]}
-    return {name: value for name, value in own.items() if name in always | (changed - {"preset"})}
+    shown = (always | changed) - {"preset"} - set(_DERIVED if config.method == EXTERNAL else ())
+    return {name: value for name, value in own.items() if name in shown}
 
 
 def train_command(config: Config, out: Path | str) -> str:
-    """The command that trains ``config`` into the run directory ``out``."""
-    return shlex.join(
-        ["python", "-m", "ima_dist.train", config.preset, *as_flags(options_of(config)), "--out", str(out)]
-    )
+    """The command that trains ``config`` into the run directory ``out``; of an external network, the evaluation."""
+    options, command = options_of(config), ["ima_dist.train", config.preset]
+    if config.method == EXTERNAL:
+        command = ["ima_dist.evaluate", *(["--preset", config.preset] if config.preset != OWN else [])]
+    return shlex.join(["python", "-m", *command, *as_flags(options), "--out", str(out)])

@@ -171,8 +171,10 @@ OPTIONS: tuple[Setting, ...] = (
     # What the paper does not mention
     Setting("seed", "ours", "the paper names two models of MNIST and CIFAR-10 s0 and s1, and gives no other seeds"),
     Setting(
-        "dtype autocast tf32 model.sync_batch_norm model.mean model.std model.weights_sha256 model.weights_strict "
-        "data.args data.augment model.args eval.val_noise eval.val_steps eval.val_samples",
+        "dtype autocast tf32 class_weights model.sync_batch_norm model.mean model.std model.weights_sha256 "
+        "model.weights_strict data.groups data.split data.augment data.args data.size data.channels data.resize "
+        "data.window model.args eval.val_noise eval.val_steps "
+        "eval.val_samples",
         "ours",
         "plain float32, and none of these in use",
     ),

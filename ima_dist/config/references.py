@@ -5,17 +5,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.sources import SOURCES
 
 # Their networks are found by name alone.
 _LIBRARIES = ("torchvision", "timm")
 
 
 def resolve_reference(reference: str, option: str) -> Callable[..., Any]:
-    """The function called ``reference`` ("pkg.module:function"), as given to ``--<option>``.
+    """The function called ``reference`` ("pkg.module:function", or a built-in source), as given to ``--<option>``.
 
     Raises ConfigError if the text has another form, if the module does not exist or fails on import (the
     original exception stays chained), or if it has no such function.
     """
+    if option == "data.source":
+        reference = SOURCES.get(reference, reference)
     module_name, _, name = reference.partition(":")
     if module_name in _LIBRARIES:
         found: Callable[..., Any] = importlib.import_module("ima_dist.models.libraries").factory(module_name, name)

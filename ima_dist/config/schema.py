@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -20,13 +19,28 @@ from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
 from ima_dist.config.augmentations import KINDS, steps_of
 from ima_dist.config.checked import Checked
+from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.forms import (
+    absolute_if_file,
+    is_channels,
+    is_name,
+    is_reference,
+    is_source,
+    is_window,
+    is_worker_count,
+    whole_range,
+)
 from ima_dist.config.numbers import level
+from ima_dist.config.sources import SOURCES
 
-Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn"]
+Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn", "external"]
 Norm = Literal["linf", "l2"]
 Allowed = Literal["random", "coupled", "not-finite"]
-METHODS: tuple[str, ...] = get_args(Method)
+#: A network that was trained elsewhere and is only evaluated here; its configuration says that it has one epoch.
+EXTERNAL = "external"
+#: The methods that train.
+METHODS: tuple[str, ...] = tuple(name for name in get_args(Method) if name != EXTERNAL)
 NORMS: tuple[str, ...] = get_args(Norm)
 if TYPE_CHECKING:
     AttackName = str
@@ -37,53 +51,27 @@ else:
 _Aside = partial(Field, json_schema_extra={"alters_result": False})
 
 
-def is_reference(value: str) -> str:
-    """``value`` if it has the form pkg.module:function; else ValueError."""
-    module, _, function = value.partition(":")
-    if all(part.isidentifier() for part in module.split(".")) and function.isidentifier() and module[-3:] != ".py":
-        return value
-    # People also write the path of the file, or a dot in place of the colon.
-    path = value.removeprefix("./").replace("/", ".").replace(".py:", ":")
-    guess = path if ":" in path else ":".join(path.rsplit(".", 1))
-    close = bool(re.fullmatch(r"[\w.]+\w:\w+", guess)) and not guess.endswith(":py")
-    raise ValueError("have the form pkg.module:function" + f", such as {guess}" * close)
-
-
 def _is_augmentation(value: str) -> str:
     return value if steps_of(value) is not None else is_reference(value)
 
 
-def _is_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
-        raise ValueError("consist of letters, digits, dots, dashes and underscores")
-    return value
-
-
-def _is_worker_count(value: Any) -> Any:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        if value is not None and value < 1:
-            raise ValueError("be at least 1")
-    elif not isinstance(value, str) or not 1 <= _range(value)[0] <= _range(value)[1]:
-        raise ValueError("be a whole number, or a range such as 1-4")
-    return value
-
-
-def _range(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)-(\d+)", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
-
-
 Reference = Annotated[str, AfterValidator(is_reference)]
+Source = Annotated[str, AfterValidator(is_source)]
 Arguments = Annotated[dict[str, Any], AfterValidator(checked_arguments)]
 Level = Annotated[float, BeforeValidator(level)]
 
 
 class DataConfig(Checked):
-    source: Reference = Field(description="function that loads the data, as pkg.module:function")
+    source: Source = Field(
+        description=f"form of your data: {', '.join(SOURCES)}; or a function that loads them, as pkg.module:function"
+    )
     dir: str | None = _Aside(None, description="directory that holds the data files, or a prepared copy of them")
     download: bool = _Aside(False, description="fetch missing files and check their checksums")
     subset: int | None = Field(
-        None, ge=1, description="train on this many samples, as many of each class; test set in proportion"
+        None,
+        ge=1,
+        description="train on this many samples, as many of each class, or in proportion where classes are too small; "
+        "test set in proportion",
     )
     noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
     # Runs from before this option have 5000 (presets.py has the sizes of new ones).
@@ -92,6 +80,30 @@ class DataConfig(Checked):
         ge=1,
         description="fashion_mnist, mnist, svhn, cifar10: how many of the published training images are held out for "
         "validation; of fewer images the same share (default: a tenth)",
+    )
+    size: int | None = Field(
+        None, ge=1, description="own images: side in pixels to which they are resized (default: theirs, if all agree)"
+    )
+    channels: Annotated[int, AfterValidator(is_channels)] | None = Field(
+        None, description="own images: 1 for grey, 3 for RGB (default: 1 if all are grey, else 3)"
+    )
+    resize: Literal["fit", "crop", "pad"] = Field(
+        "fit",
+        description="own images that are not square: squeezed to fit, cropped to the middle, or padded with black",
+    )
+    window: Annotated[tuple[float, ...], Strict(False), AfterValidator(is_window)] = Field(
+        (),
+        description="own data of more than 8 bits: LOW,HIGH, beyond which values are cut; noise levels are then in "
+        "their units",
+    )
+    groups: Annotated[str, AfterValidator(absolute_if_file)] | None = Field(
+        None,
+        description="what must not be split, such as patients: a CSV file of name,group; a column of a list; a regular "
+        "expression on the samples' names, whose parenthesis is the group; or header",
+    )
+    split: Annotated[tuple[Annotated[float, Ge(0)], ...], Strict(False)] = Field(
+        (70.0, 15.0, 15.0),
+        description="own data that have no parts: shares of training, validation and test samples, by group and class",
     )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
     place: Literal["auto", "device", "host", "disk"] = _Aside(
@@ -104,6 +116,22 @@ class DataConfig(Checked):
         description="random changes of the training images, such as crop:4,flip,rotate:10,brightness:0.1 "
         f"({', '.join(KINDS)}); none; or your own function of (x, keys), as pkg.module:function",
     )
+
+    @model_validator(mode="after")
+    def _fits_the_source(self) -> DataConfig:
+        if len(self.split) != 3 or not (self.split[0] and self.split[2]):
+            raise ConfigError(
+                "--data.split needs three shares, of training, validation and test samples, such as 70,15,15; only "
+                "that of the validation samples may be 0."
+            )
+        given = [f"--data.{name}" for name in ("size", "channels", "window") if getattr(self, name)]
+        given += ["--data.resize"] if self.resize != "fit" else []
+        if given and self.source not in SOURCES:
+            raise ConfigError(
+                f"{given[0]} goes with --data.source {'|'.join(SOURCES)}, not with {self.source}: give a function of "
+                "your own its arguments by --data.args.KEY."
+            )
+        return self
 
 
 class ModelConfig(Checked):
@@ -125,7 +153,7 @@ class ModelConfig(Checked):
         None, description="SHA-256 that this file must have (default: that of the file, which is stored)"
     )
     weights_strict: bool = Field(
-        True, description="refuse weights that the network lacks, or that it has and the file has not"
+        True, description="refuse weights that the network lacks, or that it has and the file has not (default: true)"
     )
 
     @model_validator(mode="before")
@@ -198,10 +226,12 @@ class Config(Checked):
     """One run. Built by ``presets.make_config``; immutable, so that what is saved is what ran."""
 
     preset: str
-    name: Annotated[str, AfterValidator(_is_name)] | None = Field(
+    name: Annotated[str, AfterValidator(is_name)] | None = Field(
         None, description="name of your data, with the preset own: results are shown and compared under it"
     )
-    method: Method = Field("ima", description="training method")
+    method: Method = Field(
+        "ima", description="training method; external marks a network trained elsewhere, which is only evaluated"
+    )
     norm: Norm = Field("linf", description="norm of the perturbation")
     eps_max: Level = Field(
         gt=0, description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"
@@ -215,7 +245,7 @@ class Config(Checked):
     )
     epochs: int = Field(ge=1, description="number of epochs")
     batch_size: int = Field(128, ge=1, description="size of a global batch, shared by all workers")
-    workers: Annotated[int | str | None, PlainValidator(_is_worker_count)] = _Aside(
+    workers: Annotated[int | str | None, PlainValidator(is_worker_count)] = _Aside(
         None,
         description="number of workers, or a range such as 1-4, of which as many run as the cluster has room for "
         "(default: one per GPU, or one on the CPU)",
@@ -226,6 +256,11 @@ class Config(Checked):
     )
     checkpoint_every: int | None = _Aside(
         None, ge=1, description="also write a checkpoint every so many steps, for long epochs (default: after epochs)"
+    )
+    class_weights: Annotated[str, AfterValidator(weights_text)] | None = Field(
+        None,
+        description="weight of each class in the loss: balanced, the same for each class as a whole; or a CSV file of "
+        "class,weight (default: all samples weigh the same)",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, order, noise and split")
     device: Literal["auto", "cpu", "cuda"] = _Aside("auto", description="where to compute")
@@ -260,7 +295,7 @@ class Config(Checked):
     @property
     def worker_range(self) -> tuple[int, int] | None:
         """Fewest and most workers of ``--workers MIN-MAX``; None if their number is fixed, or left to the launcher."""
-        return _range(self.workers) if isinstance(self.workers, str) else None
+        return whole_range(self.workers) if isinstance(self.workers, str) else None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:

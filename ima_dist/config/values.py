@@ -56,6 +56,16 @@ def as_option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def is_on(name: str) -> bool:
+    """Whether the option with this dotted name is a switch that is on by default, so that a value must be given."""
+    fields, default = Config.model_fields, None
+    for part in name.split("."):
+        field = fields.get(part)
+        default = field.default if field else None
+        fields = getattr(field.annotation, "model_fields", {}) if field else {}
+    return default is True
+
+
 def as_flags(options: Mapping[str, Any]) -> list[str]:
     """Command-line words for options by dotted name, the inverse of ``user_options``."""
     words = []
@@ -64,6 +74,9 @@ def as_flags(options: Mapping[str, Any]) -> list[str]:
             text = argument_text(value)
             # argparse takes -1e-05 for an option.
             words += [f"{as_option(name)}={text}"] if text.startswith("-") else [as_option(name), text]
+            continue
+        if is_on(name):
+            words += [as_option(name), str(value).lower()]
             continue
         if value is None or value is False:
             continue

@@ -6,6 +6,8 @@ import sys
 from ima_dist.cli.entry import guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
+from ima_dist.config.own import OWN
+from ima_dist.config.sources import SOURCES
 from ima_dist.data import prepare
 
 
@@ -19,13 +21,16 @@ def _main(argv: list[str]) -> int:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     names = ", ".join(prepare.PUBLISHED)
     make = commands.add_parser("prepare", help="make the prepared copy of a data set", allow_abbrev=False)
-    make.add_argument("name", metavar="NAME", help=names)
+    make.add_argument("name", metavar="NAME", help=f"{names}; or own, for your own data")
     make.add_argument(
         "--source",
         metavar="DIR|download",
-        help="directory with the published files; or download, to fetch those that are missing",
+        help="directory with the published files, or with your own; or download, to fetch those that are missing",
     )
-    make.add_argument("--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME)")
+    make.add_argument("--form", metavar="|".join(SOURCES), help="of your own data (default: guessed)")
+    make.add_argument(
+        "--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME, but for your own data)"
+    )
     make.set_defaults(run=_prepare)
     check = commands.add_parser("verify", help="check every byte of a prepared copy", allow_abbrev=False)
     check.add_argument("what", metavar="NAME|DIR", help=f"a prepared directory, or one of {names}")
@@ -40,7 +45,11 @@ def _main(argv: list[str]) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    if arguments.name == OWN:
+        return _prepare_own(arguments)
     prepare.by_name(arguments.name)
+    if arguments.form:
+        raise ConfigError(f"--form is for your own data (prepare {OWN}), not for {arguments.name}.")
     if not arguments.source:
         raise ConfigError(
             "Name the directory of the published files with --source DIR, or fetch them with --source download."
@@ -53,6 +62,17 @@ def _prepare(arguments: argparse.Namespace) -> int:
         say(f"{arguments.name} has already been prepared in {shown(done.directory)} from the same files.")
     else:
         say(f"{arguments.name}: {_content(done.manifest)} prepared in {shown(done.directory)}.")
+    return EXIT_DONE
+
+
+def _prepare_own(arguments: argparse.Namespace) -> int:
+    from ima_dist.data.sources.prepare import prepare as prepare_own
+
+    if not arguments.source or not arguments.to:
+        raise ConfigError("Name your data with --source DIR, and a new directory for the copy with --to DIR.")
+    directory, manifest, already = prepare_own(arguments.source, arguments.form, arguments.to)
+    words = "have already been prepared" if already else f"{_content(manifest)} prepared"
+    say(f"{'The same data' if already else 'Own data:'} {words} in {shown(directory)}.")
     return EXIT_DONE
 
 

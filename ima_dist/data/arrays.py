@@ -1,70 +1,59 @@
-"""Arrays as tensors, without a copy where torch can; and arrays in files, of which single samples are read."""
+"""Arrays that were given in Python, kept with the run: a file of their own, and the source that reads it.
 
-import mmap
-import os
-import warnings
+safetensors: the types of the arrays stay as they are, all workers of a node map one file, and nothing is unpickled.
+"""
+
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.schema import DataConfig
+from ima_dist.data.types import PARTS, DataSet
+
+SOURCE = "ima_dist.data.arrays:load"
+FILE = "data.safetensors"
 
 
-def from_array(array: np.ndarray) -> torch.Tensor:
-    """A tensor that shares the memory of the array, read-only ones and mapped files included.
-
-    What torch does not take (foreign byte order, negative strides), or is not in C order, is copied. Nothing may write
-    into the tensor.
-    """
-    array = np.require(array, array.dtype.newbyteorder("="), ["C", "A"])
-    with warnings.catch_warnings():
-        # torch has no read-only tensors.
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return torch.from_numpy(array)
+def content(data: DataSet) -> tuple[bytes, str]:
+    """The file that keeps ``data``, and the SHA-256 of what it holds, whichever version of safetensors wrote it."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name in PARTS:
+        part = getattr(data, name)
+        # clone: safetensors refuses arrays that share memory, as parts of one array do
+        tensors |= {f"{name}.x": part.x.contiguous().clone(), f"{name}.y": part.y.contiguous().clone()}
+    about = json.dumps({"box": data.box, "class_names": data.class_names})
+    return to_safetensors(tensors, {"about": about}), _checksum(tensors, about)
 
 
-def is_mapped(array: Any) -> bool:
-    """Whether ``from_array`` leaves an array in its file: one of numpy.load(…, mmap_mode="r"), or rows of that."""
-    if not isinstance(array, np.ndarray) or not (
-        array.dtype.isnative and array.flags.c_contiguous and array.flags.aligned
-    ):
-        return False
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return isinstance(array, mmap.mmap)
+def load(config: DataConfig, seed: int, sha256: str) -> dict[str, Any]:
+    """The data in ``config.dir``, as ``--data.source`` functions return them. Raises ConfigError."""
+    file = Path(config.dir or "") / FILE
+    try:
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()["about"]
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dictionary)
+            described = json.loads(about)
+            parts = {name: (tensors[f"{name}.x"], tensors[f"{name}.y"]) for name in PARTS}
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file}, the data that were given in Python, does not exist: restore it from a copy."
+        ) from None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is damaged ({first_line(error)}): restore it from a copy.") from error
+    if _checksum(tensors, about) != sha256:
+        raise ConfigError(f"{file} is damaged, or holds other data (checksum): restore it from a copy.")
+    return {**parts, "box": described.get("box"), "class_names": described.get("class_names")}
 
 
-class NpyFile:
-    """The samples in a .npy file (N, *shape), read when they are needed: a ``Fetched``.
-
-    Unlike in a mapped array, a file that is removed or cut off, or a disk that fails, raises OSError or ValueError
-    instead of ending the process.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        """Raises OSError or ValueError if the file cannot be read, or holds no rows of numbers in C order."""
-        self.path = str(path)
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        if mapped.ndim < 1 or not mapped.flags.c_contiguous or not mapped.dtype.isnative:
-            raise ValueError(f"{path} does not hold rows in C order and this machine's byte order")
-        self._rows, self._first = len(mapped), mapped.offset
-        self._dtype: np.dtype[Any] = mapped.dtype
-        self.shape: tuple[int, ...] = mapped.shape[1:]
-        self.dtype = torch.from_numpy(np.zeros(0, mapped.dtype)).dtype
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def fetch(self, rows: np.ndarray) -> torch.Tensor:
-        found = np.empty((len(rows), *self.shape), self._dtype)
-        each = found[0].nbytes if len(rows) else 0
-        with open(self.path, "rb", buffering=0) as file:
-            for out, row in zip(found, rows.tolist(), strict=True):
-                left = memoryview(out).cast("B")
-                place = self._first + row * each
-                while len(left):
-                    count = os.preadv(file.fileno(), [left], place)
-                    if not count:
-                        raise ValueError(f"{self.path} is shorter than it was")
-                    left, place = left[count:], place + count
-        return torch.from_numpy(found)
+def _checksum(tensors: dict[str, torch.Tensor], about: str) -> str:
+    found = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

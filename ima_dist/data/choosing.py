@@ -1,5 +1,7 @@
 """Choosing samples: class-balanced subsets, held-out sets, and samples to attack."""
 
+import heapq
+
 import numpy as np
 import torch
 
@@ -59,3 +61,23 @@ def class_quotas(count: int, num_classes: int) -> list[int]:
     """``count`` divided as evenly as possible among the classes."""
     share, rest = divmod(count, num_classes)
     return [share + (c < rest) for c in range(num_classes)]
+
+
+def quotas_in_proportion(sizes: list[int], count: int) -> list[int]:
+    """``count`` divided in proportion to the sizes of the classes, at least one for each that has samples.
+
+    Sainte-Laguë's method, as in ``to_attack``. ``count``: at least the number of classes, at most the sum of ``sizes``.
+    """
+    quotas = [min(size, 1) for size in sizes]
+    turns = [
+        ((quota + 0.5) / size, c) for c, (size, quota) in enumerate(zip(sizes, quotas, strict=True)) if size > quota
+    ]
+    heapq.heapify(turns)
+    for _ in range(count - sum(quotas)):
+        _, c = turns[0]
+        quotas[c] += 1
+        if quotas[c] < sizes[c]:
+            heapq.heapreplace(turns, ((quotas[c] + 0.5) / sizes[c], c))
+        else:
+            heapq.heappop(turns)
+    return quotas

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ima_dist.config.errors import ConfigError, DataWarning, first_line, printable
+from ima_dist.config.errors import ConfigError, DataWarning, printable
+from ima_dist.config.presets import SPLIT_LEVELS
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.choosing import hold_out
-from ima_dist.data.pictures import is_picture, read_picture
-from ima_dist.data.published import Published
+from ima_dist.data.pictures import decode, pictures_in
+from ima_dist.data.published import Published, Unfit
 from ima_dist.data.types import DataSet, Split
 
 # The folder is the label: 0 uninfected, 1 infected.
@@ -34,14 +35,24 @@ def load(config: DataConfig, seed: int) -> DataSet:
     classes = len(_FOLDERS)
     rest, test = hold_out(whole, max(classes, round(len(whole) * _TEST_SHARE)), classes, seed)
     train, val = hold_out(rest, max(classes, round(len(whole) * _VAL_SHARE)), classes, seed)
-    return DataSet(train=train, val=val, test=test, box=(0.0, 1.0), num_classes=classes, class_names=_FOLDERS)
+    return DataSet(
+        train=train,
+        val=val,
+        test=test,
+        box=(0.0, 1.0),
+        num_classes=classes,
+        class_names=_FOLDERS,
+        split_level=SPLIT_LEVELS["covid_ct"],  # the files do not name the patients
+    )
 
 
 def _read_all(folders: list[Path]) -> dict[str, Split]:
     images, labels, names, transparent = [], [], [], []
     for label, folder in enumerate(folders):
         for path in _pictures(folder):
-            image, composed = read_picture(path, (1, _SIDE, _SIDE))
+            image, composed = decode(path, str(path), (1, _SIDE, _SIDE))
+            if image.dtype != np.uint8:
+                raise Unfit(f"{path} has more than 8 bits per channel: convert it to an 8-bit image")
             images.append(image)
             labels.append(label)
             names.append(printable(f"{folder.name}/{path.name}"))
@@ -53,18 +64,11 @@ def _read_all(folders: list[Path]) -> dict[str, Split]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The PNG and JPEG files of a folder, sorted by name because directories list them in different orders.
-
-    Hidden files are none (macOS leaves one beside each), and other files that are no images are left alone.
-    """
-    try:
-        entries = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
-        found = [path for path in entries if is_picture(path)]
-    except OSError as e:
-        raise ConfigError(f"{folder} cannot be read ({first_line(e)})") from e
+    """The images of a folder, but not of its subfolders, sorted by name."""
+    found = pictures_in(folder, below=False).files
     # One for each of training, validation and test.
     if len(found) < 3:
-        raise ConfigError(f"{folder} holds {len(found)} PNG or JPEG files, where at least 3 are needed")
+        raise ConfigError(f"{folder} holds {len(found)} images, where at least 3 are needed")
     return found
 
 

@@ -1,6 +1,7 @@
 """Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,30 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataNote, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.arrays import from_array, is_mapped
 from ima_dist.data.augment import PADDING, check_augmentation
-from ima_dist.data.choosing import choose_balanced, class_quotas
+from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.fetched import Fetched
+from ima_dist.data.groups import check_groups, divide, split_level, with_groups
+from ima_dist.data.mapped import from_array, is_mapped
+from ima_dist.data.pictures import DEEPEST
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 
 # Bytes of samples that are checked at once.
 _AT_ONCE = 1 << 26
 
 
-def load(config: DataConfig, seed: int, *, checked: bool = True) -> DataSet:
+def load(config: DataConfig, seed: int) -> DataSet:
     """The data set that ``config.source`` names, checked, on the CPU, with ``config.subset`` applied.
 
     The function is called with (config, seed, **config.args) and returns a DataSet, or a dictionary with "train",
-    "test" and, optionally, "val": each (x, y) of numpy arrays or tensors; optionally also "box" (low, high) and
-    "class_names". Without class names, the classes are those that occur in the training set.
-    ``checked``: also look at all floating-point samples, which reads them once; workers leave it to whoever started
-    them.
+    "test" and, optionally, "val": each (x, y) of numpy arrays or tensors, or (x, y, groups) with what must not be
+    split, one text or whole number per sample. Or, in place of the parts, "all", which ``config.split`` then divides;
+    "parts" beside it names the part of each sample, where it is given, and is "" elsewhere.
+    Optionally also "box" (low, high) and "class_names". Without class names, the classes are those that occur in the
+    training set.
     Raises ConfigError if there is no such function, if it fails (the exception stays chained), or if what it
     returns cannot be trained on.
     """
@@ -44,13 +48,29 @@ def load(config: DataConfig, seed: int, *, checked: bool = True) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _normalise(returned, checked)
+        data = _grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    data = data if config.subset is None else _subset(data, config.subset, seed)
-    if config.augment is not None and checked:
+    data = subset(data, config.subset, seed)
+    if config.augment is not None:
         check_augmentation(config.augment, data)
     return data
+
+
+def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
+    """Samples x (N, *shape) with labels y (N,), checked as those of ``load``, in place of each part of a data set.
+
+    Raises ConfigError.
+    """
+    split = _split("the samples", (x, y))
+    if not len(split):
+        raise ConfigError("There are no samples: give at least one.")
+    try:
+        _check_labels({"the samples": split}, num_classes, None)
+        box = _check_box({"the samples": split}, box)
+    except ConfigError as error:
+        raise ConfigError(str(error)[0].upper() + str(error)[1:]) from None
+    return DataSet(split, split, split, box, num_classes)
 
 
 def _missing_directory(config: DataConfig) -> str:
@@ -60,32 +80,78 @@ def _missing_directory(config: DataConfig) -> str:
     return "" if Path(config.dir).exists() else f" (--data.dir {config.dir} does not exist)"
 
 
-def _subset(data: DataSet, n: int, seed: int) -> DataSet:
+def subset(data: DataSet, n: int | None, seed: int) -> DataSet:
+    """``data`` with n training samples, the same number of each class, and a test set in proportion; all for None.
+
+    Raises ConfigError if there are too few.
+    """
+    if n is None:
+        return data
     classes = data.num_classes
     if n > len(data.train):
         raise ConfigError(f"--data.subset {n} exceeds the number of training samples: give at most {len(data.train)}.")
     if n < classes:
         raise ConfigError(f"--data.subset must be at least the number of classes, {classes}, not {n}.")
-    wanted = class_quotas(n, classes)
     available = torch.bincount(data.train.y, minlength=classes).tolist()
-    for c in range(classes):
-        if available[c] < wanted[c]:
-            raise ConfigError(
-                f"--data.subset {n} needs {wanted[c]} training samples of class {c}, which has "
-                f"only {available[c]}: the largest balanced subset has {min(available) * classes}."
-            )
+    equal = class_quotas(n, classes)
+    lacking = [c for c in range(classes) if available[c] < equal[c]]
+    if lacking:
+        c = lacking[0]
+        warnings.warn(
+            DataWarning(
+                f"--data.subset {n} takes the classes in proportion to their sizes: equal shares would need {equal[c]} "
+                f"training samples of class {c}, which has {available[c]}."
+            ),
+            stacklevel=2,
+        )
+
+    def quotas(part: Split, count: int) -> list[int]:
+        if not lacking:
+            return class_quotas(count, classes)
+        return quotas_in_proportion(torch.bincount(part.y, minlength=classes).tolist(), count)
 
     def capped(part: Split, stream: int) -> Split:
         cap = max(round(len(part) * n / len(data.train)), 10 * classes)
         if cap >= len(part):
             return part
-        return part.take(choose_balanced(part.y, class_quotas(cap, classes), seed, stream))
+        return part.take(choose_balanced(part.y, quotas(part, cap), seed, stream))
 
-    train = data.train.take(choose_balanced(data.train.y, wanted, seed, stream=0))
+    train = data.train.take(choose_balanced(data.train.y, quotas(data.train, n), seed, stream=0))
     return replace(data, train=train, val=capped(data.val, 1), test=capped(data.test, 2))
 
 
-def _normalise(returned: Any, checked: bool) -> DataSet:
+def _divided(returned: Any, config: DataConfig, seed: int) -> Any:
+    """What the function returned, with the parts "train", "val" and "test" if it has "all" in their place."""
+    if not (isinstance(returned, dict) and "all" in returned):
+        if config.split != DataConfig.model_fields["split"].default:
+            raise ConfigError('it has parts of its own, so --data.split has no use: leave it out, or return "all".')
+        return returned
+    if returned.keys() & set(PARTS):
+        raise ConfigError('it has both "all" and parts: return one or the other.')
+    every = with_groups("all", _split("all", returned["all"]), config.groups)
+    given = None if returned.get("parts") is None else np.array(returned["parts"], dtype="U5")
+    if given is not None and (len(given) != len(every) or not set(given.tolist()) <= {*PARTS, ""}):
+        raise ConfigError('"parts" must have train, val, test or an empty text for each sample of "all".')
+    key = int.from_bytes(bytes.fromhex(every.digest()), signed=True)
+    parts = divide(every.y.numpy(), every.groups, config.split, test_key=key, seed=seed, parts=given)
+    rows = {name: torch.from_numpy(np.flatnonzero(parts == name)) for name in PARTS}
+    rest = {name: value for name, value in returned.items() if name not in ("all", "parts")}
+    return rest | {name: every.view(own) for name, own in rows.items()}
+
+
+def _grouped(data: DataSet, config: DataConfig) -> DataSet:
+    """The data with the groups that ``--data.groups`` names, none of them in two parts, and with the level of the
+    split."""
+    parts = {name: with_groups(name, getattr(data, name), config.groups) for name in PARTS}
+    check_groups(parts)
+    known = all(split.groups is not None for split in parts.values() if len(split))
+    ours = config.source.startswith("ima_dist.data.")
+    level = data.split_level if ours and not known else split_level(parts, config.groups)
+    return replace(data, **parts, split_level=level)
+
+
+def checked(returned: Any) -> DataSet:
+    """What a ``--data.source`` function has returned, as a DataSet. Raises ConfigError if it cannot be trained on."""
     if isinstance(returned, DataSet):
         given = vars(returned)
     elif isinstance(returned, dict):
@@ -121,26 +187,26 @@ def _normalise(returned: Any, checked: bool) -> DataSet:
     else:
         num_classes = _count_classes(train.y)
     _check_labels(parts, num_classes, names)
-    box = _check_box(train.dtype == torch.uint8, given.get("box"))
+    box = _check_box(parts, given.get("box"))
     augment = isinstance(returned, DataSet) and returned.augment
     shape = train.shape
     if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
         raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
-    data = DataSet(train, val, test, box, num_classes, names, augment)
-    if checked:
-        _check_values(data)
-    return data
+    level = returned.split_level if isinstance(returned, DataSet) else None
+    return DataSet(train, val, test, box, num_classes, names, augment, level)
 
 
 def _split(name: str, given: Any) -> Split:
+    rows = groups = None
     if isinstance(given, Split):
-        x, y, names, rows = given.stored, given.y, given.names, given.rows
-    elif isinstance(given, (tuple, list)) and len(given) == 2:
-        x, y, names, rows = given[0], given[1], None, None
+        x, y, names, rows, groups = given.stored, given.y, given.names, given.rows, given.groups
+    elif isinstance(given, (tuple, list)) and len(given) in (2, 3):
+        x, y, names = given[0], given[1], None
+        groups = given[2] if len(given) == 3 else None
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
     mapped = given.mapped if isinstance(given, Split) else is_mapped(x)
-    x, y = _stored(f"x of {name}", x), _tensor(f"y of {name}", y)
+    x, y = _stored(f"x of {name}", x), _tensor(f"y of {name}", _read(y))
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
     axes = x.dim() if isinstance(x, torch.Tensor) else 1 + len(x.shape)
@@ -154,14 +220,45 @@ def _split(name: str, given: Any) -> Split:
     if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
         kind = _kind(x) if isinstance(x, torch.Tensor) else _name(x.dtype)
         raise ConfigError(f"x of {name} must be uint8 or floating point, not {kind}.")
-    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows, mapped)
+    named, grouped = None if names is None else tuple(names), _groups(name, groups, len(y))
+    return Split(x, y.to(torch.int64), named, rows, grouped, mapped)
 
 
 def _stored(what: str, value: Any) -> torch.Tensor | Fetched:
     if not isinstance(value, (torch.Tensor, np.ndarray)) and callable(getattr(value, "fetch", None)):
         fetched: Fetched = value
         return fetched
-    return _tensor(what, value)
+    return _tensor(what, _levels(what, _read(value)))
+
+
+def _groups(name: str, given: Any, count: int) -> tuple[str | None, ...] | None:
+    """The groups of a part as text. Raises ConfigError unless there is one for each sample."""
+    if given is None:
+        return None
+    values = given.tolist() if isinstance(given, (np.ndarray, torch.Tensor)) else list(given)
+    if len(values) != count:
+        raise ConfigError(f"{name} has {len(values)} groups but {count} samples.")
+    wrong = next((v for v in values if v is not None and (isinstance(v, bool) or not isinstance(v, str | int))), None)
+    if wrong is not None:
+        raise ConfigError(f"groups of {name} must be texts or whole numbers, not {wrong!r}.")
+    return tuple(None if value is None else str(value) for value in values)
+
+
+def _read(value: Any) -> Any:
+    """``value``; if it is an array of another library, such as a data set of an HDF5 file, as NumPy's."""
+    ours = isinstance(value, torch.Tensor | np.ndarray)
+    return np.asarray(value) if not ours and hasattr(value, "__array__") else value
+
+
+def _levels(what: str, value: Any) -> Any:
+    """``value``; if it holds uint16, as float32 from 0 to 1, which is said with its range."""
+    if isinstance(value, torch.Tensor) and value.dtype == torch.uint16:
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") != np.uint16 or not value.size:
+        return value
+    text = f"{what} is uint16 from {value.min()} to {value.max()}: it is divided by {DEEPEST}"
+    warnings.warn(DataNote(f'{text}. Return "box": (0, 1) to keep noise in that range.'), stacklevel=2)
+    return (value / np.float32(DEEPEST)).astype(np.float32)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
@@ -210,8 +307,16 @@ def _count_classes(y: torch.Tensor) -> int:
     return len(present)
 
 
-def _check_box(uint8: bool, given: Any) -> tuple[float, float] | None:
-    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box, or not that of uint8 images."""
+def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
+    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box, or if samples lie outside it or
+    are not finite."""
+    box = _box(next(iter(parts.values())).dtype == torch.uint8, given)
+    _check_values(parts, box)
+    return box
+
+
+def _box(uint8: bool, given: Any) -> tuple[float, float] | None:
+    """Raises ConfigError if ``given`` is no box, or not that of uint8 images."""
     if given is None:
         return UINT8_BOX if uint8 else None
     try:
@@ -227,13 +332,12 @@ def _check_box(uint8: bool, given: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _check_values(data: DataSet) -> None:
+def _check_values(parts: dict[str, Split], box: tuple[float, float] | None) -> None:
     """Raise ConfigError unless all samples are finite and inside the box; without a copy of all of them.
 
     Bytes are always valid. Samples that are read when they are needed were checked when they were prepared.
     """
-    for name in PARTS:
-        part: Split = getattr(data, name)
+    for name, part in parts.items():
         if part.dtype == torch.uint8 or not isinstance(part.stored, torch.Tensor) or not part.bytes_each:
             continue
         size = max(1, _AT_ONCE // part.bytes_each)
@@ -246,8 +350,8 @@ def _check_values(data: DataSet) -> None:
                 wrong = first + int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
                 raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {wrong}.")
             least, most = min(least, low), max(most, high)
-        if data.box is not None and (least < data.box[0] or most > data.box[1]):
+        if box is not None and (least < box[0] or most > box[1]):
             raise ConfigError(
-                f"x of {name} goes from {least:g} to {most:g}, outside its box ({data.box[0]:g}, {data.box[1]:g}): "
+                f"x of {name} goes from {least:g} to {most:g}, outside its box ({box[0]:g}, {box[1]:g}): "
                 "correct the box or the scaling."
             )

@@ -24,11 +24,12 @@ import torch
 
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import DataConfig
+from ima_dist.config.sources import MANIFEST
 from ima_dist.data.types import Split
 
-MANIFEST = "prepared.json"
-FORMAT = 1
-_LOCK, _ASIDE = "lock", ".aside-"
+# Format 2 is of one's own data (sources/copy.py).
+FORMAT, OWN_FORMAT = 1, 2
+_LOCK, ASIDE = "lock", ".aside-"
 
 
 def default_directory(name: str) -> Path:
@@ -59,13 +60,13 @@ def read(directory: Path, name: str, classes: int) -> dict[str, Split]:
             f"{directory} is a prepared copy of {manifest['name']}, not of {name}: name another directory."
         )
     parts = {}
-    for part, path, entry in _files(directory, manifest):
+    for part, path, entry in part_files(directory, manifest):
         try:
             split = _map(path, entry)
         except Exception as e:  # the parser may raise anything for a damaged file
-            raise _damaged(directory, f"{path} cannot be read as an Arrow file ({first_line(e)})", name) from e
+            raise damaged(directory, f"{path} cannot be read as an Arrow file ({first_line(e)})", name) from e
         if split.y.min() < 0 or split.y.max() >= classes:
-            raise _damaged(directory, f"{path} is damaged (it has a label outside 0 to {classes - 1})", name)
+            raise damaged(directory, f"{path} is damaged (it has a label outside 0 to {classes - 1})", name)
         parts[part] = split
     return parts
 
@@ -80,26 +81,27 @@ def read_manifest(directory: Path, name: str = "NAME") -> dict[str, Any]:
             f"{directory} holds no prepared data ({MANIFEST} is missing): prepare them with {_command(name)}."
         ) from None
     except (OSError, ValueError) as e:
-        raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", name) from e
+        raise damaged(directory, f"{path} cannot be read ({first_line(e)})", name) from e
     if not isinstance(manifest, dict):
-        raise _damaged(directory, f"{path} is damaged", name)
-    if manifest.get("format", FORMAT) != FORMAT:
-        raise _damaged(directory, f"{path} has version {manifest['format']} of the format, not {FORMAT}", name)
+        raise damaged(directory, f"{path} is damaged", name)
+    if manifest.get("format", FORMAT) not in (FORMAT, OWN_FORMAT):
+        what = f"{path} has version {manifest['format']} of the format, not {FORMAT} or {OWN_FORMAT}"
+        raise damaged(directory, what, name)
     if manifest.pop("checksum", None) != digest(manifest):
-        raise _damaged(directory, f"{path} is damaged (its checksum is wrong)", name)
+        raise damaged(directory, f"{path} is damaged (its checksum is wrong)", name)
     return manifest
 
 
 def verify(directory: Path, name: str = "NAME") -> dict[str, Any]:
     """The manifest, after every byte of every file has been checked against it. Raises ConfigError."""
     manifest = read_manifest(directory, name)
-    for _, path, entry in _files(directory, manifest):
+    for _, path, entry in part_files(directory, manifest):
         try:
             found = _sha256(path)
         except OSError as e:
-            raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
+            raise damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
         if found != entry["sha256"]:
-            raise _damaged(directory, f"{path} is damaged (its checksum is wrong)", manifest["name"])
+            raise damaged(directory, f"{path} is damaged (its checksum is wrong)", manifest["name"])
     return manifest
 
 
@@ -109,27 +111,34 @@ def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str
     sources: what the parts were read from, as plain values. All files are written aside and then moved, the manifest
     last; an older manifest is removed first. Raises OSError if the disk is full or read-only.
     """
-    with tempfile.TemporaryDirectory(prefix=_ASIDE, dir=directory) as aside:
+    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=directory) as aside:
         entries: dict[str, dict[str, Any]] = {}
         for part, split in parts.items():
             path = Path(aside, f"{part}.arrow")
             _write_arrow(path, split)
             entries[part] = {
-                "file": path.name,
-                "rows": len(split),
+                **entry_of(path, len(split)),
                 "shape": list(split.shape),
                 "dtype": "uint8",
-                "bytes": path.stat().st_size,
-                "sha256": _sha256(path),
             }
         manifest = {"format": FORMAT, "name": name, "parts": entries, "sources": sources}
-        with open(Path(aside, MANIFEST), "w", encoding="utf-8") as file:
-            json.dump({**manifest, "checksum": digest(manifest)}, file, indent=1)
-            _to_disk(file)
-        (directory / MANIFEST).unlink(missing_ok=True)
-        for file_name in [*(entry["file"] for entry in entries.values()), MANIFEST]:
-            os.replace(Path(aside, file_name), directory / file_name)
+        put(directory, Path(aside), manifest)
     return manifest
+
+
+def entry_of(path: Path, rows: int) -> dict[str, Any]:
+    """What a manifest says of a file."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def put(directory: Path, aside: Path, manifest: dict[str, Any]) -> None:
+    """Move the files of ``manifest`` from ``aside`` into ``directory``, it last; an older manifest is removed first."""
+    with open(aside / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({**manifest, "checksum": digest(manifest)}, file, indent=1)
+        to_disk(file)
+    (directory / MANIFEST).unlink(missing_ok=True)
+    for name in [*(entry["file"] for entry in manifest["parts"].values()), MANIFEST]:
+        os.replace(aside / name, directory / name)
 
 
 @contextlib.contextmanager
@@ -146,7 +155,7 @@ def writing(directory: Path) -> Iterator[None]:
         # The lock stays where we have written, so that a user's own Arrow files are not taken for ours.
         kinds = (".arrow",) if any(entry.name in (MANIFEST, _LOCK) for entry in entries) else ()
         for entry in entries:
-            if not (entry.suffix in kinds or entry.name in (MANIFEST, _LOCK) or entry.name.startswith(_ASIDE)):
+            if not (entry.suffix in kinds or entry.name in (MANIFEST, _LOCK) or entry.name.startswith(ASIDE)):
                 raise ConfigError(
                     f"{directory} holds other files ({entry.name}): name a new or empty directory with --to."
                 )
@@ -154,7 +163,7 @@ def writing(directory: Path) -> Iterator[None]:
             # A file system without locks: better unlocked than not at all.
             with contextlib.suppress(OSError):
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            for left in directory.glob(f"{_ASIDE}*"):
+            for left in directory.glob(f"{ASIDE}*"):
                 shutil.rmtree(left)
             yield
     except OSError as e:
@@ -189,7 +198,7 @@ def _write_arrow(path: Path, split: Split) -> None:
     with open(path, "wb") as file:
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
-        _to_disk(file)
+        to_disk(file)
 
 
 def _map(path: Path, entry: dict[str, Any]) -> Split:
@@ -216,21 +225,21 @@ def _view(array: pa.Array, dtype: type[np.generic]) -> torch.Tensor:
         return torch.from_numpy(values)
 
 
-def _files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+def part_files(directory: Path, manifest: dict[str, Any]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """The name, file and entry of each part. Raises ConfigError if a file is missing or has another size."""
     for part, entry in manifest["parts"].items():
         path = directory / entry["file"]
         try:
             size = path.stat().st_size
         except OSError as e:
-            raise _damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
+            raise damaged(directory, f"{path} cannot be read ({first_line(e)})", manifest["name"]) from e
         if size != entry["bytes"]:
             what = f"{path} is damaged ({size} bytes instead of {entry['bytes']})"
-            raise _damaged(directory, what, manifest["name"])
+            raise damaged(directory, what, manifest["name"])
         yield part, path, entry
 
 
-def _damaged(directory: Path, what: str, name: str) -> ConfigError:
+def damaged(directory: Path, what: str, name: str) -> ConfigError:
     again = f"{_command(name)} --to {shlex.quote(str(directory))}"
     return ConfigError(f"{what}: prepare the data again with {again}, or delete that directory.")
 
@@ -244,6 +253,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_disk(file: IO[Any]) -> None:
+def to_disk(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -3,11 +3,12 @@
 import http.client
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ima_dist.config.errors import ConfigError, first_line, printable
+from ima_dist.config.errors import ConfigError, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import prepared
 from ima_dist.data.choosing import hold_out
@@ -68,7 +69,14 @@ class Published:
     def data_set(self, config: DataConfig, seed: int, val: Callable[[int], int], augment: bool = False) -> DataSet:
         """``load`` with ``val(N)`` of the N training images held out, class-balanced, by ``seed``."""
         parts, classes = self.load(config), len(self.class_names)
-        train, held_out = hold_out(parts["train"], val(len(parts["train"])), classes, seed)
+        wanted = val(len(parts["train"]))
+        train, held_out = hold_out(parts["train"], wanted, classes, seed)
+        if len(held_out) < wanted:
+            text = (
+                f"--data.val-size asks for {wanted:,} validation images: {len(held_out):,} are held out, since no "
+                "class gives up more than half of its images"
+            )
+            warnings.warn(DataWarning(f"{self.title}: {text}."), stacklevel=2)
         return DataSet(train, held_out, parts["test"], UINT8_BOX, classes, self.class_names, augment)
 
     def read_files(self, paths: list[Path]) -> dict[str, Split]:

@@ -21,8 +21,8 @@ _AT_ONCE = 1 << 24
 Box = tuple[float, float] | None
 
 
-class Unreadable(OSError):
-    """Samples cannot be read any more. The message is one sentence for the user, without its full stop."""
+class Unreadable(OSError, ConfigError):
+    """Samples cannot be read, or no longer. The message is one sentence for the user, without its full stop."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,8 @@ class Split:
     y: (N,) int64, classes from 0.
     names: what the samples are called (file names, for example), or None.
     rows: (N,) int64, the rows of ``stored`` with the samples; None if it holds only them, in order (M = N).
+    groups: what must not be split between training and test (the patient of each image, say; None for an image that
+        is alone), or None if that is not known.
     mapped: ``stored`` is a tensor that is mapped from a file, and takes none of this process's own memory.
     """
 
@@ -41,6 +43,7 @@ class Split:
     y: Tensor
     names: tuple[str, ...] | None = None
     rows: Tensor | None = None
+    groups: tuple[str | None, ...] | None = None
     mapped: bool = False
 
     def __len__(self) -> int:
@@ -90,9 +93,11 @@ class Split:
 
     def view(self, indices: Tensor) -> Self:
         """The samples at ``indices`` (int64), in that order, without copying them."""
-        names = None if self.names is None else tuple(self.names[i] for i in indices.tolist())
+        names, groups = (
+            None if words is None else tuple(words[i] for i in indices.tolist()) for words in (self.names, self.groups)
+        )
         rows = indices if self.rows is None else self.rows[indices]
-        return replace(self, y=self.y[indices], names=names, rows=rows)
+        return replace(self, y=self.y[indices], names=names, rows=rows, groups=groups)
 
     def take(self, indices: Tensor) -> Self:
         """As ``view``, but copied, so that the other samples can be freed; those on the disk stay there."""
@@ -118,6 +123,7 @@ class DataSet:
 
     box: feasible range of inputs as the network sees them, (0.0, 1.0) for uint8 images; None if unbounded.
     augment: training images are cropped and flipped at random (see augment.py).
+    split_level: what the parts keep apart, as words after "split", if that is to be said with results.
     """
 
     train: Split
@@ -127,6 +133,7 @@ class DataSet:
     num_classes: int
     class_names: tuple[str, ...] | None = None
     augment: bool = False
+    split_level: str | None = None
 
     def digest(self) -> str:
         """A short hash that identifies the data: sizes, all labels, and up to 512 samples per part.

@@ -1,10 +1,12 @@
 """The paper's attack, on the library that the paper used: advertorch's PGD (section 3).
 
 The only module that imports advertorch. Its last release imports a helper that torch has removed; it is restored
-before the import.
+before the import. Its defenses, which nothing here uses, are left out: they import torchvision, which takes a second.
 """
 
 import importlib
+import sys
+import types
 
 import numpy as np
 import torch
@@ -13,9 +15,14 @@ from torch import Tensor, nn
 # Not "import torch.autograd.gradcheck": that name is also a function, which would win. Only attacks that are not used
 # here would call the helper.
 vars(importlib.import_module("torch.autograd.gradcheck")).setdefault("zero_gradients", None)
+_left_out = types.ModuleType("advertorch.defenses")
+_stood_in = sys.modules.setdefault(_left_out.__name__, _left_out) is _left_out
 
 from advertorch.attacks.iterative_projected_gradient import perturb_iterative  # noqa: E402
 from advertorch.loss import LogitMarginLoss  # noqa: E402
+
+if _stood_in:  # whoever imports them gets the real ones
+    del sys.modules[_left_out.__name__]
 
 from ima_dist.attacks.common import with_finite_gradient  # noqa: E402
 

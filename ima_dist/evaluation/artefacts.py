@@ -15,7 +15,8 @@ from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import noise
 from ima_dist.core.distributed import Interrupted
-from ima_dist.data.types import DataSet, Samples
+from ima_dist.data.groups import group_codes
+from ima_dist.data.types import DataSet, Samples, Split
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import Inputs, SplitInputs
@@ -44,25 +45,35 @@ def describe(data: DataSet) -> Inputs:
         high=high,
         classes=data.num_classes,
         class_names=data.class_names,
-        splits={name: SplitInputs(samples=len(part), digest=part.digest()) for name, part in splits.items()},
+        splits={
+            name: SplitInputs(samples=len(part), digest=part.digest(), groups=_group_count(part))
+            for name, part in splits.items()
+        },
         digest=data.digest(),
+        split_level=data.split_level,
     )
 
 
+def _group_count(part: Split) -> int | None:
+    codes = group_codes(part)
+    return None if codes is None else len(np.unique(codes))
+
+
 def write_names(run: RunDir, data: DataSet) -> None:
-    """samples.parquet: the name and label of each sample by split and index, for splits whose samples have names."""
+    """samples.parquet: name, label and group of each sample by split and index, for splits with names or groups."""
     splits = {"training": data.train, "validation": data.val, "test": data.test}
     pieces = [
         pa.table(
             {
                 "split": pa.repeat(name, len(split)),
                 "index": np.arange(len(split)),
-                "name": list(split.names),
+                "name": pa.array(split.names or [None] * len(split), pa.string()),
                 "label": split.y.numpy(),
+                "group": pa.array(split.groups or [None] * len(split), pa.string()),
             }
         )
         for name, split in splits.items()
-        if split.names is not None
+        if split.names is not None or split.groups is not None
     ]
     if pieces:
         run.write_parquet(run.samples_path, pa.concat_tables(pieces))

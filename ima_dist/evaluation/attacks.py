@@ -26,11 +26,14 @@ class Predictions(dict[tuple[str, float], Tensor]):
 
     Every level of ``config.eval.noise`` has an entry with the loss "both", which is the attack's verdict.
     implied: noise level -> (B,) bool: not attacked, because the sample has survived a larger one.
+    logits: noise level -> (B, C), those behind the verdict, of attacks that go on with samples that they have broken.
+    Where an attack leaves such samples alone, they would lie just beyond the boundary, and flatter the network.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.implied: dict[float, Tensor] = {}
+        self.logits: dict[float, Tensor] = {}
 
 
 EvaluationAttack = Callable[[nn.Module, Tensor, Tensor, Tensor, Config, Box], Predictions]
@@ -43,17 +46,19 @@ def pgd100(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Confi
     """
     out = Predictions()
     with attack_mode(network), torch.no_grad():
-        clean = predicted(network(x))
+        clean = network(x)
         for eps in config.eval.noise:
             at_level(network, eps, _useful(config))
             xi = noise.start(keys, x, eps, config.norm)
+            logits = {}
             for loss in ("ce", "margin"):
-                if eps == 0:
-                    out[loss, eps] = clean
-                    continue
-                adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
-                out[loss, eps] = predicted(network(put_back(network, adv, x, eps, config.norm, box)))
+                logits[loss] = clean
+                if eps > 0:
+                    adv = advertorch_pgd(network, x, y, eps, loss=loss, start=xi, **_settings(config, box))
+                    logits[loss] = network(put_back(network, adv, x, eps, config.norm, box))
+                out[loss, eps] = predicted(logits[loss])
             out["both", eps] = worse(out["ce", eps], out["margin", eps], y)
+            out.logits[eps] = _worse_logits(logits["ce"], logits["margin"], y)
     return out
 
 
@@ -127,15 +132,21 @@ def white_noise(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
     def noisy(eps: float) -> Tensor:
         return norms.clip(x + noise.start(keys, x, eps, config.norm), x, eps, config.norm, box)
 
-    return _by_level(network, config, noisy)
+    return _by_level(network, config, noisy, keep=True)
 
 
-def _by_level(network: nn.Module, config: Config, attacked: Callable[[float], Tensor]) -> Predictions:
+def _by_level(
+    network: nn.Module, config: Config, attacked: Callable[[float], Tensor], keep: bool = False
+) -> Predictions:
+    """keep: the logits too."""
     out = Predictions()
     with attack_mode(network), torch.no_grad():
         for eps in config.eval.noise:
             at_level(network, eps)
-            out["both", eps] = predicted(network(attacked(eps)))
+            logits = network(attacked(eps))
+            out["both", eps] = predicted(logits)
+            if keep:
+                out.logits[eps] = logits
     return out
 
 
@@ -156,6 +167,14 @@ def auto_attack(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: 
 def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
     """For each sample the prediction of the attack that broke it, a's if both or none did, (B,), (B,), (B,) -> (B,)."""
     return torch.where(a != y, a, b)
+
+
+def _worse_logits(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """The logits (B, C) of which ``worse`` takes the predictions; if none is broken, those less sure of the class y."""
+    first, second = (predicted(logits) != y for logits in (a, b))
+    sure = (logits.log_softmax(1).gather(1, y[:, None])[:, 0] for logits in (a, b))
+    less = torch.lt(*sure)
+    return torch.where((first | (~second & less))[:, None], a, b)
 
 
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {

@@ -112,7 +112,7 @@ def keep(run: RunDir, found: pa.Table) -> None:
             run.write_parquet(weaker_path(run, *_strength(weaker)), weaker)
     if strongest is found:
         run.write_parquet(run.audit_path, found)
-        own.unlink(missing_ok=True)
+        run.remove(own)
 
 
 def _strength(table: pa.Table) -> tuple[int, int]:

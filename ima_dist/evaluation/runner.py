@@ -22,23 +22,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ima_dist.attacks.counting import Counted, Tally
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
-from ima_dist.core import distributed, noise
+from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Samples, Taken
-from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
-from ima_dist.evaluation.autoattack import remarks
-from ima_dist.evaluation.outcomes import outcomes_table
+from ima_dist.evaluation.batch import Met, add_up, attack_batch
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, wait_for
 from ima_dist.rundir.lease import LeaseLost
-
-# Noise level -> what the attack met there: ``attacks.counting.COUNTS``, summed over samples and passes.
-Met = dict[float, dict[str, int]]
 
 
 def evaluate(
@@ -77,7 +71,7 @@ def evaluate(
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     found = _gathered([file for place in places.values() for file in place.glob("from-*.parquet")])
     # One worker reads: another may be unable to, and all must have the same samples left to do.
-    kept = distributed.together(lambda: _kept(found))
+    kept = distributed.together(lambda: _kept(run, found))
     files = {attack: [file for file in kept if file.parent == place] for attack, place in places.items()}
     mine = {attack: _mine(samples, [i for file in files[attack] for i in kept[file]]) for attack in places}
     count, finished = sum(map(len, mine.values())), 0
@@ -134,15 +128,11 @@ def _attack_batch(
     """Attack a batch of ``test``, and write the outcomes; returns the file."""
     indices, x, y = batch
     part = indices.cpu()
-    keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
-    counted = Counted(network, Tally(test.y.device))
-    with remarks() as said:
-        found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, test.box)
+    found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
-    table = outcomes_table(attack, found, part, y, config, epoch, found.implied)
-    about = {"remarks": " ".join(sorted(said)), "met": json.dumps(list(counted.counts().items()))}
-    run.write_parquet(file, table.replace_schema_metadata(about))
+    about = {"remarks": " ".join(sorted(found.remarks)), "met": json.dumps(list(found.met.items()))}
+    run.write_parquet(file, found.outcomes.replace_schema_metadata(about))
     return file
 
 
@@ -158,7 +148,7 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
         fresh = (index < len(missing)) & missing[np.minimum(index, len(missing) - 1)]
         missing[index[fresh]] = False
         parts.append(part.filter(pa.array(fresh)))
-    # An earlier version, which was interrupted, has written no column "implied".
+    # An earlier version, which was interrupted, has written neither implied rows nor probabilities.
     table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
     counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
@@ -182,15 +172,13 @@ def _remarks(files: list[Path]) -> list[str]:
 
 def _met(files: list[Path]) -> Met:
     """What the attack met in the batches in these files; {} if an earlier version attacked one of them."""
-    total: Met = {}
+    found = []
     for file in files:
         written = (pq.read_schema(file).metadata or {}).get(b"met")
         if written is None:
             return {}
-        for level, counts in json.loads(written):
-            before = total.get(level, {})
-            total[level] = {name: count + before.get(name, 0) for name, count in counts.items()}
-    return total
+        found += json.loads(written)
+    return add_up(found)
 
 
 def forget(run: RunDir, config: Config, epoch: int, digest: str, failed: Collection[str] = ()) -> None:
@@ -227,8 +215,11 @@ def _gathered(files: list[Path]) -> list[Path]:
     return sorted({file for part in distributed.gather_objects(files) for file in part})
 
 
-def _kept(files: list[Path]) -> dict[Path, list[int]]:
-    """The samples in each file that can be read; one that cannot is removed, and its samples are done again."""
+def _kept(run: RunDir, files: list[Path]) -> dict[Path, list[int]]:
+    """The samples in each file that can be read; one that cannot is removed, and its samples are done again.
+
+    Raises LeaseLost.
+    """
     kept = {}
     for file in files:
         try:
@@ -236,7 +227,7 @@ def _kept(files: list[Path]) -> dict[Path, list[int]]:
         except FileNotFoundError:
             continue  # another worker's list was old
         except ConfigError:
-            file.unlink()
+            run.remove(file)
     return kept
 
 

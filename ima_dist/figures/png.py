@@ -257,8 +257,8 @@ def draw_all(run: Run) -> list[Path]:
         margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
     elif run.margin_count and run.margin_history:
         margin_bars(target("margins.png"), run.margin_history[-1], config.eps_max, config.norm)
-    if run.history:
-        training_curves(target("training.png"), run.history)
+    if run.training_history:
+        training_curves(target("training.png"), run.training_history)
     if run.equilibrium:
         equilibrium(target("equilibrium.png"), run.equilibrium)
     return drawn

@@ -24,7 +24,7 @@ class Cluster:
     """The workers of a run.
 
     least: their smallest number, if the number may change; ``workers`` is the largest then. local: there is one, and it
-    is this process.
+    is this process. guest: this process is a program or notebook of the user's, which must not be ended.
     """
 
     workers: int
@@ -32,6 +32,7 @@ class Cluster:
     use_gpu: bool
     least: int | None = None
     local: bool = False
+    guest: bool = False
 
     def __str__(self) -> str:
         count = f"{self.workers}" if self.least is None else f"{self.least} to {self.workers}"

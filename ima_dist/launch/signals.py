@@ -103,6 +103,39 @@ def forwarding_signals(
         yield
 
 
+@contextlib.contextmanager
+def heeding_signals(stop: Path, nothing_to_save: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """As ``forwarding_signals``, in a program or notebook of the user's: what would end the process raises instead.
+
+    A thread other than the main one receives no signals, and nothing changes there.
+    """
+    first: float | None = None
+    received.clear()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        nonlocal first
+        now = time.monotonic()
+        received.append(signum)
+        if nothing_to_save() or (first is not None and now - first > _IMPATIENT_AFTER):
+            raise ending(signum)
+        if first is None:
+            first = now
+            stop.touch()
+            complain("Stopping: saving a checkpoint first.")
+
+    with _handlers(ask) if threading.current_thread() is threading.main_thread() else contextlib.nullcontext():
+        yield
+
+
+#: The signals that have arrived inside the last ``heeding_signals``.
+received: list[int] = []
+
+
+def ending(signum: int) -> BaseException:
+    """What ends a Python program on this signal: KeyboardInterrupt on Ctrl-C, else an exit to be requeued."""
+    return KeyboardInterrupt() if signum == signal.SIGINT else SystemExit(EXIT_REQUEUE)
+
+
 def _exit_now(before_exit: Callable[[], None]) -> None:
     threading.Timer(LAST_WAIT, os._exit, [EXIT_REQUEUE]).start()
     with contextlib.suppress(Exception):

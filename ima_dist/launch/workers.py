@@ -15,7 +15,7 @@ from ima_dist.config.errors import ConfigError, complain, one_line
 from ima_dist.config.schema import Config
 from ima_dist.config.values import to_dict
 from ima_dist.launch.cluster import Cluster
-from ima_dist.launch.signals import forwarding_signals
+from ima_dist.launch.signals import forwarding_signals, heeding_signals
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 from ima_dist.rundir.lease import LeaseLost
@@ -50,7 +50,7 @@ def run_workers(
     import ray
 
     stop = run.path / STOP_FILE
-    stop.unlink(missing_ok=True)
+    run.remove(stop)
 
     def before_exit() -> None:
         # An evaluation that has not begun leaves the run as it was.
@@ -59,7 +59,10 @@ def run_workers(
                 run.write_json(run.summary_path, {**run.summary(), "status": "interrupted", "message": None})
         ray.shutdown()
 
-    with forwarding_signals(stop, before_exit, lambda: _starting(run)):
+    def nothing() -> bool:
+        return _starting(run)
+
+    with heeding_signals(stop, nothing) if cluster.guest else forwarding_signals(stop, before_exit, nothing):
         try:
             return _until_answered(run, cluster, lambda: _run_once(task, config, run, cluster, arguments))
         except ray.exceptions.RayError as error:
@@ -76,7 +79,7 @@ def _tidy(run: RunDir) -> None:
         # Workers out of reach may live for another half a minute, and must not move what is removed meanwhile.
         run.shake_off()
         for name in (STOP_FILE, PAUSE_FILE):
-            (run.path / name).unlink(missing_ok=True)
+            run.remove(run.path / name)
         shutil.rmtree(run.path / ".ray", ignore_errors=True)
         clear_unfinished(run)
 
@@ -90,7 +93,7 @@ def _until_answered(run: RunDir, cluster: Cluster, run_once: Callable[[], dict[s
     failures = 0
     while True:
         before = _saved(run)
-        (run.path / PAUSE_FILE).unlink(missing_ok=True)
+        run.remove(run.path / PAUSE_FILE)
         try:
             answer = run_once()
             if answer["status"] != "paused":
@@ -185,7 +188,7 @@ class Waiting:
         if message != self._said:
             self._said = message
             progress = {"stage": "starting", **({"message": message} if message else {})}
-            self._run.for_display(lambda: self._run.write_json(self._run.progress_path, progress))
+            self._run.write_progress(progress)
 
     def _shortage(self) -> str:
         """What is lacking; "" once the workers have their place."""

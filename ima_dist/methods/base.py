@@ -9,6 +9,7 @@ to the store.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Box, Loss, Network
@@ -66,6 +67,11 @@ class Attacked:
     def noisy(self) -> Tensor:
         """The (K, ...) noisy samples."""
         return self.inputs[len(self.inputs) - len(self.noisy_of) :]
+
+    def labels(self, y: Tensor) -> Tensor:
+        """The label of each row of ``inputs``, from those of the batch, (B,)."""
+        noisy = y[self.noisy_of]
+        return noisy if self.noisy_only else torch.cat([y, noisy])
 
 
 @dataclass

@@ -17,7 +17,8 @@ Factory = Callable[..., nn.Module]
 def factory(library: str, name: str) -> Factory:
     """A function (num_classes, input_shape, **arguments) -> the library's network of this name, untrained.
 
-    Classes and channels are adapted. Raises ConfigError if the library is not installed or has no such network.
+    Classes and channels are adapted, and the size of images where a network is made for one size. Raises ConfigError if
+    the library is not installed or has no such network.
     """
     return {"torchvision": _of_torchvision, "timm": _of_timm}[library](name)
 
@@ -56,8 +57,13 @@ def _of_timm(name: str) -> Factory:
         raise ConfigError(f"timm has no network {name!r}{did_you_mean(name, known)}.")
 
     def build(num_classes: int, input_shape: tuple[int, ...], **arguments: Any) -> nn.Module:
-        channels, _, _ = _image(input_shape)
-        made = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=channels, **arguments)
+        channels, height, width = _image(input_shape)
+        adapted: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+        published = timm.get_pretrained_cfg(name)
+        # Transformers and the like, whose weights depend on the size; the others do not know this argument.
+        if published is not None and published.fixed_input_size:
+            adapted["img_size"] = (height, width)
+        made = timm.create_model(name, pretrained=False, **{**adapted, **arguments})
         assert isinstance(made, nn.Module)
         return made
 

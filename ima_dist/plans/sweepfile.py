@@ -21,7 +21,7 @@ from ima_dist.config.checked import Checked, validated
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.numbers import number
 from ima_dist.config.presets import make_config, preset_config
-from ima_dist.config.schema import METHODS, Config
+from ima_dist.config.schema import EXTERNAL, METHODS, Config
 from ima_dist.config.values import option_values, with_options
 from ima_dist.plans.jobfile import Written, find_file, read_yaml, run_path
 
@@ -42,6 +42,17 @@ READ_BY = {
     "attack.bisections": frozenset({"ima", "mma"}),
     "attack.boundary_side": frozenset({"ima"}),
 }
+
+
+# Options of the training itself, by how they begin, which a network trained elsewhere has no use for.
+_OF_TRAINING = (*READ_BY, "attack.", "optimizer.", "eval.val_", "epochs", "autocast", "tf32", "checkpoint_every")
+
+
+def reads(method: str, option: str) -> bool:
+    """Whether what is done with ``method`` depends on this option."""
+    if method == EXTERNAL:
+        return not option.startswith(_OF_TRAINING)
+    return option not in READ_BY or method in READ_BY[option]
 
 
 class Asha(Checked):
@@ -152,7 +163,7 @@ class Sweep(WrittenSweep):
         """The combination, as a run of its own. Raises ConfigError."""
         config = canonical(make_config(self.preset, {**self.options, **values, "seed": seed}))
         config = self._with_its_epochs(config)
-        read = {name: value for name, value in values.items() if config.method in READ_BY.get(name, METHODS)}
+        read = {name: value for name, value in values.items() if reads(config.method, name)}
         return Point(read, seed, config, config.epochs)
 
     def any_point(self) -> Point:
@@ -196,7 +207,7 @@ class Sweep(WrittenSweep):
 
 def canonical(config: Config) -> Config:
     """``config`` with its preset's value for every option that its method does not read."""
-    unread = [name for name, methods in READ_BY.items() if config.method not in methods]
+    unread = [name for name in READ_BY if not reads(config.method, name)]
     usual, own = option_values(preset_config(config)), option_values(config)
     return with_options(config, {name: usual[name] for name in unread if own[name] != usual[name]})
 

@@ -9,8 +9,10 @@ import pyarrow as pa
 
 from ima_dist.config.presets import data_name
 from ima_dist.report.tables import Measured, Table, setting_differences
+from ima_dist.results.by_class import class_names, class_rows
 from ima_dist.results.margin_bins import histogram_of
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.performance import shown
+from ima_dist.results.statistics import interval_of
 from ima_dist.rundir.run import Run
 
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
@@ -65,10 +67,21 @@ def curves_csv(results: list[Run]) -> str:
         differs = "; ".join(setting_differences(config, {"seed"}))
         for point in result.points:
             known = point.accuracy is not None
-            low, high = wilson_interval(point.share, point.samples) if known else (None, None)
+            low, high = interval_of(point) if known else (None, None)
             measured, protocol = ({name: getattr(point, name) for name in names} for names in (_MEASURED, _PROTOCOL))
             rows.append({**run, **measured, "low95": low, "high95": high, **protocol, "differs": differs})
     return _text(rows)
+
+
+def classes_csv(results: list[Run]) -> str | None:
+    """Recall, precision and AUC of each class of each run, without noise and under attack; None if no run has them."""
+    rows = [
+        {"run": run.name, "attack": entry.attack, "noise": entry.noise, "epoch": entry.epoch, **row}
+        for run in results
+        for entry in shown(run)
+        for row in class_rows(entry, class_names(run))
+    ]
+    return _text(rows) if rows else None
 
 
 def margins_csv(results: list[Run]) -> str | None:

@@ -16,12 +16,15 @@ from ima_dist.config.schema import Config
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.figures.interactive.margins import class_name, histogram_figure
+from ima_dist.figures.interactive.reliability import reliability_figure
 from ima_dist.figures.interactive.sample import sample_figure
 from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
 from ima_dist.report.tables import Line, Table, label, paper_attack
 from ima_dist.results import paper
+from ima_dist.results.by_class import conditions
 from ima_dist.results.choice import pareto_set
+from ima_dist.results.performance import CLEAN, shown
 from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.results.tradeoff import last_epoch_above
@@ -130,7 +133,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         caption = f"Margins of the training samples after each epoch. Dashed: their mean.{at_max}"
         figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
-    if result.history:
+    if result.training_history:
         source = (
             {"ima": "Figure 12" if covid else "Figure 11", "ce": "Figure 15"}.get(config.method, "") if theirs else ""
         )
@@ -139,6 +142,20 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         caption = f"Star: epoch {epoch}, the last with {rule}" if epoch else f"No epoch has {rule}"
         figure = training_figure([Trained(label(result), result.history, epoch)], _THRESHOLD)
         yield Drawing(source, f"Training and validation accuracy of {name}", caption, figure)
+
+    yield from _reliability(result)
+
+
+def _reliability(result: Run) -> Iterator[Drawing]:
+    """Without noise, and under an attack at the smallest, middle and largest noise level."""
+    entries = [entry for entry in shown(result) if entry.reliability]
+    noisy = [entry for entry in entries if entry.noise > 0]
+    picked = [entry for entry in entries if entry.attack == CLEAN]
+    picked += [noisy[i] for i in sorted({0, len(noisy) // 2, len(noisy) - 1})] if noisy else []
+    if picked:
+        series = {conditions(entry): entry.reliability for entry in picked}
+        caption = "Points: bins of equal width, with 95 % intervals. On the dotted line, confidence equals accuracy."
+        yield Drawing("", f"Reliability of {_title(result)}", caption, reliability_figure(series))
 
 
 def _selected(result: Run) -> int | None:

@@ -6,13 +6,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ima_dist import __version__
 from ima_dist.config.attacks import describe_attack
-from ima_dist.config.presets import data_name, has_papers_data, train_command
+from ima_dist.config.presets import data_name, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.figures.interactive.style import png_url
 from ima_dist.report.figures import Drawing, to_html
-from ima_dist.report.tables import Line, Table, label, setting_differences
+from ima_dist.report.tables import Line, Table, is_experiment, label, setting_differences
 from ima_dist.results import obfuscation, white_noise
+from ima_dist.results.binary import shown_thresholds
+from ima_dist.results.by_class import (
+    BY_CLASS,
+    OVERALL,
+    THRESHOLDS,
+    cells,
+    class_names,
+    class_rows,
+    conditions,
+    overall_rows,
+    threshold_rows,
+)
 from ima_dist.results.doubts import doubts
+from ima_dist.results.performance import shown
+from ima_dist.results.split import split_level
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
 
@@ -44,9 +58,9 @@ def _template() -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    labels = (data_name, doubts, has_papers_data, label, obfuscation.verdict)
-    functions = (*labels, png_url, setting_differences, table_file, to_html, train_command)
-    own = (_attacks, _black_box, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
+    labels = (data_name, doubts, is_experiment, label, obfuscation.verdict)
+    functions = (*labels, png_url, setting_differences, split_level, table_file, to_html, train_command)
+    own = (_attacks, _black_box, _by_class, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
     environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
     environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
@@ -74,6 +88,19 @@ def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
     """SPSA beside PGD on the same samples, if the table has both attacks on the run."""
     both = {line.attack for line in table.lines if result in line.results} >= {"spsa", "pgd100"}
     return obfuscation.compared(result, result.config.epochs) if both else []
+
+
+def _by_class(result: Run) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """Title, columns and rows of each table on the classes of a run; [] for a run of an earlier version."""
+    entries = shown(result)
+    tables = [("All classes together", OVERALL, overall_rows(entries))]
+    if entries and entries[0].classes:
+        title = f"Each class against the rest, {conditions(entries[0])}"
+        tables.append((title, BY_CLASS, class_rows(entries[0], class_names(result))))
+    tables.append(
+        ("Thresholds on the probability of the second class", THRESHOLDS, threshold_rows(shown_thresholds(result)))
+    )
+    return [(title, columns, [cells(row, columns) for row in rows]) for title, columns, rows in tables if rows]
 
 
 def _white_noise(result: Run) -> str | None:

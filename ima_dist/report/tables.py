@@ -9,8 +9,9 @@ from typing import Any
 from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import has_papers_data, is_the_papers, preset_config
 from ima_dist.config.provenance import preset_says
-from ima_dist.config.schema import Config, EvalConfig
+from ima_dist.config.schema import EXTERNAL, Config, EvalConfig
 from ima_dist.config.values import differences, option_values
+from ima_dist.plans.sweepfile import reads
 from ima_dist.results import paper
 from ima_dist.results.choice import Share, Spread, spread_of
 from ima_dist.results.same_data import data_sets
@@ -27,13 +28,15 @@ class Measured:
     """An accuracy of ours: of one run, or the mean over several seeds.
 
     interval: 95 % interval for the ``samples`` test samples and for the seeds, if there are several. spread: standard
-    deviation over the seeds.
+    deviation over the seeds. effective, groups: as in ``Point``, where groups are known.
     """
 
     accuracy: float
     samples: int | None = None
     interval: tuple[float, float] | None = None
     spread: float | None = None
+    effective: float | None = None
+    groups: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Line:
     @property
     def reduced(self) -> bool:
         """Whether the runs are the paper's experiment, but smaller or otherwise changed."""
-        return bool(self.differs) and has_papers_data(self.results[0].config)
+        return bool(self.differs) and is_experiment(self.results[0].config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +112,25 @@ def paper_attack(table: Table) -> str:
 def label(result: Run) -> str:
     """A run's name in a figure: its method, with what tells it from others of the same method."""
     config = result.config
+    if config.method == EXTERNAL:
+        return row_name(result)
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
     reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, {"seed", "eps_max", "beta"})))
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
+
+
+def is_experiment(config: Config) -> bool:
+    """Whether a run is one of the paper's experiments, perhaps changed."""
+    return has_papers_data(config) and config.method != EXTERNAL
+
+
+def row_name(result: Run) -> str:
+    """The name of a run's row beside the paper's tables; networks trained elsewhere have no settings to be told by."""
+    config = result.config
+    if config.method == EXTERNAL:
+        return f"external: {result.name}"
+    return f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
 
 
 def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str, ...]:
@@ -125,8 +143,10 @@ def setting_differences(config: Config, apart: Iterable[str] = ()) -> tuple[str,
     names = [n for n in differences(config, preset_config(config)) if n not in apart]
     # An expansion step that only follows from other epochs or another ε_max is no difference of its own.
     names = [n for n in names if own.get(n) != usual.get(n)]
+    if config.method == EXTERNAL:
+        names = [n for n in names if reads(EXTERNAL, n)]
     # The paper says nothing of other people's data.
-    known, copied = has_papers_data(config), paper.copied(config)
+    known, copied = is_experiment(config), paper.copied(config)
     theirs = {n: f" ({preset_says(n, config)}: {_value(usual.get(n))})" if known else "" for n in names}
     return (*(f"{n} {_value(own.get(n))}{theirs[n]}" for n in names), *([copied] if copied else []))
 
@@ -135,8 +155,7 @@ def _final(result: Run) -> Iterable[_Placed]:
     """The last network under every attack, in each table that it belongs to."""
     config = result.config
     attacks = attack_rows(result.points, config.epochs)
-    own_name = f"{config.method}{config.eps_max:g}" if config.method in ("adv", "rand") else config.method
-    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, own_name)]
+    rows: list[tuple[int | None, str]] = [*paper.rows_of(config).items()] or [(None, row_name(result))]
     black_box = [table for table, _ in rows if table in paper.BLACK_BOX_TABLES]
     for attack, entries in attacks.items():
         for table, row in rows:
@@ -166,7 +185,10 @@ def _placed(table: int | None, row: str, attack: str, epoch: int, result: Run, p
     differs = setting_differences(config, apart) + _attack_differences(
         config, table, points, result.summary.get("test_samples")
     )
-    ours: dict[Key, Measured] = {("test", level): Measured(p.share, p.samples) for level, p in points.items()}
+    ours: dict[Key, Measured] = {
+        ("test", level): Measured(p.share, p.samples, effective=p.effective, groups=p.groups)
+        for level, p in points.items()
+    }
     for entry in result.history if table in paper.EPOCHS_TABLES else ():
         if entry["epoch"] == epoch and entry["val_accuracy"] is not None:
             ours["validation", 0.0] = Measured(entry["val_accuracy"])
@@ -239,7 +261,9 @@ def _share(lines: list[Line], key: Key) -> tuple[Share, int | None]:
     """The accuracies of the lines that have one, and the number of test samples, if it is known."""
     found = [line.ours[key] for line in lines if key in line.ours]
     samples = min((m.samples for m in found if m.samples is not None), default=None)
-    return Share(tuple(m.accuracy for m in found), samples or 1), samples
+    effective = min((m.effective for m in found if m.effective is not None), default=samples or 1)
+    groups = None if any(m.groups is None for m in found) else min(m.groups for m in found if m.groups is not None)
+    return Share(tuple(m.accuracy for m in found), effective, groups=groups), samples
 
 
 def _theirs(table: int | None, row: str, attack: str) -> dict[Key, paper.Cell]:

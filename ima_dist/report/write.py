@@ -7,8 +7,8 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import OWN, PRESETS, data_name
-from ima_dist.config.schema import METHODS, NORMS
-from ima_dist.report.csvfiles import curves_csv, margins_csv, table_csv
+from ima_dist.config.schema import EXTERNAL, METHODS, NORMS
+from ima_dist.report.csvfiles import classes_csv, curves_csv, margins_csv, table_csv
 from ima_dist.report.figures import draw
 from ima_dist.report.page import page, table_file
 from ima_dist.report.tables import make_tables
@@ -35,9 +35,9 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     tables = make_tables(results)
     files = {table_file(t.number): table_csv(t) for t in tables if t.number is not None}
     files["curves.csv"] = curves_csv(results)
-    margins = margins_csv(results)
-    if margins:
-        files["margins.csv"] = margins
+    for name, text in (("margins.csv", margins_csv(results)), ("classes.csv", classes_csv(results))):
+        if text:
+            files[name] = text
     files["report.html"] = page(results, tables, draw(results, tables), problems)
     _check_place(out, files)
     # The page first: by it, the next report knows that the other files are not the user's.
@@ -72,6 +72,6 @@ def _order(run: Run) -> tuple[Any, ...]:
         (*PRESETS, OWN).index(config.preset),
         data_name(config),
         NORMS.index(config.norm),
-        METHODS.index(config.method),
+        (*METHODS, EXTERNAL).index(config.method),
     )
     return *where, config.eps_max, config.beta, config.seed, run.name

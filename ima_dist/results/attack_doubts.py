@@ -5,7 +5,7 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.results.text import number_in, percent
-from ima_dist.rundir.curves import attack_rows
+from ima_dist.rundir.curves import Point, attack_rows
 from ima_dist.rundir.run import Run
 
 # An honest network may lose a few gradients.
@@ -19,15 +19,20 @@ def attack_doubts(run: Run) -> tuple[str, ...]:
         points = run.dir.points_of(run.summary)
     except ConfigError:
         points = []
-    rows = {attack: [point.met for point in row.values()] for attack, row in attack_rows(points).items()}
-    found = [text for attack, counts in rows.items() for text in _met(attack, _sum(counts))]
+    found = points_doubts(points)
     gradients = run.summary.get("gradients")
-    if isinstance(gradients, dict) and not any(met for counts in rows.values() for met in counts):
+    if isinstance(gradients, dict) and not any(p.met for p in points if p.loss == "both"):
         found += _of_earlier_versions(gradients)
     in_training = [
         {name.removeprefix("met_"): row[name] for name in row if name.startswith("met_")} for row in run.history
     ]
     return (*found, *_met("Attacks in training", _sum(in_training)))
+
+
+def points_doubts(points: Iterable[Point]) -> list[str]:
+    """A sentence for each reason that lies in what the attacks behind these points met, as far as tables show them."""
+    rows = {attack: [point.met for point in row.values()] for attack, row in attack_rows(points).items()}
+    return [text for attack, counts in rows.items() for text in _met(attack, _sum(counts))]
 
 
 def _sum(counts: Iterable[Mapping[str, Any] | None]) -> dict[str, float]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ima_dist.config.attacks import ATTACKS, STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import METHODS, Config
+from ima_dist.config.schema import Config
 from ima_dist.config.values import option_values, with_options
-from ima_dist.plans.sweepfile import READ_BY, Point, canonical
+from ima_dist.plans.sweepfile import Point, canonical, reads
 from ima_dist.results.choice import Candidate, Choice, Share, Spread, choose
 from ima_dist.results.same_data import data_sets
 from ima_dist.results.seeds import Network, attacks_of, candidates_of, one_per_seed
@@ -74,7 +74,7 @@ def rows_of_directory(path: Path) -> tuple[list[Row], list[str]]:
     for config, run in found:
         for epoch in epochs_of(run.points):
             own = option_values(config)
-            values = {n: own.get(n, "not given") for n in differing if config.method in READ_BY.get(n, METHODS)}
+            values = {n: own.get(n, "not given") for n in differing if reads(config.method, n)}
             if epoch != config.epochs:
                 values["epoch"] = epoch
             key = with_options(config, {"seed": 0}).fingerprint(), epoch

@@ -10,16 +10,22 @@ from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import data_name, options_of, train_command
 from ima_dist.config.provenance import not_the_papers
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_flags, with_options
+from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.doubts import doubts, failed_attacks
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.performance import clean_of, shown
+from ima_dist.results.split import split_level
+from ima_dist.results.statistics import interval_of, wilson_interval
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, Row, attack_rows
 from ima_dist.rundir.inputs import Inputs
 from ima_dist.rundir.run import Run
 
 _PUBLISHED = "ima_dist.data."
+_OF_ELSEWHERE = (
+    "It was trained elsewhere, on data that are not known here: samples of the test set may have been among them."
+)
 _DIRECTORY = "DATA_DIR"  # in place of one of this machine
 
 
@@ -34,6 +40,8 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
         "run": run.name,
         "epoch": epoch,
         "epochs": config.epochs,
+        "preset": config.preset,
+        "seed": config.seed,
         "method": config.method,
         "norm": config.norm,
         "eps_max": config.eps_max,
@@ -51,12 +59,14 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
             "box": None if inputs.box is None else list(inputs.box),
             "class_names": None if inputs.class_names is None else list(inputs.class_names),
             "splits": {name: part.model_dump() for name, part in inputs.splits.items()},
-            "split_level": _split_level(config),
+            "split_level": split_level(run) or inputs.split_level or _split_level(config),
             "digest": inputs.digest,
         },
-        "clean_accuracy": _clean(run.summary.get("clean_accuracy") if last else None, inputs),
+        "clean_accuracy": _clean(run, run.summary.get("clean_accuracy") if last else None, inputs),
         "validation_accuracy": found.get("val_accuracy"),
         "validation_robust_accuracy": found.get("val_robust_accuracy"),
+        "by_class": [entry.to_json() for entry in shown(run, epoch)],
+        "thresholds": shown_thresholds(run) if last else [],
         "accuracies": [_measured(row[level]) for row in rows.values() for level in sorted(row)],
         "warnings": _warnings(run, epoch, rows, inputs),
         "limits": _limits(config, inputs),
@@ -73,16 +83,17 @@ def without_directory(config: Config) -> Config:
     return with_options(config, changes)
 
 
-def _clean(accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
+def _clean(run: Run, accuracy: Any, inputs: Inputs) -> dict[str, Any] | None:
     if not isinstance(accuracy, int | float):
         return None
-    samples = inputs.splits["test"].samples
-    return {"accuracy": accuracy, "samples": samples, "interval": list(wilson_interval(accuracy, samples))}
+    samples, found = inputs.splits["test"].samples, clean_of(run)
+    # That of a run of an earlier version, which does not know of groups.
+    interval = wilson_interval(accuracy, samples) if found is None else found.accuracy_interval
+    return {"accuracy": accuracy, "samples": samples, "interval": list(interval)}
 
 
 def _measured(point: Point) -> dict[str, Any]:
-    interval = list(wilson_interval(point.share, point.samples))
-    return point.to_json() | {"interval": interval}
+    return point.to_json() | {"interval": list(interval_of(point))}
 
 
 def _split_level(config: Config) -> str:
@@ -104,7 +115,8 @@ def _warnings(run: Run, epoch: int, rows: dict[str, Row], inputs: Inputs) -> lis
     if epoch != run.config.epochs:
         found += [f"{attack} failed ({why})." for attack, why in failed_attacks(run.summary, epoch).items()]
     if run.status != "finished":
-        found.append(f"The run that trained it is {run.status}.")
+        what = "The evaluation of it" if run.config.method == EXTERNAL else "The run that trained it"
+        found.append(f"{what} is {run.status}.")
     return list(dict.fromkeys(found))
 
 
@@ -114,7 +126,7 @@ def _limits(config: Config, inputs: Inputs) -> list[str]:
         f"They hold for perturbations within the {NORM_SIGN[config.norm]} ball of the noise level and samples like "
         "those of the test set: same devices, same people, same preparation.",
         "Probabilities are the softmax of the logits; they are not calibrated.",
-        "One seed: another gives other accuracies.",
+        _OF_ELSEWHERE if config.method == EXTERNAL else "One seed: another gives other accuracies.",
     ]
     if inputs.splits["val"].samples == 0:
         found.append("There was no validation set.")
@@ -122,7 +134,7 @@ def _limits(config: Config, inputs: Inputs) -> list[str]:
 
 
 def _commands(config: Config, epoch: int, rows: dict[str, Row]) -> list[str]:
-    """The commands that train the network, attack it as it was attacked, and export it."""
+    """The commands that train the network (or bring it in), attack it as it was attacked, and export it."""
     commands = [train_command(config, "RUN_DIR")]
     for attack, row in rows.items():
         if epoch == config.epochs and attack in config.eval.attacks:

@@ -14,7 +14,14 @@ from statistics import fmean
 
 import numpy as np
 
-from ima_dist.results.statistics import ERROR, area_under_curve, f_exceeds, t_quantile, wilson_interval
+from ima_dist.results.statistics import (
+    ERROR,
+    area_under_curve,
+    exact_interval,
+    f_exceeds,
+    t_quantile,
+    wilson_interval,
+)
 
 Interval = tuple[float, float]
 # Test set -> (N,) sum over the runs of what each of its samples adds to a share.
@@ -26,12 +33,15 @@ class Share:
     """A share between 0 and 1, measured once for each seed on ``samples`` test samples.
 
     by_sample: test set -> (N,) for each of its samples its value, between 0 and 1, summed over the seeds that were
-    measured on that set and divided by the number of all seeds; None if that is not known.
+    measured on that set and divided by the number of all seeds; None if that is not known. groups: how many groups the
+    samples come in, if that is known; ``samples`` is then their effective number, and ``by_sample`` has a value for
+    each group (``seeds.by_sample``).
     """
 
     values: tuple[float, ...]
-    samples: int
+    samples: float
     by_sample: Samples | None = None
+    groups: int | None = None
 
     @cached_property
     def mean(self) -> float:
@@ -48,7 +58,7 @@ class Share:
         Seeds may share a test set, so more seeds do not make it larger. A mean over noise levels varies from sample
         to sample at most as much as a single share of the same size, so the interval also holds for areas.
         """
-        return wilson_interval(self.mean, self.samples, error)
+        return wilson_interval(self.mean, self.samples, error, self.groups)
 
     def interval(self, spread: "Spread | None" = None) -> Interval:
         """95 % interval for both sources; without ``spread`` for the sampling only."""
@@ -141,8 +151,16 @@ def _newcombe(a: Share, b: Share, error: float) -> Interval:
     return math.hypot(a.mean - low_a, high_b - b.mean), math.hypot(high_a - a.mean, b.mean - low_b)
 
 
+# With fewer samples on which two networks differ, a t interval rejects equality too often.
+FEW_DIFFERENCES = 25
+
+
 def _paired(a: Share, b: Share, error: float) -> Interval | None:
-    """The same from the difference on each sample; None unless both were measured on the same samples."""
+    """The same from the difference on each sample; None unless both were measured on the same samples.
+
+    With fewer than ``FEW_DIFFERENCES`` samples that differ, the interval reaches as far as the exact one given their
+    number, too, so that it holds 0 wherever the sign test (McNemar's, exact) does not reject.
+    """
     if a.by_sample is None or b.by_sample is None or not a.by_sample.keys() & b.by_sample.keys():
         return None
     nothing = np.zeros(1)
@@ -152,7 +170,12 @@ def _paired(a: Share, b: Share, error: float) -> Interval | None:
     if fewest < 2:
         return None
     half = t_quantile(fewest - 1, error) * math.sqrt(sum(float(v.var(ddof=1)) / v.size for v in values))
-    return half, half
+    differing = sum(int(np.count_nonzero(v)) for v in values)
+    if not 0 < differing < FEW_DIFFERENCES:
+        return half, half
+    low, high = exact_interval(sum(int((v > 0).sum()) for v in values), differing, error)
+    size, mean = (sum(float(part.mean()) for part in parts) for parts in (map(np.abs, values), values))
+    return max(half, mean - size * (2 * low - 1)), max(half, size * (2 * high - 1) - mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,16 +204,19 @@ BySample = tuple[str, dict[float, np.ndarray]]
 Measured = tuple[dict[float, float], BySample | None]
 
 
-def make_candidate(name: str, runs: Sequence[Measured], samples: int, levels: Sequence[float] = ()) -> Candidate:
+def make_candidate(
+    name: str, runs: Sequence[Measured], samples: float, levels: Sequence[float] = (), groups: int | None = None
+) -> Candidate:
     """A candidate from one run per seed, all at the same noise levels, 0 among them.
 
-    ``samples``: test samples behind each accuracy. ``levels``: the noise levels that the user named.
+    ``samples``: test samples behind each accuracy. ``groups``: as in ``Share``. ``levels``: the noise levels that the
+    user named.
     """
     have = sorted(runs[0][0])
 
     def share(weights: dict[float, float], compared: bool = False) -> Share:
         values = tuple(sum(weight * curve[x] for x, weight in weights.items()) for curve, _ in runs)
-        return Share(values, samples, _by_sample(runs, weights) if compared else None)
+        return Share(values, samples, _by_sample(runs, weights) if compared else None, groups)
 
     return Candidate(
         name,

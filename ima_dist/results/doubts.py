@@ -1,6 +1,7 @@
 """Why a result is doubtful, in sentences, from what is stored with the run."""
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ima_dist.results.attack_doubts import attack_doubts
@@ -45,14 +46,22 @@ def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
     findings, found = run.summary.get("findings"), attack_doubts(run)
     failed = failed_attacks(run.summary, run.config.epochs)
-    found = (*found, *(f"{attack} failed ({why})." for attack, why in failed.items()))
-    said = [_REMARKS[name] for name in remarks(run.summary, run.config.epochs) if name in _REMARKS]
-    if said:
-        found = (*found, f"AutoAttack warns of this network that {'; '.join(said)}.")
+    found = (*found, *failure_doubts(failed), *remark_doubts(remarks(run.summary, run.config.epochs)))
     if not isinstance(findings, dict):
         return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
     return (*found, *door_doubts(findings, levels, run.config.norm))
+
+
+def failure_doubts(failed: Mapping[str, str]) -> list[str]:
+    """``failed``: attack -> why."""
+    return [f"{attack} failed ({why})." for attack, why in failed.items()]
+
+
+def remark_doubts(names: Iterable[str]) -> list[str]:
+    """``names``: of what was logged while AutoAttack attacked a network (``evaluation.autoattack.remarks``)."""
+    said = [_REMARKS[name] for name in names if name in _REMARKS]
+    return [f"AutoAttack warns of this network that {'; '.join(said)}."] if said else []
 
 
 def failed_attacks(summary: dict[str, Any], epoch: int) -> dict[str, str]:
@@ -76,27 +85,40 @@ def door_doubts(findings: dict[str, Any], levels: list[float], norm: str) -> tup
     Values of another type, in a file that was changed by hand, are passed over.
     """
     found = []
+    which = "" if findings.get("trained") is True else "untrained "
     tried, zero = (number_in(findings.get(name)) for name in ("samples", "zero_gradient"))
     if tried and zero and zero / tried > _FEW_ZERO:
         found.append(
-            f"The untrained network has a gradient of zero at {zero:.0f} of {tried:.0f} training samples: attacks that "
+            f"The {which}network has a gradient of zero at {zero:.0f} of {tried:.0f} training samples: attacks that "
             "follow the gradient do nothing there, so accuracies under attack may be too high."
         )
     wrong = number_in(findings.get("wrong_gradient"))
     if tried and wrong and wrong / tried > _MANY_WRONG:
         found.append(
-            f"The untrained network's gradient is not that of its answers at {wrong:.0f} of {tried:.0f} training "
+            f"The {which}network's gradient is not that of its answers at {wrong:.0f} of {tried:.0f} training "
             "samples, by comparison with differences: attacks that follow it may be led astray, so accuracies under "
             "attack may be too high. Look for detach(), rounding, or a backward pass of its own."
         )
     found += [text for name, text in _SQUASHED.items() if findings.get("squashed") == name]
     allowed = findings.get("allowed")
     found += [text for name, text in _ALLOWED.items() if isinstance(allowed, list) and name in allowed]
+    found += _equal_doubts(findings.get("equal_samples"))
     return (*found, *_scale_doubts(findings.get("inputs"), levels, norm))
 
 
-def range_text(inputs: dict[str, Any], eps_max: float, norm: str) -> str:
-    """The range of the inputs, and ε's share of it, in a sentence for the user."""
+def _equal_doubts(equal: Any) -> list[str]:
+    """``equal``: as ``data.equal_samples`` returns it."""
+    count = number_in(equal.get("count")) if isinstance(equal, dict) else None
+    if not count:
+        return []
+    pairs = [pair for pair in equal.get("pairs") or [] if isinstance(pair, list) and len(pair) == 2]
+    named = "; ".join(f"{one} equals {other}" for one, other in pairs)
+    subject = f"{count:,.0f} validation and test samples equal" if count > 1 else "A validation or test sample equals"
+    return [f"{subject} one of another part ({named}): what was learnt by heart counts as right there."]
+
+
+def range_text(inputs: dict[str, Any], eps_max: float, norm: str, name: str = "ε_max") -> str:
+    """The range of the inputs, and ε's share of it, in a sentence for the user; ``name``: what ε is called there."""
     low, high, box = inputs["low"], inputs["high"], inputs["box"]
     kept = f"kept between {box[0]:g} and {box[1]:g}" if box else "without a box, so noise may leave that range"
     text = f"Inputs lie between {low:g} and {high:g}, {kept}"
@@ -104,7 +126,7 @@ def range_text(inputs: dict[str, Any], eps_max: float, norm: str) -> str:
     if part is None:
         return f"{text}."
     of = "of that range" if norm == "linf" else "of the largest L2 distance in that range"
-    return f"{text}; ε_max {format_noise(eps_max)} is {percent(part)} {of}."
+    return f"{text}; {name} {format_noise(eps_max)} is {percent(part)} {of}."
 
 
 def share(inputs: dict[str, Any], level: float, norm: str) -> float | None:
@@ -138,7 +160,7 @@ def _scale_doubts(inputs: Any, levels: list[float], norm: str) -> list[str]:
     unbounded = inputs.get("box") is None
     if unbounded and low is not None and high is not None and low >= 0 and 128 < high <= 255 and trained < 1:
         found.append(
-            f"Inputs lie between {low:g} and {high:g} without a box: if they are pixels from 0 to 255, ε_max "
+            f"Inputs lie between {low:g} and {high:g} without a box: if they are pixels from 0 to 255, noise "
             f"{format_noise(trained)} is less than one grey level. Return uint8 images, or scale them and give a box."
         )
     if spread is not None and spread > _SPREAD:

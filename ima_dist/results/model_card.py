@@ -5,6 +5,18 @@ from typing import Any
 import yaml
 
 from ima_dist.config.attacks import describe_attack
+from ima_dist.config.schema import EXTERNAL
+from ima_dist.results.by_class import (
+    BY_CLASS,
+    OVERALL,
+    THRESHOLDS,
+    cells,
+    class_rows,
+    conditions,
+    overall_rows,
+    threshold_rows,
+)
+from ima_dist.results.performance import Performance
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import format_noise
 
@@ -43,12 +55,11 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
     parts = [
         _front_matter(card, image, formats),
         f"# {card['name']}",
-        f"A classifier for {data['name']}, trained with `{card['method']}` for robustness under "
-        f"{NORM_SIGN[card['norm']]} perturbations up to {format_noise(card['eps_max'])}. These are the weights after "
-        f"epoch {card['epoch']} of {card['epochs']}.",
+        _what(card),
         "Classes: " + (", ".join(names) if names else "numbered from 0") + ".",
         "## Accuracy",
         *_accuracy(card),
+        *_by_class(card),
         "## Warnings",
         _listed(card["warnings"]) or "None was found.",
         "## Limits",
@@ -62,15 +73,25 @@ def readme(card: dict[str, Any], formats: tuple[str, ...], checks: dict[str, Any
         *_checked(checks),
         "## Data",
         _data(data),
-        "## Training",
+        "## Network" if card["method"] == EXTERNAL else "## Training",
         f"`{card['network']['factory']}`, {card['network']['parameters'] or 'an unknown number of'} parameters. "
         "Settings that differ from those of the preset:",
         "\n".join(f"- `{name}`: {value}" for name, value in card["settings"].items()),
-        "To train, evaluate and export it again:",
+        f"To {'train, ' * (card['method'] != EXTERNAL)}evaluate and export it again:",
         "```\n" + "\n".join(card["reproduce"]) + "\n```",
         "Made with " + ", ".join(f"{name} {version}" for name, version in card["versions"].items() if version) + ".",
     ]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _what(card: dict[str, Any]) -> str:
+    of = f"A classifier for {card['data']['name']},"
+    if card["method"] == EXTERNAL:
+        return f"{of} trained elsewhere; its robustness under {NORM_SIGN[card['norm']]} perturbations was measured."
+    return (
+        f"{of} trained with `{card['method']}` for robustness under {NORM_SIGN[card['norm']]} perturbations up to "
+        f"{format_noise(card['eps_max'])}. These are the weights after epoch {card['epoch']} of {card['epochs']}."
+    )
 
 
 def _front_matter(card: dict[str, Any], image: bool, formats: tuple[str, ...]) -> str:
@@ -119,6 +140,33 @@ def _accuracy(card: dict[str, Any]) -> list[str]:
         )
     attacks = {entry["attack"]: f"{describe_attack(entry)}." for entry in card["accuracies"]}
     return [*found, "\n".join(lines), _listed([*attacks.values()])]
+
+
+def _by_class(card: dict[str, Any]) -> list[str]:
+    """Tables by class without noise, and of all classes together; none for a run of an earlier version."""
+    entries = [Performance.from_json(entry) for entry in card["by_class"]]
+    if not entries:
+        return []
+    names = card["data"]["class_names"] or ()
+    parts = ["## By class"]
+    if entries[0].classes:
+        title = f"Each class against the rest, {conditions(entries[0])}:"
+        parts += [title, _table(BY_CLASS, class_rows(entries[0], names))]
+    note = (
+        "AUC: the mean over the classes, each against the rest. ECE: the expected calibration error, the mean distance "
+        "between the largest probability and the share of right answers. In brackets: 95 % intervals."
+    )
+    parts += [_table(OVERALL, overall_rows(entries)), note]
+    if card["thresholds"]:
+        title = f"Thresholds on the probability of {names[1]}, chosen on validation samples:"
+        parts += [title, _table(THRESHOLDS, threshold_rows(card["thresholds"]))]
+    return parts
+
+
+def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> str:
+    texts = [[cell.replace("|", "\\|") for cell in cells(row, columns)] for row in rows]
+    lines = [columns, ["---"] * len(columns), *texts]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _data(data: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ import pyarrow.dataset
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.results.choice import BySample, Candidate, Measured, make_candidate
-from ima_dist.rundir.curves import Row, fewest_samples, noise_key, protocol_rows
+from ima_dist.rundir.curves import Row, noise_key, protocol_rows
 from ima_dist.rundir.files import inside
 from ima_dist.rundir.run import Run
 
@@ -133,10 +133,12 @@ def candidates_of(
 def _candidate(
     name: str, pairs: list[tuple[Network, Row]], everywhere: list[float], levels: Sequence[float]
 ) -> Candidate:
-    samples = fewest_samples(point for _, row in pairs for point in row.values())
+    points = [point for _, row in pairs for point in row.values()]
+    samples, counts = min(point.effective for point in points), [p.groups for p in points if p.groups is not None]
+    groups = min(counts) if len(counts) == len(points) else None
     rows = [(network, {x: row[x] for x in everywhere}) for network, row in pairs]
     runs: list[Measured] = [({x: point.share for x, point in row.items()}, by_sample(n, row)) for n, row in rows]
-    return make_candidate(name, runs, samples, levels)
+    return make_candidate(name, runs, samples, levels, groups)
 
 
 def by_sample(network: Network, row: Row) -> BySample | None:
@@ -144,6 +146,8 @@ def by_sample(network: Network, row: Row) -> BySample | None:
 
     From outcomes.parquet; None if it is missing, damaged, or does not agree with the row. Samples are the same if
     their places in the test set and their labels are. (Should other data have these, too, pairing them does no harm.)
+    Of samples in groups, which are not independent, each group has one value in place of theirs: its sum, scaled so
+    that the mean stays.
     """
     dir, point = network.run.dir, next(iter(row.values()))
     try:
@@ -151,16 +155,53 @@ def by_sample(network: Network, row: Row) -> BySample | None:
         found = _read(path, path.stat().st_mtime_ns, point.attack, network.epoch, point.protocol)
     except (ConfigError, OSError, KeyError, ValueError, pa.ArrowException):
         return None
-    fits = found is not None and all(
-        x in found[1] and found[1][x].size == p.samples and abs(found[1][x].mean() - p.share) < 1e-6
-        for x, p in row.items()
+    if found is None:
+        return None
+    key, index, right = found
+    fits = all(
+        x in right and right[x].size == p.samples and abs(right[x].mean() - p.share) < 1e-6 for x, p in row.items()
     )
-    return found if fits else None
+    groups = _test_groups(dir.samples_path)
+    if not fits or groups is None:
+        return (key, right) if fits else None
+    if index.size and index.max() >= groups.size:
+        return None
+    _, place = np.unique(groups[index], return_inverse=True)
+    count = int(place.max()) + 1
+    sums = {x: np.bincount(place, values, count) * (count / values.size) for x, values in right.items()}
+    return f"{key} by group", sums
+
+
+def _test_groups(path: Path) -> np.ndarray | None:
+    """(N,) a code for the group of each test sample, from samples.parquet; None if they are not known."""
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read_groups(path, stamp)
+
+
+@functools.lru_cache(maxsize=64)
+def _read_groups(path: Path, time: int) -> np.ndarray | None:
+    try:
+        data = pa.dataset.dataset(str(path), format="parquet")
+        if "group" not in data.schema.names:
+            return None
+        table = data.to_table(columns=["index", "group"], filter=pc.field("split") == "test").sort_by("index")
+    except (OSError, KeyError, ValueError, pa.ArrowException):
+        return None
+    if not table.num_rows or table["group"].null_count == table.num_rows:
+        return None
+    names = [f"sample {i}" if name is None else f"group {name}" for i, name in enumerate(table["group"].to_pylist())]
+    return np.unique(np.array(names), return_inverse=True)[1]
 
 
 # A page of the dashboard asks again whenever a control is moved.
 @functools.lru_cache(maxsize=512)
-def _read(path: Path, time: int, attack: str, epoch: int, protocol: str) -> BySample | None:
+def _read(
+    path: Path, time: int, attack: str, epoch: int, protocol: str
+) -> tuple[str, np.ndarray, dict[float, np.ndarray]] | None:
+    """What identifies the samples, their indices, and noise level -> whether each is right."""
     # Only the rows that are needed: the file holds every sample at every attack, loss, level and epoch.
     data = pa.dataset.dataset(str(path), format="parquet")
     wanted = (pc.field("attack") == attack) & (pc.field("epoch") == epoch) & (pc.field("loss") == "both")
@@ -169,10 +210,11 @@ def _read(path: Path, time: int, attack: str, epoch: int, protocol: str) -> BySa
     table = data.to_table(columns=["index", "noise", "label", "prediction"], filter=wanted)
     index, noise, label, prediction = (column.to_numpy() for column in table.itercolumns())
     right: dict[float, np.ndarray] = {}
-    sets = set()
+    sets: dict[str, np.ndarray] = {}
     for level in np.unique(noise).tolist():
         own = np.flatnonzero(noise == level)
         own = own[np.argsort(index[own])]
         right[noise_key(level)] = label[own] == prediction[own]
-        sets.add(hashlib.sha256(np.stack([index[own], label[own]]).astype(np.int64).tobytes()).hexdigest())
-    return (sets.pop(), right) if len(sets) == 1 else None
+        found = hashlib.sha256(np.stack([index[own], label[own]]).astype(np.int64).tobytes()).hexdigest()
+        sets[found] = index[own]
+    return (*sets.popitem(), right) if len(sets) == 1 else None

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from ima_dist.results import paper as paper_tables
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.statistics import interval_of
 from ima_dist.results.text import NORM_SIGN, accuracy, aligned
 from ima_dist.rundir.curves import (
     Point,
@@ -91,5 +91,5 @@ def _weaker(points: list[Point], attacks: dict[str, Row]) -> list[str]:
 
 
 def _half_width(point: Point) -> float:
-    low, high = wilson_interval(point.share, point.samples)
+    low, high = interval_of(point)
     return (high - low) / 2

@@ -24,8 +24,9 @@ class Point(BaseModel):
     chosen (``eval.order``); "first" if all were attacked. version: of the attack. turned_wrong: of white noise, the
     share of the samples that are right without noise and wrong with it. met: what the attack met
     (``attacks.counting.COUNTS``), for loss "both"; None if it was not counted. implied: how many samples were not
-    attacked at this level, because they have survived a larger one; they count as right. Keys that this version does
-    not know are kept as they are.
+    attacked at this level, because they have survived a larger one; they count as right. groups: how many groups
+    (patients, say) the samples come from, and effective_samples: how many independent samples say as much about the
+    accuracy as they do; None if no groups are known. Keys that this version does not know are kept as they are.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
@@ -46,6 +47,13 @@ class Point(BaseModel):
     turned_wrong: Annotated[float, Field(ge=0, le=1)] | None = None
     met: dict[str, int] | None = None
     implied: Annotated[int, Field(ge=0)] = 0
+    groups: Annotated[int, Field(ge=1)] | None = None
+    effective_samples: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def effective(self) -> float:
+        """The number of samples for an interval of the accuracy."""
+        return self.samples if self.effective_samples is None else self.effective_samples
 
     @property
     def level(self) -> float:
@@ -79,7 +87,7 @@ class Point(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The entry of summary.json, without what earlier versions did not have and did as the default says."""
-        later = ("spsa_samples", "order", "version", "turned_wrong", "met", "implied")
+        later = ("spsa_samples", "order", "version", "turned_wrong", "met", "implied", "groups", "effective_samples")
         usual = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude=usual)
 

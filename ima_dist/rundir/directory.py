@@ -21,10 +21,9 @@ from ima_dist import __version__
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict, to_dict
-from ima_dist.margins import snapshots
-from ima_dist.rundir import files, lease
+from ima_dist.rundir import files, kept_margins, lease
 from ima_dist.rundir.curves import Point
-from ima_dist.rundir.files import read_json, read_parquet, read_row_groups
+from ima_dist.rundir.files import read_json, read_parquet
 
 _T = TypeVar("_T")
 # So that no thread looks at the lease between a new mark in the file and the same in this process.
@@ -72,6 +71,7 @@ class RunDir:
         self.history_path = self.path / "history.parquet"
         self.equilibrium_path = self.path / "equilibrium.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
+        self.probabilities_path = self.path / "probabilities.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
@@ -86,8 +86,7 @@ class RunDir:
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
-        #: The weights that the training started from, if they were given.
-        self.start_dir = self.path / "start"
+        self.start_dir, self.given_dir = self.path / "start", self.path / "given"  # weights, arrays from elsewhere
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -109,8 +108,8 @@ class RunDir:
                 if new:
                     run.lock_path.unlink(missing_ok=True)
                     run.path.rmdir()
-            reason = error.strerror or error
-            raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{run.path} cannot be written ({why}): give another --out.") from None
         return run
 
     @classmethod
@@ -190,12 +189,25 @@ class RunDir:
 
     def write_json(self, path: Path, obj: dict[str, Any]) -> None:
         """As ``files.write_json``, for a file of this run. Raises LeaseLost, OSError."""
-        try:
-            files.write_json(path, obj, self.check_lease)
-        except OSError:
-            if path == self.progress_path:
-                path.unlink(missing_ok=True)  # what it says is no longer so
-            raise
+        files.write_json(path, obj, self.check_lease)
+
+    def write_progress(self, state: dict[str, Any]) -> None:
+        """Rewrite progress.json, which is only shown: see ``for_display``. Raises LeaseLost."""
+
+        def write() -> None:
+            try:
+                # Once a second, and of use only while the run goes on.
+                files.write_json(self.progress_path, state, self.check_lease, durable=False)
+            except OSError:
+                self.remove(self.progress_path)  # what it says is no longer so
+                raise
+
+        self.for_display(write)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of this run, if it is there. Raises LeaseLost, and OSError."""
+        self.check_lease()  # or it may be the successor's
+        path.unlink(missing_ok=True)
 
     def write_parquet(self, path: Path, table: pa.Table) -> None:
         """As ``files.write_parquet``, for a file of this run. Raises LeaseLost, OSError."""
@@ -222,8 +234,8 @@ class RunDir:
             large = self.config_path.stat().st_size > _LARGEST
             tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise ConfigError(f"{self.config_path} cannot be read ({reason}): check the path.") from None
+            why = error.strerror or error
+            raise ConfigError(f"{self.config_path} cannot be read ({why}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
@@ -231,6 +243,8 @@ class RunDir:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
         if not isinstance(tree, dict):
             raise ConfigError(f"{self.config_path} is damaged (not a mapping): restore it from a copy.")
+        if self.given_dir.is_dir() and isinstance(tree.get("data"), dict):
+            tree["data"]["dir"] = str(self.given_dir)  # wherever the run lies by now
         try:
             return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:
@@ -296,36 +310,7 @@ class RunDir:
         samples: their number. pieces: their tables of at most ``snapshots.ROWS`` rows each. If a piece cannot be read,
         ``take`` is called again with the margins of the epoch before.
         """
-        epochs = {int(d.name[6:]): d for d in self.margins_dir.glob("epoch=*") if d.name[6:].isdigit()}
-        for epoch, directory in sorted(epochs.items(), reverse=True):
-            if not (directory / snapshots.MANIFEST).exists():
-                continue  # not a snapshot
-            try:
-                manifest = snapshots.read_manifest(directory)
-            except (ConfigError, ValueError, FileNotFoundError) as error:
-                complain(_falling_back(error))
-                continue
-            try:
-                return take(epoch, manifest.samples, _pieces(directory, manifest))
-            except _Unreadable as error:
-                complain(_falling_back(error))
-        return None
-
-
-class _Unreadable(Exception):
-    """A piece of a snapshot of margins cannot be read, which is not a mistake of whoever takes the pieces."""
-
-
-def _pieces(directory: Path, manifest: snapshots.Manifest) -> Iterator[pa.Table]:
-    try:
-        for shard in manifest.shards:
-            yield from read_row_groups(directory / shard.file)
-    except (ConfigError, ValueError, FileNotFoundError) as error:
-        raise _Unreadable(error) from error
-
-
-def _falling_back(error: Exception) -> str:
-    return f"{str(error).rstrip('.')}. The margins of the epoch before are used."
+        return kept_margins.over(self.margins_dir, take, complain)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -44,11 +44,12 @@ def _at_once() -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, check: Callable[[], object] = _at_once) -> Iterator[BinaryIO]:
+def replacing(path: Path, check: Callable[[], object] = _at_once, durable: bool = True) -> Iterator[BinaryIO]:
     """Binary file that takes the place of ``path`` when the block ends, and vanishes if it fails.
 
     Makes missing parent directories. ``check`` is called when all is written, just before the file is moved to its
-    place, and may raise. Raises OSError if the disk is full or read-only.
+    place, and may raise. ``durable``: wait until it is on the disk; without, a machine that crashes may leave it empty
+    or old. Raises OSError if the disk is full or read-only.
     """
     make_directory(path.parent)
     # In the same directory, as a rename is atomic only within one file system; hidden, and with a suffix
@@ -58,10 +59,12 @@ def replacing(path: Path, check: Callable[[], object] = _at_once) -> Iterator[Bi
         with open(aside, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         check()
         os.replace(aside, path)
-        sync(path.parent)
+        if durable:
+            sync(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -135,12 +138,12 @@ def write_text_atomic(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_json(path: Path, obj: dict[str, Any], check: Callable[[], object] = _at_once) -> None:
+def write_json(path: Path, obj: dict[str, Any], check: Callable[[], object] = _at_once, durable: bool = True) -> None:
     """Write a dictionary as JSON; NaN and infinity, which JSON lacks, become null. Raises OSError.
 
-    check: as in ``replacing``.
+    check, durable: as in ``replacing``.
     """
-    with replacing(path, check) as file:
+    with replacing(path, check, durable) as file:
         file.write(pydantic_core.to_json(obj, indent=2, inf_nan_mode="null", fallback=np.generic.item) + b"\n")
 
 

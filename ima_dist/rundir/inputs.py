@@ -14,10 +14,12 @@ _Pair = Annotated[tuple[float, float], Strict(False)]
 
 
 class SplitInputs(Checked):
-    """samples: how many. digest: a hash of their number, all labels and up to 512 samples (``Split.digest``)."""
+    """samples: how many. groups: from how many groups they come, None if that is not known. digest: a hash of their
+    number, all labels and up to 512 samples (``Split.digest``)."""
 
     samples: int = Field(ge=0)
     digest: str
+    groups: int | None = None
 
 
 class Inputs(Checked):
@@ -25,6 +27,7 @@ class Inputs(Checked):
 
     box: as in ``DataSet``. low, high: range of up to 512 training samples as the network sees them. classes: how many.
     class_names: one per class, or None. splits: train, val and test. digest: of all three (``DataSet.digest``).
+    split_level: as in ``DataSet``.
     """
 
     shape: Annotated[tuple[int, ...], Strict(False)]
@@ -36,6 +39,7 @@ class Inputs(Checked):
     class_names: Annotated[tuple[str, ...], Strict(False)] | None
     splits: dict[str, SplitInputs]
     digest: str
+    split_level: str | None = None
 
     @property
     def unit(self) -> bool:

@@ -1,6 +1,7 @@
 """One run as a value: the parts of its directory, each read once, when it is first used."""
 
 import contextlib
+import html
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -11,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import option_values
-from ima_dist.rundir.curves import Point, shown_protocols
+from ima_dist.rundir.curves import Point, attack_rows, format_noise, levels_of, shown_protocols
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import inside, read_arrays, read_json, read_parquet, sentence
 
@@ -84,7 +85,20 @@ class Run:
         return run
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, {str(self.dir.path)!r})"
+        path, here = self.dir.path, Path.cwd()
+        path = path.relative_to(here) if path.is_relative_to(here) else path
+        return f"{type(self).__name__}({self.name!r}, {str(path)!r})"
+
+    def _repr_html_(self) -> str:
+        """How a notebook shows the run: its accuracies under attack."""
+        rows = attack_rows(self.points)
+        levels = levels_of(rows.values())
+        cells = [["noise", *map(format_noise, levels)]]
+        for attack, row in rows.items():
+            cells.append([attack, *(f"{row[x].share:.4f}" if x in row else "" for x in levels)])
+        lines = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in cells)
+        caption = html.escape(f"{self.name} ({self.status}): accuracy on the test set")
+        return f"<table><caption>{caption}</caption>{lines if rows else ''}</table>"
 
     @cached_property
     def config(self) -> Config:
@@ -141,6 +155,11 @@ class Run:
     def history(self) -> list[dict[str, Any]]:
         """The rows of ``history_table``; accuracies on clean data that are not recorded are None."""
         return [{"train_accuracy": None, "val_accuracy": None, **row} for row in self.history_table.to_pylist()]
+
+    @property
+    def training_history(self) -> list[dict[str, Any]]:
+        """``history``; [] for a network that was trained elsewhere, whose only row is not of a training."""
+        return [] if self.options["method"] == EXTERNAL else self.history
 
     @property
     def margin_history(self) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ class _TensorBoard(_Sink):
             if not self._done:
                 # Ours only: the user may keep other files there.
                 for old in self._place.glob("events.out.tfevents.*.epoch[0-9]*"):
-                    old.unlink()
+                    self._run.remove(old)
             # TensorBoard reads the files of a directory in the order of their names.
             named = f"{int(time.time()):010d}.{platform.node()}.epoch{self._done + 1:04d}"
             self._file = self._place / f"events.out.tfevents.{named}"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.margins.snapshots import ROWS
-from ima_dist.results.statistics import wilson_interval
+from ima_dist.results.statistics import interval_of
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import replacing, write_parquet, write_text_atomic
@@ -69,6 +69,8 @@ SCHEMAS = {
             "version": _INT,
             "turned_wrong": _FLOAT,
             "implied": _INT,
+            "groups": _INT,
+            "effective_samples": _FLOAT,
         }
     ),
     "history": pa.schema(
@@ -192,7 +194,7 @@ def write_run(root: Path, dir: RunDir, going_on: bool = False) -> list[str]:
 
 
 def curves_table(run: Run) -> pa.Table:
-    """The run's curves with their 95 % Wilson intervals."""
+    """The run's curves with their 95 % intervals."""
     rows = [{"run": run.name, **_point_row(point)} for point in run.points]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["curves"])
 
@@ -241,7 +243,7 @@ def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
 
 
 def _point_row(point: Point) -> dict[str, Any]:
-    low, high = (None, None) if point.accuracy is None else wilson_interval(point.accuracy, point.samples)
+    low, high = (None, None) if point.accuracy is None else interval_of(point)
     return {**point.model_dump(), "low95": low, "high95": high}
 
 

@@ -41,9 +41,10 @@ class Asides:
 
 def clear_unfinished(run: RunDir) -> None:
     """Remove what an interrupted save has left behind; for the run's only writer. Raises LeaseLost."""
-    run.check_lease()  # or it may be what a successor is writing
+    run.check_lease()
     for directory in (run.checkpoints_dir, run.margins_dir):
         for path in directory.glob(f"{WRITING}*"):
+            run.check_lease()  # or it may be what a successor is writing
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -343,4 +343,4 @@ def _prune(run: RunDir, position: Position) -> None:
             shutil.rmtree(path, ignore_errors=True)
     run.check_lease()
     for path in whole[:-KEEP_OPTIMIZER]:
-        (path / "optimizer.safetensors").unlink(missing_ok=True)
+        run.remove(path / "optimizer.safetensors")

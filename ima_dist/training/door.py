@@ -22,7 +22,7 @@ from ima_dist.attacks.common import (
     soft_margin_loss,
 )
 from ima_dist.config.errors import ConfigError, DataWarning, first_line
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.core.norms import per_sample
 from ima_dist.data.pipeline import Streamed
 from ima_dist.data.types import DataSet
@@ -51,12 +51,14 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
 
     Returns plain values for summary.json: samples (tried), zero_gradient (how many of them have no gradient),
     wrong_gradient (how many have that of another function; missing for random networks), squashed ("softmax",
-    "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``).
+    "sigmoid" or None: outputs that are not logits), allowed (what ``--allow`` let pass), inputs (see ``input_range``);
+    for a network that was trained elsewhere, which is tried in evaluation mode only, also trained (True).
     Raises ConfigError for what cannot work, and for what ``--allow`` must name.
     """
     x, y = _samples(data, config)
+    trains = config.method != EXTERNAL
     state = {name: tensor.clone() for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    if not any(m.training for m in network.modules() if not next(m.children(), None)):
+    if trains and not any(m.training for m in network.modules() if not next(m.children(), None)):
         warnings.warn(
             f"All layers of {config.model.factory} are in evaluation mode, and stay there in training: dropout does "
             "nothing, batch norm keeps its statistics. If that is not meant, return network.train().",
@@ -69,11 +71,22 @@ def check_door(network: nn.Module, data: DataSet, config: Config, run: RunDir | 
             door.saved()
             door.evaluation(x, y)
             door.drawn(state)
-            try_training(door, x, y)
+            if trains:
+                try_training(door, x, y)
         finally:
             network.load_state_dict(state, strict=False)
             network.zero_grad(set_to_none=True)
-    return {**door.findings, "allowed": door.allowed, "inputs": input_range(data)}
+    trained = {} if trains else {"trained": True}
+    return {**door.findings, **trained, "allowed": door.allowed, "inputs": input_range(data)}
+
+
+def check_evaluation(network: nn.Module, data: DataSet, config: Config) -> Findings:
+    """As ``check_door``, for a network in hand that is only used in evaluation mode, on its own device."""
+    place = next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
+    door = _Door(network, data, config, None)
+    with undisturbed(network), seeded(config.seed):
+        door.evaluation(*_samples(data, config, place))
+    return {**door.findings, "trained": True, "allowed": door.allowed, "inputs": input_range(data)}
 
 
 class _Door(Doorkeeper):
@@ -86,10 +99,11 @@ class _Door(Doorkeeper):
 
     def saved(self) -> None:
         """A checkpoint of the network can be written, and there is something to train."""
-        if not any(p.requires_grad for p in self.network.parameters()):
+        external = self.config.method == EXTERNAL
+        if not any(p.requires_grad or external for p in self.network.parameters()):
             raise ConfigError(
-                f"{self.who} has no trainable parameters: keep its layers as attributes or in an nn.ModuleList, so "
-                "that torch finds them."
+                f"{self.who} has no {'trainable ' * (not external)}parameters: keep its layers as attributes or in "
+                "an nn.ModuleList, so that torch finds them."
             )
         if any(p.is_complex() for p in self.network.parameters()):
             raise ConfigError(
@@ -131,9 +145,25 @@ class _Door(Doorkeeper):
         low, high = float(first.min()), float(first.max())
         if low >= 0 and high <= 1:
             sums = torch.allclose(first.sum(1), torch.ones_like(first[:, 0]), atol=1e-3)
-            self.findings["squashed"] = "softmax" if sums else "sigmoid"
+            self.findings["squashed"] = "softmax" if sums else "sigmoid" if self._squashed(x) else None
         else:
             self.findings["squashed"] = None
+
+    def _squashed(self, x: Tensor) -> bool:
+        """Whether the outputs stay between 0 and 1 with other weights: those of few classes may lie there by chance."""
+        parameters = [p.data for p in self.network.parameters() if p.is_floating_point()]
+        before = [p.clone() for p in parameters]
+        try:
+            for factor in (-10.0, -1.0):
+                for p in parameters:
+                    p.mul_(factor)
+                found = self.logits(x.clone()).detach()
+                if not (float(found.min()) >= 0 and float(found.max()) <= 1):
+                    return False
+            return True
+        finally:
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old)
 
     def _input_kept(self, x: Tensor) -> Tensor:
         """Logits (B, C)."""
@@ -256,8 +286,8 @@ def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x.amin(0), x.amax(0)) if x.dim() == 2 else (x.min(), x.max())
 
 
-def _samples(data: DataSet, config: Config) -> tuple[Tensor, Tensor]:
+def _samples(data: DataSet, config: Config, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """A few training samples (B, ...) spread over the whole set, which may be sorted by class, and labels (B,)."""
     wanted = min(_MOST, max(_FEWEST, _TRIED // max(1, math.prod(data.train.shape))))
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
-    return Streamed(data.train, "cpu", DTYPES[config.dtype], data.box).batch(places)
+    return Streamed(data.train, device, DTYPES[config.dtype], data.box).batch(places)

@@ -26,6 +26,7 @@ from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
+from ima_dist.training.class_weights import class_weights
 from ima_dist.training.habits import StepGenerators, agree, moving_buffers
 from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, use_tf32
 from ima_dist.training.numerics import check_gradient
@@ -56,6 +57,9 @@ class Training:
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = augmentation(config.data.augment, data)
         self.method = make_method(config, data.box)
+        weights = class_weights(config, data)
+        #: (C,) the weight of each class in the loss, or None.
+        self.class_weights = None if weights is None else weights.to(device, DTYPES[config.dtype])
         self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
         #: The network as attacks in training see it.
@@ -171,8 +175,10 @@ class Training:
             # Before the training pass, which moves running statistics: the points were found without that.
             self._propose(batch, attacked)
         logits = self.trained(attacked.inputs)
-        losses = self.method.loss(logits, batch, attacked)
-        loss, noisy = losses.sum(), attacked.noisy_of
+        losses, noisy = self.method.loss(logits, batch, attacked), attacked.noisy_of
+        if self.class_weights is not None:
+            losses = losses * self.class_weights[attacked.labels(batch.y)]
+        loss = losses.sum()
         correct = attacked.correct
         if correct is None:
             correct = ~misclassified(logits[: len(indices)], batch.y)

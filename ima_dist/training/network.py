@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from ima_dist.attacks.common import evaluation_mode
 from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
-from ima_dist.config.schema import Config
+from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.data.types import DataSet
 from ima_dist.models.libraries import normalised
 from ima_dist.rundir.directory import RunDir
@@ -35,18 +35,48 @@ def limit_threads(data: DataSet) -> None:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+def few_threads(data: DataSet) -> Iterator[None]:
+    """``limit_threads`` inside the block."""
+    before = torch.get_num_threads()
+    limit_threads(data)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def generators_as_before(devices: Sequence[int] = ()) -> Iterator[None]:
+    """After the block, torch's, NumPy's and Python's generators are as before; those of cards if they are named."""
     of_numpy, of_python = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+    with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             np.random.set_state(of_numpy)
             random.setstate(of_python)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside the block, torch's, NumPy's and Python's generators start from the seed; afterwards they are as before."""
+    with generators_as_before():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def torch_as_before() -> Iterator[None]:
+    """After the block, what a task sets for the whole process is as before, for a notebook that goes on."""
+    threads = torch.get_num_threads()
+    cards = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with generators_as_before(cards), _precision_as_before():
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def use_tf32(allowed: bool) -> None:
@@ -60,6 +90,28 @@ def use_tf32(allowed: bool) -> None:
         torch.backends.fp32_precision = "ieee"
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+@contextlib.contextmanager
+def _precision_as_before() -> Iterator[None]:
+    """After the block, the settings that ``use_tf32`` changes are as before."""
+    every = getattr(torch.backends, "fp32_precision", None)
+    cudnn, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        if hasattr(torch.backends, "fp32_precision"):
+            torch.backends.fp32_precision = every
+        torch.backends.cudnn.allow_tf32 = cudnn
+        torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Inside the block all of float32 is computed as float32, on cards too; afterwards the settings are as before."""
+    with _precision_as_before():
+        use_tf32(False)
+        yield
 
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
@@ -95,7 +147,7 @@ def build_network(
         if any(is_lazy(t) for t in (*network.parameters(), *network.buffers())):
             _tried(config, network, trial, num_classes)
         if config.model.weights and not trained:
-            start_weights.start(network, config.model, run)
+            start_weights.start(network, config.model, run, whole=config.method == EXTERNAL)
         network = normalised(network, config.model.mean, config.model.std, shape)
         network = in_precision(own_memory(network, config.model.factory), DTYPES[config.dtype])
         _tried(config, network, trial.to(DTYPES[config.dtype]), num_classes)

@@ -87,4 +87,4 @@ class Reporter:
             "warnings": [*warnings, *self.run.dropped],
             "updated": time.time(),
         }
-        self.run.for_display(lambda: self.run.write_json(self.run.progress_path, state))
+        self.run.write_progress(state)

@@ -61,10 +61,11 @@ def read(file: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items()}
 
 
-def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig) -> list[str]:
+def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig, whole: bool = False) -> list[str]:
     """Load ``weights`` into ``network``, both as made by ``settings``; returns sentences on what had to be changed.
 
-    A last layer for another number of classes keeps the weights drawn from the seed. Raises ConfigError.
+    A last layer for another number of classes keeps the weights drawn from the seed, unless the ``whole`` network must
+    be the given one, because it is not trained. Raises ConfigError.
     """
     own = network.state_dict()
     weights, remarks = _renamed(weights, own), []
@@ -76,8 +77,8 @@ def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig) -
             # The same as three equal channels.
             weights[name] = weights[name].sum(1, keepdim=True)
             remarks.append(f"The given weights are for colours: {name} is summed over its three channels.")
-    misfits = [name for name in weights if name in own and weights[name].shape != own[name].shape]
-    head = _head(network)
+    misfits = sorted(name for name in weights if name in own and weights[name].shape != own[name].shape)
+    head = set() if whole else _head(network)
     if misfits and set(misfits) <= head and all(weights[n].shape[1:] == own[n].shape[1:] for n in misfits):
         layer = misfits[0].rpartition(".")[0]
         of = f"{len(weights[misfits[0]])} classes, not {len(own[misfits[0]])}"
@@ -95,8 +96,11 @@ def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig) -
     if missing or left:
         both = [f"lacks {_listed(missing)}"] * bool(missing) + [f"has {_listed(left)} too much"] * bool(left)
         text = f"--model.weights does not fit {settings.factory}: it {' and '.join(both)}"
+        if missing and whole:
+            raise ConfigError(f"{text}, and a network that is not trained here needs all of its weights.")
         if settings.weights_strict:
-            raise ConfigError(f"{text}; --model.weights-strict false starts with what fits.")
+            hint = "leaves out what is too much" if whole else "starts with what fits"
+            raise ConfigError(f"{text}; --model.weights-strict false {hint}.")
         if len(missing) == len(own):
             raise ConfigError(f"{text}: nothing fits.")
         remarks.append(f"{text}.")
@@ -104,15 +108,15 @@ def fit(network: nn.Module, weights: dict[str, Tensor], settings: ModelConfig) -
     return remarks
 
 
-def start(network: nn.Module, settings: ModelConfig, run: RunDir | None) -> None:
+def start(network: nn.Module, settings: ModelConfig, run: RunDir | None, whole: bool = False) -> None:
     """Load the weights that ``settings`` name into ``network``: those that the run keeps, else the user's file.
 
-    Warns (DataWarning) of what had to be changed; raises ConfigError.
+    whole: as in ``fit``. Warns (DataWarning) of what had to be changed; raises ConfigError.
     """
     kept = sorted(run.start_dir.glob("weights-*.safetensors")) if run is not None else []
     if kept and hashlib.sha256(kept[0].read_bytes()).hexdigest()[:16] != kept[0].stem.removeprefix("weights-"):
         raise ConfigError(f"{kept[0]} is damaged (checksum): restore it from a copy.")
-    remarks = fit(network, read(kept[0]) if kept else _given(settings), settings)
+    remarks = fit(network, read(kept[0]) if kept else _given(settings), settings, whole)
     for remark in remarks if not kept else ():  # the run's were remarked upon when it began
         warnings.warn(remark, DataWarning, stacklevel=2)
 

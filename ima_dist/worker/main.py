@@ -104,7 +104,7 @@ def in_this_process(
         return {"status": "lost", "message": str(error)}
     finally:
         if distributed.rank() == 0:
-            _for_the_driver(run.check_lease, lambda: pause.unlink(missing_ok=True))
+            _for_the_driver(lambda: run.remove(pause))
     if distributed.rank() == 0 and task == "train":
         _for_the_driver(lambda: run.write_json(run.summary_path, {**run.summary(), **answer}))
     return answer

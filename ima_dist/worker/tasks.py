@@ -9,25 +9,28 @@ import pyarrow.compute as pc
 import torch
 from torch import nn
 
-from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.augment import augmentation
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.choosing import to_attack
+from ima_dist.data.groups import group_codes
 from ima_dist.data.load import load
 from ima_dist.data.pipeline import Streamed
 from ima_dist.data.place import place
 from ima_dist.data.types import Samples, Split
 from ima_dist.evaluation import artefacts, outcomes
+from ima_dist.evaluation.batch import Met
+from ima_dist.evaluation.clean import clean_results
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
-from ima_dist.evaluation.runner import Met, evaluate, forget
+from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.results import paper
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import write_inputs
 from ima_dist.training.checkpoint import Damaged, load_weights
+from ima_dist.training.class_weights import class_weights
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
 from ima_dist.training.resume import check_same_data
@@ -121,8 +124,9 @@ class _Task:
 
     def __init__(self, config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool]) -> None:
         self.config, self.run, self.device, self.should_stop = config, run, device, should_stop
-        # Whoever started the workers has looked at every sample.
-        self.data = load(config.data, config.seed, checked=False)
+        self.data = load(config.data, config.seed)
+        #: Of the test samples, as whole numbers, for intervals; None if they are not known.
+        self.groups = group_codes(self.data.test)
         limit_threads(self.data)
 
     def trained_network(self, epoch: int) -> nn.Module:
@@ -159,13 +163,16 @@ class _Task:
         test = self.placed(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
-        about = _description(config, network, test, digest)
+        about = _description(config, network, test, digest, self.data.num_classes)
+        weights = class_weights(config, self.data)
+        about |= {} if weights is None else {"class_weights": weights.tolist()}
+        about |= {} if self.data.split_level is None else {"split_level": self.data.split_level}
         said: dict[str, list[str]] = {}
         points: list[Point] = []
 
         def save(found: pa.Table, remarks: list[str], met: Met) -> None:
             said[found["attack"][0].as_py()] = remarks
-            points.extend(outcomes.save(run, found, config, about, met))
+            points.extend(outcomes.save(run, found, config, about, met, self.groups))
 
         with watched(run, network, config.hang_after):
             failed = evaluate(network, test, config, run, on_finished=save, **conduct)
@@ -179,7 +186,8 @@ class _Task:
                 run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
             train = Streamed(self.data.train, "cpu", DTYPES[config.dtype], self.data.box)
             run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
-            of_whole_training = self._clean_results(network, test)
+            how: dict[str, Any] = {"epoch": epoch, "at_once": self.at_once, "groups": self.groups}
+            of_whole_training = clean_results(run, network, self.data, test, lambda: self.placed(self.data.val), **how)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
@@ -188,22 +196,13 @@ class _Task:
         forget(run, config, epoch, digest, failed)
         _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
 
-    def _clean_results(self, network: nn.Module, test: Samples) -> dict[str, Any]:
-        """What summary.json says of the finished network on clean samples; with two classes also scores.parquet."""
-        found: dict[str, Any] = {"clean_accuracy": _clean_accuracy(network, test, self.at_once)}
-        if self.data.num_classes == 2 and self.data.class_names:
-            found["class_names"] = list(self.data.class_names)
-            splits = {"validation": self.placed(self.data.val), "test": test}
-            self.run.write_parquet(self.run.scores_path, artefacts.scores_table(network, splits, self.at_once))
-        return found
-
 
 def _show(run: RunDir, state: dict[str, Any]) -> None:
     """Rewrite progress.json."""
-    run.for_display(lambda: run.write_json(run.progress_path, {**state, "warnings": run.dropped}))
+    run.write_progress({**state, "warnings": run.dropped})
 
 
-def _description(config: Config, network: nn.Module, test: Samples, digest: str) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Samples, digest: str, classes: int) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {
@@ -211,6 +210,7 @@ def _description(config: Config, network: nn.Module, test: Samples, digest: str)
         "paper_table": row[0] if row else None,
         "parameters": sum(p.numel() for p in network.parameters()),
         "test_samples": len(test),
+        "classes": classes,
         "data_digest": digest,
     }
 
@@ -221,12 +221,3 @@ def _merged(run: RunDir, name: str, config: Config, epoch: int, found: dict[str,
     others = {attack: said for attack, said in before.get(str(epoch), {}).items() if attack not in config.eval.attacks}
     here = {**others, **{attack: said for attack, said in found.items() if said}}
     return {key: value for key, value in {**before, str(epoch): here}.items() if value}
-
-
-def _clean_accuracy(network: nn.Module, test: Samples, at_once: int) -> float:
-    """Share of the whole test set that is classified correctly, whether attacked or not."""
-    right = 0
-    with torch.no_grad(), attack_mode(network):
-        for _, x, y in test.batches(torch.arange(len(test)).split(min(1024, at_once))):
-            right += int((predicted(network(x)) == y).sum())
-    return right / len(test)

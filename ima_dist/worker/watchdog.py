@@ -12,6 +12,7 @@ from torch import nn
 
 from ima_dist.core import distributed
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.lease import LeaseLost
 
 # The timer is set again at most this often, in seconds; each time costs some microseconds.
 _BEAT_EVERY = 1.0
@@ -46,9 +47,10 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
         finally:
             faulthandler.cancel_dump_traceback_later()
             handle.remove()
-    with contextlib.suppress(OSError):  # no reason to end a run; or another worker's file is there
+    # No reason to end a run; or another worker's file is there.
+    with contextlib.suppress(OSError, LeaseLost):
         if not path.stat().st_size:
-            path.unlink()
+            run.remove(path)
         path.parent.rmdir()
 
 

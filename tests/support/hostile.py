@@ -120,6 +120,8 @@ dropping = network(lambda inner, x: inner(F.dropout(x, 0.5)))
 centred = network(lambda inner, x: inner(x - x.mean(0)))
 sorted_by_place = network(lambda inner, x: inner(x + torch.arange(len(x)).view(-1, 1, 1, 1)))
 softmaxed = network(lambda inner, x: inner(x).softmax(1))
+# Between 0 and 1 before the training, though nothing keeps it there.
+by_chance = network(lambda inner, x: inner(x) / 4 + 0.5)
 squashed = network(lambda inner, x: inner(x).sigmoid())
 one_output = network(lambda inner, x: inner(x)[:, :1])
 single_precision = network(lambda inner, x: inner(x).float())

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 
-from ima_dist import train
+from ima_dist import evaluate, train
 from ima_dist.cli import running
 from ima_dist.config.schema import Config
 from ima_dist.launch import local
@@ -19,5 +19,5 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def workers_of(config: Config, _: bool) -> contextlib.AbstractContextManager[Cluster]:
         return local.workers_of(config, local=True)
 
-    for module in (train, running):
+    for module in (train, evaluate, running):
         monkeypatch.setattr(module, "workers_of", workers_of)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from cluster.records import RowRecord
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
-from tests.support.commands import ROOT
+from tests.support.commands import ROOT, wait_for
 
 needs_slurm = pytest.mark.skipif(
     bool(local.missing()) and os.environ.get("CI") != "true",
@@ -23,9 +24,14 @@ needs_slurm = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def local_slurm(directory: Path, place: Path, **environment: str) -> Iterator[Path]:
-    """A local SLURM, and ``place`` as the current directory, from which commands reach it; KEEP_SLURM lets it live."""
-    local.up(directory)
+def local_slurm(
+    directory: Path, place: Path, prepare: Callable[[Path], None] = lambda directory: None, **environment: str
+) -> Iterator[Path]:
+    """A local SLURM, and ``place`` as the current directory, from which commands reach it; KEEP_SLURM lets it live.
+
+    prepare: as for ``local.up``.
+    """
+    local.up(directory, prepare=prepare)
     before, here = dict(os.environ), Path.cwd()
     os.environ.update(local.environment(directory), PYTHONPATH=str(ROOT), **environment)
     os.chdir(place)
@@ -57,3 +63,15 @@ def training(record: RowRecord, run: str | Path, start: int, steps: int) -> bool
     """Whether the given start of a job is in the middle of an epoch of so many steps."""
     times = read_json(record.start(start) / "times.json") or {}
     return "first_step" in times and 0 < position(run)[1] < steps
+
+
+# MLflow's own patience with a server is more than ten minutes. Here the run has 15 s on a machine that is idle.
+LEAVES_WITHIN = 90.0
+
+
+def seconds_to_leave(record: RowRecord, start: int, heard: str, wait: float) -> float:
+    """How long the run of a start goes on after it was told to stop, which the sentence ``heard`` says."""
+    wait_for(lambda: heard in record.output.read_text(), wait, "the signal")
+    began = time.monotonic()
+    wait_for(lambda: (record.start(start) / "over").exists(), wait, "the run to leave")
+    return time.monotonic() - began

@@ -1,8 +1,9 @@
-"""A web server on this machine."""
+"""Web servers on this machine."""
 
 from __future__ import annotations
 
 import http.server
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,3 +21,13 @@ def serve(directory: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}/"
         finally:
             server.shutdown()
+
+
+@contextmanager
+def unreachable() -> Iterator[str]:
+    """The address of a server that packets do not reach: its queue is full, so the kernel drops them."""
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        client.connect(server.getsockname())
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"

@@ -20,7 +20,7 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_json
 from tests.support import commands, workers
 from tests.support.runs import check_files
-from tests.support.slurm import local_slurm, needs_slurm, of_job, training
+from tests.support.slurm import LEAVES_WITHIN, local_slurm, needs_slurm, of_job, seconds_to_leave, training
 
 # Five starts of a Ray cluster, one after the other, on a machine that may be busy.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), needs_slurm]
@@ -89,7 +89,8 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     """One after the other, on two nodes: a requeue by hand, pre-emption without and with a grace time, a time limit by
     which the run has not saved, a dead slurmd."""
     directory = Path(os.environ["SLURM_CONF"]).parent
-    folder, rows = submitted("moons", "v100", "--nodes", "2", "--workers", "2", "--rows", "ima")
+    words = ["--nodes", "2", "--workers", "2", "--rows", "ima"]
+    folder, rows = submitted("moons", "v100", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # it refuses
     row, record = rows["ima"], RowRecord(folder, "ima")
     job, run = row["id"], row["run"]
 
@@ -112,6 +113,7 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     # Now the partition's jobs are told, and have a while to go by themselves; else they are cancelled for good.
     slurm.command("scontrol", "update", "PartitionName=v100", "PreemptMode=CANCEL", "GraceTime=300")
     subprocess.run([*urgent, "--wrap=true"], check=True)
+    assert seconds_to_leave(record, 2, "SIGTERM: the run saves its state, then", WAIT) < LEAVES_WITHIN
 
     in_training(3)
     hang = Path(os.environ["TEST_HANG"])
@@ -143,6 +145,7 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     for sentence in ("SIGTERM: SLURM is ending the job, which asks to be requeued", "The run has not ended in time"):
         assert sentence in starts[3], output
     assert "cancelled" not in output
+    assert "warning: not recorded: " in output
     # The leftover may learn of its successor, or that there will be one, from the end of its run.
     last_words = ("ends: the job has been started again", "SLURM starts the job again")
     assert any(words in starts[4] for words in last_words), output

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import sites
 from cluster import slurm, status, submit
 from cluster.records import RowRecord
 from ima_dist.rundir.files import read_json
 from tests.support import commands
-from tests.support.slurm import local_slurm, needs_slurm, training
+from tests.support.slurm import LEAVES_WITHIN, local_slurm, needs_slurm, seconds_to_leave, training
+from tests.support.web import unreachable
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_slurm]
 STEPS, EPOCHS, WAIT = 40, 6, 600
@@ -31,7 +33,7 @@ def build(num_classes, input_shape):
     return Slow(nn.Linear(input_shape[0], 16), nn.Tanh(), nn.Linear(16, num_classes))
 """
 # No gres and no memory of a node; no environment of the submission; a container without SLURM's commands; scratch
-# per job under a long path.
+# per job under a long path; an MLflow behind a firewall that drops packets.
 SITE = """\
 [site]
 partition = "titanv"
@@ -39,7 +41,7 @@ cards = 1
 cpus_per_card = 1
 time = "0:30:00"
 notice = 30
-setup = ["export SITE_SCRATCH={scratch}/$SLURM_JOB_ID"]
+setup = ["export SITE_SCRATCH={scratch}/$SLURM_JOB_ID MLFLOW_TRACKING_URI={mlflow}"]
 python = {python}
 temp = "$SITE_SCRATCH"
 sbatch = {{gpus-per-node = "titanv:1", mem-per-cpu = "1500M", export = "NONE", comment = "a site's"}}
@@ -51,18 +53,14 @@ def place(tmp_path_factory):
     """A directory to submit from, inside an allocation, with a local SLURM that has a directory of its own."""
     place = tmp_path_factory.mktemp("jobs")
     directory = Path(f"/tmp/slurm-sites-{os.getpid()}")
-    with local_slurm(directory, place):
-        scratch = place / ("scratch-" + "x" * 90)
-        scratch.mkdir()
-        programs = place / "programs"
-        programs.mkdir()
-        for program in os.scandir("/usr/bin"):
-            if not program.name.startswith(("scontrol", "squeue", "sinfo", "sbatch", "srun", "scancel")):
-                (programs / program.name).symlink_to(program.path)
+    with local_slurm(directory, place, sites.prepare), unreachable() as mlflow:
+        sites.furnish(place)
+        (scratch,) = place.glob("scratch-*")
         container = place / "container"
-        container.write_text(f'#!/bin/bash\nPATH={programs} exec {shlex.quote(sys.executable)} "$@"\n')
+        inside = sites.container(place)
+        container.write_text(f'#!/bin/bash\nPATH={inside} exec {shlex.quote(sys.executable)} "$@"\n')
         container.chmod(0o755)
-        Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container))))
+        Path("partitions.toml").write_text(SITE.format(scratch=scratch, python=repr(str(container)), mlflow=mlflow))
         Path("mine.py").write_text(NETWORK)
         options = {
             "model.factory": "mine:build", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS, "eval.steps": 2,
@@ -105,6 +103,8 @@ def test_a_site_with_rules_of_its_own(place):
     assert "Ray runtime started" in ray
     elapsed = slurm.job(row["id"])["RunTime"]
     slurm.command("scontrol", "update", f"JobId={row['id']}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
+    assert seconds_to_leave(record, 0, "SIGUSR2: the run saves its state", WAIT) < LEAVES_WITHIN
+    assert "warning: not recorded: " in record.output.read_text()
     commands.wait_for(lambda: record.newest_start() == 1 or record.result(), WAIT, "the second start")
     slurm.command("scontrol", "update", f"JobId={row['id']}", "TimeLimit=30")
     (result,) = submit.wait(folder, ask_every=2.0).values()
@@ -133,3 +133,32 @@ def test_cards_that_are_there_but_not_asked_for(place):
     done = commands.run("cluster.submit", "job.yaml", "--partition", "site", "--sbatch", "gpus-per-node=")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "The nodes of partition titanv have GPUs (gpu:titanv:2), but none is asked for" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "sentence"),
+    [
+        ("gpu", "gpus-per-node=4", "--gres is missing; --gpus-per-node is not allowed"),
+        ("boost", "gres=gpu:4", "this site: --gres is not allowed"),
+        ("boost", "account=lab43", "you have no such account or QOS"),
+        ("whole", "exclusive=", "--exclusive must be exclusive"),
+        ("long", "export=", "--export must be NONE"),
+        ("long", "mem-per-cpu=", "--mem-per-cpu is missing"),
+    ],
+)
+def test_the_documented_sites_take_their_files(place, name, wrong, sentence, capsys):
+    """SLURM takes a job of two nodes from each file, and refuses what such a site refuses.
+
+    ``python -m benchmarks.sites`` runs these jobs.
+    """
+    words = [*sites.words(name), "--no-snapshot", "--sbatch", "begin=now+1hour"]
+    assert submit.main([*words, "--sbatch", wrong]) == 2
+    error = capsys.readouterr().err
+    assert (sentence in error, error.count("\n")) == (True, 1), error
+    assert submit.main(words) == 0
+    folder = Path("runs/cluster", capsys.readouterr().out.split(":")[0])
+    (row,) = (read_json(folder / "job.json") or {})["rows"]
+    asked = slurm.job(row["id"])
+    assert (asked["JobState"], asked["NumNodes"]) == ("PENDING", "2-2")
+    assert re.search(r"gpu(:\w+)?:4$", asked["TresPerNode"])
+    slurm.command("scancel", row["id"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from ima_dist.classifier.export import write_export
 from ima_dist.config.errors import ConfigError, DataWarning
 from ima_dist.rundir.run import Run
 from tests.saved import copied_to
-from tests.support import small_images
+from tests.support import notebooks, small_images
 from tests.support.commands import ROOT
 from tests.support.exports import seal, small_run, write_pictures
 
@@ -86,7 +87,7 @@ def test_folders_and_files_that_cannot_be_read(places, tmp_path, capsys):
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nhalf")
-    for name, message in (("empty", "holds no PNG or JPEG"), ("broken", "a.png cannot be read"), ("none", "no folder")):
+    for name, message in (("empty", "holds no image"), ("broken", "a.png cannot be read"), ("none", "no folder")):
         message = "is not a folder" if name == "none" else message
         words = [str(places / "export"), str(tmp_path / name), "--to", str(tmp_path / "out.csv"), "--device", "cpu"]
         assert predict.main(words) == 2
@@ -251,16 +252,22 @@ def test_runs_of_the_first_version_are_loaded(tmp_path, name):
     assert labels.shape == (2,)
 
 
-def test_the_face_is_light_and_needs_no_ray(places):
+def test_the_face_is_light_and_needs_no_ray(places, tmp_path):
+    """Nor does a training import what is slow to import and of no use to it."""
     code = (
         "import sys; import ima_dist; assert not {'torch', 'ray', 'numpy'} & sys.modules.keys(); "
         "sys.modules['ray'] = None; c = ima_dist.load(sys.argv[1]); "
-        "assert 'load' in dir(ima_dist); ima_dist.IncreasingMargin"
+        "assert 'load' in dir(ima_dist); ima_dist.IncreasingMargin; ima_dist.measure"
         "; "
         "import ima_dist.predict, ima_dist.train; assert callable(ima_dist.train.main); print(c.class_names)"
+        "; options = {'data.subset': 40, 'eval.noise': [0.1], 'eval.steps': 1}"
+        "; run = ima_dist.fit('moons', out=sys.argv[2], epochs=1, **options); assert run.status == 'finished'"
+        "; assert not {'torchvision', 'sklearn', 'scipy'} & sys.modules.keys()"
     )
+    words = [str(places / "export"), str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(places / "export")], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert "healthy" in done.stdout
@@ -270,7 +277,6 @@ def test_the_examples_of_the_page_run(places, monkeypatch, capsys):
     monkeypatch.chdir(places)
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(examples) >= 5
-    known: dict = {}
-    with pytest.warns(DataWarning, match="prepared by"):
-        exec("\n".join(examples), known)
+    with pytest.warns(DataWarning, match="prepared by"), notebooks.as_main() as names:
+        notebooks.run_cell("\n".join(examples), "<docs/python.md>", names)
     assert "pgd100 0.0" in capsys.readouterr().out

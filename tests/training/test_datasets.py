@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -249,7 +250,7 @@ def test_damaged_file_is_named(tmp_path: Path, name: str, file: str, damage: Cal
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ConfigError, match=r"pass --data\.dir") as caught:
         read(name, tmp_path)
-    assert f"{path} cannot be read as " in str(caught.value)
+    assert re.search(f"{re.escape(str(path))} (cannot be read as |is empty|is a text file)", str(caught.value))
     assert "\n" not in str(caught.value)
 
 
@@ -344,10 +345,10 @@ def test_wrong_covid_ct_folders_are_refused(tmp_path: Path) -> None:
     write_covid(tmp_path, 3, 3)
     deep = tmp_path / "COVID" / "COVID (2).png"
     Image.fromarray(np.full((9, 9), 4000, np.uint16)).save(deep)
-    with pytest.raises(ConfigError, match=r"COVID \(2\).png has more than 8 bits per channel .mode I.*: convert it to"):
+    with pytest.raises(ConfigError, match=r"COVID \(2\).png has more than 8 bits per channel: convert it to"):
         read("covid_ct", tmp_path)
     deep.unlink()
-    with pytest.raises(ConfigError, match=f"{tmp_path}/COVID holds 2 PNG or JPEG files, where at least 3 are needed"):
+    with pytest.raises(ConfigError, match=f"{tmp_path}/COVID holds 2 images, where at least 3 are needed"):
         read("covid_ct", tmp_path)
 
 

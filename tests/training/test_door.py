@@ -94,7 +94,7 @@ def test_what_must_be_allowed_is_refused_without_and_noted_with_it(factory, name
     assert any(f"--allow {name}" in text for text in door_doubts(found, [0.3], "linf"))
 
 
-@pytest.mark.parametrize("factory", ["honest", "honest_root", "lazy", "batch_norm", "by_numpy"])
+@pytest.mark.parametrize("factory", ["honest", "honest_root", "lazy", "batch_norm", "by_numpy", "by_chance"])
 def test_honest_networks_pass_without_a_doubt(factory):
     found = checked(factory)
     assert (found["zero_gradient"], found["squashed"], found["allowed"]) == (0, None, [])

@@ -144,15 +144,18 @@ def test_hidden_files_and_texts_are_left_alone_and_jpegs_are_read(tmp_path):
     )
     assert shown[0, 0].float().mean() < 20
     assert shown[0, -1].float().mean() > 180
-    expected = {"a.jpg": 90, "b.JPEG": 91, "no ending": 92, "c.png": 93}
+    picture(94).save(folder / "d.tif")
+    data = read(COVID, tmp_path)
+    found |= values(data)
+    expected = {"d.tif": 94, "a.jpg": 90, "b.JPEG": 91, "no ending": 92, "c.png": 93}
     assert {n: round(found[f"COVID/{n}"]) for n in expected} == expected
 
 
 def test_an_image_of_another_kind_is_refused_and_not_dropped(tmp_path):
-    path = write_covid(tmp_path, 3, 3) / "COVID" / "scan.tif"
+    path = write_covid(tmp_path, 3, 3) / "COVID" / "scan.gif"
     picture(90).save(path)
     sentence = refusal(COVID, tmp_path)
-    assert f"{path} is a TIFF file: convert it to PNG" in sentence
+    assert f"{path} is a GIF file: convert it to PNG" in sentence
     assert "kaggle" not in sentence
 
 
@@ -210,7 +213,7 @@ def test_a_damaged_picture_of_any_name_is_refused_in_one_line(name, tmp_path):
     with open(os.fsencode(folder) + b"/" + name, "wb") as file:
         file.write(b"no picture")
     sentence = refusal(COVID, tmp_path)
-    assert "cannot be read as a PNG or JPEG file" in sentence
+    assert "is a text file, not the image that its name promises" in sentence
     assert sentence.isprintable()
 
 

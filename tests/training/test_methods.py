@@ -316,7 +316,9 @@ def test_one_and_two_workers_end_with_equal_weights(tmp_path, name, norm):
     results = []
     for count in (1, 2):
         path = tmp_path / str(count)
-        config, run = workers.start_run(path, "moons", method=name, norm=norm, **SMALL)
+        # Weights of classes are those of the global batch.
+        weights = {"class_weights": '{"0": 2, "1": 1}'} if name == "trades" else {}
+        config, run = workers.start_run(path, "moons", method=name, norm=norm, **SMALL, **weights)
         workers.run_on(count, workers.train, config, path)
         results.append((*workers.final_state(config, path), run.read_history()))
     (weights_1, margins_1, history_1), (weights_2, margins_2, history_2) = results

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import ima_dist
 from ima_dist import audit, evaluate, train
 from ima_dist.launch.signals import Stopped
 from ima_dist.rundir.directory import RunDir
 from tests.support.inline import without_ray
+from tests.support.own_images import write_folder
 
 MODULE = """
 import numpy as np
@@ -191,3 +193,27 @@ def test_a_second_signal_leaves_the_command_that_continues(code, capsys, monkeyp
     monkeypatch.setattr(train, "_record_end", stopped)
     assert code.train() == 75
     assert "Continue with: python -m ima_dist.train --resume run\nStopped." in capsys.readouterr().err
+
+
+def test_images_in_folders_need_no_code(place, capsys):
+    write_folder(place / "photos", 12)
+    options = [
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--attack.steps",
+        "1",
+        "--eval.steps",
+        "1",
+        "--eval.noise",
+        "0,8/255",
+    ]
+    assert train.main(["own", "--data.dir", "photos", "--data.size", "9", *options, "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "Chosen, since not given: --name photos, --data.source folder, --model.factory" in out
+    run = RunDir("run")
+    assert run.status == "finished"
+    assert run.config().data.dir == str(place / "photos")
+    assert ima_dist.load("run").predict("photos").labels.shape == (24,)
+    assert train.main(["--resume", "run"]) == 0

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import ima_dist
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.core.distributed import share_of_batch
@@ -14,7 +15,8 @@ from ima_dist.data.load import load
 from ima_dist.data.order import batches
 from ima_dist.methods.own_loop import IncreasingMargin
 from ima_dist.training.network import make_network, make_optimizer
-from tests.support import workers
+from tests.support import commands, workers
+from tests.support.commands import ROOT
 
 OPTIONS = {"data__subset": 402, "epochs": 3, "batch_size": 64, "dtype": "float64", "optimizer__lr": 1e-2}
 FORMS = [("linf", "online"), ("l2", "epoch")]
@@ -91,6 +93,37 @@ def test_equal_under_ddp(tmp_path):
         found.append(torch.load(tmp_path / f"{count}.pt"))
     assert workers.largest_difference(found[0]["weights"], found[1]["weights"]) < 1e-9
     assert float((found[0]["margins"] - found[1]["margins"]).abs().max()) < 1e-9
+
+
+def test_the_examples_equal_fit(tmp_path, monkeypatch):
+    """130 samples are batches of 64, 64 and 2, which two workers can share equally."""
+    x = torch.rand(130, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    y = (x[:, 0] > x[:, 1].sin()).long()
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "examples"))
+    monkeypatch.chdir(tmp_path)
+    import own_loop
+
+    run = ima_dist.fit(
+        "own", data={"train": (x, y), "test": (x[:20], y[:20])}, network=own_loop.build, name="plane",
+        epochs=3, batch_size=64, eps_max=0.3, margin_update="online", dtype="float64",
+        **{"optimizer.lr": 0.05, "eval.noise": (0.1,), "eval.attacks": ("pgd100",), "eval.steps": 1},
+    )  # fmt: skip
+    margins = torch.tensor(run.margins[1]["margin"].to_pylist(), dtype=torch.float64)
+
+    torch.manual_seed(0)
+    network = own_loop.build(2, (2,)).double()
+    plain = own_loop.train(network, x, y)
+    weights, stored = workers.final_state(run.config, run.dir.path)
+    assert workers.largest_difference(weights, network.state_dict()) < 1e-9
+    for found in (margins, stored):
+        assert float((found - plain).abs().max()) < 1e-9
+    assert len(plain.unique()) > 3
+
+    torch.save((x, y), tmp_path / "data.pt")
+    script = [ROOT / "docs" / "examples" / "own_loop_ddp.py", tmp_path / "data.pt", tmp_path / "margins.pt"]
+    done = commands.run("torch.distributed.run", "--standalone", "--nproc-per-node", 2, *script)
+    assert done.returncode == 0, done.stderr
+    assert float((torch.load(tmp_path / "margins.pt") - plain).abs().max()) < 1e-9
 
 
 def test_what_cannot_be_is_refused():

@@ -5,7 +5,10 @@ The other one is let in at a chosen moment, by replacing a step of the first one
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import pytest
 import torch
 
 from ima_dist.data.load import load
+from ima_dist.evaluation import runner
+from ima_dist.launch import workers as workers_of_ray
 from ima_dist.rundir import files
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.lease import Lease, LeaseLost
@@ -21,6 +26,7 @@ from ima_dist.tracking import tables
 from ima_dist.training import aside, checkpoint
 from ima_dist.training.aside import Asides, clear_unfinished
 from ima_dist.training.loop import Training
+from ima_dist.worker.watchdog import watched
 from tests.support import workers
 
 SMALL = {"data__subset": 60, "epochs": 2, "batch_size": 10, "attack__steps": 2, "margin_update": "online"}
@@ -120,8 +126,10 @@ def test_a_file_that_was_being_written(tmp_path, monkeypatch, kind):
     first, root, left = take(run, 1), tmp_path / "runs", []
 
     def write(run: RunDir, value: int) -> None:
-        if kind in ("summary", "progress"):
-            run.write_json(getattr(run, f"{kind}_path"), {"value": value})
+        if kind == "summary":
+            run.write_json(run.summary_path, {"value": value})
+        elif kind == "progress":
+            run.write_progress({"value": value})
         elif kind == "history":
             run.write_history([{"epoch": value}])
         elif kind == "config":
@@ -129,21 +137,50 @@ def test_a_file_that_was_being_written(tmp_path, monkeypatch, kind):
         else:
             tables.write_run(root, run)
 
-    genuine = files.os.fsync
     write(first, 1)
 
-    def stopped(descriptor: int) -> None:
-        genuine(descriptor)
-        if not left:
-            left.append({})
-            write(take(run, 2), 2)
-            left[0] = contents(root)
+    class Stopped(io.BufferedWriter):
+        def flush(self) -> None:
+            super().flush()
+            if not left:
+                left.append({})
+                write(take(run, 2), 2)
+                left[0] = contents(root)
 
-    monkeypatch.setattr(files.os, "fsync", stopped)
+    monkeypatch.setattr(files, "open", lambda path, mode: Stopped(io.FileIO(path, mode)), raising=False)
     with pytest.raises(LeaseLost, match=TAKEN):
         write(first, 3)
     assert contents(root) == left[0]
     assert not list(root.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", ["damaged outcomes", "progress", "stop request", "empty stacks"])
+def test_a_file_that_was_to_be_removed(tmp_path, monkeypatch, kind):
+    """What the first one finds is damaged, or no longer true; by the time it removes that, it is the successor's."""
+    _, run = workers.start_run(tmp_path / "run", "moons", **SMALL)
+    first = take(run, 1)
+    file = run.path / {"progress": "progress.json", "empty stacks": "stacks/worker-0000.txt"}.get(kind, "file")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(b"damaged" if kind == "damaged outcomes" else b"")
+    take(run, 2)
+    if kind == "damaged outcomes":
+        with pytest.raises(LeaseLost, match=TAKEN):
+            runner._kept(first, [file])
+    elif kind == "progress":
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(files, "open", full, raising=False)
+        with pytest.raises(LeaseLost, match=TAKEN):
+            first.write_progress({})
+    elif kind == "stop request":
+        monkeypatch.setattr(workers_of_ray, "STOP_FILE", file.name)
+        workers_of_ray._tidy(first)
+    else:
+        with watched(first, torch.nn.Linear(1, 1), 60.0):
+            pass
+    assert file.exists()
 
 
 def test_pieces_of_a_table_are_not_written_either(tmp_path):
@@ -153,6 +190,6 @@ def test_pieces_of_a_table_are_not_written_either(tmp_path):
     with pytest.raises(LeaseLost):
         first.write_parquet(first.outcomes_path, pa.table({"index": [1]}))
     with pytest.raises(LeaseLost):
-        first.for_display(lambda: first.write_json(first.progress_path, {}))
+        first.write_progress({})
     assert not first.dropped
     assert not list(run.path.glob(".*.tmp"))

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from ima_dist.results.choice import (
     Share,
@@ -128,19 +129,50 @@ def test_paired_by_sample_by_hand():
     right = np.r_[np.ones(8), np.zeros(2), np.ones(60), np.zeros(30)]
     a, b = (Share((float(y.mean()),), 100, {"test": y}) for y in (right, right - only))
     half = t_quantile(99) * math.sqrt((0.1 - 0.06**2) / 99)
-    assert difference_interval(a, b) == pytest.approx((0.06 - half, 0.06 + half))
+    # With so few that differ, the exact interval of 8 in 10 (0.4439 to 0.9748 in every table) reaches further down.
+    assert difference_interval(a, b) == pytest.approx((0.1 * (2 * 0.4439 - 1), 0.06 + half), abs=2e-5)
     # Without pairing, or on other samples, the interval is wider.
     for other in (Share(b.values, 100), Share(b.values, 100, {"others": right - only})):
         low, high = difference_interval(a, other)
         assert high - low > 1.5 * 2 * half
     # Two seeds, each with test samples of its own: the variances add up.
-    halves = {"one": only[::2] / 2, "two": only[1::2] / 2}
-    c, d = Share((0.56, 0.56), 50, halves), Share((0.5, 0.5), 50, {key: 0 * y for key, y in halves.items()})
-    variance = sum(y.var(ddof=1) / 50 for y in halves.values())
+    many = np.tile(only, 3)
+    halves = {"one": many[::2] / 2, "two": many[1::2] / 2}
+    c, d = Share((0.56, 0.56), 150, halves), Share((0.5, 0.5), 150, {key: 0 * y for key, y in halves.items()})
+    variance = sum(y.var(ddof=1) / 150 for y in halves.values())
     low, high = difference_interval(c, d)
-    assert high - low == pytest.approx(2 * t_quantile(49) * math.sqrt(variance))
+    assert high - low == pytest.approx(2 * t_quantile(149) * math.sqrt(variance))
     # What two networks agree on says that they are equal, however few samples there are.
     assert not differ(a, a)
+
+
+@pytest.mark.parametrize("only_a", range(0, 13))
+def test_few_differences_are_judged_by_the_exact_sign_test(only_a):
+    """The t interval alone says that two networks differ from 4 : 0 on, in 1000 samples."""
+    n, base = 12 if only_a > 6 else 6, np.ones(1000)
+    b = base.copy()
+    b[:only_a] = 0
+    a = base.copy()
+    a[only_a:n] = 0
+    shares = [Share((float(y.mean()),), 1000, {"test": y}) for y in (a, b)]
+    assert differ(*shares) == (binomtest(min(only_a, n), n).pvalue < 0.05)
+    low, high = difference_interval(*shares)
+    mirrored = difference_interval(*reversed(shares))
+    assert (low, high) == pytest.approx((-mirrored[1], -mirrored[0]))
+    # Two seeds on the same samples, and two test sets, count in the same way.
+    doubled = [Share(s.values * 2, 1000, {"one": y / 2, "two": y / 2}) for s, y in zip(shares, (a, b), strict=True)]
+    assert differ(*doubled) == (binomtest(2 * min(only_a, n), 2 * n).pvalue < 0.05)
+
+
+def test_rare_differences_are_no_finding():
+    """1 % of the samples differ, as often in favour of either network."""
+    rng, trials = np.random.default_rng(4), 1000
+    wrong = 0
+    for _ in range(trials):
+        sign = rng.choice([-1, 0, 1], 500, p=[0.005, 0.99, 0.005])
+        a, b = np.maximum(sign, 0) + 0.0, np.maximum(-sign, 0) + 0.0
+        wrong += differ(*(Share((float(y.mean()),), 500, {"test": y}) for y in (a, b)))
+    assert wrong / trials <= 0.05
 
 
 # ---- how often equal candidates are said to differ: networks that classify by a latent value of each sample

@@ -95,6 +95,8 @@ def test_the_audit_takes_the_same_samples_for_every_seed() -> None:
 def test_new_runs_are_stratified_and_earlier_ones_first() -> None:
     config = make_config("moons")
     assert config.eval.order == "stratified"
+    functions = {"name": "mine", "data.source": "mine:load", "model.factory": "mine:build"}
+    assert make_config("own", {**functions, "eps_max": 0.1, "eval.noise": (0.1,)}).eval.order == "stratified"
     tree = to_dict(config)
     del tree["eval"]["order"]
     earlier = from_dict(tree)

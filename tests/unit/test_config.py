@@ -101,7 +101,7 @@ def test_a_configuration_is_a_value():
         ({"device": "gpu"}, "--device must be one of auto, cpu, cuda, not 'gpu' (did you mean cuda?)."),
         (
             {"method": "x" * 99},
-            "--method must be one of ima, ce, adv, rand, trades, mma, ddn, not '" + "x" * 75 + " ….",
+            "--method must be one of ima, ce, adv, rand, trades, mma, ddn, external, not '" + "x" * 75 + " ….",
         ),
     ],
 )

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import make_moons
 
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, DataNote
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import moons
@@ -73,6 +74,24 @@ def test_validation_set_may_be_left_out_or_empty(source: Source) -> None:
         assert len(data.val) == 0
         assert data.val.x.shape == (0, 3)
         assert data.box is None
+
+
+@pytest.mark.parametrize("kind", ["array", "other byte order", "tensor", "HDF5"])
+def test_uint16_is_taken_and_its_range_said(source: Source, tmp_path: Path, kind: str) -> None:
+    x, y = np.linspace(0, 4095, 80).astype(np.uint16).reshape(20, 4), np.arange(20) % 2
+    given: Any = (x, y)
+    if kind == "other byte order":
+        given = (x.astype(">u2"), y)
+    elif kind == "tensor":
+        given = (torch.from_numpy(x), torch.from_numpy(y))
+    elif kind == "HDF5":
+        file = pytest.importorskip("h5py").File(tmp_path / "a.h5", "w")
+        given = (file.create_dataset("x", data=x), file.create_dataset("y", data=y.astype(np.uint16)))
+    with pytest.warns(DataNote, match="x of train is uint16 from 0 to 4095: it is divided by 65535"):
+        data = source({"train": given, "test": given, "box": (0, 1)})
+    assert data.train.x.dtype == torch.float32
+    assert np.array_equal(data.train.x.numpy(), x / np.float32(65535))
+    assert data.train.y.tolist() == y.tolist()
 
 
 def test_uint8_images_get_the_box_of_their_scaled_range(source: Source) -> None:
@@ -325,6 +344,15 @@ def test_moons_sizes_and_reproducibility() -> None:
     assert torch.equal(data.train.x, again.train.x)
     assert not torch.equal(data.train.x, other.train.x)
     assert not torch.equal(data.val.x, data.test.x)
+
+
+@pytest.mark.parametrize("noise", [0.06, 0.0])
+def test_moons_are_scikit_learns_to_the_bit(noise: float) -> None:
+    found = load(DataConfig(source="ima_dist.data.moons:load", noise=noise), 3)
+    for number, part in enumerate((found.train, found.val, found.test)):
+        x, y = make_moons(len(part), noise=noise, random_state=np.random.RandomState([3, number]))
+        assert part.x.numpy().tobytes() == x.tobytes()
+        assert part.y.tolist() == y.tolist()
 
 
 def test_moons_noise_is_the_distance_from_the_half_circles() -> None:

@@ -75,6 +75,8 @@ NETWORKS = {
     "mnist_lenet5": (10, (1, 28, 28), LENET5, 3274634),
     "resnet18_in": (2, (1, 224, 224), RESNET18, 11161666),
     "wrn_28_4": (10, (3, 32, 32), WRN_28_4, 5849050),
+    # ResNet-18 with a first convolution of 3×3.
+    "default_network": (2, (1, 28, 28), RESNET18 - conv(1, 64, 7, bias=False) + conv(1, 64, 3, bias=False), 11159106),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -133,11 +135,21 @@ def test_every_parameter_receives_a_gradient(name: str) -> None:
         ("resnet18_in", (3, 33, 40)),
         ("resnet18_in", (1, 224, 224)),
         ("wrn_28_4", (1, 20, 40)),
+        ("default_network", (3, 9, 12)),
+        ("default_network", (1, 64, 80)),
+        ("default_network", (5,)),
     ],
 )
 def test_other_classes_channels_and_sizes(name: str, shape: tuple[int, ...]) -> None:
     network = getattr(models, name)(7, shape).eval()
     assert network(torch.rand(2, *shape)).shape == (2, 7)
+
+
+def test_the_default_network_has_a_stem_for_small_images_only() -> None:
+    assert models.default_network(2, (1, 63, 64)).conv1.stride == (1, 1)
+    assert models.default_network(2, (1, 64, 64)).conv1.stride == (2, 2)
+    with pytest.raises(ValueError, match=r"name a --model\.factory"):
+        models.default_network(2, (1, 8, 8, 8))
 
 
 def test_resnet_is_torchvisions_with_other_norms() -> None:

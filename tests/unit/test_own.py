@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import yaml
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.config.arguments import argument_text, argument_value, check_call
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.own import chosen_text
 from ima_dist.config.presets import PRESETS, data_name, make_config, options_of, train_command
 from ima_dist.config.schema import Config
-from ima_dist.config.values import as_flags, differences, from_dict, to_dict, with_options
+from ima_dist.config.values import as_flags, as_option, differences, from_dict, to_dict, with_options
 from ima_dist.dashboard.state import parse
 from ima_dist.dashboard.views import tradeoff
 from ima_dist.plans.jobfile import read_job, run_path
@@ -60,8 +62,13 @@ def test_own_needs_what_it_cannot_know():
     with pytest.raises(ConfigError) as caught:
         make_config("own", {"name": "scans"})
     assert str(caught.value) == (
-        "The preset own needs --data.source (such as mine:load), --model.factory (such as mine:build), "
-        "--eps-max (such as 8/255), --eval.noise (such as 0,4/255,8/255)."
+        "The preset own needs --data.dir DIR, with your data in one of the forms folder, list, npz, hdf5, "
+        "dicom, nifti, or a function of your own (--data.source mine:load)."
+    )
+    with pytest.raises(ConfigError) as caught:
+        make_config("own", {"data.source": "mine:load"})
+    assert str(caught.value) == (
+        "The preset own needs --name (such as mydata), --eps-max (such as 8/255), --eval.noise (such as 0,4/255,8/255)."
     )
 
 
@@ -80,7 +87,13 @@ def test_a_name_is_for_own_data_and_for_a_directory():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "ce", "norm": "l2"}, {"data.args.size": 32, "seed": 3, "beta": 0.1}]
+    "options",
+    [
+        {},
+        {"method": "ce", "norm": "l2"},
+        {"data.args.size": 32, "seed": 3, "beta": 0.1},
+        {"model.weights_strict": False, "data.download": True},
+    ],
 )
 def test_the_command_makes_the_configuration_again(options):
     config = make_config("own", {**NEEDED, **options})
@@ -89,10 +102,105 @@ def test_the_command_makes_the_configuration_again(options):
     assert from_dict(to_dict(config)) == config
 
 
+def test_a_switch_that_is_on_can_be_switched_off():
+    words = train_command(make_config("own", NEEDED), "x").split()[3:-2]
+    for text, value in (("false", False), ("True", True)):
+        assert of_words(*words, "--model.weights-strict", text).model.weights_strict is value
+    with pytest.raises(ConfigError, match=r"--model\.weights-strict must be true or false, not 'no'"):
+        of_words(*words, "--model.weights-strict", "no")
+
+
 def test_own_data_under_a_preset_have_their_own_name():
     assert data_name(make_config("covid_ct")) == "covid_ct"
     assert data_name(make_config("covid_ct", {"data.source": "mine:load"})) == "mine:load"
     assert data_name(make_config("covid_ct", {"model.factory": "mine:build"})) == "covid_ct"
+
+
+# ---- built-in sources
+
+
+@pytest.mark.parametrize(
+    ("files", "source"),
+    [
+        (["cat/a.png", "dog/b.JPG", "notes.txt"], "folder"),
+        (["train/cat/a.tif"], "folder"),
+        (["images.csv", "all/a.png"], "list"),
+        (["chest.npz", ".hidden/a.png"], "npz"),
+        (["chest.h5"], "hdf5"),
+        (["ill/a.dcm", "ill/readme.txt"], "dicom"),
+        (["labels.csv", "all/a.dcm"], "dicom"),
+        (["train/ill/a.nii.gz"], "nifti"),
+    ],
+)
+def test_the_form_of_data_is_guessed(tmp_path, files, source):
+    for name in files:
+        (tmp_path / "my photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "my photos" / name).touch()
+    config = make_config("own", {"data.dir": str(tmp_path / "my photos")})
+    assert (config.data.source, config.name) == (source, "my-photos")
+    assert config.eps_max == 8 / 255
+    assert config.eval.noise == (0, 2 / 255, 4 / 255, 8 / 255)
+    assert (config.epochs, config.batch_size) == (60, 128 if source in ("npz", "hdf5") else 32)
+    assert config.model.factory == "ima_dist.models:default_network"
+    if source in ("npz", "hdf5"):
+        assert make_config("own", {"data.dir": str(tmp_path / "my photos" / files[0])}).name == "chest"
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            ["a.txt"],
+            "holds no file of a known kind: say what to read with --data.source folder|list|npz|hdf5|dicom|nifti",
+        ),
+        (["a.npz", "b.h5"], "holds a.npz, b.h5: say what to read"),
+        (["prepared.json"], "is a prepared copy of a published data set, or damaged"),
+        (None, "there is no such directory"),
+    ],
+)
+def test_what_is_not_plain_is_not_guessed(tmp_path, files, sentence):
+    for name in files or ():
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        make_config("own", {"data.dir": str(tmp_path if files else tmp_path / "none")})
+
+
+def test_what_was_chosen_is_said(tmp_path):
+    place = str(tmp_path / "a.npz")
+    Path(place).touch()
+    given = {"data.dir": place, "epochs": 3}
+    assert chosen_text(make_config("own", given), given) == (
+        "Chosen, since not given: --name a, --data.source npz, --model.factory ima_dist.models:default_network "
+        "(ResNet-18 with instance norm for images, a small MLP for tables), --eps-max 0.0314, --eval.noise "
+        "0,0.00784,0.0157,0.0314, --batch-size 128."
+    )
+    config = make_config("own", {**given, "data.window": (-1350.0, 150.0)})
+    assert config.eps_max == pytest.approx(1500 * 8 / 255)
+    assert (config.model.mean, config.model.std) == ((-600,), (750,))
+    assert chosen_text(config, given).endswith(", in units of the window -1350 to 150.")
+    assert of_words(*train_command(config, "x").split()[3:-2]) == config
+    assert chosen_text(make_config("own", NEEDED), {*NEEDED, "epochs", "batch_size"}) == ""
+
+
+def test_options_of_built_in_sources_are_theirs(tmp_path):
+    for option, value in (("size", 8), ("channels", 1), ("resize", "pad"), ("window", (0.0, 1.0))):
+        for preset, rest in (("moons", {}), ("own", NEEDED)):
+            with pytest.raises(ConfigError, match=rf"--data\.{option} goes with --data.source folder\|list"):
+                make_config(preset, {**rest, f"data.{option}": value})
+    own = {**NEEDED, "data.source": "folder"}
+    plain = make_config("own", own)
+    assert make_config("own", {**own, "data.size": 8}).fingerprint() != plain.fingerprint()
+    for wrong in ({"data.channels": 2}, {"data.window": (3.0, 1.0)}, {"data.window": (3.0,)}, {"data.size": 0}):
+        with pytest.raises(ConfigError, match=as_option(next(iter(wrong))) + " must be"):
+            make_config("own", {**own, **wrong})
+    with pytest.raises(ConfigError, match=r"--data.source must be one of folder, .*did you mean folder"):
+        make_config("own", {**own, "data.source": "foldr"})
+    with pytest.raises(ConfigError, match=r"--norm l2|needs --eps-max"):
+        make_config("own", {"data.source": "folder", "name": "a", "norm": "l2"})
+
+
+def test_fingerprints_of_own_functions_have_not_changed():
+    assert make_config("own", NEEDED).fingerprint() == "31a363cb2be3acae"
 
 
 # ---- arguments

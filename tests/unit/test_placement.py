@@ -17,8 +17,8 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import load as loading
 from ima_dist.data import pipeline
-from ima_dist.data.arrays import NpyFile, from_array, is_mapped
 from ima_dist.data.free_memory import free_memory
+from ima_dist.data.mapped import NpyFile, from_array, is_mapped
 from ima_dist.data.pipeline import Streamed, in_memory, stream
 from ima_dist.data.place import choose, place
 from ima_dist.data.types import DataSet, Resident, Split, Unreadable

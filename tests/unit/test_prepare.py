@@ -362,7 +362,7 @@ def edited(path: Path) -> None:
 
 
 def newer(path: Path) -> None:
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def newer(path: Path) -> None:
         ("prepared.json", overwrite, "cannot be read (JSONDecodeError"),
         ("prepared.json", a_list, "is damaged"),
         ("prepared.json", edited, "its checksum is wrong"),
-        ("prepared.json", newer, "has version 2 of the format, not 1"),
+        ("prepared.json", newer, "has version 3 of the format, not 1 or 2"),
     ],
 )
 def test_damaged_copy_is_named_with_what_to_do(
@@ -417,7 +417,7 @@ def test_mistakes_get_one_sentence(tmp_path: Path, files: Path, refused: Callabl
     assert "moons needs no preparation" in refused("prepare", "moons")
     assert "did you mean mnist?" in refused("prepare", "mnits", "--source", files, *to)
     assert "published files with --source DIR" in refused("prepare", "mnist", *to)
-    assert "Unknown option '--form'" in refused("prepare", "mnist", "--source", files, "--form", "x")
+    assert "Unknown option '--from'" in refused("prepare", "mnist", "--source", files, "--from", "x")
     assert "COMMAND" in refused()
     assert "--source nowhere: there is no such directory" in refused("prepare", "mnist", "--source", "nowhere", *to)
     assert "pass --source download" in refused("prepare", "svhn", "--source", files, *to)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +260,20 @@ def test_a_closed_pipe_does_not_end_the_run(run: RunDir) -> None:
 def test_import_needs_no_torch() -> None:
     code = "import sys, ima_dist.cli.progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_in_a_notebook_one_bar_is_updated(tmp_path, monkeypatch, capsys):
+    shown = []
+    handle = types.SimpleNamespace(update=lambda bundle, raw: shown.append(bundle))
+    module = types.ModuleType("IPython")
+    module.get_ipython = lambda: types.SimpleNamespace(kernel=object())
+    module.display = types.ModuleType("IPython.display")
+    module.display.display = lambda bundle, raw, display_id: handle
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython.display", module.display)
+    run = RunDir(tmp_path)
+    with ProgressView(run):
+        write_json(run.progress_path, {**TRAINING, "message": "<b>", "warnings": ["a warning"]})
+    assert shown[-1]["text/plain"] == describe(TRAINING, compact=True)
+    assert '<progress value="60000" max="600000">' in shown[-1]["text/html"]
+    assert "warning: a warning" in capsys.readouterr().err

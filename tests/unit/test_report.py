@@ -48,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_numbers_are_those_of_the_runs_and_of_the_paper(runs, tmp_path, capsys):
     page = report_on(tmp_path, runs)
     written = sorted(p.name for p in tmp_path.iterdir())
-    assert written == ["curves.csv", "margins.csv", "report.html", "table01.csv", "table02.csv"]
+    assert written == ["classes.csv", "curves.csv", "margins.csv", "report.html", "table01.csv", "table02.csv"]
     assert [Path(line).name for line in capsys.readouterr().out.split()][-1] == "report.html"
     rows = read_csv(tmp_path / "table01.csv")
     for method in ("ima", "ce"):
@@ -82,7 +82,8 @@ def test_the_paper_s_figures_are_redrawn_and_every_setting_is_in_the_page(runs, 
     page = report_on(tmp_path, runs)
     assert all(a.startswith(("data:image/png;base64,", "#")) for a in page.addresses)
     assert all(page.alts)
-    assert len(page.texts["caption"]) == len(page.texts["table"]) == 2
+    # Two of the paper's, and on the classes of each run two.
+    assert len(page.texts["caption"]) == len(page.texts["table"]) == 2 + 2 * 3
     headings = [h for h in page.texts["h3"] if "Figure" in h]
     assert [re.match(r"(Like )?Figures? [0-9]+\. \w+ \w+", h)[0] for h in headings] == [
         "Figure 6. Accuracy by",

@@ -99,6 +99,11 @@ def test_wilson_interval() -> None:
     half = z / (2 * math.sqrt(100 + z**2))
     assert wilson_interval(0.5, 100) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-9)
     assert wilson_interval(1.0, 10) == pytest.approx((10 / (10 + z**2), 1.0), abs=1e-9)
+    assert wilson_interval(0.0, 0) == (0.0, 1.0)  # nothing is known without samples
+    # Groups: Student's t in place of the normal distribution; one group says nothing.
+    t = 2.262157  # 97.5 % quantile with nine degrees of freedom
+    assert wilson_interval(1.0, 25.0, groups=10) == pytest.approx((25 / (25 + t**2), 1.0), abs=1e-6)
+    assert wilson_interval(0.7, 25.0, groups=1) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.schema import EXTERNAL
 from ima_dist.dashboard.choosing import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, number
@@ -21,7 +22,7 @@ _COLUMNS += ["samples_per_second"]
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
-    able = [r for r in runs.runs.values() if r.epochs_table.num_rows]
+    able = [r for r in runs.runs.values() if r.epochs_table.num_rows and r.info["method"] != EXTERNAL]
     return [choose_runs(state, able), number(state, "threshold", "Minimum validation accuracy", 0, 1, 0.005, _USUAL)]
 
 

@@ -1,0 +1,67 @@
+"""The forms of single options. Each check returns its value, or raises ValueError, which continues "--option must"."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ima_dist.config.errors import did_you_mean
+from ima_dist.config.sources import SOURCES
+
+
+def is_reference(value: str) -> str:
+    """``value`` if it has the form pkg.module:function; else ValueError."""
+    module, _, function = value.partition(":")
+    if module == "__main__":
+        raise ValueError("name a function of a module that every process can import, not of __main__")
+    if all(part.isidentifier() for part in module.split(".")) and function.isidentifier() and module[-3:] != ".py":
+        return value
+    # People also write the path of the file, or a dot in place of the colon.
+    path = value.removeprefix("./").replace("/", ".").replace(".py:", ":")
+    guess = path if ":" in path else ":".join(path.rsplit(".", 1))
+    close = bool(re.fullmatch(r"[\w.]+\w:\w+", guess)) and not guess.endswith(":py")
+    raise ValueError("have the form pkg.module:function" + f", such as {guess}" * close)
+
+
+def is_source(value: str) -> str:
+    if value in SOURCES:
+        return value
+    try:
+        return is_reference(value)
+    except ValueError as error:
+        raise ValueError(f"be one of {', '.join(SOURCES)}, or {error}{did_you_mean(value, SOURCES)}") from None
+
+
+def is_channels(value: int) -> int:
+    if value not in (1, 3):
+        raise ValueError("be 1 (grey) or 3 (RGB)")
+    return value
+
+
+def is_window(value: tuple[float, ...]) -> tuple[float, ...]:
+    if value and (len(value) != 2 or value[0] >= value[1]):
+        raise ValueError("be two numbers in ascending order, such as -1350,150")
+    return value
+
+
+def is_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", value):
+        raise ValueError("consist of letters, digits, dots, dashes and underscores")
+    return value
+
+
+def absolute_if_file(value: str) -> str:
+    return str(Path(value).absolute()) if Path(value).is_file() else value
+
+
+def is_worker_count(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is not None and value < 1:
+            raise ValueError("be at least 1")
+    elif not isinstance(value, str) or not 1 <= whole_range(value)[0] <= whole_range(value)[1]:
+        raise ValueError("be a whole number, or a range such as 1-4")
+    return value
+
+
+def whole_range(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
