@@ -17,12 +17,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
-from ima_dist.config.augmentations import KINDS, steps_of
+from ima_dist.config.augmentations import KINDS
 from ima_dist.config.checked import Checked
 from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.forms import (
     absolute_if_file,
+    is_augmentation,
     is_channels,
     is_name,
     is_reference,
@@ -49,10 +50,6 @@ else:
 
 # An option that weights and margins cannot depend on, such as where to compute.
 _Aside = partial(Field, json_schema_extra={"alters_result": False})
-
-
-def _is_augmentation(value: str) -> str:
-    return value if steps_of(value) is not None else is_reference(value)
 
 
 Reference = Annotated[str, AfterValidator(is_reference)]
@@ -108,10 +105,10 @@ class DataConfig(Checked):
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
     place: Literal["auto", "device", "host", "disk"] = _Aside(
         "auto",
-        description="where the samples are while they are used: all of them on the device; in the host's memory, or on "
-        "the disk, from which batches are copied ahead of their use; auto goes by what is free",
+        description="where samples are while they are used; batches are copied from the host's memory, or read from "
+        "the disk, ahead of their use; auto goes by what is free",
     )
-    augment: Annotated[str, AfterValidator(_is_augmentation)] | None = Field(
+    augment: Annotated[str, AfterValidator(is_augmentation)] | None = Field(
         None,
         description="random changes of the training images, such as crop:4,flip,rotate:10,brightness:0.1 "
         f"({', '.join(KINDS)}); none; or your own function of (x, keys), as pkg.module:function",

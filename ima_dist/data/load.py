@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, DataNote, DataWarning, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.augment import PADDING, check_augmentation
@@ -18,11 +18,8 @@ from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_prop
 from ima_dist.data.fetched import Fetched
 from ima_dist.data.groups import check_groups, divide, split_level, with_groups
 from ima_dist.data.mapped import from_array, is_mapped
-from ima_dist.data.pictures import DEEPEST
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
-
-# Bytes of samples that are checked at once.
-_AT_ONCE = 1 << 26
+from ima_dist.data.values import check_values, levels
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
@@ -228,7 +225,7 @@ def _stored(what: str, value: Any) -> torch.Tensor | Fetched:
     if not isinstance(value, (torch.Tensor, np.ndarray)) and callable(getattr(value, "fetch", None)):
         fetched: Fetched = value
         return fetched
-    return _tensor(what, _levels(what, _read(value)))
+    return _tensor(what, levels(what, _read(value)))
 
 
 def _groups(name: str, given: Any, count: int) -> tuple[str | None, ...] | None:
@@ -248,17 +245,6 @@ def _read(value: Any) -> Any:
     """``value``; if it is an array of another library, such as a data set of an HDF5 file, as NumPy's."""
     ours = isinstance(value, torch.Tensor | np.ndarray)
     return np.asarray(value) if not ours and hasattr(value, "__array__") else value
-
-
-def _levels(what: str, value: Any) -> Any:
-    """``value``; if it holds uint16, as float32 from 0 to 1, which is said with its range."""
-    if isinstance(value, torch.Tensor) and value.dtype == torch.uint16:
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") != np.uint16 or not value.size:
-        return value
-    text = f"{what} is uint16 from {value.min()} to {value.max()}: it is divided by {DEEPEST}"
-    warnings.warn(DataNote(f'{text}. Return "box": (0, 1) to keep noise in that range.'), stacklevel=2)
-    return (value / np.float32(DEEPEST)).astype(np.float32)
 
 
 def _tensor(what: str, value: Any) -> torch.Tensor:
@@ -311,7 +297,7 @@ def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | Non
     """The box to use, where ``given`` may be None. Raises ConfigError if it is no box, or if samples lie outside it or
     are not finite."""
     box = _box(next(iter(parts.values())).dtype == torch.uint8, given)
-    _check_values(parts, box)
+    check_values(parts, box)
     return box
 
 
@@ -330,28 +316,3 @@ def _box(uint8: bool, given: Any) -> tuple[float, float] | None:
             raise ConfigError(f"box of uint8 images must be (0, 1), their range once scaled, not {given!r}.")
         return UINT8_BOX
     return low, high
-
-
-def _check_values(parts: dict[str, Split], box: tuple[float, float] | None) -> None:
-    """Raise ConfigError unless all samples are finite and inside the box; without a copy of all of them.
-
-    Bytes are always valid. Samples that are read when they are needed were checked when they were prepared.
-    """
-    for name, part in parts.items():
-        if part.dtype == torch.uint8 or not isinstance(part.stored, torch.Tensor) or not part.bytes_each:
-            continue
-        size = max(1, _AT_ONCE // part.bytes_each)
-        least, most = math.inf, -math.inf
-        for first in range(0, len(part), size):
-            chosen = slice(first, min(first + size, len(part)))
-            x = part.stored[chosen] if part.rows is None else part.stored[part.rows[chosen]]
-            low, high = (float(value) for value in torch.aminmax(x))
-            if not (math.isfinite(low) and math.isfinite(high)):
-                wrong = first + int((~x.flatten(1).isfinite().all(1)).nonzero()[0])
-                raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {wrong}.")
-            least, most = min(least, low), max(most, high)
-        if box is not None and (least < box[0] or most > box[1]):
-            raise ConfigError(
-                f"x of {name} goes from {least:g} to {most:g}, outside its box ({box[0]:g}, {box[1]:g}): "
-                "correct the box or the scaling."
-            )
