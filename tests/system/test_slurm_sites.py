@@ -103,7 +103,7 @@ def test_a_site_with_rules_of_its_own(place):
     assert "Ray runtime started" in ray
     elapsed = slurm.job(row["id"])["RunTime"]
     slurm.command("scontrol", "update", f"JobId={row['id']}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
-    assert seconds_to_leave(record, 0, "SIGUSR2: the run saves its state", WAIT) < LEAVES_WITHIN
+    assert seconds_to_leave(record, 0, "[cluster] SIG", WAIT) < LEAVES_WITHIN
     assert "warning: not recorded: " in record.output.read_text()
     commands.wait_for(lambda: record.newest_start() == 1 or record.result(), WAIT, "the second start")
     slurm.command("scontrol", "update", f"JobId={row['id']}", "TimeLimit=30")
