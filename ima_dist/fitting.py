@@ -42,8 +42,9 @@ def fit(
     Args:
         preset: ``"moons"``, another experiment of the paper, or ``"own"``.
         data: in place of the preset's, ``{"train": (x, y), "val": (x, y), "test": (x, y)}`` as NumPy arrays or tensors:
-            x (N, ...) uint8, or floating point as the network sees it; y (N,) whole numbers from 0. Optional: ``val``,
-            ``box`` (low, high), ``class_names``. The run keeps a copy, from which it can be resumed and evaluated.
+            x (N, ...) uint8, or floating point as the network sees it; y (N,) whole numbers from 0; optionally a third
+            entry with what must not be split, such as the patient of each sample. Optional: ``val``, ``box`` (low,
+            high), ``class_names``. The run keeps a copy, from which it can be resumed and evaluated.
         network: in place of the preset's, ``build(num_classes, input_shape) -> nn.Module``, or its name as
             ``--model.factory`` takes it. The run keeps the source of a function of a notebook or script.
         out: directory for the results, by default ``runs/NAME``.
@@ -120,6 +121,10 @@ def _new(
     run = RunDir.free(place)
     if found is not None:
         config = make_config(preset, {**options, "data.dir": str(run.given_dir)})
+        try:
+            found = load.grouped(found, config.data)
+        except ConfigError as error:
+            raise ConfigError(f"data cannot be used: {error}") from error
         found = load.subset(found, config.data.subset, config.seed)
     findings = check_inputs(config, data=found).findings
 

@@ -28,7 +28,7 @@ class Robustness:
     Attributes:
         points: one per attack, loss and noise level, as the curves in summary.json.
         outcomes: a row per sample, attack, loss and noise level: index, attack, loss, norm, noise, label, prediction
-            (−1 where the logits name no class).
+            (−1 where the logits name no class), implied (not attacked at this level, as it has survived a larger one).
         doubts: sentences on why accuracies may be too high, or attacks have failed.
         samples: the number of samples.
     """

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.forms import is_source
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.sources import SOURCES, guess_source
 from ima_dist.config.values import as_flags, as_option
@@ -35,6 +36,11 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
             f"The preset {OWN} needs --data.dir DIR, with your data in one of the forms "
             f"{', '.join(SOURCES)}, or a function of your own (--data.source mine:load)."
         )
+    if source is not None:
+        try:
+            is_source(str(source))
+        except ValueError as error:  # it says more than what is then missing
+            raise ConfigError(f"--data.source must {error}, not {source!r}.") from None
     chosen: dict[str, Any] = {"preset": OWN, "epochs": _EPOCHS, "eval.order": "stratified", "model.factory": FACTORY}
     if source is None:
         source = chosen["data.source"] = guess_source(str(place))

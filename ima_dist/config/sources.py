@@ -43,7 +43,10 @@ def guess_source(place: str) -> str:
     """The built-in source for a directory or file. Raises ConfigError if that is not plain."""
     path = Path(place).expanduser()
     if not path.exists():
-        raise ConfigError(f"--data.dir {place}: there is no such directory.")
+        raise ConfigError(
+            f"--data.dir {place}: there is no such directory here: correct it, or if it exists only where the run will "
+            f"be, say what it holds with --data.source {'|'.join(SOURCES)}."
+        )
     if (path / MANIFEST).is_file():
         try:
             return str(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["source"])

@@ -27,7 +27,8 @@ def content(data: DataSet) -> tuple[bytes, str]:
         part = getattr(data, name)
         # clone: safetensors refuses arrays that share memory, as parts of one array do
         tensors |= {f"{name}.x": part.x.contiguous().clone(), f"{name}.y": part.y.contiguous().clone()}
-    about = json.dumps({"box": data.box, "class_names": data.class_names})
+    groups = {name: part.groups for name in PARTS if (part := getattr(data, name)).groups is not None}
+    about = json.dumps({"box": data.box, "class_names": data.class_names} | ({"groups": groups} if groups else {}))
     return to_safetensors(tensors, {"about": about}), _checksum(tensors, about)
 
 
@@ -39,7 +40,10 @@ def load(config: DataConfig, seed: int, sha256: str) -> dict[str, Any]:
             about = opened.metadata()["about"]
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dictionary)
             described = json.loads(about)
-            parts = {name: (tensors[f"{name}.x"], tensors[f"{name}.y"]) for name in PARTS}
+            parts = {
+                name: (tensors[f"{name}.x"], tensors[f"{name}.y"], described.get("groups", {}).get(name))
+                for name in PARTS
+            }
     except FileNotFoundError:
         raise ConfigError(
             f"{file}, the data that were given in Python, does not exist: restore it from a copy."

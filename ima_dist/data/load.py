@@ -13,6 +13,7 @@ from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
+from ima_dist.data import arrays
 from ima_dist.data.augment import PADDING, check_augmentation
 from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.fetched import Fetched
@@ -45,7 +46,7 @@ def load(config: DataConfig, seed: int) -> DataSet:
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
     try:
-        data = _grouped(checked(_divided(returned, config, seed)), config)
+        data = grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
     data = subset(data, config.subset, seed)
@@ -136,15 +137,15 @@ def _divided(returned: Any, config: DataConfig, seed: int) -> Any:
     return rest | {name: every.view(own) for name, own in rows.items()}
 
 
-def _grouped(data: DataSet, config: DataConfig) -> DataSet:
+def grouped(data: DataSet, config: DataConfig) -> DataSet:
     """The data with the groups that ``--data.groups`` names, none of them in two parts, and with the level of the
-    split."""
+    split. Raises ConfigError."""
     parts = {name: with_groups(name, getattr(data, name), config.groups) for name in PARTS}
     check_groups(parts)
     known = all(split.groups is not None for split in parts.values() if len(split))
-    ours = config.source.startswith("ima_dist.data.")
+    ours = config.source.startswith("ima_dist.data.") and config.source != arrays.SOURCE
     level = data.split_level if ours and not known else split_level(parts, config.groups)
-    return replace(data, **parts, split_level=level)
+    return replace(data, train=parts["train"], val=parts["val"], test=parts["test"], split_level=level)
 
 
 def checked(returned: Any) -> DataSet:

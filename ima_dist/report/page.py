@@ -1,6 +1,7 @@
 """The report as one HTML file that loads nothing: what page.html shows, and how it writes numbers."""
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -93,6 +94,7 @@ def _black_box(result: Run, table: Table) -> list[obfuscation.Level]:
 def _by_class(result: Run) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
     """Title, columns and rows of each table on the classes of a run; [] for a run of an earlier version."""
     entries = shown(result)
+    tables: list[tuple[str, tuple[str, ...], list[dict[str, Any]]]]
     tables = [("All classes together", OVERALL, overall_rows(entries))]
     if entries and entries[0].classes:
         title = f"Each class against the rest, {conditions(entries[0])}"

@@ -147,7 +147,7 @@ def _by_class(card: dict[str, Any]) -> list[str]:
     entries = [Performance.from_json(entry) for entry in card["by_class"]]
     if not entries:
         return []
-    names = card["data"]["class_names"] or ()
+    names: list[str] = card["data"]["class_names"] or []
     parts = ["## By class"]
     if entries[0].classes:
         title = f"Each class against the rest, {conditions(entries[0])}:"

@@ -156,6 +156,8 @@ def measure(
         probability = None
     right = label == prediction
     accuracy, bounds = share(right, np.ones(len(label), dtype=bool), groups)
+    assert accuracy is not None
+    assert bounds is not None
     rows, (auc, auc_bounds) = _by_class(label, prediction, probability, classes, groups)
     ece, bins = (None, ()) if probability is None else _calibration(right, probability.max(1), groups)
     balanced, balanced_bounds = _balanced(label, right, classes, groups)
@@ -246,6 +248,8 @@ def _calibration(right: np.ndarray, confidence: np.ndarray, groups: Codes | None
     for number in np.unique(place).tolist():
         own = place == number
         accuracy, bounds = share(right, own, groups)
+        assert accuracy is not None
+        assert bounds is not None
         mean = min(float(confidence[own].mean(dtype=np.float64)), 1.0)
         bins.append(Bin(samples=int(own.sum()), confidence=mean, accuracy=accuracy, interval=bounds))
         error += own.mean() * abs(accuracy - mean)

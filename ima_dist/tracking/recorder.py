@@ -25,7 +25,8 @@ from ima_dist.rundir.lease import LeaseLost
 from ima_dist.tracking import tables
 
 _POLL_SECONDS = 2.0
-_END_SECONDS = 10.0
+# For a server, at the end: one that has answered so far, or not been asked yet; and one that did not the last time.
+_END_SECONDS, _LAST_CHANCE = 10.0, 3.0
 # Pauses after failures in a row, in polls: each is twice the one before, up to the longest; from the long one on the
 # end is not recorded either, unless the last attempt has succeeded.
 _LONG_PAUSE, _LONGEST_PAUSE = 8, 150
@@ -39,7 +40,7 @@ class Recorder:
 
     ``usual``: the results directory of runs that are given no other (see ``tables.root_of``). A run in no results
     directory leaves no data set and no event files. Leaving waits for the data set, and for a server only
-    ``_END_SECONDS``.
+    ``_END_SECONDS``, or ``_LAST_CHANCE``.
     """
 
     def __init__(self, run: RunDir, usual: Path) -> None:
@@ -62,9 +63,10 @@ class Recorder:
         for follower in self._followers:
             follower.join()
         if self._server is not None:
-            self._server.join(_END_SECONDS)
+            seconds = _LAST_CHANCE if self._server.failing else _END_SECONDS
+            self._server.join(seconds)
             if self._server.is_alive():
-                complain(f"warning: not recorded: the MLflow server has not answered for {_END_SECONDS:g} s")
+                complain(f"warning: not recorded: the MLflow server has not answered for {seconds:g} s")
 
 
 class _Follower(threading.Thread):
@@ -76,6 +78,7 @@ class _Follower(threading.Thread):
     def __init__(self, run: RunDir, sink: _Sink, gives_up: bool = False) -> None:
         super().__init__(name="recorder", daemon=True)
         self._gives_up = gives_up
+        self.failing = False  # the last attempt has failed
         self._dir, self._sink, self._stamp = run, sink, ""
         self._stopped, self._abandoned = threading.Event(), False
         self._warned: set[str] = set()
@@ -88,7 +91,8 @@ class _Follower(threading.Thread):
     def run(self) -> None:
         pause = _POLL_SECONDS
         while not self._stopped.wait(pause):
-            pause = _POLL_SECONDS if self._try(self._update) else min(2 * pause, _LONGEST_PAUSE * _POLL_SECONDS)
+            self.failing = not self._try(self._update)
+            pause = min(2 * pause, _LONGEST_PAUSE * _POLL_SECONDS) if self.failing else _POLL_SECONDS
         given_up = self._gives_up and pause >= _LONG_PAUSE * _POLL_SECONDS
         if not self._abandoned and not given_up and self._try(self._update):
             self._try(self._sink.end)

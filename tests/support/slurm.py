@@ -65,7 +65,7 @@ def training(record: RowRecord, run: str | Path, start: int, steps: int) -> bool
     return "first_step" in times and 0 < position(run)[1] < steps
 
 
-# MLflow's own patience with a server is more than ten minutes. Here the run has 15 s on a machine that is idle.
+# Seconds, on a machine that may be busy; on an idle one it is less than 15. MLflow's own patience is ten minutes.
 LEAVES_WITHIN = 90.0
 
 

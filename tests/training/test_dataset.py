@@ -226,13 +226,24 @@ def test_without_mlflow_the_run_goes_on_with_a_warning(going, monkeypatch, capsy
     assert len(recorded(going.path.parent, "history")) == 1
 
 
-def test_a_server_that_does_not_answer_does_not_hold_up_the_end(going, monkeypatch, capsys):
+@pytest.mark.parametrize(("failed", "limit"), [(0, "_END_SECONDS"), (1, "_LAST_CHANCE")])
+def test_a_server_that_does_not_answer_does_not_hold_up_the_end(going, monkeypatch, capsys, failed, limit):
+    """One that has not answered before gets less time."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://192.0.2.1")
-    monkeypatch.setattr(recorder, "_END_SECONDS", 0.5)
-    answered = threading.Event()
-    monkeypatch.setattr(recorder._MLflow, "update", lambda sink: answered.wait())
+    monkeypatch.setattr(recorder, limit, 0.5)
+    answered, asked, calls = threading.Event(), threading.Event(), []
+
+    def update(sink) -> None:
+        calls.append(sink)
+        if len(calls) <= failed:
+            raise TimeoutError("timed out")
+        asked.set()
+        answered.wait()
+
+    monkeypatch.setattr(recorder._MLflow, "update", update)
     with Recorder(going, going.path.parent):
         going.write_history([epoch_row(1)])
+        assert asked.wait(60)
     answered.set()
     assert "the MLflow server has not answered for 0.5 s" in capsys.readouterr().err
     assert len(recorded(going.path.parent, "history")) == 1

@@ -18,6 +18,7 @@ from torch import nn
 import ima_dist
 from ima_dist import evaluate, train
 from ima_dist.config.errors import ConfigError
+from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from tests.support import notebooks, user_code, workers
 
@@ -137,6 +138,21 @@ def test_arrays_and_a_function_of_a_notebook_are_kept(tmp_path, monkeypatch, cap
     assert "does not exist: restore it from a copy" in capsys.readouterr().err
 
 
+def test_groups_are_kept(tmp_path):
+    x, y = clouds()["train"]
+    groups = [f"patient {number // 2}" for number in range(len(y))]
+    data = {"train": (x[:200], y[:200], groups[:200]), "test": (x[200:], y[200:], groups[200:])}
+    run = ima_dist.fit("own", data=data, network=user_code.three_way, out="groups", **OWN)
+    found = load(run.config.data, 0)
+    assert list(found.test.groups) == groups[200:]
+    assert found.digest() == run.summary["data_digest"]
+    assert found.split_level == run.summary["split_level"]
+    data["test"] = (x[200:], y[200:], groups[:100])
+    with pytest.raises(ConfigError, match=r"data cannot be used: .*patient"):
+        ima_dist.fit("own", data=data, network=user_code.three_way, out="leak", **OWN)
+    assert not RunDir("leak").path.exists()
+
+
 class Signalled(nn.Sequential):
     """Gets a signal in its twentieth training pass outside of the checks before a run."""
 
@@ -204,8 +220,8 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path):
         ({"preset": "own", "data": (x, y)}, "data cannot be used: it must be a DataSet or a dictionary, not tuple"),
         ({"preset": "own", "data": {"train": (x, y), "test": (x, y[1:])}}, "data cannot be used: test has 300 samples"),
         ({"preset": "own", "data": clouds(), "data.source": "mine:load"}, "Give either data or the options"),
-        ({"preset": "moons", "network": "__main__:build"}, "must name a function of a module .*, not of __main__"),
-        ({"preset": "moons", "data.source": "__main__:load"}, "must name a function of a module .*, not of __main__"),
+        ({"preset": "moons", "network": "__main__:build"}, "name a function of a module .*, not of __main__"),
+        ({"preset": "moons", "data.source": "__main__:load"}, "name a function of a module .*, not of __main__"),
         ({"preset": "moons", "network": nn.Linear(2, 2)}, "must be a function that builds the network"),
         ({"preset": "moons", "network": "mine:build", "model.factory": "mine:build"}, "Give either network or"),
         ({"preset": "own", "data": clouds(), "network": user_code.three_way, **OWN, "batch_size": 0}, "batch-size"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import make_moons
 
-from ima_dist.config.errors import ConfigError, DataNote
+from ima_dist.config.errors import ConfigError, DataNote, DataWarning
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import moons
@@ -287,8 +287,9 @@ def test_impossible_subset_is_refused(source: Source) -> None:
     with pytest.raises(ConfigError, match=r"--data.subset must be at least the number of classes, 10, not 9"):
         source(ten_classes(), subset=9)
     x, y = np.zeros((100, 2)), (np.arange(100) < 5).astype(np.int64)
-    with pytest.raises(ConfigError, match=r"needs 10 training samples of class 1, which has only 5: .* has 10"):
-        source({"train": (x, y), "test": (x, y)}, subset=20)
+    with pytest.warns(DataWarning, match=r"equal shares would need 10 training samples of class 1, which has 5"):
+        data = source({"train": (x, y), "test": (x, y)}, subset=20)
+    assert counts(data.train, 2) == [19, 1]
 
 
 def test_held_out_set_is_balanced_and_disjoint() -> None:

@@ -194,7 +194,7 @@ def test_options_of_built_in_sources_are_theirs(tmp_path):
         with pytest.raises(ConfigError, match=as_option(next(iter(wrong))) + " must be"):
             make_config("own", {**own, **wrong})
     with pytest.raises(ConfigError, match=r"--data.source must be one of folder, .*did you mean folder"):
-        make_config("own", {**own, "data.source": "foldr"})
+        make_config("own", {"data.dir": str(tmp_path), "data.source": "foldr"})
     with pytest.raises(ConfigError, match=r"--norm l2|needs --eps-max"):
         make_config("own", {"data.source": "folder", "name": "a", "norm": "l2"})
 

@@ -282,7 +282,7 @@ def test_a_truncated_image_is_refused(photos: Path, ending: str) -> None:
     Image.effect_noise((12, 10), 80).save(path)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(
-        ConfigError, match=f"{path} cannot be read as an image, it may be truncated or damaged .*: mend"
+        (ConfigError, OSError), match=f"{path} cannot be read as an image, it may be truncated or damaged .*: mend"
     ):
         read(photos)
 
