@@ -60,7 +60,7 @@ def _users_modules(configs: Iterable[Config]) -> dict[str, Path]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     found = {}
-    for config in {(c.data.source, c.model.factory): c for c in configs}.values():
+    for config in {(c.data.source, c.data.augment, c.model.factory): c for c in configs}.values():
         # What cannot be imported here may exist only where jobs run.
         with contextlib.suppress(ConfigError):
             for name, path in own_files(config).items():

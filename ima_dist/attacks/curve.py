@@ -11,8 +11,8 @@ from ima_dist.attacks.fmn import fmn
 from ima_dist.attacks.worst import Search
 from ima_dist.core import norms
 
-# Points that FMN tries from each start, and its starts.
-FMN_STEPS, FMN_STARTS = 20, 9
+# FMN's share of the steps from each start, and its starts.
+FMN_SHARE, FMN_STARTS = 1 / 5, 9
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def worst_curve(
         survived = torch.zeros_like(y, dtype=torch.bool)
         implied = {eps: torch.zeros_like(survived) for eps in levels}
         if positive:
-            curve.bound(positive[0], positive[-1])
+            curve.bound(positive[0], positive[-1], max(1, round(FMN_SHARE * steps)))
         for eps in reversed(positive):
             open_ = curve.distance > eps
             implied[eps] = open_ & survived
@@ -90,23 +90,23 @@ class _Curve:
         self.label, self.spent, self.classes = predicted(logits), len(x), logits.shape[1]
         self.distance = torch.where(self.label == y, torch.inf, 0.0).to(x.dtype)
 
-    def bound(self, smallest: float, largest: float) -> None:
+    def bound(self, smallest: float, largest: float, steps: int) -> None:
         """Run FMN for samples whose distance matters: those not known to be broken within the ``smallest`` radius."""
         search = Search(self.model, self.x, self.y, self.norm)
         aims = [] if self.classes == 2 else search.nearest(self._left(smallest)).unbind(1)
         self.spent += search.spent
-        self._minimal(smallest)
+        self._minimal(smallest, steps)
         for aim in aims:
-            self._minimal(smallest, rival=aim)
+            self._minimal(smallest, steps, rival=aim)
         for number in range((FMN_STARTS - 1 - len(aims)) // 2):
             xi = self.start(largest, number)
             for begin in (xi, -xi):
-                self._minimal(smallest, start=begin)
+                self._minimal(smallest, steps, start=begin)
 
     def _left(self, smallest: float) -> Tensor:
         return (self.distance > smallest).nonzero()[:, 0]
 
-    def _minimal(self, smallest: float, rival: Tensor | None = None, start: Tensor | None = None) -> None:
+    def _minimal(self, smallest: float, steps: int, rival: Tensor | None = None, start: Tensor | None = None) -> None:
         rows = self._left(smallest)
         if not len(rows):
             return
@@ -115,7 +115,8 @@ class _Curve:
             self.x[rows],
             self.y[rows],
             norm=self.norm,
-            steps=FMN_STEPS,
+            steps=steps,
+            bisections=min(6, steps),
             rival=None if rival is None else rival[rows],
             start=None if start is None else start[rows],
             box=self.box,
@@ -131,7 +132,10 @@ class _Curve:
             search = Search(self.model, x, y, self.norm)
             search.attack(self.start(eps, 0)[rows], norms.Balls(x, eps, self.norm, self.box), steps, step_scale)
             broken = search.predicted != y
-            self._keep(rows, torch.where(broken, eps, torch.inf).to(x.dtype), search.predicted)
+            # Not where(broken, eps, inf), which is float32.
+            self._keep(
+                rows, torch.full_like(self.distance[rows], eps).masked_fill(~broken, torch.inf), search.predicted
+            )
             self.spent += search.spent
             survived[rows] = ~broken
         return survived

@@ -11,7 +11,8 @@ from ima_dist.classifier.weights import load_weights
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.data.load import load as load_data
-from ima_dist.data.types import Resident
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.types import Samples
 from ima_dist.evaluation.artefacts import describe
 from ima_dist.results.card import make_card
 from ima_dist.results.tradeoff import chosen_epoch
@@ -64,7 +65,7 @@ def _of_run(run: Run, epoch: int | None, select: str | None) -> Classifier:
     if inputs is None:
         # A run of an earlier version does not say what its network takes.
         data = load_data(config.data, config.seed)
-        inputs, train = describe(data), Resident(data.train, "cpu", DTYPES[config.dtype], data.box)
+        inputs, train = describe(data), Streamed(data.train, "cpu", DTYPES[config.dtype], data.box)
     network = _built(config, inputs, run.dir.code_dir)
     _check_answers(run.dir, config, network, inputs, train)
     _load_epoch(run.dir, chosen, network, inputs)
@@ -108,7 +109,7 @@ def _load_epoch(run: RunDir, epoch: int, network: nn.Module, inputs: Inputs) -> 
     load_weights(network, file, checkpoint.digest_of(file))
 
 
-def _check_answers(run: RunDir, config: Config, network: nn.Module, inputs: Inputs, train: Resident | None) -> None:
+def _check_answers(run: RunDir, config: Config, network: nn.Module, inputs: Inputs, train: Samples | None) -> None:
     """Raise ConfigError if the network, as its code is now, answers otherwise than it did in training."""
     kept = read_answers(run)
     if kept is None:

@@ -18,7 +18,8 @@ from ima_dist.classifier.exported import ONNX, PROGRAM
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.data.choosing import to_attack
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.types import DataSet
 from ima_dist.training.network import DTYPES
 
 # Largest difference of two logits that count as equal, as a share of the largest logit.
@@ -39,7 +40,7 @@ def need_onnx() -> None:
 
 def samples_to_compare(network: nn.Module, data: DataSet, config: Config) -> Tensor:
     """Test samples (2·S, ...) as the network sees them: first clean, then attacked with PGD at ε_max."""
-    test = Resident(data.test, "cpu", DTYPES[config.dtype], data.box)
+    test = Streamed(data.test, "cpu", DTYPES[config.dtype], data.box)
     x, y = test.batch(to_attack(data.test, _SAMPLES, "stratified"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ima_dist.cli.given_code import is_kept
+from ima_dist.config.augmentations import steps_of
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
 from ima_dist.rundir.directory import RunDir
@@ -38,7 +39,10 @@ def changed_code(run: RunDir, config: Config) -> list[str]:
 def own_files(config: Config) -> dict[str, Path]:
     """The files with the user's functions, and those of the user that these import; by path below their directory."""
     found: dict[str, Path] = {}
-    for reference, option in ((config.data.source, "data.source"), (config.model.factory, "model.factory")):
+    named = [(config.data.source, "data.source"), (config.model.factory, "model.factory")]
+    if config.data.augment and steps_of(config.data.augment) is None:
+        named.append((config.data.augment, "data.augment"))
+    for reference, option in named:
         function = resolve_reference(reference, option)
         names = {reference.partition(":")[0], getattr(function, "__module__", None) or ""} & sys.modules.keys()
         for kept in [name for name in names if is_kept(name)]:

@@ -3,7 +3,7 @@
 The workers write progress.json, perhaps on other machines; this module only reads it, without torch.
 Keys, all optional: stage ("starting", "training", "margins", "evaluation", "done"), epoch (from 1), epochs,
 step, steps, samples_done, samples_total, samples_per_second, workers, loss, clean_accuracy, margin_mean,
-share_at_max, seconds_left, evaluation_done, evaluation_total, message, warnings, updated (Unix time).
+share_at_max, seconds_left, evaluation_done, evaluation_total, message, notes, warnings, updated (Unix time).
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ class ProgressView:
             if self._workers is not None and workers != self._workers:
                 self._display.note(f"Continuing with {workers} worker{'s' * (workers != 1)}.")
             self._workers = workers
-            for warning in state.get("warnings") or []:
-                if warning not in self._told:
-                    self._told.add(warning)
-                    self._display.note(f"warning: {warning}")
+            notes = [*(state.get("notes") or []), *(f"warning: {warning}" for warning in state.get("warnings") or [])]
+            for note in notes:
+                if note not in self._told:
+                    self._told.add(note)
+                    self._display.note(note)
         for file in sorted(self._stacks.glob("worker-*.txt")):
             if file.name not in self._told and file.stat().st_size:
                 self._told.add(file.name)

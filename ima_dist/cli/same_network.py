@@ -7,7 +7,8 @@ from torch import nn
 from ima_dist.cli.own_code import changed_code
 from ima_dist.config.errors import ConfigError, complain, first_line
 from ima_dist.config.schema import Config
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.types import DataSet
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint
 from ima_dist.training.answers import read_answers, same_answers
@@ -33,7 +34,7 @@ def check_network(run: RunDir, config: Config, data: DataSet, network: nn.Module
             raise ConfigError(f"{error}.") from error
     kept = read_answers(run)
     if kept is not None and _loaded(run, int(kept["epoch"]), data, network, config, why):
-        train = Resident(data.train, "cpu", DTYPES[config.dtype], data.box)
+        train = Streamed(data.train, "cpu", DTYPES[config.dtype], data.box)
         if not same_answers(kept, network, train):
             raise ConfigError(
                 f"The network of {config.model.factory} does not give the answers that it gave in the training of "

@@ -57,10 +57,10 @@ _TABLE = (
         "strictest",
         2,
         "stricter and cheaper than pgd100: FMN from nine starts, then PGD whose every iterate counts",
-        "FMN, 20 steps from each of nine starts (the sample; towards its three nearest wrong classes; points on "
-        "opposite sides), bounds each sample's distance to the boundary; at the largest noise level below it, {steps} "
-        f"steps of PGD with α = {{step_scale}} {_STRONG}; a sample that survives counts as right at all smaller "
-        "levels, too, and one that is broken is attacked at the next one",
+        "FMN, a fifth as many steps from each of nine starts (the sample; towards its three nearest wrong classes; "
+        "points on opposite sides), bounds each sample's distance to the boundary; at the largest noise level below "
+        f"it, {{steps}} steps of PGD with α = {{step_scale}} {_STRONG}; a sample that survives counts as right at all "
+        "smaller levels, too, and one that is broken is attacked at the next one",
         ("steps", "step_scale"),
         earlier=(
             f"{{steps}} steps of PGD with α = {{step_scale}} {_STRONG}, and a sample broken at a smaller noise level "

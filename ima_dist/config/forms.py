@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ima_dist.config.augmentations import steps_of
 from ima_dist.config.errors import did_you_mean
 from ima_dist.config.sources import SOURCES
 
@@ -65,3 +66,8 @@ def is_worker_count(value: Any) -> Any:
 def whole_range(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)-(\d+)", text)
     return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def is_augmentation(value: str) -> str:
+    """``value`` if it names steps or a function for ``--data.augment``; else ValueError."""
+    return value if steps_of(value) is not None else is_reference(value)

@@ -172,8 +172,8 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("seed", "ours", "the paper names two models of MNIST and CIFAR-10 s0 and s1, and gives no other seeds"),
     Setting(
         "dtype autocast tf32 class_weights model.sync_batch_norm model.mean model.std model.weights_sha256 "
-        "model.weights_strict data.groups data.split data.args data.size data.channels data.resize data.window "
-        "model.args eval.val_noise eval.val_steps "
+        "model.weights_strict data.groups data.split data.augment data.args data.size data.channels data.resize "
+        "data.window model.args eval.val_noise eval.val_steps "
         "eval.val_samples",
         "ours",
         "plain float32, and none of these in use",

@@ -17,11 +17,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from ima_dist.config.arguments import checked_arguments
 from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
+from ima_dist.config.augmentations import KINDS
 from ima_dist.config.checked import Checked
 from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.forms import (
     absolute_if_file,
+    is_augmentation,
     is_channels,
     is_name,
     is_reference,
@@ -101,6 +103,16 @@ class DataConfig(Checked):
         description="own data that have no parts: shares of training, validation and test samples, by group and class",
     )
     args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
+    place: Literal["auto", "device", "host", "disk"] = _Aside(
+        "auto",
+        description="where samples are while they are used; batches are copied from the host's memory, or read from "
+        "the disk, ahead of their use; auto goes by what is free",
+    )
+    augment: Annotated[str, AfterValidator(is_augmentation)] | None = Field(
+        None,
+        description="random changes of the training images, such as crop:4,flip,rotate:10,brightness:0.1 "
+        f"({', '.join(KINDS)}); none; or your own function of (x, keys), as pkg.module:function",
+    )
 
     @model_validator(mode="after")
     def _fits_the_source(self) -> DataConfig:

@@ -2,7 +2,7 @@
 
 import math
 
-from ima_dist.data.types import Resident
+from ima_dist.data.types import Samples
 
 # An interrupted evaluation loses its batch. On a CPU more than 64 samples gain little unless they are tiny.
 _CPU_VALUES = 1 << 16
@@ -18,9 +18,9 @@ def attack_batch_size(batch_size: int, shape: tuple[int, ...]) -> int:
     return max(4 * batch_size, (1 << 17) // max(math.prod(shape), 1))
 
 
-def evaluation_batch_size(batch_size: int, data: Resident) -> int:
+def evaluation_batch_size(batch_size: int, data: Samples) -> int:
     """Samples in a batch of an evaluation or audit of ``data``."""
     largest = attack_batch_size(batch_size, data.shape)
-    if data.x.device.type != "cpu":
+    if data.y.device.type != "cpu":
         return largest
     return min(largest, max(64, _CPU_VALUES // max(math.prod(data.shape), 1)))

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 
 from ima_dist.config.arguments import check_call
-from ima_dist.config.errors import ConfigError, DataNote, DataWarning, did_you_mean, first_line
+from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first_line
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import arrays
-from ima_dist.data.augment import PADDING
+from ima_dist.data.augment import PADDING, check_augmentation
 from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
+from ima_dist.data.fetched import Fetched
 from ima_dist.data.groups import check_groups, divide, split_level, with_groups
-from ima_dist.data.pictures import DEEPEST
+from ima_dist.data.mapped import from_array, is_mapped
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
+from ima_dist.data.values import check_values, levels
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
@@ -47,7 +49,10 @@ def load(config: DataConfig, seed: int) -> DataSet:
         data = grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    return subset(data, config.subset, seed)
+    data = subset(data, config.subset, seed)
+    if config.augment is not None:
+        check_augmentation(config.augment, data)
+    return data
 
 
 def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
@@ -165,10 +170,11 @@ def checked(returned: Any) -> DataSet:
     for name, part in (("train", train), ("test", test)):
         if len(part) == 0:
             raise ConfigError(f"{name} holds no samples, give at least one.")
-    val = val or train.take(torch.arange(0))
+    val = train.view(torch.arange(0)) if val is None or not len(val) else val
     for name, part in (("val", val), ("test", test)):
-        if part.stored.shape[1:] != train.stored.shape[1:] or part.stored.dtype != train.stored.dtype:
-            raise ConfigError(f"a sample of {name} is {_kind(part.x[0])}, but one of train is {_kind(train.x[0])}.")
+        if (part.shape, part.dtype) != (train.shape, train.dtype):
+            kinds = [f"{_name(p.dtype)} of shape {p.shape}" for p in (part, train)]
+            raise ConfigError(f"a sample of {name} is {kinds[0]}, but one of train is {kinds[1]}.")
 
     names = None if given.get("class_names") is None else tuple(map(str, given["class_names"]))
     parts = {"train": train, "val": val, "test": test}
@@ -181,7 +187,7 @@ def checked(returned: Any) -> DataSet:
     _check_labels(parts, num_classes, names)
     box = _check_box(parts, given.get("box"))
     augment = isinstance(returned, DataSet) and returned.augment
-    shape = tuple(train.stored.shape[1:])
+    shape = train.shape
     if augment and (len(shape) != 3 or min(shape[1:]) <= PADDING):
         raise ConfigError(f"augment needs images (channels, height, width) of more than {PADDING} pixels, not {shape}.")
     level = returned.split_level if isinstance(returned, DataSet) else None
@@ -191,33 +197,36 @@ def checked(returned: Any) -> DataSet:
 def _split(name: str, given: Any) -> Split:
     rows = groups = None
     if isinstance(given, Split):
-        x, y, names, groups = given.stored, given.y, given.names, given.groups
-        if given.rows is not None:
-            # Floating-point samples are checked one by one below; bytes are always valid.
-            x, rows = (x, given.rows) if x.dtype == torch.uint8 else (given.x, None)
+        x, y, names, rows, groups = given.stored, given.y, given.names, given.rows, given.groups
     elif isinstance(given, (tuple, list)) and len(given) in (2, 3):
         x, y, names = given[0], given[1], None
         groups = given[2] if len(given) == 3 else None
     else:
         raise ConfigError(f"{name} must be a pair (x, y), not {type(given).__name__}.")
-    x, y = _tensor(f"x of {name}", _levels(f"x of {name}", _read(x))), _tensor(f"y of {name}", _read(y))
+    mapped = given.mapped if isinstance(given, Split) else is_mapped(x)
+    x, y = _stored(f"x of {name}", x), _tensor(f"y of {name}", _read(y))
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
-    count = 0 if x.dim() == 0 else len(x) if rows is None else len(rows)
-    if x.dim() == 0 or count != len(y):
+    axes = x.dim() if isinstance(x, torch.Tensor) else 1 + len(x.shape)
+    count = 0 if axes == 0 else len(x) if rows is None else len(rows)
+    if axes == 0 or count != len(y):
         raise ConfigError(f"{name} has {count or 'no'} samples x but {len(y)} labels y.")
     if names is not None and len(names) != len(y):
         raise ConfigError(f"{name} has {len(names)} names but {len(y)} samples.")
-    if len(y) and x.dim() < 2:
+    if len(y) and axes < 2:
         raise ConfigError(f"x of {name} must have shape (N, features…), not (N,).")
-    if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise ConfigError(f"x of {name} must be uint8 or floating point, not {_kind(x)}.")
-    if x.is_floating_point():
-        finite = x.flatten(1).isfinite().all(1) if len(x) else torch.ones(0, dtype=torch.bool)
-        if not finite.all():
-            first = int((~finite).nonzero()[0])
-            raise ConfigError(f"x of {name} has a NaN or infinite value, first in sample {first}.")
-    return Split(x, y.to(torch.int64), None if names is None else tuple(names), rows, _groups(name, groups, len(y)))
+    if x.dtype != torch.uint8 and not x.dtype.is_floating_point:
+        kind = _kind(x) if isinstance(x, torch.Tensor) else _name(x.dtype)
+        raise ConfigError(f"x of {name} must be uint8 or floating point, not {kind}.")
+    named, grouped = None if names is None else tuple(names), _groups(name, groups, len(y))
+    return Split(x, y.to(torch.int64), named, rows, grouped, mapped)
+
+
+def _stored(what: str, value: Any) -> torch.Tensor | Fetched:
+    if not isinstance(value, (torch.Tensor, np.ndarray)) and callable(getattr(value, "fetch", None)):
+        fetched: Fetched = value
+        return fetched
+    return _tensor(what, levels(what, _read(value)))
 
 
 def _groups(name: str, given: Any, count: int) -> tuple[str | None, ...] | None:
@@ -239,17 +248,6 @@ def _read(value: Any) -> Any:
     return np.asarray(value) if not ours and hasattr(value, "__array__") else value
 
 
-def _levels(what: str, value: Any) -> Any:
-    """``value``; if it holds uint16, as float32 from 0 to 1, which is said with its range."""
-    if isinstance(value, torch.Tensor) and value.dtype == torch.uint16:
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray) or value.dtype.newbyteorder("=") != np.uint16 or not value.size:
-        return value
-    text = f"{what} is uint16 from {value.min()} to {value.max()}: it is divided by {DEEPEST}"
-    warnings.warn(DataNote(f'{text}. Return "box": (0, 1) to keep noise in that range.'), stacklevel=2)
-    return (value / np.float32(DEEPEST)).astype(np.float32)
-
-
 def _tensor(what: str, value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
@@ -259,12 +257,15 @@ def _tensor(what: str, value: Any) -> torch.Tensor:
         raise ConfigError(f"{what} is a masked array with masked values: fill them (numpy.ma.filled).")
     if value.dtype.kind not in "buif" or value.dtype.itemsize > 8:
         raise ConfigError(f"{what} must hold numbers of at most 64 bits, not {value.dtype}.")
-    # torch accepts neither read-only arrays nor foreign byte order nor negative strides.
-    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ["C", "W"]))
+    return from_array(value)
 
 
 def _kind(x: torch.Tensor) -> str:
-    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+    return f"{_name(x.dtype)} of shape {tuple(x.shape)}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- checks, whose messages continue "it returned data that cannot be used: …"
@@ -294,8 +295,15 @@ def _count_classes(y: torch.Tensor) -> int:
 
 
 def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | None:
-    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box or samples lie outside it."""
-    uint8 = next(iter(parts.values())).stored.dtype == torch.uint8
+    """The box to use, where ``given`` may be None. Raises ConfigError if it is no box, or if samples lie outside it or
+    are not finite."""
+    box = _box(next(iter(parts.values())).dtype == torch.uint8, given)
+    check_values(parts, box)
+    return box
+
+
+def _box(uint8: bool, given: Any) -> tuple[float, float] | None:
+    """Raises ConfigError if ``given`` is no box, or not that of uint8 images."""
     if given is None:
         return UINT8_BOX if uint8 else None
     try:
@@ -308,10 +316,4 @@ def _check_box(parts: dict[str, Split], given: Any) -> tuple[float, float] | Non
         if (low, high) != UINT8_BOX:
             raise ConfigError(f"box of uint8 images must be (0, 1), their range once scaled, not {given!r}.")
         return UINT8_BOX
-    for name, part in parts.items():
-        if len(part) and (part.x.min() < low or part.x.max() > high):
-            raise ConfigError(
-                f"x of {name} goes from {part.x.min().item():g} to {part.x.max().item():g}, outside its box "
-                f"({low:g}, {high:g}): correct the box or the scaling."
-            )
     return low, high

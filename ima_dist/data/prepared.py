@@ -118,7 +118,7 @@ def write(directory: Path, name: str, parts: dict[str, Split], sources: dict[str
             _write_arrow(path, split)
             entries[part] = {
                 **entry_of(path, len(split)),
-                "shape": list(split.stored.shape[1:]),
+                "shape": list(split.shape),
                 "dtype": "uint8",
             }
         manifest = {"format": FORMAT, "name": name, "parts": entries, "sources": sources}
@@ -188,7 +188,7 @@ def digest(values: Any) -> str:
 
 
 def _write_arrow(path: Path, split: Split) -> None:
-    kind = _image_type(split.stored.shape[1:])
+    kind = _image_type(split.shape)
     pixels = pa.array(split.x.contiguous().view(-1).numpy())
     images = pa.FixedSizeListArray.from_arrays(pixels, kind.storage_type.list_size)
     columns = {"image": pa.ExtensionArray.from_storage(kind, images), "label": pa.array(split.y.numpy())}
@@ -209,7 +209,7 @@ def _map(path: Path, entry: dict[str, Any]) -> Split:
         raise ValueError(f"its arrays are not those that {MANIFEST} describes")
     names = tuple(batch["name"].to_pylist()) if "name" in batch.schema.names else None
     x = _view(images.storage.values, np.uint8).view(len(batch), *entry["shape"])
-    return Split(x, _view(labels, np.int64), names)
+    return Split(x, _view(labels, np.int64), names, mapped=True)
 
 
 def _image_type(shape: Sequence[int]) -> pa.FixedShapeTensorType:

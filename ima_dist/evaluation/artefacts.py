@@ -16,7 +16,7 @@ from ima_dist.config.schema import Config
 from ima_dist.core import noise
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.groups import group_codes
-from ima_dist.data.types import DataSet, Resident, Split
+from ima_dist.data.types import DataSet, Samples, Split
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import Inputs, SplitInputs
@@ -32,12 +32,14 @@ _OF_EXTREMES = ("index", "label", "margin", "largest")
 
 def describe(data: DataSet) -> Inputs:
     """What data.json says of a data set."""
-    x = data.train.view(torch.linspace(0, len(data.train) - 1, min(len(data.train), _LOOKED_AT)).long()).x
-    low, high = (float(value) / (255 if x.dtype == torch.uint8 else 1) for value in torch.aminmax(x))
+    chosen = torch.linspace(0, len(data.train) - 1, min(len(data.train), _LOOKED_AT)).long()
+    as_bytes = data.train.dtype == torch.uint8
+    lows, highs = zip(*(torch.aminmax(x) for x in data.train.pieces(chosen)), strict=True)
+    low, high = (float(value) / (255 if as_bytes else 1) for value in (min(lows), max(highs)))
     splits = {"train": data.train, "val": data.val, "test": data.test}
     return Inputs(
-        shape=tuple(x.shape[1:]),
-        dtype="uint8" if x.dtype == torch.uint8 else "float",
+        shape=data.train.shape,
+        dtype="uint8" if as_bytes else "float",
         box=data.box,
         low=low,
         high=high,
@@ -77,7 +79,7 @@ def write_names(run: RunDir, data: DataSet) -> None:
         run.write_parquet(run.samples_path, pa.concat_tables(pieces))
 
 
-def write_boundary(run: RunDir, network: nn.Module, train: Resident, points: Tensor) -> None:
+def write_boundary(run: RunDir, network: nn.Module, train: Samples, points: Tensor) -> None:
     """examples/boundary.npz, for samples in the plane, with the training samples at the indices ``points``."""
     if train.shape == (2,):
         _write(run, "boundary", boundary_grid(network, *train.batch(torch.arange(len(train))), points))
@@ -86,7 +88,7 @@ def write_boundary(run: RunDir, network: nn.Module, train: Resident, points: Ten
 def write_noisy_images(
     run: RunDir,
     network: nn.Module,
-    test: Resident,
+    test: Samples,
     samples: Tensor,
     config: Config,
     data: DataSet,
@@ -103,7 +105,7 @@ def write_noisy_images(
     _write(run, "noisy", arrays)
 
 
-def write_extremes(run: RunDir, train: Resident, data: DataSet) -> None:
+def write_extremes(run: RunDir, train: Samples, data: DataSet) -> None:
     """examples/extremes.npz, for methods with margins."""
     arrays = run.over_margins(lambda epoch, samples, pieces: extremes(train, pieces, data.class_names))
     if arrays is not None:
@@ -142,9 +144,7 @@ def boundary_grid(
     }
 
 
-def extremes(
-    train: Resident, margins: Iterable[pa.Table], class_names: tuple[str, ...] | None
-) -> dict[str, np.ndarray]:
+def extremes(train: Samples, margins: Iterable[pa.Table], class_names: tuple[str, ...] | None) -> dict[str, np.ndarray]:
     """Up to six correctly classified samples per class with the smallest margins, and as many with the largest.
 
     margins: pieces of a table as in the margin shards, of which one is in memory at a time. Returns S rows, by class
@@ -197,7 +197,7 @@ def _ends(margins: Iterable[pa.Table]) -> tuple[tuple[dict[str, np.ndarray], ...
 
 
 def noisy_images(
-    network: nn.Module, test: Resident, samples: Tensor, config: Config, class_names: tuple[str, ...] | None
+    network: nn.Module, test: Samples, samples: Tensor, config: Config, class_names: tuple[str, ...] | None
 ) -> dict[str, np.ndarray]:
     """The first attacked sample of each of up to five classes, and its noisy images by ``attacks.pgd``.
 
@@ -248,13 +248,14 @@ def _short(x: Tensor, smallest: float) -> Tensor:
     return half if bool((error <= _VISIBLE * smallest).all()) else x.float()
 
 
-def scores_table(network: nn.Module, splits: dict[str, Resident], at_once: int = _AT_ONCE) -> pa.Table:
+def scores_table(network: nn.Module, splits: dict[str, Samples], at_once: int = _AT_ONCE) -> pa.Table:
     """One row per sample: split, index in it, label, and the probability of class 1."""
     pieces = []
     with torch.no_grad(), attack_mode(network):
         for name, data in splits.items():
-            parts = torch.arange(len(data), device=data.x.device).split(min(at_once, _AT_ONCE))
-            probability = torch.cat([network(data.batch(part)[0]).softmax(1)[:, 1].double() for part in parts])
+            parts = torch.arange(len(data)).split(min(at_once, _AT_ONCE))
+            found = [network(x).softmax(1)[:, 1].double() for _, x, _ in data.batches(parts)]
+            probability = torch.cat(found)
             pieces.append(
                 pa.table(
                     {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ima_dist.attacks.common import attack_mode, predicted
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.types import DataSet, Samples
 from ima_dist.evaluation import outcomes
 from ima_dist.evaluation.artefacts import scores_table
 from ima_dist.results.binary import thresholds
@@ -23,8 +23,8 @@ def clean_results(
     run: RunDir,
     network: nn.Module,
     data: DataSet,
-    test: Resident,
-    val: Callable[[], Resident],
+    test: Samples,
+    val: Callable[[], Samples],
     *,
     epoch: int,
     at_once: int,
@@ -53,12 +53,11 @@ def clean_results(
     return entries
 
 
-def clean_table(network: nn.Module, test: Resident, epoch: int, at_once: int, *, keep: bool) -> pa.Table:
+def clean_table(network: nn.Module, test: Samples, epoch: int, at_once: int, *, keep: bool) -> pa.Table:
     """One row per test sample, as in probabilities.parquet; ``keep``: with the probabilities of the classes."""
     answers, probability = [], []
     with torch.no_grad(), attack_mode(network):
-        for part in torch.arange(len(test), device=test.y.device).split(min(1024, at_once)):
-            x, _ = test.batch(part)
+        for _, x, _ in test.batches(torch.arange(len(test)).split(min(1024, at_once))):
             logits = network(x)
             answers.append(predicted(logits))
             probability += [outcomes.listed(logits)] if keep else []

@@ -1,6 +1,7 @@
 """Stored margins compared with an independent attack that looks for the nearest boundary."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
-from ima_dist.data.augment import augment
+from ima_dist.data.augment import Augmentation
 from ima_dist.data.choosing import to_attack
-from ima_dist.data.types import Resident, Split
+from ima_dist.data.types import Samples, Split
 from ima_dist.evaluation.autoattack import fab_distance
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
@@ -32,13 +33,13 @@ def to_audit(train: Split, count: int, config: Config) -> torch.Tensor:
 
 def audit(
     network: nn.Module,
-    train: Resident,
+    train: Samples,
     margins: pa.Table | None,
     config: Config,
     *,
     epoch: int,
     samples: torch.Tensor,
-    augmented: bool,
+    augment: Augmentation | None,
     batch_size: int,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -52,17 +53,16 @@ def audit(
         network: with the weights after ``epoch`` epochs.
         margins: at least of ``samples``, with the columns of the margin shards, by index; one worker needs them.
         samples: ascending indices (M,) of the training samples to audit, on the CPU.
-        augmented: these are margins of the crops of that epoch.
+        augment: these are margins of the samples as it made them in that epoch.
     """
     mine = distributed.share_of_batch(samples)
     labels, distances = [], []
     stopped = False
     try:
-        with stoppable(network, should_stop):
-            for part in mine.split(batch_size) if len(mine) else ():
-                indices = part.to(train.x.device)
-                x, y = train.batch(indices)
-                if augmented:
+        parts = mine.split(batch_size) if len(mine) else ()
+        with stoppable(network, should_stop), closing(train.batches(parts)) as batches:
+            for indices, x, y in batches:
+                if augment is not None:
                     x = augment(x, indices, config.seed, epoch - 1)
                 distances.append(fab_distance(network, x, y, norm=config.norm, box=train.box).double().cpu())
                 labels.append(y.cpu())

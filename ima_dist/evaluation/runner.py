@@ -27,7 +27,7 @@ from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
-from ima_dist.data.types import Resident
+from ima_dist.data.types import Samples, Taken
 from ima_dist.evaluation.batch import Met, add_up, attack_batch
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
@@ -37,7 +37,7 @@ from ima_dist.rundir.lease import LeaseLost
 
 def evaluate(
     network: nn.Module,
-    test: Resident,
+    test: Samples,
     config: Config,
     run: RunDir,
     *,
@@ -81,11 +81,12 @@ def evaluate(
 
         def attack_mine(attack: str = attack, place: Path = place) -> None:
             nonlocal finished
-            with stoppable(network, lambda: should_stop() or _lost(run)):
-                for part in mine[attack].split(batch_size) if len(mine[attack]) else ():
-                    files[attack].append(_attack_batch(attack, network, test, part, config, run, place, epoch))
-                    finished += len(part)
-                    on_progress(finished, count)
+            stopping = stoppable(network, lambda: should_stop() or _lost(run))
+            parts = mine[attack].split(batch_size) if len(mine[attack]) else ()
+            with stopping, contextlib.closing(test.batches(parts)) as batches:
+                for batch in batches:
+                    files[attack].append(_attack_batch(attack, network, test, batch, config, run, place, epoch))
+                    on_progress(finished := finished + len(batch.indices), count)
 
         reason = _reason(attack_mine, run)
         if reason:
@@ -117,15 +118,16 @@ def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
 def _attack_batch(
     attack: str,
     network: nn.Module,
-    test: Resident,
-    part: torch.Tensor,
+    test: Samples,
+    batch: Taken,
     config: Config,
     run: RunDir,
     place: Path,
     epoch: int,
 ) -> Path:
-    """Attack the samples ``part`` (B,), and write their outcomes; returns the file."""
-    x, y = test.batch(part.to(test.x.device))
+    """Attack a batch of ``test``, and write the outcomes; returns the file."""
+    indices, x, y = batch
+    part = indices.cpu()
     found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ima_dist.attacks.common import attack_mode
 from ima_dist.config.errors import ConfigError
-from ima_dist.data.types import Resident
+from ima_dist.data.types import Samples
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_arrays
 
@@ -22,12 +22,12 @@ _TOLERANCE = 0.01
 Answers = dict[str, np.ndarray]
 
 
-def write_answers(run: RunDir, network: nn.Module, train: Resident, epoch: int) -> None:
+def write_answers(run: RunDir, network: nn.Module, train: Samples, epoch: int) -> None:
     """Keep the answers after ``epoch`` epochs. Raises OSError."""
     index = torch.linspace(0, len(train) - 1, min(len(train), _SAMPLES), dtype=torch.float64).long()
     x, _ = train.batch(index)
     # As it is stored, uint8 takes a quarter of the space.
-    kept = (x * 255).round().to(torch.uint8) if train.x.dtype == torch.uint8 else x
+    kept = (x * 255).round().to(torch.uint8) if train.as_bytes else x
     logits = _logits(network, x).numpy()
     with run.replacing(run.answers_path) as file:
         np.savez_compressed(
@@ -48,7 +48,7 @@ def read_answers(run: RunDir) -> Answers | None:
     return found
 
 
-def same_answers(kept: Answers, network: nn.Module, train: Resident) -> bool:
+def same_answers(kept: Answers, network: nn.Module, train: Samples) -> bool:
     """False if the network, with the weights of that epoch, answers otherwise than it did.
 
     Answers that are random now have nothing to be compared with, and count as the same.

@@ -24,7 +24,8 @@ from ima_dist.attacks.common import (
 from ima_dist.config.errors import ConfigError, DataWarning, first_line
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.core.norms import per_sample
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.types import DataSet
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import tensors
 from ima_dist.training.door_steps import try_training
@@ -261,21 +262,21 @@ def input_range(data: DataSet, every: bool = False) -> dict[str, Any]:
     low, high: smallest and largest value. size: values of a sample. box: as in DataSet. spread: for samples with one
     axis, the range of the widest feature in units of that of the narrowest one that varies; else None.
     """
-    x, size = data.train.stored, math.prod(data.train.stored.shape[1:])
+    size = math.prod(data.train.shape)
     count = len(data.train) if every else min(len(data.train), max(1, _VALUES // max(size, 1)))
     places = torch.arange(count)
     if count < len(data.train):
         places = torch.linspace(0, len(data.train) - 1, count, dtype=torch.float64).long()
     # In parts, because each is copied.
-    ends = [_ends(data.train.view(part).x) for part in places.split(max(1, _AT_ONCE // max(size, 1)))]
+    ends = [_ends(data.train.fetch(part)) for part in places.split(max(1, _AT_ONCE // max(size, 1)))]
     lows, highs = (torch.stack(found) for found in zip(*ends, strict=True))
     lowest, highest = lows.amin(0), highs.amax(0)
     low, high, spread = float(lowest.min()), float(highest.max()), None
-    if x.dim() == 2:
+    if len(data.train.shape) == 1:
         widths = highest.double() - lowest.double()
         widths = widths[widths > 0]
         spread = float(widths.max() / widths.min()) if len(widths) else None
-    scale = 255 if x.dtype == torch.uint8 else 1
+    scale = 255 if data.train.dtype == torch.uint8 else 1
     box = None if data.box is None else list(data.box)
     return {"low": low / scale, "high": high / scale, "size": size, "box": box, "spread": spread}
 
@@ -287,7 +288,6 @@ def _ends(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _samples(data: DataSet, config: Config, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """A few training samples (B, ...) spread over the whole set, which may be sorted by class, and labels (B,)."""
-    wanted = min(_MOST, max(_FEWEST, _TRIED // max(1, math.prod(data.train.stored.shape[1:]))))
+    wanted = min(_MOST, max(_FEWEST, _TRIED // max(1, math.prod(data.train.shape))))
     places = torch.linspace(0, len(data.train) - 1, min(wanted, len(data.train)), dtype=torch.float64).long()
-    split = data.train.take(places)
-    return Resident(split, device, DTYPES[config.dtype], data.box).batch(torch.arange(len(split)))
+    return Streamed(data.train, device, DTYPES[config.dtype], data.box).batch(places)

@@ -5,7 +5,8 @@ from torch import nn
 
 from ima_dist.config.schema import Config
 from ima_dist.data.choosing import to_attack
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.types import DataSet
 from ima_dist.evaluation import artefacts
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import write_inputs
@@ -24,7 +25,7 @@ def bring_in(run: RunDir, config: Config, data: DataSet, network: nn.Module) -> 
     It may be repeated after an interruption; history.parquet is written last. Raises OSError, LeaseLost.
     """
     cpu = torch.device("cpu")
-    train = Resident(data.train, cpu, DTYPES[config.dtype], data.box)
+    train = Streamed(data.train, cpu, DTYPES[config.dtype], data.box)
     write_inputs(run, artefacts.describe(data))
     run.for_display(lambda: artefacts.write_names(run, data))
     if train.shape == (2,):

@@ -1,7 +1,9 @@
 """The training loop of one worker (paper, Algorithms 1 and 2, over all epochs)."""
 
+import itertools
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -14,11 +16,12 @@ from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.core.noise import Phase
-from ima_dist.data.augment import augment
+from ima_dist.data.augment import augmentation
 from ima_dist.data.batch_sizes import attack_batch_size
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.order import batches
-from ima_dist.data.types import DataSet, Resident
+from ima_dist.data.place import place
+from ima_dist.data.types import DataSet, Taken
 from ima_dist.methods import Attacked, Batch, make_method
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
@@ -48,11 +51,11 @@ class Training:
     ) -> None:
         self.config, self.run, self.device = config, run, device
         self.identity = checkpoint.Identity(config.fingerprint(), data.digest())
-        self.train = Resident(data.train, device, DTYPES[config.dtype], data.box)
-        self.val = Resident(data.val, device, DTYPES[config.dtype], data.box)
+        placed = place((data.train, data.val), config.data.place, device, DTYPES[config.dtype], data.box)
+        self.train, self.val = placed.samples
         #: Indices of the validation samples that are attacked after each epoch.
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
-        self.augment = data.augment
+        self.augment = augmentation(config.data.augment, data)
         self.method = make_method(config, data.box)
         weights = class_weights(config, data)
         #: (C,) the weight of each class in the loss, or None.
@@ -69,7 +72,8 @@ class Training:
         self.moving: tuple[str, ...] = ()
         self.generators = StepGenerators(config.seed, device)
         steps = -(-len(self.train) // config.batch_size)
-        self.reporter = Reporter(run, config, steps, len(self.train), should_stop)
+        notes = [placed.sentence] if placed.sentence else []
+        self.reporter = Reporter(run, config, steps, len(self.train), should_stop, notes)
         self.history: list[dict[str, Any]] = []
         self.equilibria: list[dict[str, Any]] = []
         self.warnings: list[str] = []
@@ -124,24 +128,30 @@ class Training:
             group["lr"] = learning_rate(config, position.epoch)
         use_tf32(config.tf32)
         counters.start_clock()
-        for indices in batches(len(self.train), config.batch_size, config.seed, position.epoch, position.step):
-            self._step(indices)
-            position.step += 1
-            if config.checkpoint_every and position.step % config.checkpoint_every == 0:
-                counters.lap("train")
-                checkpoint.save(self.run, self.identity, self.state)
-            if self.reporter.due():
-                counters.lap("train")
-                self._report("training")
+        order = batches(len(self.train), config.batch_size, config.seed, position.epoch, position.step)
+        order, ahead = itertools.tee(order)
+        with closing(self.train.batches(map(distributed.share_of_batch, ahead))) as shares:
+            for global_batch, share in zip(order, shares, strict=True):
+                self._step(global_batch, share)
+                position.step += 1
+                if config.checkpoint_every and position.step % config.checkpoint_every == 0:
+                    counters.lap("train")
+                    checkpoint.save(self.run, self.identity, self.state)
+                if self.reporter.due():
+                    counters.lap("train")
+                    self._report("training")
         counters.lap("train")
 
-    def _step(self, global_batch: Tensor) -> None:
-        """One update. The gradient is that of the global batch, whatever its size and however it is split."""
+    def _step(self, global_batch: Tensor, share: Taken | None = None) -> None:
+        """One update. The gradient is that of the global batch, whatever its size and however it is split.
+
+        share: this worker's, unless it is to be taken now.
+        """
         state = self.state
-        indices = distributed.share_of_batch(global_batch).to(self.device, non_blocking=True)
+        share = share or next(self.train.batches([distributed.share_of_batch(global_batch)]))
         self.generators.start(state.position.epoch, state.position.step)
         state.optimizer.zero_grad(set_to_none=True)
-        loss, losses, samples = self._loss(indices) if len(indices) else self._no_loss(indices)
+        loss, losses, samples = self._loss(share) if len(share.indices) else self._no_loss(share)
         # DDP averages over the workers; the loss is summed over this worker's share.
         state.scaler.scale(loss * (distributed.world_size() / len(global_batch))).backward()
         state.scaler.unscale_(state.optimizer)
@@ -156,10 +166,10 @@ class Training:
             all_have_samples = len(global_batch) >= distributed.world_size()
             agree(self.network, self.moving, len(losses), all_have_samples)
 
-    def _loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, share: Taken) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""
-        store = self.state.store
-        batch = self._batch(indices, None if store is None else store.lookup(indices), Phase.TRAIN)
+        store, indices = self.state.store, share.indices
+        batch = self._batch(share, None if store is None else store.lookup(indices), Phase.TRAIN)
         attacked = self.method.attack(self.view, batch)
         if attacked.proposals is not None:
             # Before the training pass, which moves running statistics: the points were found without that.
@@ -177,30 +187,29 @@ class Training:
         )
         return loss, losses, indices[noisy] if attacked.noisy_only else torch.cat([indices, indices[noisy]])
 
-    def _no_loss(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _no_loss(self, share: Taken) -> tuple[Tensor, Tensor, Tensor]:
         """As ``_loss``, for a worker that has no sample in this batch: zero, by way of every parameter.
 
         The last batch may be smaller than the number of workers, and DDP needs a backward pass on each of them.
         """
         if self.state.store is not None and not self.state.store.replicated:
-            self.state.store.lookup(indices)  # collective
+            self.state.store.lookup(share.indices)  # collective
         none = torch.zeros(0, device=self.device)
         if self.config.model.sync_batch_norm:
             # The other workers' layers wait for this one's, which take an empty batch.
-            x, _ = self.train.batch(indices)
-            return 0.0 * self.trained(x).sum(), none, indices
+            return 0.0 * self.trained(share.x).sum(), none, share.indices
         x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
         # Batch norm refuses a single sample in training mode, and must not count this one.
         with evaluation_mode(self.network):
             loss = 0.0 * self.trained(x).sum()
-        return loss, none, indices
+        return loss, none, share.indices
 
-    def _batch(self, indices: Tensor, margins: Tensor | None, phase: Phase) -> Batch:
+    def _batch(self, taken: Taken, margins: Tensor | None, phase: Phase) -> Batch:
         """Training samples. An image and its crops share one index and one margin (appendix D.2)."""
         seed, epoch = self.config.seed, self.state.position.epoch
-        x, y = self.train.batch(indices)
-        if self.augment:
-            x = augment(x, indices, seed, epoch)
+        indices, x, y = taken
+        if self.augment is not None:
+            x = self.augment(x, indices, seed, epoch)
         return Batch(x, y, indices, margins, seed, epoch, phase)
 
     # ---- after the steps of an epoch (Algorithm 2)
@@ -215,19 +224,25 @@ class Training:
         # All workers take the same number of turns, so that they can agree on a stop between them.
         largest = -(-len(self.train) // distributed.world_size())
         turns = -(-largest // size)
-        for turn in range(turns):
-            self.generators.start(self.state.position.epoch, -1 - turn)
-            part = torch.arange(store.first + turn * size, min(store.first + (turn + 1) * size, store.last))
-            part = part[~done[part - store.first]] if len(part) else part
-            for piece in part.split(self.at_once) if len(part) else ():
-                indices = piece.to(self.device)
-                batch = self._batch(indices, store.shard[indices - store.first], Phase.MARGIN)
-                attacked = self.method.estimate(self.view, batch)
-                self._propose(batch, attacked)
-                counters.add_evaluations(attacked.evaluations)
-            if turn + 1 < turns:
-                counters.lap("margin")
-                self._report("margins")
+
+        def pieces(turn: int) -> tuple[Tensor, ...]:
+            first, last = store.first + turn * size, min(store.first + (turn + 1) * size, store.last)
+            part = torch.arange(first, max(first, last))
+            part = part[~done[part - store.first]]
+            return part.split(self.at_once) if len(part) else ()
+
+        with closing(self.train.batches(piece for turn in range(turns) for piece in pieces(turn))) as taken:
+            for turn in range(turns):
+                self.generators.start(self.state.position.epoch, -1 - turn)
+                for _ in pieces(turn):
+                    mine = next(taken)
+                    batch = self._batch(mine, store.shard[mine.indices - store.first], Phase.MARGIN)
+                    attacked = self.method.estimate(self.view, batch)
+                    self._propose(batch, attacked)
+                    counters.add_evaluations(attacked.evaluations)
+                if turn + 1 < turns:
+                    counters.lap("margin")
+                    self._report("margins")
         counters.lap("margin")
 
     def _propose(self, batch: Batch, attacked: Attacked) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import math
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 def limit_threads(data: DataSet) -> None:
     """Use one CPU thread if samples are tiny: handing work to another thread costs more than it saves."""
-    if data.train.stored[0].numel() < 256:
+    if math.prod(data.train.shape) < 256:
         torch.set_num_threads(1)
 
 
@@ -115,7 +116,7 @@ def exact_float32() -> Iterator[None]:
 
 def make_network(config: Config, data: DataSet, run: RunDir | None = None, *, trained: bool = False) -> nn.Module:
     """``build_network`` for a data set."""
-    return build_network(config, data.num_classes, tuple(data.train.stored.shape[1:]), run, trained=trained)
+    return build_network(config, data.num_classes, data.train.shape, run, trained=trained)
 
 
 def build_network(

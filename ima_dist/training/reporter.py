@@ -1,7 +1,7 @@
 """Worker 0's progress.json, and when all workers pause together to report and to check for a stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,20 @@ class Reporter:
     """Decides when to report, by a count of steps that all workers share, and when to stop.
 
     A worker that stopped on its own would leave the others waiting in a collective, so worker 0 asks
-    ``should_stop`` and all workers learn the answer in the same step.
+    ``should_stop`` and all workers learn the answer in the same step. ``notes`` are sentences for the user.
     """
 
-    def __init__(self, run: RunDir, config: Config, steps: int, samples: int, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        config: Config,
+        steps: int,
+        samples: int,
+        should_stop: Callable[[], bool],
+        notes: Sequence[str] = (),
+    ) -> None:
         self.run, self.config, self.steps, self.samples = run, config, steps, samples
-        self.should_stop = should_stop
+        self.should_stop, self.notes = should_stop, list(notes)
         self.interval = 4
         self.count = 0
         self.since = self.started = time.monotonic()
@@ -75,6 +83,7 @@ class Reporter:
             "margin_mean": last_epoch.get("margin_mean"),
             "share_at_max": last_epoch.get("share_at_max"),
             "seconds_left": (total - done) / rate if rate > 0 else None,
+            "notes": self.notes,
             "warnings": [*warnings, *self.run.dropped],
             "updated": time.time(),
         }

@@ -104,6 +104,6 @@ def new_state(config: Config, data: DataSet, method: Method, device: torch.devic
     if method.has_margins:
         state.store = MarginStore(len(labels), config.expansion, dtype=dtype, device=device)
     if method.on_boundary:
-        shape = tuple(data.train.stored.shape[1:])
+        shape = data.train.shape
         state.equilibrium = Equilibrium(labels, data.num_classes, shape, config.seed, dtype, device)
     return state

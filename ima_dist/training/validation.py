@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +12,14 @@ from ima_dist.attacks.common import attack_mode, predicted
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed, noise
 from ima_dist.data.batch_sizes import attack_batch_size
-from ima_dist.data.types import Resident
+from ima_dist.data.types import Samples, Taken
 
 
-def accuracy(network: nn.Module, data: Resident, config: Config, at_once: int = sys.maxsize) -> float | None:
+def accuracy(network: nn.Module, data: Samples, config: Config, at_once: int = sys.maxsize) -> float | None:
     """Share of correctly classified samples, over all workers; None for an empty split. Collective."""
 
-    def correct(indices: Tensor) -> Tensor:
-        x, y = data.batch(indices)
+    def correct(batch: Taken) -> Tensor:
+        _, x, y = batch
         return (predicted(network(x)) == y).sum()
 
     with torch.no_grad(), attack_mode(network):
@@ -26,7 +27,7 @@ def accuracy(network: nn.Module, data: Resident, config: Config, at_once: int = 
 
 
 def robust_accuracy(
-    network: nn.Module, data: Resident, samples: Tensor, config: Config, eps: float, at_once: int = sys.maxsize
+    network: nn.Module, data: Samples, samples: Tensor, config: Config, eps: float, at_once: int = sys.maxsize
 ) -> float | None:
     """Share of the samples at the indices ``samples`` (M,) that stay correct under a short ``worst`` of radius ``eps``.
 
@@ -34,8 +35,8 @@ def robust_accuracy(
     """
     settings = config.eval
 
-    def correct(indices: Tensor) -> Tensor:
-        x, y = data.batch(indices)
+    def correct(batch: Taken) -> Tensor:
+        indices, x, y = batch
         keys = noise.sample_keys(config.seed, 0, noise.Phase.EVALUATE, indices)
         predictions, _ = worst(
             network,
@@ -55,7 +56,7 @@ def robust_accuracy(
 
 
 def _share(
-    correct: Callable[[Tensor], Tensor], samples: Tensor, data: Resident, config: Config, at_once: int
+    correct: Callable[[Taken], Tensor], samples: Tensor, data: Samples, config: Config, at_once: int
 ) -> float | None:
     """The share of ``samples`` that ``correct`` counts, each worker looking at its block of them.
 
@@ -67,7 +68,8 @@ def _share(
     count = torch.zeros((), dtype=torch.int64, device=data.y.device)
     first, last = distributed.block(total, distributed.rank(), distributed.world_size())
     if first < last:  # some networks cannot take an empty batch
-        indices = samples[first:last].to(data.y.device)
-        for part in indices.split(min(attack_batch_size(config.batch_size, data.shape), at_once)):
-            count += correct(part)
+        parts = samples[first:last].split(min(attack_batch_size(config.batch_size, data.shape), at_once))
+        with closing(data.batches(parts)) as batches:
+            for batch in batches:
+                count += correct(batch)
     return int(distributed.all_reduce(count)) / total

@@ -12,11 +12,14 @@ from torch import nn
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
+from ima_dist.data.augment import augmentation
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.groups import group_codes
 from ima_dist.data.load import load
-from ima_dist.data.types import Resident, Split
+from ima_dist.data.pipeline import Streamed
+from ima_dist.data.place import place
+from ima_dist.data.types import Samples, Split
 from ima_dist.evaluation import artefacts, outcomes
 from ima_dist.evaluation.batch import Met
 from ima_dist.evaluation.clean import clean_results
@@ -78,7 +81,7 @@ def audit_task(
 ) -> dict[str, Any]:
     """Compare the newest stored margins with an independent attack; see ``evaluation.margin_audit``."""
     task = _Task(config, run, device, should_stop)
-    train = task.resident(task.data.train)
+    train = task.placed(task.data.train)
     chosen = to_audit(task.data.train, samples, config)
     # Only one worker looks: another might not see the newest directory yet.
     newest = run.over_margins(_picking(chosen)) if distributed.rank() == 0 else None
@@ -91,7 +94,7 @@ def audit_task(
         config,
         epoch=epoch,
         samples=chosen,
-        augmented=task.data.augment,
+        augment=augmentation(config.data.augment, task.data),
         **task.conduct(network, train, epoch),
     )
     if found is not None:
@@ -133,10 +136,11 @@ class _Task:
         load_weights(self.run, epoch, self.data.digest(), network)
         return network
 
-    def resident(self, split: Split, device: torch.device | None = None) -> Resident:
-        return Resident(split, device or self.device, DTYPES[self.config.dtype], self.data.box)
+    def placed(self, split: Split) -> Samples:
+        config = self.config
+        return place([split], config.data.place, self.device, DTYPES[config.dtype], self.data.box).samples[0]
 
-    def conduct(self, network: nn.Module, samples: Resident, epoch: int) -> dict[str, Any]:
+    def conduct(self, network: nn.Module, samples: Samples, epoch: int) -> dict[str, Any]:
         """How an evaluation of these samples runs, as arguments: in which batches, until when, and what it reports.
 
         Never in TF32: the user's modules, imported by now, may have switched it on.
@@ -156,7 +160,7 @@ class _Task:
         """Attack the network after ``epoch`` epochs; worker 0 records what was found, and ``seconds`` spent before."""
         began = time.perf_counter()
         config, run, digest = self.config, self.run, self.data.digest()
-        test = self.resident(self.data.test)
+        test = self.placed(self.data.test)
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         about = _description(config, network, test, digest, self.data.num_classes)
@@ -180,12 +184,10 @@ class _Task:
             if outcomes.is_shown(run, points):
                 images = (test, samples, config, self.data, self.should_stop)
                 run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
-            train = self.resident(self.data.train, torch.device("cpu"))
+            train = Streamed(self.data.train, "cpu", DTYPES[config.dtype], self.data.box)
             run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
             how: dict[str, Any] = {"epoch": epoch, "at_once": self.at_once, "groups": self.groups}
-            of_whole_training = clean_results(
-                run, network, self.data, test, lambda: self.resident(self.data.val), **how
-            )
+            of_whole_training = clean_results(run, network, self.data, test, lambda: self.placed(self.data.val), **how)
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
@@ -200,7 +202,7 @@ def _show(run: RunDir, state: dict[str, Any]) -> None:
     run.write_progress({**state, "warnings": run.dropped})
 
 
-def _description(config: Config, network: nn.Module, test: Resident, digest: str, classes: int) -> dict[str, Any]:
+def _description(config: Config, network: nn.Module, test: Samples, digest: str, classes: int) -> dict[str, Any]:
     """What summary.json says of a run besides its results."""
     row = paper.row_of(config)
     return {

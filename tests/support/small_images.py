@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from ima_dist.core.noise import uniform
 from ima_dist.data.types import DataSet, Split
 
 SIDE = 10
@@ -34,6 +37,31 @@ def two_classes(config: Any, seed: int) -> DataSet:
 
 def augmented(config: Any, seed: int) -> DataSet:
     return DataSet(**_splits(4, seed), box=(0.0, 1.0), num_classes=4, augment=True)
+
+
+class Compressed:
+    """Images that are compressed one by one, and unpacked when they are fetched: a ``Fetched``."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.shape, self.dtype = tuple(x.shape[1:]), x.dtype
+        self.contents = [zlib.compress(image.numpy().tobytes()) for image in x]
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def fetch(self, rows: np.ndarray) -> torch.Tensor:
+        unpacked = b"".join(zlib.decompress(self.contents[row]) for row in rows.tolist())
+        return torch.frombuffer(bytearray(unpacked), dtype=self.dtype).view(len(rows), *self.shape)
+
+
+def compressed(config: Any, seed: int) -> DataSet:
+    splits = {name: Split(Compressed(split.x), split.y) for name, split in _splits(4, seed).items()}
+    return DataSet(**splits, box=(0.0, 1.0), num_classes=4)
+
+
+def shaken(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """An augmentation of one's own: brighter or darker by up to a tenth."""
+    return x + 0.1 * (2 * uniform(keys, (1, 1, 1), x.dtype) - 1)
 
 
 def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

@@ -52,7 +52,7 @@ def _audit(path):
         config,
         epoch=1,
         samples=to_audit(Split(train_set.x, train_set.y), 41, config),
-        augmented=False,
+        augment=None,
         batch_size=7,
     )
     pq.write_table(table, path / f"{torch.distributed.get_rank() if torch.distributed.is_initialized() else 'one'}")

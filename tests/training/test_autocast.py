@@ -181,7 +181,7 @@ def test_two_workers_agree_on_what_has_overflowed_and_what_has_failed(tmp_path):
 def test_the_attack_of_trades_leaves_its_start(tmp_path, kind):
     """Which half precision would round to the sample itself, where there is no gradient."""
     training = made(tmp_path, autocast=kind, method="trades")
-    batch = training._batch(torch.arange(200), None, Phase.TRAIN)
+    batch = training._batch(next(training.train.batches([torch.arange(200)])), None, Phase.TRAIN)
     attacked = training.method.attack(training.view, batch)
     moved = (attacked.noisy - batch.x).flatten(1).abs().amax(1)
     assert float(moved.min()) > 0.01

@@ -80,7 +80,18 @@ def test_covid_ct_reports_them_and_records_the_split_by_file_name(tmp_path, monk
     without_ray(monkeypatch)
     data = write_covid(tmp_path / "data")
     command = ["covid_ct", "--method", "ce", "--epochs", "1", "--batch-size", "2", "--data.dir", str(data)]
-    command += ["--eval.steps", "1", "--eval.noise", "0,0.1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    command += [
+        "--eval.attacks",
+        "pgd100,pgd-mma",
+        "--eval.steps",
+        "1",
+        "--eval.noise",
+        "0,0.1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert train.main(command) == 0
     out = capsys.readouterr().out
     assert "classified correctly under attack" in out
@@ -99,7 +110,7 @@ def test_covid_ct_reports_them_and_records_the_split_by_file_name(tmp_path, monk
 def _check_by_class(run: Run, out: str, scores: dict[str, list], tmp_path: Path) -> None:
     """What summary.json, terminal, report, dashboard and card say of the classes."""
     entries = shown(run)
-    levels = [(a, x) for a in ("pgd100", "worst") for x in (0.0, 0.1)]
+    levels = [(a, x) for a in ("pgd100", "pgd-mma") for x in (0.0, 0.1)]
     assert [(entry.attack, entry.noise) for entry in entries] == [(CLEAN, 0.0), *levels]
     clean, unmoved, attacked, stopped = entries[0], entries[1], entries[2], entries[4]
     label, probability = (

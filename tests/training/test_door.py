@@ -116,7 +116,7 @@ def test_a_masked_class_may_have_a_logit_of_minus_infinity(method):
     config = settings("masked", method=method, epochs=1, **{"attack.steps": 3})
     training = Training(config, RunDir("unused"), of_two(), torch.device("cpu"))
     training.begin()
-    loss, losses, _ = training._loss(torch.arange(32))
+    loss, losses, _ = training._loss(next(training.train.batches([torch.arange(32)])))
     loss.backward()
     assert losses.isfinite().all()
     assert all(p.grad.isfinite().all() for p in training.network.parameters())

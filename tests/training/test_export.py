@@ -113,7 +113,7 @@ def test_the_card_has_the_numbers_of_the_run(run, exported):
         "val": 8,
         "test": 16,
     }
-    assert card["data"]["split_level"].startswith("not known: tests.support.small_images")
+    assert card["data"]["split_level"] == "by sample: groups unknown"
     assert card["reproduce"][0].startswith("python -m ima_dist.train own --name scans --method ima ")
     assert card["checks"].keys() == {"model.pt2", "model.onnx"}
 

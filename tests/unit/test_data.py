@@ -132,7 +132,7 @@ GOOD = arrays()
         ({"train": (GOOD[0].astype(np.int64), GOOD[1])}, "must be uint8 or floating point, not int64"),
         ({"train": (GOOD[0].astype(str), GOOD[1])}, "x of train must hold numbers"),
         ({"train": (GOOD[0][:, 0], GOOD[1])}, r"must have shape \(N, features"),
-        ({"train": (np.where(np.arange(40) == 6, np.nan, 0.5)[:, None], GOOD[1])}, "first in sample 6"),
+        ({"train": (np.where(np.arange(40)[:, None] == 6, np.nan, GOOD[0]), GOOD[1])}, "first in sample 6"),
         ({"train": (GOOD[0], GOOD[1].astype(float))}, "one whole number for each sample"),
         ({"train": (GOOD[0], np.eye(4, dtype=int)[GOOD[1]])}, "one whole number for each sample"),
         ({"train": (GOOD[0], GOOD[1] + 1)}, "class 0 has no training sample"),

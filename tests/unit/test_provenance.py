@@ -218,10 +218,10 @@ def test_the_last_rows_of_tables_20_and_21_are_of_seed_1(main, by_epoch, last):
 
 def test_the_sentence_on_worst_says_what_the_code_does():
     config = make_config("fashion_mnist")
-    assert f"FMN, {curve.FMN_STEPS} steps from each of nine starts" in describe_attack(
+    assert "FMN, a fifth as many steps from each of nine starts" in describe_attack(
         {"attack": "worst", **protocol("worst", config)}
     )
-    assert curve.FMN_STARTS == 9
+    assert (curve.FMN_SHARE, curve.FMN_STARTS) == (1 / 5, 9)
     entry = {"attack": "worst", **protocol("worst", config)}
     sentence = describe_attack(entry)
     numbers = {2: "two", 3: "three", 5: "five"}

@@ -12,7 +12,7 @@ import torch
 
 from ima_dist.config.errors import ConfigError, DataNote, DataWarning, first_line, printable
 from ima_dist.config.schema import DataConfig
-from ima_dist.data.encoded import Contents, fetch_all
+from ima_dist.data.encoded import Contents
 from ima_dist.data.fetched import Fetched
 from ima_dist.data.types import Split
 
@@ -127,7 +127,7 @@ def data_set(samples: Samples) -> dict[str, Any]:
     left = np.bincount(labels.y[np.isin(labels.parts, ("", "train"))], minlength=len(labels.class_names))
     if (left == 0).any():
         raise ConfigError(f"class {labels.class_names[int(np.argmin(left))]} has no training sample: add some.")
-    stored = samples.stored if isinstance(samples.stored, torch.Tensor) else fetch_all(samples.stored)
+    stored = samples.stored
     every = Split(stored, torch.from_numpy(labels.y), labels.names, groups=labels.groups)
     return {"all": every, "parts": labels.parts, "box": samples.box, "class_names": labels.class_names}
 
