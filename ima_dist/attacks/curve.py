@@ -98,9 +98,10 @@ class _Curve:
         self._minimal(smallest, steps)
         for aim in aims:
             self._minimal(smallest, steps, rival=aim)
-        for number in range((FMN_STARTS - 1 - len(aims)) // 2):
+        left = FMN_STARTS - 1 - len(aims)
+        for number in range(-(-left // 2)):
             xi = self.start(largest, number)
-            for begin in (xi, -xi):
+            for begin in (xi, -xi)[: left - 2 * number]:
                 self._minimal(smallest, steps, start=begin)
 
     def _left(self, smallest: float) -> Tensor:

@@ -88,8 +88,9 @@ def reading_threads() -> int:
     """As many as this worker has CPUs."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Ray tells a worker its share of the node by OMP_NUM_THREADS, which becomes torch's number of threads.
-    share = int(os.environ.get("OMP_NUM_THREADS") or allowed)
-    return max(1, min(share, allowed, _MOST_THREADS))
+    # OpenMP takes a list, one number for each level of nesting.
+    share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return max(1, min(int(share) if share.isdecimal() else allowed, allowed, _MOST_THREADS))
 
 
 def _read(split: Split, part: Tensor, out: Tensor) -> Tensor:

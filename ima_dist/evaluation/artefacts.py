@@ -253,6 +253,8 @@ def scores_table(network: nn.Module, splits: dict[str, Samples], at_once: int = 
     pieces = []
     with torch.no_grad(), attack_mode(network):
         for name, data in splits.items():
+            if not len(data):  # some networks cannot take an empty batch
+                continue
             parts = torch.arange(len(data)).split(min(at_once, _AT_ONCE))
             found = [network(x).softmax(1)[:, 1].double() for _, x, _ in data.batches(parts)]
             probability = torch.cat(found)

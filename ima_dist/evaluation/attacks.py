@@ -170,11 +170,11 @@ def worse(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
 
 
 def _worse_logits(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """The logits (B, C) of which ``worse`` takes the predictions; if none is broken, those less sure of the class y."""
+    """The logits (B, C) under the attack that broke the sample; if both or none did, those less sure of the class y."""
     first, second = (predicted(logits) != y for logits in (a, b))
     sure = (logits.log_softmax(1).gather(1, y[:, None])[:, 0] for logits in (a, b))
     less = torch.lt(*sure)
-    return torch.where((first | (~second & less))[:, None], a, b)
+    return torch.where(torch.where(first == second, less, first)[:, None], a, b)
 
 
 EVALUATION_ATTACKS: dict[str, EvaluationAttack] = {

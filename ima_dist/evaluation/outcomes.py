@@ -176,7 +176,7 @@ def save(
     done = {_key(point) for point in points}
     outcomes = _with_protocol(outcomes, points)
     if "probability" in outcomes.column_names:
-        keep_probabilities(run, outcomes.filter(outcomes["probability"].is_valid()), done)
+        keep_probabilities(run, _with_probabilities(outcomes), done)
         outcomes = outcomes.drop_columns("probability")
     if run.outcomes_path.exists():
         old = read_parquet(run.outcomes_path)
@@ -188,6 +188,20 @@ def save(
     curves = {"curves": [p.to_json() for p in kept + points]}
     run.write_json(run.summary_path, {**run.summary(), **summary, **curves, **joined(run.summary(), measured)})
     return points
+
+
+def _with_probabilities(outcomes: pa.Table) -> pa.Table:
+    """The rows with probabilities, at the noise levels of an attack at which every sample has them.
+
+    An earlier version may have attacked the others, before an interruption: what is left says nothing of all.
+    """
+    both = outcomes.filter(pc.field("loss") == "both")
+    both = both.append_column("known", both["probability"].is_valid())
+    whole = both.group_by(["attack", "epoch", "noise"]).aggregate([("known", "all")])
+    keys = {(row["attack"], row["epoch"], row["noise"]) for row in whole.to_pylist() if row["known_all"]}
+    columns = [both[name].to_pylist() for name in ("attack", "epoch", "noise")]
+    chosen = both.filter(pa.array([key in keys for key in zip(*columns, strict=True)], pa.bool_()))
+    return chosen.drop_columns("known")
 
 
 def keep_probabilities(run: RunDir, new: pa.Table, done: set[tuple[str, int, str, float]]) -> None:

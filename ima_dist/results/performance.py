@@ -199,7 +199,7 @@ def _by_class(
         auc, bounds = None, None
         fewest = int(min(own.sum(), (~own).sum()))
         if probability is not None and fewest:
-            auc, influence = auc_and_influence(probability[:, c].astype(np.float64), own)
+            auc, influence = auc_and_influence(_odds(probability, c), own)
             bounds = interval(auc, influence, groups, fewest)
             if classes > 2 or c == 1:  # that of the other one of two classes is the same
                 aucs.append(auc)
@@ -222,6 +222,13 @@ def _by_class(
         return tuple(rows), (None, None)
     mean = float(np.mean(aucs))
     return tuple(rows), (mean, interval(mean, np.mean(influences, axis=0), groups, min(sizes)))
+
+
+def _odds(probability: np.ndarray, c: int) -> np.ndarray:
+    """The odds of a class (N,), in the order of its probability, but where float32 has rounded that to 1."""
+    exact = probability.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return exact[:, c] / np.delete(exact, c, axis=1).sum(1)
 
 
 def auc_and_influence(score: np.ndarray, positive: np.ndarray) -> tuple[float, np.ndarray]:

@@ -16,17 +16,17 @@ from ima_dist.results.statistics import t_quantile, wilson_interval
 ABOUT = {"attack": CLEAN, "epoch": 1, "noise": 0.0, "protocol": ""}
 
 
-def scored(seed: int, n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of uneven classes, and probabilities that know something of them; some are equal."""
+def scored(seed: int, n: int, classes: int, digits: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of uneven classes, and probabilities that know something of them; with few digits, some are equal."""
     rng = np.random.default_rng(seed)
     label = rng.choice(classes, n, p=np.arange(1, classes + 1) / np.arange(1, classes + 1).sum())
-    logits = rng.standard_normal((n, classes)).round(1) + 1.0 * np.eye(classes)[label]
+    logits = rng.standard_normal((n, classes)).round(digits) + 1.0 * np.eye(classes)[label]
     return label, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
 def test_values_are_those_of_scikit_learn(classes):
-    label, probability = scored(0, 300, classes)
+    label, probability = scored(0, 300, classes, digits=9)
     prediction = probability.argmax(1)
     found = measure(label, prediction, probability, classes=classes, **ABOUT)
     precision, recall, _, support = precision_recall_fscore_support(label, prediction)
@@ -45,6 +45,18 @@ def test_values_are_those_of_scikit_learn(classes):
     again = Performance.from_json(json.loads(json.dumps(found.to_json())))
     assert again.balanced_accuracy == pytest.approx(found.balanced_accuracy, abs=1e-6)
     assert again.to_json() == found.to_json()
+
+
+def test_probabilities_that_float32_has_rounded_to_1_keep_their_order():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 2000)
+    logit = 40 * rng.standard_normal(2000) + 40 * (2 * label - 1)
+    probability = np.stack([1 / (1 + np.exp(logit)), 1 / (1 + np.exp(-logit))], 1).astype(np.float32)
+    assert (probability[:, 1] == 1).sum() > 100
+    found = measure(label, probability.argmax(1), probability, classes=2, **ABOUT)
+    assert found.auc == pytest.approx(roc_auc_score(label, logit), abs=1e-4)
+    assert found.classes[0].auc == pytest.approx(found.classes[1].auc, abs=1e-12)
+    assert abs(roc_auc_score(label, probability[:, 1].astype(np.float64)) - found.auc) > 1e-3
 
 
 def test_the_variance_of_the_area_is_delongs():
