@@ -54,7 +54,9 @@ def with_groups(part: str, split: Split, option: str | None) -> Split:
     if option == HEADER:
         raise ConfigError(f"--data.groups {HEADER} goes with sources whose files have a header, such as dicom.")
     if split.names is None and split.groups is not None:
-        raise ConfigError(f"--data.groups {option} has no use, as {part} comes with groups and without names: leave it out.")
+        raise ConfigError(
+            f"--data.groups {option} has no use, as {part} comes with groups and without names: leave it out."
+        )
     if split.names is None:
         raise ConfigError(
             f"--data.groups {option} goes by the names of the samples, and those of {part} have none: return the "
