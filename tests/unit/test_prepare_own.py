@@ -124,7 +124,7 @@ def test_files_keep_their_bytes_names_and_groups(tmp_path: Path) -> None:
     assert found.labels.groups == tuple(f"{name}{i % 3}" for name in ("cat", "dog") for i in range(6))
     assert found.labels.grouped_by == "patient"
     assert read("list", tmp_path / "copy", groups="patient").split_level == "by patient: 6 in all"
-    with pytest.raises(ConfigError, match="--data.groups visit has no group for 12"):
+    with pytest.raises(ConfigError, match=r"--data.groups visit has no group for 12"):
         read("list", tmp_path / "copy", groups="visit")
 
 

@@ -160,7 +160,7 @@ def test_without_patients_the_next_best_is_used_and_said(
         warnings.simplefilter("always")
         assert read("dicom", place, groups=r"/(\w+)\.dcm").split_level == "by group: 8 in all"
     assert not any("Patients are not known" in str(one.message) for one in caught)
-    with pytest.raises(ConfigError, match="--data.groups patient has no group for 12"):
+    with pytest.raises(ConfigError, match=r"--data.groups patient has no group for 12"):
         read("dicom", place, groups="patient")
 
 

@@ -27,8 +27,8 @@ from ima_dist.data.sources.images import size_of
 from ima_dist.data.sources.samples import Catalogue, Labels, Samples, box_of, check_directory, data_set, note, tell
 
 _HEADER = [
-    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
-    "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "SamplesPerPixel",
+    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "SamplesPerPixel",
 ]  # fmt: skip
 
 
