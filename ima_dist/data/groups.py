@@ -4,6 +4,7 @@ are divided into training, validation and test samples."""
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ima_dist.data.types import PARTS, Split
 
 Groups = Sequence[str | None]  # of each sample; None if it belongs to nobody else's
 HEADER = "header"
+GROUP = "group"  # what a group is called of which nothing else is known
 # Streams of the keys by which test and validation groups are chosen.
 _STREAMS = {"test": 101, "val": 102}
 
@@ -41,24 +43,46 @@ def with_groups(part: str, split: Split, option: str | None) -> Split:
     """The split with the groups that ``--data.groups`` names: of a file, or of the samples' names.
 
     option: a CSV file of name,group, or a regular expression on names, whose first parenthesis (or else all of it) is
-    the group. Groups that the source has found (a column of a list, fields of a header) stay as they are.
+    the group; or what the source has grouped by already (a column of a list, fields of a header).
     Raises ConfigError if a sample has no group.
     """
-    if option is None or (split.groups is not None and not Path(option).is_file()) or not len(split):
+    if option is None or not len(split):
+        return split
+    is_file = Path(option).is_file()
+    if not is_file and _is_done(split, option):
         return split
     if option == HEADER:
         raise ConfigError(f"--data.groups {HEADER} goes with sources whose files have a header, such as dicom.")
+    if split.names is None and split.groups is not None:
+        raise ConfigError(
+            f"--data.groups {option} has no use, as {part} comes with groups and without names: leave it out."
+        )
     if split.names is None:
         raise ConfigError(
             f"--data.groups {option} goes by the names of the samples, and those of {part} have none: return the "
             "groups from your function, as the third of (x, y, groups)."
         )
-    found = _of_file(Path(option), split.names) if Path(option).is_file() else _of_names(option, split.names)
+    if not is_file and _is_path(option):
+        raise ConfigError(f"--data.groups {option}: there is no such file.")
+    found = _of_file(Path(option), split.names) if is_file else _of_names(option, split.names)
     missing = [name for name, group in zip(split.names, found, strict=True) if not group]
     if missing:
         count = f"{len(missing):,} of the {len(found):,} samples of {part}"
-        raise ConfigError(f"--data.groups {option} has no group for {count}, such as {missing[0]}: complete it.")
-    return Split(split.stored, split.y, split.names, split.rows, groups=tuple(found))
+        what = "complete it" if is_file else "it is neither a file nor a column here, and no pattern of all names"
+        raise ConfigError(f"--data.groups {option} has no group for {count}, such as {missing[0]}: {what}.")
+    return replace(split, groups=tuple(found), grouped_by=GROUP)
+
+
+def _is_done(split: Split, option: str) -> bool:
+    """Whether the source has grouped the samples as the option says."""
+    if split.groups is None or split.grouped_by is None:
+        return False
+    return option == HEADER or option.strip().lower() == split.grouped_by.lower()
+
+
+def _is_path(option: str) -> bool:
+    """Whether it must be meant as a file: a plain path is of no use as a pattern."""
+    return option.lower().endswith(".csv") or ("/" in option and not re.search(r"[\\()\[\]{}*+?|^$]", option))
 
 
 def _of_file(path: Path, names: Sequence[str]) -> list[str]:
@@ -75,7 +99,13 @@ def _of_file(path: Path, names: Sequence[str]) -> list[str]:
     for name, group in rows:
         if known.setdefault(name.strip(), group.strip()) != group.strip():
             raise ConfigError(f"--data.groups {path} names {name} twice, with different groups: correct it.")
-    return [known.get(name) or known.get(name.rsplit("/", 1)[-1], "") for name in names]
+    return [next((known[key] for key in _keys(name) if known.get(key)), "") for name in names]
+
+
+def _keys(name: str) -> tuple[str, ...]:
+    """What a file may call a sample: its name, or that of the file that it is a slice of, with or without folders."""
+    file = re.sub(r" slice \d+$", "", name)
+    return name, name.rsplit("/", 1)[-1], file, file.rsplit("/", 1)[-1]
 
 
 def _of_names(pattern: str, names: Sequence[str]) -> list[str]:
@@ -165,10 +195,10 @@ def check_groups(parts: dict[str, Split]) -> None:
             raise ConfigError(f"{many} {both[0]}{end}: keep all samples of a group in one part.")
 
 
-def split_level(parts: dict[str, Split], option: str | None) -> str:
+def split_level(parts: dict[str, Split]) -> str:
     """How the samples of one's own data are divided, as words after "split"."""
     if any(split.groups is None for split in parts.values() if len(split)):
         return "by sample: groups unknown"
     count = sum(len(np.unique(codes_of(split.groups))) for split in parts.values() if split.groups)
-    name = "patient" if option == HEADER else option if option and re.fullmatch(r"[A-Za-z]\w*", option) else "group"
-    return f"by {name}: {count:,} in all"
+    names = {split.grouped_by or GROUP for split in parts.values() if len(split)}
+    return f"by {names.pop() if len(names) == 1 else GROUP}: {count:,} in all"

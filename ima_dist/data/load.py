@@ -1,5 +1,7 @@
 """Loading a data set: calling the function that the configuration names, and checking what it returns."""
 
+import hashlib
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -17,7 +19,7 @@ from ima_dist.data import arrays
 from ima_dist.data.augment import PADDING, check_augmentation
 from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.fetched import Fetched
-from ima_dist.data.groups import check_groups, divide, split_level, with_groups
+from ima_dist.data.groups import check_groups, codes_of, divide, split_level, with_groups
 from ima_dist.data.mapped import from_array, is_mapped
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 from ima_dist.data.values import check_values, levels
@@ -127,14 +129,25 @@ def _divided(returned: Any, config: DataConfig, seed: int) -> Any:
     if returned.keys() & set(PARTS):
         raise ConfigError('it has both "all" and parts: return one or the other.')
     every = with_groups("all", _split("all", returned["all"]), config.groups)
-    given = None if returned.get("parts") is None else np.array(returned["parts"], dtype="U5")
+    given = None if returned.get("parts") is None else np.array(returned["parts"], dtype=str)
     if given is not None and (len(given) != len(every) or not set(given.tolist()) <= {*PARTS, ""}):
         raise ConfigError('"parts" must have train, val, test or an empty text for each sample of "all".')
-    key = int.from_bytes(bytes.fromhex(every.digest()), signed=True)
+    key = int.from_bytes(bytes.fromhex(_test_key(every)), signed=True)
     parts = divide(every.y.numpy(), every.groups, config.split, test_key=key, seed=seed, parts=given)
     rows = {name: torch.from_numpy(np.flatnonzero(parts == name)) for name in PARTS}
     rest = {name: value for name, value in returned.items() if name not in ("all", "parts")}
     return rest | {name: every.view(own) for name, own in rows.items()}
+
+
+def _test_key(every: Split) -> str:
+    """What chooses the test samples: labels, names and groups, which no option on how samples are read changes.
+
+    So weights from a run on smaller images have seen none of them. Samples without names go by their values.
+    """
+    if every.names is None:
+        return every.digest()
+    groups = None if every.groups is None else codes_of(every.groups).tolist()
+    return hashlib.sha256(json.dumps([every.y.tolist(), every.names, groups]).encode()).hexdigest()[:16]
 
 
 def grouped(data: DataSet, config: DataConfig) -> DataSet:
@@ -144,7 +157,7 @@ def grouped(data: DataSet, config: DataConfig) -> DataSet:
     check_groups(parts)
     known = all(split.groups is not None for split in parts.values() if len(split))
     ours = config.source.startswith("ima_dist.data.") and config.source != arrays.SOURCE
-    level = data.split_level if ours and not known else split_level(parts, config.groups)
+    level = data.split_level if ours and not known else split_level(parts)
     return replace(data, train=parts["train"], val=parts["val"], test=parts["test"], split_level=level)
 
 
@@ -195,9 +208,10 @@ def checked(returned: Any) -> DataSet:
 
 
 def _split(name: str, given: Any) -> Split:
-    rows = groups = None
+    rows = groups = by = None
     if isinstance(given, Split):
-        x, y, names, rows, groups = given.stored, given.y, given.names, given.rows, given.groups
+        x, y, names, rows = given.stored, given.y, given.names, given.rows
+        groups, by = given.groups, given.grouped_by
     elif isinstance(given, (tuple, list)) and len(given) in (2, 3):
         x, y, names = given[0], given[1], None
         groups = given[2] if len(given) == 3 else None
@@ -219,7 +233,7 @@ def _split(name: str, given: Any) -> Split:
         kind = _kind(x) if isinstance(x, torch.Tensor) else _name(x.dtype)
         raise ConfigError(f"x of {name} must be uint8 or floating point, not {kind}.")
     named, grouped = None if names is None else tuple(names), _groups(name, groups, len(y))
-    return Split(x, y.to(torch.int64), named, rows, grouped, mapped)
+    return Split(x, y.to(torch.int64), named, rows, grouped, mapped, by)
 
 
 def _stored(what: str, value: Any) -> torch.Tensor | Fetched:

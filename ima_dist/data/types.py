@@ -37,6 +37,7 @@ class Split:
     groups: what must not be split between training and test (the patient of each image, say; None for an image that
         is alone), or None if that is not known.
     mapped: ``stored`` is a tensor that is mapped from a file, and takes none of this process's own memory.
+    grouped_by: what a group is, such as the column or the field of a header that names it, if that is known.
     """
 
     stored: Tensor | Fetched
@@ -45,6 +46,7 @@ class Split:
     rows: Tensor | None = None
     groups: tuple[str | None, ...] | None = None
     mapped: bool = False
+    grouped_by: str | None = None
 
     def __len__(self) -> int:
         return len(self.y)

@@ -25,7 +25,11 @@ def class_weights(config: Config, data: DataSet) -> Tensor | None:
         names = data.class_names or tuple(map(str, range(data.num_classes)))
         by_name = weights_in(config.class_weights)
         numbered = {str(i): name for i, name in enumerate(names)}
-        by_name = {name if name in names else numbered.get(name, name): weight for name, weight in by_name.items()}
+        meant = {given: given if given in names else numbered.get(given, given) for given in by_name}
+        twice = next((given for given, name in meant.items() if given != name and name in by_name), None)
+        if twice is not None:
+            raise ConfigError(f"--class-weights names the class {meant[twice]} twice, also by its number {twice}.")
+        by_name = {meant[given]: weight for given, weight in by_name.items()}
         for name in names:
             if name not in by_name:
                 raise ConfigError(f"--class-weights has no weight for the class {name}: give one for each class.")

@@ -55,6 +55,11 @@ def test_a_file_is_read_once_and_saved_as_its_weights(tmp_path):
     assert weights_of('{"2": 10, "0": 1, "1": 2.5}', ("common", "middle", "rare")) == pytest.approx(found)
 
 
+def test_a_class_by_name_and_by_number_is_refused():
+    with pytest.raises(ConfigError, match="names the class common twice, also by its number 0"):
+        weights_of('{"0": 1, "common": 2, "middle": 1, "rare": 3}', ("common", "middle", "rare"))
+
+
 def test_they_are_in_the_fingerprint_only_if_used():
     plain, balanced = make_config("moons"), make_config("moons", {"class_weights": "balanced"})
     assert plain.fingerprint() != balanced.fingerprint()

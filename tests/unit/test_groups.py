@@ -12,7 +12,7 @@ import torch
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.data.equal_samples import equal_samples
-from ima_dist.data.groups import codes_of, divide, with_groups
+from ima_dist.data.groups import codes_of, divide, split_level, with_groups
 from ima_dist.data.load import load
 from ima_dist.data.types import DataSet, Split
 from ima_dist.results.doubts import door_doubts
@@ -158,9 +158,6 @@ def test_groups_by_file_and_by_name(tmp_path: Path):
     file.write_text("a,1,2\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="write a name and its group"):
         with_groups("train", named(names), str(file))
-    # What a source has found stays, unless a file says otherwise.
-    own = Split(torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), ("p1.png",), groups=("column",))
-    assert with_groups("train", own, "patient").groups == ("column",)
 
 
 def test_a_file_of_groups_is_found_from_everywhere(tmp_path, monkeypatch):
@@ -197,3 +194,56 @@ def test_views_keep_their_groups():
     split = Split(torch.zeros(3, 2), torch.tensor([0, 1, 0]), groups=("a", "b", None))
     assert split.view(torch.tensor([2, 0])).groups == (None, "a")
     assert split.take(torch.tensor([1])).groups == ("b",)
+
+
+# ---- the option beside groups that the source has found
+
+
+def grouped(by: str | None, names: tuple[str, ...] | None = ("p1_a.png", "p2_a.png")) -> Split:
+    return Split(torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64), names, groups=("one", "two"), grouped_by=by)
+
+
+def test_an_option_replaces_the_groups_that_a_source_has_found():
+    for option in (None, "header", "Patient"):
+        assert with_groups("train", grouped("patient"), option).groups == ("one", "two")
+    found = with_groups("train", grouped("patient"), r"(p\d)_")
+    assert (found.groups, found.grouped_by) == (("p1", "p2"), "group")
+    for option, message in (
+        ("study", "neither a file nor a column"),
+        ("header", "header goes with"),
+        ("there/no.csv", "there is no such file"),
+        ("a/b", "there is no such file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_groups("train", grouped(None if option == "header" else "patient"), option)
+    with pytest.raises(ConfigError, match="comes with groups and without names: leave it out"):
+        with_groups("train", grouped(None, None), "patient")
+
+
+def test_the_level_is_what_was_used():
+    assert split_level({"train": grouped("patient_id")}) == "by patient_id: 2 in all"
+    assert split_level({"train": grouped("study"), "test": grouped("group")}) == "by group: 4 in all"
+    assert split_level({"train": grouped(None)}) == "by group: 2 in all"
+
+
+def test_a_file_of_groups_may_name_the_file_of_a_slice(tmp_path: Path):
+    file = tmp_path / "groups.csv"
+    file.write_text("a/v.nii,one\nw.nii,two\n", encoding="utf-8")
+    names = ["a/v.nii slice 1", "a/v.nii slice 12", "b/w.nii slice 1"]
+    assert with_groups("train", named(names), str(file)).groups == ("one", "one", "two")
+
+
+def test_the_test_part_of_named_samples_does_not_depend_on_their_values(monkeypatch):
+    names = tuple(f"{i}.png" for i in range(60))
+    y = torch.arange(60) % 2
+
+    def tested(side: int) -> tuple[str, ...] | None:
+        x = torch.rand(60, 1, side, side, generator=torch.Generator().manual_seed(side))
+        return own_data(monkeypatch, {"all": Split(x, y, names)}).test.names
+
+    assert tested(3) == tested(4)
+
+
+def test_parts_are_compared_whole(monkeypatch):
+    with pytest.raises(ConfigError, match='"parts" must have train, val, test'):
+        own_data(monkeypatch, {"all": samples(4), "parts": ["training", "train", "test", "val"]})

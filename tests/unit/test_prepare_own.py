@@ -122,6 +122,10 @@ def test_files_keep_their_bytes_names_and_groups(tmp_path: Path) -> None:
     assert set(table["part"].to_pylist()) == {None}
     found = copy.read(tmp_path / "copy", "list")
     assert found.labels.groups == tuple(f"{name}{i % 3}" for name in ("cat", "dog") for i in range(6))
+    assert found.labels.grouped_by == "patient"
+    assert read("list", tmp_path / "copy", groups="patient").split_level == "by patient: 6 in all"
+    with pytest.raises(ConfigError, match=r"--data.groups visit has no group for 12"):
+        read("list", tmp_path / "copy", groups="visit")
 
 
 def test_samples_of_more_than_one_batch_are_fetched_in_any_order(

@@ -233,6 +233,47 @@ def test_options_for_files_are_refused(tmp_path: Path) -> None:
         read("npz", tmp_path, window=(0.0, 2.0))
 
 
+def test_bounds_of_a_window_are_rounded_as_the_values(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 48).reshape(12, 4)
+    data = read("npz", write("npz", tmp_path, {"x": x, "y": np.arange(12) % 2}), window=(0.2, 0.3))
+    assert data.box == (float(np.float32(0.2)), float(np.float32(0.3)))
+    every = torch.cat([data.train.x, data.val.x, data.test.x])
+    assert (float(every.min()), float(every.max())) == data.box
+
+
+def test_the_test_part_does_not_depend_on_the_window(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 160).reshape(40, 4)
+    path = write("npz", tmp_path, {"x": x, "y": np.arange(40) % 2})
+    assert read("npz", path, window=(0.2, 0.3)).test.names == read("npz", path).test.names
+
+
+def test_labels_of_one_number_are_refused(tmp_path: Path) -> None:
+    for ys in (["1", "01", "2"], ["2", "01", "1"]):
+        path = write("npz", tmp_path, {"x": np.zeros((3, 2)), "y": np.array(ys)})
+        with pytest.raises(ConfigError, match="the labels 01 and 1 are the same number"):
+            read("npz", path)
+
+
+def test_the_option_names_a_column_or_else_a_pattern(place: Path) -> None:
+    rows = [(f, n, f"p{i % 6}", f"{n}{i % 4}") for i, (f, n, *_) in enumerate(ROWS)]
+    path = write_csv(place, rows, "file,label,Patient_ID,site")
+    levels = {
+        groups: read("list", path, groups=groups).split_level
+        for groups in (None, "patient_id", "Site", r"/(\d)\.png", "^cat/[0-2]|^dog/[0-2]|.")
+    }
+    assert list(levels.values()) == [
+        "by Patient_ID: 6 in all",
+        "by Patient_ID: 6 in all",
+        "by site: 8 in all",
+        "by group: 6 in all",
+        "by group: 8 in all",
+    ]
+    with pytest.raises(
+        ConfigError, match=r"--data.groups patientid has no group for 12 .* neither a file nor a column"
+    ):
+        read("list", path, groups="patientid")
+
+
 def test_groups_of_a_list_stay_together(tmp_path: Path) -> None:
     place = write_folder(tmp_path, 40)
     rows = [(f"{n}/{i}.png", n, f"{n}{i // 4}") for n in ("cat", "dog") for i in range(40)]

@@ -218,6 +218,19 @@ def test_parts_may_be_folders(photos: Path, tmp_path: Path) -> None:
     assert any("images are equal to another one, byte for byte" in text for text in said(whole)[1])
 
 
+def test_folders_beside_those_of_parts_are_refused_if_they_hold_images(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_folder(tmp_path / part, 3)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("no image")
+    assert read(tmp_path).class_names == ("cat", "dog")
+    write_folder(tmp_path / "extra", 3)
+    with pytest.raises(ConfigError, match=r"folders of parts \(test, train\) and others with images \(extra\)"):
+        read(tmp_path)
+    (tmp_path / "test").rename(tmp_path / "bus")  # so train is a class, as in vehicles
+    assert read(tmp_path).class_names == ("bus", "extra", "train")
+
+
 def test_images_may_lie_deeper_in_the_folder_of_a_class(photos: Path) -> None:
     write_image(photos / "cat" / "patient 7" / "left" / "0.png", 99)
     assert "cat/patient 7/left/0.png" in by_name(read(photos))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ima_dist.config.errors import ConfigError, DataNote
+from ima_dist.config.errors import ConfigError, DataNote, DataWarning
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import __main__ as command
@@ -136,6 +137,39 @@ def test_a_series_is_in_order_and_a_patient_in_one_part(tmp_path: Path) -> None:
     held = [[n for n in part.names or () if "series" in n] for part in (data.train, data.val, data.test)]
     assert sorted(map(len, held)) == [0, 0, 3]
     assert next(names for names in held if names) == [f"ill/series/{n}" for n in ("b.dcm", "c", "a.dcm")]
+
+
+@pytest.mark.parametrize(
+    ("tags", "level"),
+    [
+        ([{"StudyInstanceUID": "1.2.1"}, {"StudyInstanceUID": "1.2.2"}], "study: 10 in all"),
+        ([{"SeriesInstanceUID": "1.3.1"}, {"SeriesInstanceUID": "1.3.2"}], "series: 10 in all"),
+        ([{}, {}], "file: 12 in all"),
+    ],
+)
+def test_without_patients_the_next_best_is_used_and_said(
+    tmp_path: Path, tags: list[dict[str, str]], level: str
+) -> None:
+    place = fill(tmp_path)
+    for i in range(4):
+        write_dicom(place / "ill" / f"none{i}.dcm", slice_of(30 + i), "", **tags[i % 2])
+    with pytest.warns(DataWarning, match=f"Patients are not known.*divided by {level.split(':')[0]}"):
+        data = read("dicom", place)
+    assert data.split_level == f"by {level}"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert read("dicom", place, groups=r"/(\w+)\.dcm").split_level == "by group: 8 in all"
+    assert not any("Patients are not known" in str(one.message) for one in caught)
+    with pytest.raises(ConfigError, match=r"--data.groups patient has no group for 12"):
+        read("dicom", place, groups="patient")
+
+
+def test_header_goes_before_the_column_of_a_list(tmp_path: Path) -> None:
+    fill(tmp_path)
+    rows = [f"{n}/{i}.dcm,{n},p{i % 3}" for n in ("ill", "well") for i in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,patient_id", *rows]) + "\n")
+    assert read("dicom", tmp_path).split_level == "by patient_id: 3 in all"
+    assert read("dicom", tmp_path, groups="header").split_level == "by patient: 8 in all"
 
 
 def test_nothing_of_the_header_is_kept(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ima_dist.data.pictures import DEEPEST
 from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.listed import the_file
-from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels, Samples, check_directory, data_set, note
+from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels, Samples, box_of, check_directory, data_set, note
 from ima_dist.data.types import UINT8_BOX
 
 _SAMPLES = ("images", "image", "x", "data", "features", "samples")
@@ -197,7 +197,7 @@ class _Taken(NamedTuple):
 def _taken(look: ArrayLook, config: DataConfig) -> _Taken:
     kind, low, high = np.dtype(look.dtype), look.low, look.high
     if config.window:
-        least, most = config.window
+        least, most = box_of(config.window)
         if kind == np.uint8:
             raise ConfigError("the samples have 8 bits, and --data.window is for more: leave it out.")
         return _Taken(lambda x: x.astype(np.float32).clip(least, most), torch.float32, (least, most))

@@ -69,6 +69,7 @@ def read(directory: Path, source: str) -> Catalogue:
             names,
             np.array(["" if part is None else part for part in table["part"].to_pylist()], dtype="U5"),
             groups if any(group is not None for group in groups) else None,
+            manifest.get("grouped_by"),
         )
         if len(y) != entry["rows"] or y.min() < 0 or y.max() >= len(labels.class_names):
             raise ValueError("its labels are not those that the manifest describes")
@@ -115,6 +116,8 @@ def write(
                 "parts": {"samples": prepared.entry_of(path, len(found.contents))},
                 "sources": sources,
             }
+            if found.labels.grouped_by is not None:
+                manifest["grouped_by"] = found.labels.grouped_by
             if isinstance(found.looks, ArrayLook):
                 manifest["array"] = found.looks._asdict()
             prepared.put(directory, Path(aside), manifest)

@@ -51,7 +51,7 @@ def files(folder: Path, kinds: str, wanted: Callable[[Path], bool] | None = None
     texts: list[str] = []
     parts: list[str] = []
     rest = Found()
-    for part, place in _parts(folder):
+    for part, place in _parts(folder, wanted):
         for class_folder in _folders(place):
             found = pictures_in(class_folder, root=folder, wanted=wanted)
             rest.left_out += found.left_out
@@ -71,11 +71,24 @@ def files(folder: Path, kinds: str, wanted: Callable[[Path], bool] | None = None
     return paths, labels
 
 
-def _parts(folder: Path) -> list[tuple[str, Path]]:
-    """The folders of the classes' folders, each with its part ("" if it is not named)."""
+def _parts(folder: Path, wanted: Callable[[Path], bool] | None) -> list[tuple[str, Path]]:
+    """The folders of the classes' folders, each with its part ("" if it is not named).
+
+    Raises ConfigError if there are other folders with images beside parts: neither is then sure to be meant.
+    """
     inside = {path: PARTS.get(path.name.lower(), "") for path in _folders(folder)}
-    if "train" not in inside.values() or not all(inside.values()):
+    if "train" not in inside.values():
         return [("", folder)]
+    if not all(inside.values()):
+        inside = {path: part for path, part in inside.items() if pictures_in(path, root=folder, wanted=wanted).files}
+        others = [printable(path.name) for path, part in inside.items() if not part]
+        if others and not {"train", "val"} <= set(inside.values()) and not {"train", "test"} <= set(inside.values()):
+            return [("", folder)]
+        if others:
+            raise ConfigError(
+                f"{folder} has folders of parts ({', '.join(p.name for p, part in inside.items() if part)}) and others "
+                f"with images ({', '.join(others)}): move these away, or name them in a list (--data.source list)."
+            )
     return [(part, path) for path, part in inside.items()]
 
 

@@ -13,7 +13,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import DataConfig
 from ima_dist.data.encoded import Contents, Encoded
 from ima_dist.data.pictures import FORMATS, LOOK, decode, look
-from ima_dist.data.sources.samples import Catalogue, Files, Labels, Samples, note, tell
+from ima_dist.data.sources.samples import Catalogue, Files, Labels, Samples, box_of, note, tell
 from ima_dist.data.types import UINT8_BOX
 
 
@@ -27,7 +27,7 @@ def images(found: Catalogue, config: DataConfig) -> Samples:
     assert isinstance(looks, np.ndarray)
     shape = (_channels(looks, config), *size_of(found, config))
     deep = bool(looks["deep"].any())
-    window = config.window
+    window = box_of(config.window) if config.window else None
     if window and not looks["deep"].all():
         name = found.contents.name(int(np.argmin(looks["deep"])))
         raise ConfigError(f"{name} has 8 bits, and --data.window is for more: leave it out.")
@@ -35,15 +35,15 @@ def images(found: Catalogue, config: DataConfig) -> Samples:
 
     def read(content: bytes, name: str) -> np.ndarray:
         try:
-            values, _ = decode(content, name, shape, config.resize, window or None)
+            values, _ = decode(content, name, shape, config.resize, window)
         except ConfigError as e:
             raise ConfigError(f"{e}: mend it, or move it out of the data.") from e.__cause__
         if deep and values.dtype == np.uint8:
             return values / np.float32(255)
         return values
 
-    box = (window[0], window[1]) if window else UINT8_BOX
-    return Samples(Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8), found.labels, box)
+    stored = Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8)
+    return Samples(stored, found.labels, window or UINT8_BOX)
 
 
 def look_at(contents: Contents) -> np.ndarray:

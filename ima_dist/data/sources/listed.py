@@ -46,7 +46,7 @@ def files(path: Path, column: str | None = None) -> tuple[list[Path], Labels]:
 
     Raises ConfigError.
     """
-    rows = _columns(path, column)
+    rows, grouped_by = _columns(path, column)
     if not rows["file"]:
         raise ConfigError(f"{path} lists no files.")
     paths = [path.parent / name for name in rows["file"]]
@@ -58,7 +58,8 @@ def files(path: Path, column: str | None = None) -> tuple[list[Path], Labels]:
     parts = [_part(path, number, text) for number, text in enumerate(rows.get("split", []), 1)]
     groups = [text or None for text in rows["group"]] if "group" in rows else None
     names = [printable(name) for name in rows["file"]]
-    return paths, Labels.of_texts([printable(text) for text in rows["label"]], names, parts or None, groups)
+    texts = [printable(text) for text in rows["label"]]
+    return paths, Labels.of_texts(texts, names, parts or None, groups, grouped_by)
 
 
 def the_file(path: Path, source: str) -> Path:
@@ -73,23 +74,28 @@ def the_file(path: Path, source: str) -> Path:
     return found[0]
 
 
-def _columns(path: Path, group: str | None) -> dict[str, list[str]]:
-    """The columns under our names, as text; ``group``: the name of that of groups. Raises ConfigError."""
+def _columns(path: Path, group: str | None) -> tuple[dict[str, list[str]], str | None]:
+    """The columns under our names, as text, and what that of groups is called; ``group``: what it should be called.
+
+    Raises ConfigError.
+    """
     try:
         table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     except (OSError, ValueError, csv.Error) as e:
         raise ConfigError(f"{path} cannot be read as a list ({first_line(e)}).") from e
-    found = {}
+    found, grouped_by = {}, None
     for column, names in _COLUMNS.items():
-        if column == "group" and group in table:
-            names = (group.strip().lower(),)
         name = next((given for given in table if given.strip().lower() in names), None)
+        if column == "group":
+            wanted = (given for given in table if group and given.strip().lower() == group.strip().lower())
+            name = group if group in table else next(wanted, name)
+            grouped_by = None if name is None else printable(name.strip())
         if name is not None:
             found[column] = ["" if value is None else str(value).strip() for value in table[name]]
         elif column in ("file", "label"):
             hint = did_you_mean(column, table)
             raise ConfigError(f"{path} has no column {column!r}{hint}: it has {', '.join(map(printable, table))}.")
-    return found
+    return found, grouped_by
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:

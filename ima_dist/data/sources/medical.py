@@ -20,25 +20,34 @@ from ima_dist.config.errors import ConfigError, first_line, printable
 from ima_dist.config.schema import DataConfig
 from ima_dist.config.sources import ENDINGS
 from ima_dist.data.encoded import Encoded
+from ima_dist.data.groups import HEADER
 from ima_dist.data.pictures import LOOK, resized
 from ima_dist.data.sources import copy, folder, listed
 from ima_dist.data.sources.images import size_of
-from ima_dist.data.sources.samples import Catalogue, Labels, Samples, check_directory, data_set, note
+from ima_dist.data.sources.samples import Catalogue, Labels, Samples, box_of, check_directory, data_set, note, tell
 
 _HEADER = [
-    "PatientID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "Rows",
-    "Columns", "NumberOfFrames", "PhotometricInterpretation", "SamplesPerPixel",
+    "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
+    "ImageOrientationPatient", "Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "SamplesPerPixel",
 ]  # fmt: skip
 
 
+# What a group may be called, from the best to the worst -> more of them.
+_LEVELS = {"patient": "patients", "study": "studies", "series": "series", "file": "files", "volume": "volumes"}
+_FIELDS = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
+
+
 class Slice(NamedTuple):
-    """path: of its file. number: of the slice or frame in it. order: what slices of one folder are sorted by."""
+    """path: of its file. number: of the slice or frame in it. order: what slices of one folder are sorted by.
+
+    group: (its level, of ``_LEVELS``, and what it is called).
+    """
 
     path: Path
     number: int
     height: int
     width: int
-    group: str
+    group: tuple[str, str]
     order: tuple[Any, ...]
 
 
@@ -95,7 +104,7 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
     if config.channels == 3:
         raise ConfigError(f"--data.channels 3 is for images with colours: --data.source {source} gives grey slices.")
     found = copy.read(place, source) if copy.is_copy(place) else find(source, place, config.groups)
-    low, high = config.window
+    low, high = box_of(config.window)
     size, resize = size_of(found, config), config.resize
 
     def decode(content: bytes, name: str) -> np.ndarray:
@@ -104,11 +113,16 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
             raise ConfigError(f"{name} has NaN or infinite values: mend it, or move it away.")
         return resized(values.clip(low, high), size, resize, low)[None].clip(low, high)
 
-    groups = len(set(found.labels.groups or ()))
+    groups, level = len(set(found.labels.groups or ())), found.labels.grouped_by
     note(
-        f"{len(found.contents)} slices of {groups} {'patients' if source == 'dicom' else 'volumes'}, cut to {low:g} to "
-        f"{high:g}; noise levels are in these units."
+        f"{len(found.contents)} slices of {groups} {_LEVELS.get(level or '', 'groups')}, cut to {low:g} to {high:g}; "
+        "noise levels are in these units."
     )
+    if source == "dicom" and level in ("study", "series", "file") and config.groups in (None, HEADER, level):
+        tell(
+            f"Patients are not known, as there are files without PatientID: the data are divided by {level}, and one "
+            "patient may be in several parts. Name the patients with --data.groups."
+        )
     stored = Encoded(found.contents, decode, (1, *size), torch.float32)
     return data_set(Samples(stored, found.labels, (low, high)))
 
@@ -135,9 +149,12 @@ def find(source: str, place: Path, column: str | None = None) -> Catalogue:
     slices.sort(key=lambda s: (s[0].path.parent, *s[0].order, s[0].path.name, s[0].number))
     of_file = [number for _, number in slices]
     several = len(slices) > len(paths)
-    known = labels.groups or [None] * len(paths)
+    listed_by = labels.grouped_by if labels.groups and column != HEADER else None
+    known = labels.groups if labels.groups and listed_by else [None] * len(paths)
     # A number says nothing about a person. What a list calls them is the user's choice.
-    numbers = {group: f"{i}" for i, group in enumerate(dict.fromkeys(one.group for one, _ in slices), 1)}
+    prefix = "header " if listed_by else ""
+    numbers = {group: f"{prefix}{i}" for i, group in enumerate(dict.fromkeys(one.group for one, _ in slices), 1)}
+    worst = max((one.group[0] for one, _ in slices), key=list(_LEVELS).index, default=None)
     groups = tuple(known[number] or numbers[one.group] for one, number in slices)
     looks = np.zeros(len(slices), LOOK)
     for row, (one, _) in enumerate(slices):
@@ -151,6 +168,7 @@ def find(source: str, place: Path, column: str | None = None) -> Catalogue:
             tuple(labels.names[n] + (f" slice {one.number + 1}" if several else "") for one, n in slices),
             labels.parts[of_file],
             groups,
+            listed_by or worst,
         ),
         looks,
     )
@@ -186,7 +204,8 @@ def _dicom_slices(path: Path) -> list[Slice]:
         raise ConfigError(f"{printable(str(path))} is no grey image ({kind or 'it holds no image'}): leave it out.")
     place = _position(head)
     order = (str(head.get("SeriesInstanceUID", "")), place, int(head.get("InstanceNumber") or 0))
-    group = str(head.get("PatientID") or path)
+    named = ((level, str(head.get(field) or "").strip()) for level, field in _FIELDS.items())
+    group = next((one for one in named if one[1]), ("file", str(path)))
     frames = int(head.get("NumberOfFrames") or 1)
     return [Slice(path, i, int(head.Rows), int(head.Columns), group, order) for i in range(frames)]
 
@@ -240,7 +259,7 @@ def _nifti_slices(path: Path) -> list[Slice]:
     image = _volume(path)
     axis = _axis(image)
     height, width = _turned(np.zeros([n for i, n in enumerate(image.shape) if i != axis], np.bool_)).shape
-    return [Slice(path, i, height, width, str(path), ()) for i in range(image.shape[axis])]
+    return [Slice(path, i, height, width, ("volume", str(path)), ()) for i in range(image.shape[axis])]
 
 
 def _volume(path: Path) -> Any:

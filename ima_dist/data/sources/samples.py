@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ class Labels:
 
     y: (N,) int64, classes from 0. class_names: one per class. names: of the samples, for people. parts: (N,) of
     "train", "val", "test", or "" where the data do not say. groups: (N,) of what must not be split, or None.
+    grouped_by: what a group is: the column of a list, or the level of a header ("patient").
     """
 
     y: np.ndarray
@@ -33,6 +35,7 @@ class Labels:
     names: tuple[str, ...]
     parts: np.ndarray
     groups: tuple[str | None, ...] | None = None
+    grouped_by: str | None = None
 
     @classmethod
     def of_texts(
@@ -41,15 +44,23 @@ class Labels:
         names: list[str],
         parts: list[str] | None = None,
         groups: list[str | None] | None = None,
+        grouped_by: str | None = None,
     ) -> Labels:
-        """Classes in the order of their numbers, if all are whole numbers, or else of their names."""
-        every = set(texts)
-        numbers = all(text.isdecimal() for text in every)
-        class_names = sorted(every, key=int) if numbers else sorted(every)
+        """Classes in the order of their numbers, if all are whole numbers, or else of their names.
+
+        Raises ConfigError if two of them are one number, such as 1 and 01.
+        """
+        class_names = sorted(set(texts))
+        if all(text.isdecimal() for text in class_names):
+            class_names.sort(key=int)
+            for one, other in itertools.pairwise(class_names):
+                if int(one) == int(other):
+                    raise ConfigError(f"the labels {one} and {other} are the same number: write it in one way.")
         place = {text: c for c, text in enumerate(class_names)}
         y = np.array([place[text] for text in texts], dtype=np.int64)
         found = np.array(parts if parts is not None else [""] * len(y), dtype="U5")
-        return cls(y, tuple(class_names), tuple(names), found, None if groups is None else tuple(groups))
+        grouped = None if groups is None else tuple(groups)
+        return cls(y, tuple(class_names), tuple(names), found, grouped, grouped_by)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +119,12 @@ class Catalogue:
     looks: np.ndarray | ArrayLook
 
 
+def box_of(window: tuple[float, ...]) -> tuple[float, float]:
+    """The box of float32 values that are cut to ``window``: its bounds, as float32 rounds them."""
+    low, high = (float(np.float32(bound)) for bound in window)
+    return low, high
+
+
 def tell(text: str, kind: type[DataWarning] = DataWarning) -> None:
     """A sentence about the data that the user should know."""
     warnings.warn(kind(text), stacklevel=3)
@@ -128,7 +145,7 @@ def data_set(samples: Samples) -> dict[str, Any]:
     if (left == 0).any():
         raise ConfigError(f"class {labels.class_names[int(np.argmin(left))]} has no training sample: add some.")
     stored = samples.stored
-    every = Split(stored, torch.from_numpy(labels.y), labels.names, groups=labels.groups)
+    every = Split(stored, torch.from_numpy(labels.y), labels.names, groups=labels.groups, grouped_by=labels.grouped_by)
     return {"all": every, "parts": labels.parts, "box": samples.box, "class_names": labels.class_names}
 
 
