@@ -44,7 +44,7 @@ def measure(
     y: Tensor | np.ndarray,
     *,
     noise: Sequence[float | str],
-    attacks: Sequence[str] = ("pgd100", "worst"),
+    attacks: str | Sequence[str] = ("pgd100", "worst"),
     norm: str | None = None,
     box: Box | EllipsisType = ...,
     steps: int = 100,
@@ -67,7 +67,7 @@ def measure(
             ``ima_dist.load`` takes them.
         x: samples (N, *shape), uint8 (which are divided by 255) or floating point. y: labels (N,), classes from 0.
         noise: radii, in units of x, such as ``[0, 4 / 255, "8/255"]``.
-        attacks: names, as docs/evaluation.md explains them.
+        attacks: a name or several, as docs/evaluation.md explains them.
         norm: "linf" or "l2"; by default that of the run, else "linf".
         box: (low, high), the range that samples must stay in, or None if there is none. It may be left out for uint8
             samples, a ``Classifier`` and a run.
@@ -84,7 +84,8 @@ def measure(
     # Long: it is mostly the explanation of its arguments.
     given = _given(network_or_run, device)
     bounds = _bounds(given.network, x, box)
-    settings = {"attacks": attacks, "noise": _levels(noise), "steps": steps, "step_scale": step_scale}
+    names = (attacks,) if isinstance(attacks, str) else attacks
+    settings = {"attacks": names, "noise": _levels(noise), "steps": steps, "step_scale": step_scale}
     factory = f"{type(given.network).__module__}:{type(given.network).__qualname__}"
     options = {
         "norm": norm or given.norm,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.numbers import level
 from ima_dist.results.statistics import wilson_interval, with_intervals
 from ima_dist.results.table import robustness_table
 from ima_dist.results.text import NORM_SIGN, accuracy
@@ -38,13 +39,16 @@ class Robustness:
     doubts: tuple[str, ...]
     samples: int
 
-    def accuracy(self, attack: str, noise: float) -> float:
-        """The share of the samples that are still classified correctly. Raises ConfigError if it was not measured."""
-        row = self._rows.get(attack, {})
-        if noise_key(noise) not in row:
-            known = ", ".join(f"{name} at {format_noise(level)}" for name, row in self._rows.items() for level in row)
-            raise ConfigError(f"{attack} at noise {noise:g} was not measured, but {known or 'nothing'}.")
-        return row[noise_key(noise)].share
+    def accuracy(self, attack: str, noise: float | str) -> float:
+        """The share of the samples that are still classified correctly at a noise level, such as 0.03 or "8/255".
+
+        Raises ConfigError if it was not measured.
+        """
+        row, eps = self._rows.get(attack, {}), level(noise)
+        if not isinstance(eps, int | float) or noise_key(eps) not in row:
+            known = ", ".join(f"{name} at {format_noise(known)}" for name, row in self._rows.items() for known in row)
+            raise ConfigError(f"{attack} at noise {noise} was not measured, but {known or 'nothing'}.")
+        return row[noise_key(eps)].share
 
     def to_pandas(self) -> pd.DataFrame:
         """A row per attack and noise level, with the 95 % interval of the accuracy (Wilson's) and the protocol."""

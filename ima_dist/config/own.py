@@ -51,6 +51,8 @@ def own_options(given: Mapping[str, Any]) -> dict[str, Any]:
             chosen["name"] = _name(str(place))
         if given.get("norm", "linf") == "linf":
             chosen |= _levels(given.get("data.window"))
+        if given.get("method") == EXTERNAL:
+            chosen.pop("eps_max", None)  # it follows from the noise levels
     found = {**chosen, **given}
     spared = ("name", "eps_max") if given.get("method") == EXTERNAL else ()
     needed = {name: text for name, text in _EXAMPLES.items() if name not in spared}

@@ -300,6 +300,16 @@ def moody(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 # ---- its configuration
 
 
+def test_of_own_data_the_noise_is_what_was_asked_for(tmp_path):
+    given = {
+        "model.factory": "mine:build",
+        "data.source": "folder",
+        "data.dir": str(tmp_path),
+        "eval.noise": (0.0, 0.25),
+    }
+    assert external_config("own", given).eps_max == 0.25
+
+
 def test_the_configuration_on_a_presets_data():
     file = str(Path("weights.safetensors").absolute())
     given = {"model.factory": "mine:build", "model.weights": file, "norm": "l2"}

@@ -150,6 +150,9 @@ def test_what_it_shows(capsys, monkeypatch):
     assert [t.name for t in found.plot().data if t.showlegend is not False] == ["worst", "white-noise"]
     with pytest.raises(ConfigError, match=r"worst at noise 0.2 was not measured, but worst at 0, worst at 0.1"):
         found.accuracy("worst", 0.2)
+    assert found.accuracy("worst", "1/10") == found.accuracy("worst", 0.1)
+    with pytest.raises(ConfigError, match="worst at noise much was not measured"):
+        found.accuracy("worst", "much")
 
 
 @pytest.mark.parametrize(

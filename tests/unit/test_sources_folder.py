@@ -239,6 +239,13 @@ def test_images_may_lie_deeper_in_the_folder_of_a_class(photos: Path) -> None:
 # ---- what is left out, and said ------------------------------------------------------------------------
 
 
+def test_an_empty_folder_of_a_class_is_said(photos: Path) -> None:
+    (photos / "emu").mkdir()
+    data, sentences = said(photos)
+    assert data.class_names == ("cat", "dog")
+    assert "emu holds no images, so it is no class." in sentences
+
+
 def test_hidden_files_are_passed_over_and_others_are_named(photos: Path) -> None:
     (photos / "cat" / "._0.png").write_bytes(b"\0\5\x16\7 Mac OS X")
     (photos / "cat" / ".hidden").mkdir()

@@ -54,6 +54,8 @@ def files(folder: Path, kinds: str, wanted: Callable[[Path], bool] | None = None
     for part, place in _parts(folder, wanted):
         for class_folder in _folders(place):
             found = pictures_in(class_folder, root=folder, wanted=wanted)
+            if not found.files:
+                tell(f"{printable(class_folder.relative_to(folder).as_posix())} holds no images, so it is no class.")
             rest.left_out += found.left_out
             rest.loops += found.loops
             paths += found.files

@@ -12,7 +12,7 @@ from ima_dist.config.sources import ENDINGS
 from ima_dist.data.sources import copy
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.images import images, look_at, say_equal
-from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set
+from ima_dist.data.sources.samples import Catalogue, Files, Labels, check_directory, data_set, tell
 
 # Column -> its names, in lower case.
 _COLUMNS = {
@@ -57,6 +57,9 @@ def files(path: Path, column: str | None = None) -> tuple[list[Path], Labels]:
             raise ConfigError(f"{path}, entry {number}: {printable(rows['file'][number - 1])} has no label.")
     parts = [_part(path, number, text) for number, text in enumerate(rows.get("split", []), 1)]
     groups = [text or None for text in rows["group"]] if "group" in rows else None
+    alone = groups.count(None) if groups else 0
+    if alone:
+        tell(f"{alone} of {len(rows['file'])} samples have no {grouped_by}: each of them is taken for one of its own.")
     names = [printable(name) for name in rows["file"]]
     texts = [printable(text) for text in rows["label"]]
     return paths, Labels.of_texts(texts, names, parts or None, groups, grouped_by)
