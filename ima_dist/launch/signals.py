@@ -137,7 +137,8 @@ def ending(signum: int) -> BaseException:
 
 
 def _exit_now(before_exit: Callable[[], None]) -> None:
-    threading.Timer(LAST_WAIT, os._exit, [EXIT_REQUEUE]).start()
+    with contextlib.suppress(RuntimeError):  # a process that may have no further thread still ends
+        threading.Timer(LAST_WAIT, os._exit, [EXIT_REQUEUE]).start()
     with contextlib.suppress(Exception):
         before_exit()
     os._exit(EXIT_REQUEUE)
