@@ -116,7 +116,7 @@ def test_every_part_of_every_loss_is_weighted(tmp_path, method):
         training.class_weights = kept
         if training.state.store is not None:
             training.state.store.shard.fill_(0.3)
-        loss, rows, samples = training._loss(torch.arange(64))
+        loss, rows, samples = training._loss(next(training.train.batches([torch.arange(64)])))
         assert float(loss.detach()) == pytest.approx(float(rows.detach().sum()))
         losses.append(rows.detach())
     assert len(samples) == len(losses[0])
