@@ -68,7 +68,7 @@ FAULTS = [
     ("torch.zeros(len(panel) + 1, dtype=torch.int64, device=device)", "torch.zeros(len(panel) + 1, dtype=torch.int64)"),
     ("(offset + 1, offset + count + 1, device=keys.device)", "(offset + 1, offset + count + 1)"),
     ("self.y = split.y.to(device)", "self.y = split.y"),
-    ("indices = part.to(test.x.device)", "indices = part"),
+    ("return indices.pin_memory().to(self.y.device, non_blocking=True)", "return indices"),
     ("predicted.cpu().numpy()", "predicted.numpy()"),
 ]  # fmt: skip
 

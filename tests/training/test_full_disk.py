@@ -102,11 +102,11 @@ def test_it_is_tried_again_and_said_once(disk, tmp_path):
     training.reporter.due = lambda: True
     step, count = training._step, 0
 
-    def stepping(batch: Any) -> None:
+    def stepping(*given: Any) -> None:
         nonlocal count
         count += 1
         disk.refused = ("progress.json",) if count in (2, 3, 4) else ()
-        step(batch)
+        step(*given)
 
     training._step = stepping
     training.fit()

@@ -115,12 +115,12 @@ def _train_until_lost(config, path):
     training.reporter.due = lambda: True
     step, count = training._step, 0
 
-    def stepping(batch):
+    def stepping(*given):
         nonlocal count
         count += 1
         if count == 7 and distributed.rank() == 0:  # in the second epoch
             run.lock_path.write_text(f"{STRANGER}\n")
-        step(batch)
+        step(*given)
 
     training._step = stepping
     with pytest.raises(LeaseLost, match="taken over by process 1 on node9 in job 4711, start 2"):

@@ -114,11 +114,11 @@ def test_killed_between_two_checkpoints_costs_the_steps_between_them(tmp_path, m
     workers.start_run(path, "moons", **options)
     step = Training._step
 
-    def dying(self, batch):
+    def dying(self, *given):
         if len(done) == 8 + 7:  # in the second epoch, which has 8 steps
             raise RuntimeError("killed")
         done.append((self.state.position.epoch, self.state.position.step))
-        step(self, batch)
+        step(self, *given)
 
     monkeypatch.setattr(Training, "_step", dying)
     with pytest.raises(RuntimeError, match="killed"):
@@ -150,11 +150,11 @@ def test_damage_to_the_newest_checkpoint_costs_what_was_done_since_the_one_befor
     workers.start_run(path, "moons", **SMALL_MOONS)
     step = Training._step
 
-    def dying(self, batch):
+    def dying(self, *given):
         if len(done) == steps:
             raise RuntimeError("killed")
         done.append((self.state.position.epoch, self.state.position.step))
-        step(self, batch)
+        step(self, *given)
 
     monkeypatch.setattr(Training, "_step", dying)
     with pytest.raises(RuntimeError, match="killed"):
