@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from ima_dist import evaluate, job
+from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.plans.jobfile import PACKAGED, find_file
@@ -177,7 +178,7 @@ def test_of_two_evaluations_with_one_attack_the_later_counts(tmp_path):
     run = RunDir.create(config, tmp_path / "run")
     curves = [
         {"attack": attack, "loss": "both", "norm": "linf", "noise": 0.1, "split": "test", "accuracy": 0.5,
-         "samples": samples, "steps": 5, "step_scale": 4.0, "epoch": 30}
+         "samples": samples, "steps": 5, "step_scale": 4.0, "epoch": 30, "version": ATTACK_TABLE[attack].version}
         for attack, samples in (("pgd100", 10), ("worst", 100))
     ]  # fmt: skip
     write_json(run.summary_path, {"status": "finished", "curves": curves, "test_samples": 100})

@@ -193,9 +193,9 @@ def test_steps_and_margin_pass_visit_every_sample_once_per_epoch(tmp_path, monke
     training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
     inner = training._batch
 
-    def watched(indices, margins, phase):
-        seen[phase].append(indices)
-        return inner(indices, margins, phase)
+    def watched(taken, margins, phase):
+        seen[phase].append(taken.indices)
+        return inner(taken, margins, phase)
 
     monkeypatch.setattr(training, "_batch", watched)
     training.fit()
