@@ -2,16 +2,10 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 import torch
-
-from ima_dist.data.fetched import Fetched
-
-# Samples that a thread reads in one go.
-_BLOCK = 64
 
 
 class Contents(Protocol):
@@ -52,21 +46,6 @@ class Encoded:
         for place, row in enumerate(rows.tolist()):
             values[place] = self.decode(self.contents[row], self.contents.name(row))
         return out
-
-
-def fetch_all(samples: Fetched) -> torch.Tensor:
-    """All samples (N, *shape) in memory, read by as many threads as there are CPUs."""
-    out = torch.empty((len(samples), *samples.shape), dtype=samples.dtype)
-    starts = range(0, len(samples), _BLOCK)
-
-    def read(start: int) -> None:
-        rows = np.arange(start, min(start + _BLOCK, len(samples)))
-        out[start : start + len(rows)] = samples.fetch(rows)
-
-    with ThreadPoolExecutor(cpus()) as threads:
-        for _ in threads.map(read, starts):  # raises what a thread has raised
-            pass
-    return out
 
 
 def cpus() -> int:

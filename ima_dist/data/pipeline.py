@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ima_dist.data.encoded import cpus
 from ima_dist.data.types import Box, Samples, Split, Taken
 
 # Batches that are ready or being read beyond the one in use: as many as have so many bytes, but one at least.
@@ -86,7 +87,7 @@ def in_memory(split: Split) -> Split:
 
 def reading_threads() -> int:
     """As many as this worker has CPUs."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = cpus()
     # Ray tells a worker its share of the node by OMP_NUM_THREADS, which becomes torch's number of threads.
     # OpenMP takes a list, one number for each level of nesting.
     share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -48,13 +49,13 @@ def radii(name: str, norm: str) -> list[float]:
     return [factor * eps for eps in trained(name)[4]]
 
 
-def starts(x: torch.Tensor, norm: str) -> functools.partial:
+def starts(x: torch.Tensor, norm: str) -> Callable[[float, int], torch.Tensor]:
     def start(eps: float, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(number)
         uniforms = torch.rand(x.shape, generator=generator, dtype=x.dtype)
         return norms.to_ball(uniforms, torch.randn(x.shape, generator=generator, dtype=x.dtype), eps, norm)
 
-    return functools.partial(start)
+    return start
 
 
 def attacked(name: str, norm: str) -> CurveResult:

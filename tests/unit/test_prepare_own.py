@@ -19,7 +19,6 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import __main__ as command
-from ima_dist.data.encoded import fetch_all
 from ima_dist.data.load import load
 from ima_dist.data.sources import copy, folder
 from ima_dist.data.sources.images import images
@@ -136,7 +135,7 @@ def test_samples_of_more_than_one_batch_are_fetched_in_any_order(
     assert run("prepare", "own", "--source", files, "--to", tmp_path / "copy") == 0
     config = DataConfig(source="folder", dir=str(files))
     both = [images(found, config).stored for found in (folder.find(files), copy.read(tmp_path / "copy", "folder"))]
-    every = [fetch_all(stored) for stored in both]  # type: ignore[arg-type]
+    every = [stored.fetch(np.arange(len(stored))) for stored in both]  # type: ignore[union-attr]
     assert torch.equal(*every)
     rows = np.array([11, 0, 7, 7, 4])
     assert not isinstance(both[1], torch.Tensor)
