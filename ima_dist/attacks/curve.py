@@ -92,10 +92,13 @@ class _Curve:
 
     def bound(self, smallest: float, largest: float, steps: int) -> None:
         """Run FMN for samples whose distance matters: those not known to be broken within the ``smallest`` radius."""
-        search = Search(self.model, self.x, self.y, self.norm)
-        aims = [] if self.classes == 2 else search.nearest(self._left(smallest)).unbind(1)
-        self.spent += search.spent
         self._minimal(smallest, steps)
+        aims: tuple[Tensor, ...] = ()
+        if self.classes > 2:
+            # Only of the samples left: it takes a gradient for each of nine classes.
+            search = Search(self.model, self.x, self.y, self.norm)
+            aims = search.nearest(self._left(smallest)).unbind(1)
+            self.spent += search.spent
         for aim in aims:
             self._minimal(smallest, steps, rival=aim)
         left = FMN_STARTS - 1 - len(aims)
