@@ -1,12 +1,14 @@
 """PGD that stops at the decision boundary."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ima_dist.attacks import fixed, shapes
 from ima_dist.attacks.common import Box, Loss, Network, attack_mode, check_batch, misclassified, resolve_loss
-from ima_dist.attacks.pgd import pgd_until_wrong
+from ima_dist.attacks.pgd import Objective, pgd_until_wrong
 from ima_dist.core import norms
 
 
@@ -18,13 +20,14 @@ class BoundaryResult:
         x: (B, ...) the point on the boundary; the clean sample where ``crossed`` is False.
         crossed: (B,) bool, the sequence of Algorithm 3 contained a misclassified element.
         correct: (B,) bool, the clean sample is classified correctly.
-        evaluations: forward passes spent, in samples.
+        evaluations: forward passes spent, in samples; on a card it may be a tensor () int64, since reading it forces a
+            sync. Samples that stay in the batch only to keep its shape do not count.
     """
 
     x: Tensor
     crossed: Tensor
     correct: Tensor
-    evaluations: int
+    evaluations: int | Tensor
 
 
 def bpgd(
@@ -49,7 +52,8 @@ def bpgd(
 
     A sample leaves the working batch as soon as it has crossed, and misclassified clean samples never
     enter it. For a network that treats samples independently the result is the same as that of the plain
-    algorithm, with less work.
+    algorithm, with less work. Where launching operations takes more time than the arithmetic of a pass, all samples
+    stay in the batch (``shapes``), with the same result.
 
     Args:
         model, x, y, eps, norm, steps, step_scale, loss, start, box: as for ``pgd``.
@@ -64,29 +68,51 @@ def bpgd(
         ValueError: an unknown norm, loss or side, or shapes that do not fit.
     """
     check_batch(x, y, eps, norm, start)
-    if boundary_side not in ("midpoint", "inside", "outside"):
-        raise ValueError(f"boundary_side must be 'midpoint', 'inside' or 'outside', not {boundary_side!r}")
+    check_side(boundary_side)
     objective = resolve_loss(loss)
     with torch.no_grad(), attack_mode(model):
-        correct = ~misclassified(model(x), y) if len(x) else torch.zeros_like(y, dtype=torch.bool)
-        evaluations = len(x)
+        correct = ~misclassified(shapes.passed(model, x), y) if len(x) else torch.zeros_like(y, dtype=torch.bool)
         xi = norms.random_start(x, eps, norm) if start is None else start
-        balls, sizes, brackets = norms.Balls(x, eps, norm, box), [step_scale / max(steps, 1)] * steps, []
-        passes = pgd_until_wrong(model, x, y, correct.nonzero()[:, 0], xi, balls, sizes, lambda rows: objective)
-        for rows, gone, before, now, _ in passes:
-            evaluations += len(rows)
-            if len(gone):
-                brackets.append((rows[gone], before[gone], now[gone]))
-        result, crossed = x.clone(), torch.zeros_like(correct)
-        if brackets:
-            rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
-            ends = _narrowed(model, y[rows], inside, outside, bisections)
-            evaluations += bisections * len(rows)
-            result[rows], crossed[rows] = ends[boundary_side], True
-    return BoundaryResult(x=result, crossed=crossed, correct=correct, evaluations=evaluations)
+        balls, sizes = norms.Balls(x, eps, norm, box), [step_scale / max(steps, 1)] * steps
+        search = fixed.boundary if shapes.keeps_shape(model, x) else _shrinking
+        result, crossed, spent = search(model, x, y, correct, xi, balls, sizes, objective, bisections, boundary_side)
+    return BoundaryResult(result, crossed, correct, len(x) + (spent if x.is_cuda else int(spent)))
 
 
-def _narrowed(model: Network, y: Tensor, inside: Tensor, outside: Tensor, bisections: int) -> dict[str, Tensor]:
+def _shrinking(
+    model: Network,
+    x: Tensor,
+    y: Tensor,
+    correct: Tensor,
+    xi: Tensor,
+    balls: norms.Balls,
+    sizes: Sequence[float],
+    objective: Objective,
+    bisections: int,
+    side: str,
+) -> tuple[Tensor, Tensor, int]:
+    """As ``fixed.boundary``, where samples leave the batch as soon as they have crossed."""
+    spent, brackets = 0, []
+    passes = pgd_until_wrong(model, x, y, correct.nonzero()[:, 0], xi, balls, sizes, lambda rows: objective)
+    for rows, gone, before, now, _ in passes:
+        spent += len(rows)
+        if len(gone):
+            brackets.append((rows[gone], before[gone], now[gone]))
+    result, crossed = x.clone(), torch.zeros_like(correct)
+    if brackets:
+        rows, inside, outside = (torch.cat(parts) for parts in zip(*brackets, strict=True))
+        result[rows], crossed[rows] = narrowed(model, y[rows], inside, outside, bisections)[side], True
+        spent += bisections * len(rows)
+    return result, crossed, spent
+
+
+def check_side(boundary_side: str) -> None:
+    """Raise ValueError for a side that no bracket has."""
+    if boundary_side not in ("midpoint", "inside", "outside"):
+        raise ValueError(f"boundary_side must be 'midpoint', 'inside' or 'outside', not {boundary_side!r}")
+
+
+def narrowed(model: Network, y: Tensor, inside: Tensor, outside: Tensor, bisections: int) -> dict[str, Tensor]:
     """Each side of the brackets from ``inside`` to ``outside`` (K, ...) after ``bisections`` halvings."""
     for _ in range(bisections):
         middle = (inside + outside) / 2

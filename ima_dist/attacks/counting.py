@@ -1,6 +1,8 @@
 """What attacks meet in a network: gradients that are zero or not finite, logits that name no class, results outside."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ _WAITING, _FEW = 64, 1 << 14
 # Under L2 advertorch divides a gradient by its norm, or by 1e-6 if that is larger: its steps on a gradient of the
 # first size have a hundredth of their length, and those on one of the second, whose square overflows, none.
 ADVERTORCH_L2 = (1e-8, 1e18)
+# Values of a pass's samples, (B, K), and which of these samples count, (B,) bool; None for all.
+_Waiting = tuple[Tensor, Tensor | None]
 
 
 class Tally:
@@ -32,20 +36,37 @@ class Tally:
         self.useful, self.device = useful, device
         self._sums = torch.zeros(len(COUNTS), dtype=torch.float64, device=device)
         # By the number of values of a sample: they are counted together.
-        self._gradients: dict[int, list[Tensor]] = {}
-        self._logits: dict[int, list[Tensor]] = {}
+        self._gradients: dict[int, list[_Waiting]] = {}
+        self._logits: dict[int, list[_Waiting]] = {}
+        self._only: Tensor | None = None
         self._waiting = 0
 
-    def add_gradient(self, gradient: Tensor) -> None:
-        """gradient: (B, ...)."""
+    def add_gradient(self, gradient: Tensor, copy: bool = True) -> None:
+        """gradient: (B, ...). Without a copy it must stay as it is: other people's attacks change theirs in place."""
         flat = gradient.flatten(1)
-        # A copy, because attacks set gradients to zero in place.
-        self._wait(self._gradients, flat.clone() if flat.numel() <= _FEW else flat.abs().amax(1, keepdim=True))
+        few = flat.numel() <= _FEW
+        self._wait(self._gradients, (flat.clone() if copy else flat) if few else flat.abs().amax(1, keepdim=True))
 
-    def add_logits(self, logits: Tensor) -> None:
-        """logits: (B, C)."""
+    def add_logits(self, logits: Tensor, copy: bool = True) -> None:
+        """logits: (B, C). copy: as for ``add_gradient``."""
         found = logits.detach()
-        self._wait(self._logits, found.clone() if found.numel() <= _FEW else found.amax(1, keepdim=True))
+        few = found.numel() <= _FEW
+        self._wait(self._logits, (found.clone() if copy else found) if few else found.amax(1, keepdim=True))
+
+    def add_passes(self, gradients: list[Tensor], taking_part: Tensor, answers: Tensor, seen: Tensor) -> None:
+        """Passes in which some samples are only padding.
+
+        Args:
+            gradients: (B, ...) each, which stay as they are. taking_part: (G, B) bool, those that count.
+            answers: (K,), as from ``common.answered``. seen: (K,) bool, those that count.
+        """
+        counts = [seen.sum(), ((answers != answers) & seen).sum()]
+        if not gradients:
+            self._sums[3:5].add_(torch.stack(counts))
+            return
+        zero, bad = self._of_sizes(torch.stack(gradients).flatten(2).abs().amax(2))
+        of = (taking_part, zero & taking_part, bad & taking_part)
+        self._sums[:5].add_(torch.stack([*(which.sum() for which in of), *counts]))
 
     def add_outside(self, outside: Tensor) -> None:
         """outside: (B,) bool."""
@@ -61,23 +82,39 @@ class Tally:
         self._settle()
         self._sums.zero_()
 
-    def _wait(self, place: dict[int, list[Tensor]], values: Tensor) -> None:
-        place.setdefault(values.shape[1], []).append(values)
+    def _wait(self, place: dict[int, list[_Waiting]], values: Tensor) -> None:
+        place.setdefault(values.shape[1], []).append((values, self._only))
         self._waiting += 1
         if self._waiting >= _WAITING:
             self._settle()
 
-    def _settle(self) -> None:
+    def _of_sizes(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of the gradients with these largest entries count as zero, and which are not finite."""
         lowest, highest = self.useful
+        bad = sizes - sizes != 0
+        zero = sizes <= lowest
+        return zero if highest == math.inf else zero | ((sizes > highest) & ~bad), bad
+
+    def _settle(self) -> None:
         for waiting in self._gradients.values():
-            sizes = torch.cat(waiting).abs().amax(1)
-            bad = ~sizes.isfinite()
-            zero = (sizes <= lowest) | ((sizes > highest) & ~bad)
-            self._sums[:3] += torch.stack([torch.ones_like(bad).sum(), zero.sum(), bad.sum()])
+            values, counts = _joined(waiting)
+            zero, bad = self._of_sizes(values.abs().amax(1))
+            self._sums[:3].add_(torch.stack([counts, zero & counts, bad & counts]).sum(1))
         for waiting in self._logits.values():
-            bad = ~torch.cat(waiting).amax(1).isfinite()
-            self._sums[3:5] += torch.stack([torch.ones_like(bad).sum(), bad.sum()])
+            values, counts = _joined(waiting)
+            bad = ~values.amax(1).isfinite()
+            self._sums[3:5].add_(torch.stack([counts, bad & counts]).sum(1))
         self._gradients, self._logits, self._waiting = {}, {}, 0
+
+
+def _joined(waiting: list[_Waiting]) -> tuple[Tensor, Tensor]:
+    """The values (N, K) of passes, and which samples count, (N,) bool."""
+    values = torch.cat([part for part, _ in waiting])
+    if all(only is None for _, only in waiting):
+        return values, torch.ones(len(values), dtype=torch.bool, device=values.device)
+    return values, torch.cat(
+        [part.new_ones(len(part), dtype=torch.bool) if only is None else only for part, only in waiting]
+    )
 
 
 class Counted(nn.Module):
@@ -97,12 +134,14 @@ class Counted(nn.Module):
         seen = x.view_as(x)
         if seen.requires_grad:
             seen.register_hook(self.tally.add_gradient)
-        return self.without_hook(seen)
+        logits: Tensor = self.network(seen)
+        self.tally.add_logits(logits)
+        return logits
 
     def without_hook(self, x: Tensor) -> Tensor:
         """The answers (B, C), for a caller that hands their gradient to ``tally`` itself."""
         logits: Tensor = self.network(x)
-        self.tally.add_logits(logits)
+        self.tally.add_logits(logits, copy=False)
         return logits
 
     def counts(self) -> dict[float, dict[str, int]]:
@@ -111,6 +150,19 @@ class Counted(nn.Module):
             return {}
         found = torch.stack([tally.totals() for tally in self.levels.values()]).long().tolist()
         return {level: dict(zip(COUNTS, row, strict=True)) for level, row in zip(self.levels, found, strict=True)}
+
+
+@contextmanager
+def counting_only(network: Network, rows: Tensor) -> Iterator[None]:
+    """Inside the block only the samples ``rows`` (B,) bool of each pass count, if ``network`` is ``Counted``."""
+    if not isinstance(network, Counted):
+        yield
+        return
+    network.tally._only = rows
+    try:
+        yield
+    finally:
+        network.tally._only = None
 
 
 def at_level(network: Network, level: float, useful: tuple[float, float] = (0.0, math.inf)) -> None:

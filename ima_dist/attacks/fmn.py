@@ -62,7 +62,8 @@ def fmn(
     times.
 
     Ours: a step is a share of the radius and goes along h of eq. 1, in place of a step of fixed length along the unit
-    gradient, so that it does not depend on the units of the data; the halving; the start.
+    gradient, so that it does not depend on the units of the data; the gradient leaves out what would lead out of the
+    box; the halving; the start.
 
     Args:
         model: maps (B, ...) to logits (B, C); attacked in evaluation mode, restored afterwards.
@@ -100,6 +101,8 @@ def fmn(
             falling = (1 + math.cos(math.pi * step / steps)) / 2
             gamma, alpha = (last + (first - last) * falling for first, last in (_GAMMA, _ALPHA))
             logits, gradient = logits_and_gradient(model, point, y, loss)
+            if box is not None:
+                gradient = _within(gradient, point, box)
             size = norms.length(point - x, norm)
             wrong = keep(predicted(logits), size)
             slope = norms.length(gradient, "l2") if norm == "l2" else gradient.flatten(1).abs().sum(1)
@@ -121,6 +124,15 @@ def fmn(
             wrong = keep(predicted(model(point)), norms.length(point - x, norm))
             low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
     return MinimalResult(nearest, shortest, label, (steps + 1 + bisections) * len(x))
+
+
+def _within(gradient: Tensor, point: Tensor, box: tuple[float, float]) -> Tensor:
+    """The gradient (B, ...) without what would lead out of the box: it is of no use, and no part of the slope.
+
+    With it the linearised distance is too short, and the search stops just before the boundary.
+    """
+    blocked = ((point <= box[0]) & (gradient < 0)) | ((point >= box[1]) & (gradient > 0))
+    return gradient.masked_fill(blocked, 0.0)
 
 
 def _reach(x: Tensor, norm: str, box: Box) -> float:

@@ -8,6 +8,8 @@ from torch import Tensor
 from ima_dist.attacks import common
 from ima_dist.core import norms
 
+Objective = Callable[[Tensor, Tensor], Tensor]
+
 
 def pgd(
     model: common.Network,
@@ -61,7 +63,7 @@ def pgd_until_wrong(
     xi: Tensor,
     balls: norms.Balls,
     sizes: Sequence[float],
-    objective: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]],
+    objective: Callable[[Tensor], Objective],
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """PGD from x + ξ for the samples ``rows`` (K,) int64, which leave the batch as soon as they are misclassified.
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ima_dist.attacks import fixed, shapes
 from ima_dist.attacks.common import (
     Box,
     Network,
@@ -15,8 +16,12 @@ from ima_dist.attacks.common import (
     resolve_loss,
     towards,
 )
+from ima_dist.attacks.counting import Counted
 from ima_dist.attacks.pgd import pgd_until_wrong
 from ima_dist.core import norms
+
+# Where batches keep their shape, passes between two looks at what is broken.
+_LOOK_EVERY = 10
 
 
 def worst(
@@ -64,7 +69,7 @@ def worst(
                 xi = norms.random_start(x, eps, norm) if start is None else start(eps)
                 search.attack(xi, norms.Balls(x, eps, norm, box), steps, step_scale)
             predictions[number] = search.predicted
-    return predictions, torch.tensor(search.spent)
+    return predictions, torch.as_tensor(search.spent)
 
 
 class Search:
@@ -79,9 +84,11 @@ class Search:
         losses: Sequence[str] = ("ce", "margin"),
         rivals: int = 3,
     ) -> None:
-        logits = model(x)
+        logits = shapes.passed(model, x)
         self.model, self.x, self.y, self.norm = model, x, y, norm
-        self.predicted, self.spent, self.classes = predicted(logits), len(x), logits.shape[1]
+        self.predicted, self.classes = predicted(logits), logits.shape[1]
+        #: A number or, on a card, () int64.
+        self.spent: int | Tensor = len(x)
         if self.classes == 2 and {"ce", "margin"} <= set(losses):
             # The gradient of ce is that of margin times a positive number, which can underflow to zero.
             losses = [name for name in losses if name != "ce"]
@@ -123,11 +130,50 @@ class Search:
         def objective(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
             return resolve_loss(loss if rival is None else towards(rival[rows]))
 
-        passes = pgd_until_wrong(self.model, self.x, self.y, self._left(), xi, balls, sizes, objective)
+        rows = self._left()
+        if shapes.keeps_shape(self.model, self.x[: len(rows)]):
+            self._break_with_few_looks(rows, xi, balls, sizes, objective)
+            return
+        passes = pgd_until_wrong(self.model, self.x, self.y, rows, xi, balls, sizes, objective)
         for rows, gone, _, _, logits in passes:
             self.spent += len(rows)
             if len(gone):
                 self.predicted[rows[gone]] = predicted(logits[gone])
+
+    def _break_with_few_looks(
+        self,
+        rows: Tensor,
+        xi: Tensor,
+        balls: norms.Balls,
+        sizes: Sequence[float],
+        objective: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]],
+    ) -> None:
+        """As ``_break``, where broken samples leave the batch only every few passes."""
+        network = self.model.network if isinstance(self.model, Counted) else self.model
+        still = [*sizes, None]
+        now = balls.clip(self.x + xi)[rows]
+        while still and len(rows):
+            some, still = still[:_LOOK_EVERY], still[_LOOK_EVERY:]
+            kept, real = shapes.rounded_up(rows, len(self.x)), len(rows)
+            now = now[shapes.rounded_up(torch.arange(real, device=rows.device), len(self.x))]
+            elements, found, gradients = fixed.passes(
+                network, now, self.y[kept], balls.select(kept), some, objective(kept)
+            )
+            found, y = found[:, :real], self.y[rows]
+            wrong = found != y
+            ever, first = wrong.max(0)
+            label = found.gather(0, first[None])[0].nan_to_num(-1).long()
+            self.predicted[rows] = torch.where(ever, label, y)
+            taking_part = wrong.cumsum(0) <= wrong
+            spent = taking_part.sum()
+            self.spent += spent if spent.is_cuda else int(spent)
+            if isinstance(self.model, Counted):
+                gradients = [g[:real] for g in gradients]
+                part = taking_part[: len(gradients)]
+                self.model.tally.add_passes(gradients, part, found.flatten(), taking_part.flatten())
+            if still:
+                left = (~ever).nonzero()[:, 0]
+                rows, now = rows[left], elements[-1][left]
 
     def nearest(self, rows: Tensor) -> Tensor:
         """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples ``rows``.

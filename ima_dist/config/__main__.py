@@ -6,7 +6,7 @@ from typing import Any
 from ima_dist.config.choices import CHOICES, Setting
 from ima_dist.config.presets import PRESET_NORMS, PRESETS, make_config
 from ima_dist.config.provenance import OPTIONS, holds
-from ima_dist.config.schema import METHODS, NORMS, Config
+from ima_dist.config.schema import METHODS, NORMS, ONLY_NORM, Config
 from ima_dist.config.values import option_values
 
 _HEAD = """# Settings: the paper's and ours
@@ -19,6 +19,11 @@ _SECTIONS = (
     ("Ours", "ours", "The paper leaves these open, and we chose."),
     ("Inferred", "inferred", "The paper does not state these, but what it prints allows a conclusion."),
     ("The paper's", "paper", "With the place in the paper."),
+    (
+        "The journal article's",
+        "journal",
+        "Of Ma and Liang, Computer Methods and Programs in Biomedicine 240 (2023), as their released code has them.",
+    ),
 )
 
 
@@ -27,7 +32,7 @@ def configs() -> Iterator[Config]:
     for preset in PRESETS:
         for norm in PRESET_NORMS[preset]:
             for method in METHODS:
-                if method != "ddn" or norm == "l2":
+                if ONLY_NORM.get(method, norm) == norm:
                     yield make_config(preset, {"norm": norm, "method": method})
 
 
@@ -70,7 +75,9 @@ def _values(entry: Setting, name: str, every: list[Config]) -> str:
     found: dict[str, list[str]] = {}
     for config in every:
         if holds(entry, name, config):
-            value = "ε_max / epochs" if name == "delta_eps" else _shown(option_values(config).get(name))
+            value = _shown(option_values(config).get(name))
+            if name == "delta_eps" and config.delta_eps is None:
+                value = "1.9/8 of ε_max" if config.method == "iaat" else "ε_max / epochs"
             found.setdefault(value, []).append(config.preset)
     if len(found) == 1:
         return next(iter(found))

@@ -42,11 +42,17 @@ _STRONG = (
     "more than two classes, as many steps shared by the three nearest wrong classes (two of three classes), from each "
     "of two opposite starts, shrinking from ε/2 to 0; every iterate counts"
 )
+_CURVE = (
+    "FMN, a fifth as many steps from each of nine starts (the sample; towards its three nearest wrong classes; points "
+    "on opposite sides), bounds each sample's distance to the boundary; at the largest noise level below it, {steps} "
+    f"steps of PGD with α = {{step_scale}} {_STRONG}; a sample that survives counts as right at all smaller levels, "
+    "too, and one that is broken is attacked at the next one"
+)
 _TABLE = (
     Attack(
         "pgd100",
         "pgd100",
-        4,
+        5,
         "the paper's protocol: PGD at each noise level separately, with cross-entropy and with the margin loss",
         "{steps} steps of PGD with α = {step_scale} at each noise level separately, once with cross-entropy and once "
         "with the margin loss; the last iterate counts, and for each sample the worse of the two losses",
@@ -57,20 +63,18 @@ _TABLE = (
         "strictest",
         2,
         "stricter and cheaper than pgd100: FMN from nine starts, then PGD whose every iterate counts",
-        "FMN, a fifth as many steps from each of nine starts (the sample; towards its three nearest wrong classes; "
-        "points on opposite sides), bounds each sample's distance to the boundary; at the largest noise level below "
-        f"it, {{steps}} steps of PGD with α = {{step_scale}} {_STRONG}; a sample that survives counts as right at all "
-        "smaller levels, too, and one that is broken is attacked at the next one",
+        _CURVE.replace("FMN,", "FMN along the walls of the box,"),
         ("steps", "step_scale"),
         earlier=(
             f"{{steps}} steps of PGD with α = {{step_scale}} {_STRONG}, and a sample broken at a smaller noise level "
             "stays broken",
+            _CURVE,
         ),
     ),
     Attack(
         "pgd-mma",
         "pgd_mma",
-        3,
+        4,
         "the MMA paper's attack (Tables 7, 8, 10 and 11): PGD from ten random starts",
         "{steps} steps of PGD of length {step_length}·ε from ten random starts, five with cross-entropy and five with "
         "the CW loss; the last iterate of any start counts",
@@ -79,7 +83,7 @@ _TABLE = (
     Attack(
         "spsa",
         "black_box",
-        5,
+        6,
         "black box, without gradients (Tables 9 and 12); slow, so give --eval.samples 100",
         "black box, {steps} iterations of SPSA with {spsa_samples} random directions each",
         ("steps", "spsa_samples"),
@@ -93,15 +97,32 @@ _TABLE = (
         "a sample broken at a smaller noise level stays broken",
     ),
     Attack(
+        "minimal",
+        "minimal_norm",
+        3,
+        "each sample's distance to the boundary, and so the whole curve at once: FMN from nine starts",
+        "FMN, a fifth of {steps} steps from each of nine starts (the sample; towards its three nearest wrong classes; "
+        "points on opposite sides), seeks the nearest misclassified point; a sample is broken from its distance on",
+        ("steps",),
+    ),
+    Attack(
         "white-noise",
         "white_noise",
-        6,
+        7,
         "one draw of uniform random noise per sample (appendix A)",
         "one draw of noise, uniform in the ball",
     ),
 )
 ATTACK_TABLE = {attack.name: attack for attack in _TABLE}
 ATTACKS = tuple(ATTACK_TABLE)
+#: No attack: it certifies the smoothed classifier, whose accuracies are never among those of the network itself.
+SMOOTHING = "smoothing"
+#: Whatever ``--eval.attacks`` takes, and a line on each.
+EVALUATIONS = (*ATTACKS, SMOOTHING)
+ABOUT = "; ".join(
+    [f"{attack.name}, {attack.about}" for attack in _TABLE]
+    + [f"{SMOOTHING}, certified L2 radii of the network under Gaussian noise (randomised smoothing)"]
+)
 STRICTEST_FIRST = tuple(sorted(ATTACKS, key=lambda name: ATTACK_TABLE[name].rank))
 
 

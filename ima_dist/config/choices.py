@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ima_dist.config.presets import PRESETS
 from ima_dist.config.schema import METHODS, NORMS, Config
 
-Origin = Literal["paper", "inferred", "ours"]
+Origin = Literal["paper", "journal", "inferred", "ours"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Setting:
     """One setting, or several with the same origin.
 
     what: options by dotted name, separated by spaces; or, for what is no option, a sentence without its full stop.
-    source: the place in the paper; if the setting is not from there, what it was inferred from or why we chose it.
+    source: the place in the paper, or what the authors released with their journal article; if the setting is from
+        neither, what it was inferred from or why we chose it.
     presets, methods, norms: what it is for.
     """
 
@@ -44,6 +45,7 @@ def _choice(what: str, source: str, origin: Origin = "ours", **scope: Any) -> Se
 
 _PIXELS = ("fashion_mnist", "mnist", "svhn", "cifar10")
 _BASELINES = ("ce", "adv", "rand", "trades", "mma", "ddn")
+_ELSEWHERE = ("iaat", "fat", "nfgsm")
 _SILENT = "the paper does not say"
 
 CHOICES: tuple[Setting, ...] = (
@@ -107,6 +109,11 @@ CHOICES: tuple[Setting, ...] = (
         "on CIFAR-10",
         methods=("ddn",),
     ),
+    _choice(
+        "The method itself, after its publication (docs/methods.md): the paper's tables have no row for it",
+        "published by others",
+        methods=_ELSEWHERE,
+    ),
     # Data
     _choice(
         "Moons: raw coordinates without a box; training, validation and test points are drawn independently",
@@ -161,6 +168,13 @@ CHOICES: tuple[Setting, ...] = (
         "clean and noisy samples share one forward pass, and so the statistics of batch norm, of each worker's share",
         'appendix D.2 says "the same as that in the MMA paper"',
         presets=("cifar10",),
+    ),
+    _choice(
+        "ResNet-18 for images of 28×28 pixels: torchvision's, untrained, with a 3×3 convolution without stride and no "
+        "pooling in front; clean and noisy samples share one forward pass, and so the statistics of batch norm, of "
+        "each worker's share",
+        "the authors' released code has this network written out, and two passes",
+        presets=("pathmnist",),
     ),
     # Evaluation
     _choice(

@@ -35,6 +35,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def cut(text: str, most: int = 600) -> str:
+    """``text``, shortened in its middle if it is longer: what a damaged file holds must not fill a page."""
+    return text if len(text) <= most else f"{text[: most * 2 // 3]} … {text[-most // 4 :]}"
+
+
 def did_you_mean(word: Any, names: Any) -> str:
     close = difflib.get_close_matches(str(word), list(names), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -1,11 +1,14 @@
 """The forms of single options. Each check returns its value, or raises ValueError, which continues "--option must"."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from ima_dist.config.augmentations import steps_of
-from ima_dist.config.errors import did_you_mean
+from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.sources import SOURCES
 
 
@@ -13,7 +16,10 @@ def is_reference(value: str) -> str:
     """``value`` if it has the form pkg.module:function; else ValueError."""
     module, _, function = value.partition(":")
     if module == "__main__":
-        raise ValueError("name a function of a module that every process can import, not of __main__")
+        raise ValueError(
+            "name a function of a module that every process can import, not of __main__: put it into a file, such as "
+            f"mine.py, and name it mine:{function or 'load'}"
+        )
     if all(part.isidentifier() for part in module.split(".")) and function.isidentifier() and module[-3:] != ".py":
         return value
     # People also write the path of the file, or a dot in place of the colon.
@@ -52,6 +58,29 @@ def is_name(value: str) -> str:
 
 def absolute_if_file(value: str) -> str:
     return str(Path(value).absolute()) if Path(value).is_file() else value
+
+
+def adding_checksum(name: str) -> Any:
+    """A validator that adds the checksum of the file that the option names, which is what a result depends on.
+
+    ``groups`` may also be something else than a file; ``weights`` may not.
+    """
+    option, checksum = {"groups": "data.groups", "weights": "model.weights"}[name], f"{name}_sha256"
+
+    def add(values: Any) -> Any:
+        given = values.get(name) if isinstance(values, dict) else None
+        if not given or values.get(checksum):
+            return values
+        path = Path(str(given)).absolute()
+        if name == "groups" and not path.is_file():
+            return values
+        try:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ConfigError(f"--{option} {path} cannot be read ({error.strerror}): check the path.") from None
+        return {**values, name: str(path), checksum: found}
+
+    return model_validator(mode="before")(add)
 
 
 def is_worker_count(value: Any) -> Any:

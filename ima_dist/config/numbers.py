@@ -16,6 +16,14 @@ def number(text: str) -> float:
     return found
 
 
+def level_text(value: float) -> str:
+    """``value`` as ``number`` takes it, exactly, and in grey levels where that is shorter: 8/255."""
+    if float(short := f"{value:g}") == value:
+        return short
+    levels = round(255 * value)
+    return f"{levels}/255" if levels / 255 == value else repr(value)
+
+
 def level(value: Any) -> Any:
     """``value`` as a number if it is text that holds one; else as it is, for the configuration to refuse."""
     try:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.forms import is_source
+from ima_dist.config.numbers import level_text
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.sources import SOURCES, guess_source
 from ima_dist.config.values import as_flags, as_option
@@ -69,8 +70,8 @@ def chosen_text(config: Config, given: Iterable[str]) -> str:
         "name": config.name,
         "data.source": config.data.source,
         "model.factory": config.model.factory,
-        "eps_max": f"{config.eps_max:.3g}",
-        "eval.noise": [f"{level:.3g}" for level in config.eval.noise],
+        "eps_max": level_text(config.eps_max),
+        "eval.noise": [level_text(level) for level in config.eval.noise],
         "model.mean": config.model.mean,
         "model.std": config.model.std,
         "epochs": config.epochs,

@@ -1,4 +1,7 @@
-"""The six experiments of the paper as configurations (paper, section 3 and appendix D)."""
+"""The experiments of the paper, and PathMNIST of the journal article, as configurations.
+
+Paper: section 3 and appendix D. Journal article: Ma and Liang, Computer Methods and Programs in Biomedicine 240 (2023).
+"""
 
 import shlex
 from collections.abc import Mapping
@@ -7,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ima_dist.config.errors import ConfigError, did_you_mean
 from ima_dist.config.own import ALWAYS, OWN, own_options
+from ima_dist.config.recipe import over, with_recipe
 from ima_dist.config.schema import EXTERNAL, NORMS, Config
 from ima_dist.config.values import as_flags, from_dict, nested, option_values, with_options
 
@@ -73,7 +77,24 @@ _PRESETS = {
             "optimizer.halve_every": 25,
         },
     ),
+    "pathmnist": _Preset(
+        "medmnist:load",
+        "resnet18_bn",
+        {"l2": (3.0, [0.0, 0.1, 0.3, 0.5, 0.6, 0.9])},
+        {
+            "norm": "l2",
+            "epochs": 150,
+            "model.mean": (0.5,),
+            "model.std": (0.5,),
+            "optimizer.name": "sgd",
+            "optimizer.lr": 0.1,
+            "optimizer.momentum": 0.9,
+            "optimizer.weight_decay": 1e-3,
+        },
+    ),
 }
+# Δε of ima where it is not ε_max / epochs.
+_DELTA_EPS = {("pathmnist", "l2"): 0.03}
 
 PRESETS = tuple(_PRESETS)
 # Preset -> the norms that it has a largest margin and noise levels for.
@@ -113,10 +134,11 @@ def data_name_of(options: Mapping[str, Any]) -> str:
 def make_config(preset: str, options: dict[str, Any] | None = None) -> Config:
     """The preset's configuration with ``options`` (dotted names) on top, checked.
 
-    Raises ConfigError for an unknown preset, a norm for which it has no noise levels without ``eps_max``
+    The option ``recipe`` names a recipe, whose values hold where ``options`` have none.
+    Raises ConfigError for an unknown preset or recipe, a norm for which it has no noise levels without ``eps_max``
     and ``eval.noise``, or an option that cannot work.
     """
-    options = dict(options or {})
+    options = with_recipe(options or {})
     if options.get("method") == EXTERNAL:
         raise ConfigError(
             "--method external is how a network is recorded that was trained elsewhere, and cannot be trained: "
@@ -159,7 +181,7 @@ def _made(preset: str, options: dict[str, Any]) -> Config:
     if "data.val_size" in options and "data.val_size" not in usual.options:
         having = ", ".join(name for name, known in _PRESETS.items() if "data.val_size" in known.options)
         raise ConfigError(f"--data.val-size goes with {having}: the validation set of {preset} has a fixed size.")
-    norm = options.get("norm", "linf")
+    norm = options.get("norm", usual.options.get("norm", "linf"))
     tree: dict[str, Any] = {"preset": preset, "eval.order": "stratified", **usual.functions, **usual.options}
     if norm in usual.norms:
         tree["eps_max"], tree["eval.noise"] = usual.norms[norm]
@@ -167,12 +189,16 @@ def _made(preset: str, options: dict[str, Any]) -> Config:
         raise ConfigError(f"The preset {preset} has no noise levels for {norm}: give --eps-max and --eval.noise.")
     if options.get("method") == "ce" and preset == "covid_ct":
         tree |= {"optimizer.name": "adamw", "optimizer.weight_decay": 0.01}
+    if options.get("method", "ima") == "ima" and (preset, norm) in _DELTA_EPS:
+        tree["delta_eps"] = _DELTA_EPS[preset, norm]
     return _checked(tree, options)
 
 
 def _checked(usual: dict[str, Any], options: dict[str, Any]) -> Config:
     """The preset's ``usual`` options with ``options`` on top."""
-    tree = {**usual, **options}
+    tree = over(usual, options)
+    if tree.get("margin_rule", "paper") != "paper":
+        tree = {"margin_update": "online", **tree}
     if options.get("method") != EXTERNAL:
         return from_dict(nested({}, tree))
     config = from_dict(nested({}, {**tree, "epochs": 1, "eps_max": options.get("eps_max", 1.0)}))
@@ -183,7 +209,8 @@ def _checked(usual: dict[str, Any], options: dict[str, Any]) -> Config:
 def _own_config(options: dict[str, Any]) -> Config:
     found = own_options(options)
     plain = str(found.get("name")).lower().replace("-", "_")
-    if plain in (*PRESETS, OWN):
+    # PathMNIST was one's own data before it had a preset.
+    if plain in (*PRESETS, OWN) and plain != "pathmnist":
         raise ConfigError(f"--name {found['name']} is a preset's name: give your data another one.")
     return _checked({}, found)
 
@@ -214,6 +241,8 @@ def options_of(config: Config) -> dict[str, Any]:
     usual, own = option_values(preset_config(config)), option_values(config)
     always = {"method", "norm", *_always(config)}
     changed = {name for name, value in own.items() if name not in usual or value != usual[name]}
+    if "optimizer.halve_every" in changed and own["optimizer.halve_every"] is None:
+        always.add("optimizer.schedule")  # which is how a preset's halving is switched off
     shown = (always | changed) - {"preset"} - set(_DERIVED if config.method == EXTERNAL else ())
     return {name: value for name, value in own.items() if name in shown}
 

@@ -1,4 +1,4 @@
-"""Where each setting of the paper's experiments comes from: from the paper, inferred from it, or ours.
+"""Where each setting of the presets comes from: the paper, the authors' journal article, inferred from it, or ours.
 
 This is the one list. ``docs/settings.md`` is made from it (``python -m ima_dist.config``), the report shows what of it
 concerns its runs, and "(paper: …)" stands only where an entry says so. A test holds that every value of every preset
@@ -15,8 +15,11 @@ from ima_dist.config.schema import METHODS, Config
 
 _SECTION_3 = ("moons", "fashion_mnist", "svhn", "covid_ct")  # sections 3.1 to 3.3
 _MMA_DATA = ("mnist", "cifar10")  # appendix D
+_JOURNAL = ("pathmnist",)  # the journal article
+_RELEASED = "as in the code that the authors released with their journal article"
 _NOT_IMA = tuple(method for method in METHODS if method != "ima")
 _STEPPED = ("ima", "adv", "trades")
+_LATER = ("iaat", "fat", "nfgsm")  # published elsewhere, and not in the paper
 _AS_FASHION = 'appendix D.1: "other settings are the same as those for Fashion-MNIST"'
 _SECTIONS = "sections 3.1 to 3.3, for every method"
 _NOT_IN_PAPER = "the paper has no such experiment"
@@ -27,6 +30,7 @@ OPTIONS: tuple[Setting, ...] = (
     # What is trained on what
     Setting("data.source model.factory", "paper", "sections 3.1 to 3.3", presets=_SECTION_3),
     Setting("data.source model.factory", "paper", "appendix D; the networks are the MMA paper's", presets=_MMA_DATA),
+    Setting("data.source model.factory model.mean model.std", "journal", _RELEASED, presets=_JOURNAL),
     Setting("data.subset", "paper", "section 3: all training samples"),
     Setting(
         "data.noise",
@@ -42,6 +46,37 @@ OPTIONS: tuple[Setting, ...] = (
         presets=("fashion_mnist", "svhn", "cifar10"),
     ),
     Setting("data.val_size", "inferred", f"as for Fashion-MNIST ({_AS_FASHION})", presets=("mnist",)),
+    # Methods that the paper lacks
+    Setting("eps_max", "ours", "as for adv: the paper does not have this method", methods=_LATER),
+    Setting(
+        "attack.steps attack.step_scale",
+        "ours",
+        "as for adv: the paper does not have this method",
+        methods=("iaat", "fat"),
+    ),
+    Setting("delta_eps iaat.smoothing", "ours", "γ and β of Balaji et al. 2019 for CIFAR-10", methods=("iaat",)),
+    Setting("iaat.warmup", "ours", "about the 10 of 110 epochs of Balaji et al. 2019", methods=("iaat",)),
+    Setting("fat.tau", "ours", "the schedule of Zhang et al. 2020, in shares of the epochs", methods=("fat",)),
+    Setting("nfgsm.noise", "ours", "k of de Jorge et al. 2022", methods=("nfgsm",)),
+    # The journal article
+    Setting(
+        "epochs batch_size optimizer.name optimizer.lr optimizer.weight_decay optimizer.momentum attack.steps "
+        "attack.step_scale attack.bisections trades.inverse_lambda",
+        "ours",
+        "those of ima (1/λ: of Zhang et al. 2019)",
+        presets=_JOURNAL,
+        methods=_NOT_IMA,
+    ),
+    Setting(
+        "eps_max delta_eps beta epochs batch_size optimizer.name optimizer.lr optimizer.weight_decay "
+        "optimizer.momentum attack.steps attack.step_scale attack.bisections",
+        "journal",
+        _RELEASED,
+        presets=_JOURNAL,
+        methods=("ima",),
+    ),
+    Setting("optimizer.halve_every", "ours", "a constant learning rate; --recipe journal has theirs", presets=_JOURNAL),
+    Setting("eval.noise", "journal", f"{_RELEASED}: the levels of both of its lists", presets=_JOURNAL),
     # Noise levels in training
     Setting("eps_max", "paper", "section 3.1, for every method", ("moons",), METHODS, ("linf",)),
     Setting("eps_max", "ours", _NOT_IN_PAPER, presets=("moons",), norms=("l2",)),
@@ -59,7 +94,7 @@ OPTIONS: tuple[Setting, ...] = (
         "eps_max",
         "ours",
         f"{_IMAS}; section 3.2 names only 0.3, for Fashion-MNIST",
-        presets=("fashion_mnist", "svhn"),
+        presets=("fashion_mnist", "svhn", *_JOURNAL),
         methods=("mma", "trades"),
     ),
     Setting("eps_max", "ours", f"largest norm of a perturbation: {_IMAS}", methods=("ddn",), norms=("l2",)),
@@ -86,6 +121,7 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("beta", "paper", "section 3", presets=_SECTION_3, methods=("ima",)),
     Setting("beta", "paper", _AS_FASHION, presets=("mnist",), methods=("ima",)),
     Setting("beta", "paper", "appendix D.2", presets=("cifar10",), methods=("ima",)),
+    Setting("margin_rule", "paper", "Algorithm 2", methods=("ima",)),
     Setting("margin_update", "paper", "Algorithm 2, after each epoch", methods=("ima",)),
     # Length of training
     Setting("epochs batch_size", "paper", _SECTIONS, presets=_SECTION_3),
@@ -149,6 +185,8 @@ OPTIONS: tuple[Setting, ...] = (
         methods=("ima",),
     ),
     Setting("trades.inverse_lambda", "ours", "the value of Zhang et al. 2019", methods=("trades",)),
+    Setting("rand.kind", "paper", "section 3.3: uniform white noise", ("covid_ct",), ("rand",), ("linf",)),
+    Setting("rand.kind", "ours", "uniform, as on COVID-19 CT: the paper has no such experiment", methods=("rand",)),
     # Evaluation
     Setting(
         "eval.attacks",
@@ -161,20 +199,27 @@ OPTIONS: tuple[Setting, ...] = (
     Setting("eval.steps", "paper", "section 3 (100-PGD), appendix D.1 (100 iterations of SPSA)"),
     Setting("eval.step_scale", "ours", "α of the attacks in training: the paper gives none for 100-PGD"),
     Setting("eval.spsa_samples", "paper", "appendix D", presets=_MMA_DATA),
-    Setting("eval.spsa_samples", "ours", "those of appendix D: the paper uses SPSA on MNIST and CIFAR-10", _SECTION_3),
+    Setting(
+        "eval.spsa_samples",
+        "ours",
+        "those of appendix D: the paper uses SPSA on MNIST and CIFAR-10",
+        (*_SECTION_3, *_JOURNAL),
+    ),
     Setting("eval.samples", "paper", "section 3: the whole test set"),
     Setting(
         "eval.order",
         "ours",
         "read only if fewer samples are asked for. Tables 9 and 12 take the first 100, and so do their job files",
     ),
+    Setting("smoothing.sigma smoothing.draws smoothing.alpha", "ours", "the paper certifies nothing"),
     # What the paper does not mention
     Setting("seed", "ours", "the paper names two models of MNIST and CIFAR-10 s0 and s1, and gives no other seeds"),
     Setting(
-        "dtype autocast tf32 class_weights model.sync_batch_norm model.mean model.std model.weights_sha256 "
-        "model.weights_strict data.groups data.split data.augment data.args data.size data.channels data.resize "
-        "data.window model.args eval.val_noise eval.val_steps "
-        "eval.val_samples",
+        "dtype autocast tf32 class_weights patience label_smoothing ema awp optimizer.schedule optimizer.warmup "
+        "optimizer.nesterov optimizer.clip optimizer.decay_norms model.sync_batch_norm model.mean model.std "
+        "model.weights_sha256 model.weights_strict data.groups data.groups_sha256 data.split data.augment data.args "
+        "data.size data.channels data.resize data.window data.depth model.args eval.val_noise "
+        "eval.val_steps eval.val_samples",
         "ours",
         "plain float32, and none of these in use",
     ),
@@ -203,7 +248,7 @@ def not_the_papers(configs: Iterable[Config]) -> list[str]:
     known = [config for config in configs if has_papers_data(config)]
     found = []
     for entry in (*OPTIONS, *CHOICES):
-        if entry.origin == "paper":
+        if entry.origin in ("paper", "journal"):
             continue
         if not entry.is_option:
             words = [entry.what] * any(entry.covers(config) for config in known)

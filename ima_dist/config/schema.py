@@ -8,34 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, Strict, model_validator
 
-from ima_dist.config.arguments import checked_arguments
-from ima_dist.config.attacks import ATTACK_TABLE, ATTACKS
-from ima_dist.config.augmentations import KINDS
+from ima_dist.config.attacks import ABOUT, EVALUATIONS
 from ima_dist.config.checked import Checked
 from ima_dist.config.class_weights import weights_text
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.forms import (
-    absolute_if_file,
-    is_augmentation,
-    is_channels,
-    is_name,
-    is_reference,
-    is_source,
-    is_window,
-    is_worker_count,
-    whole_range,
-)
+from ima_dist.config.forms import is_name, is_worker_count, whole_range
+from ima_dist.config.method_options import AttackConfig, FatConfig, IaatConfig, NfgsmConfig, TradesConfig
 from ima_dist.config.numbers import level
-from ima_dist.config.sources import SOURCES
+from ima_dist.config.schedule import Schedule, schedule_text
+from ima_dist.config.sections import Aside as _Aside
+from ima_dist.config.sections import DataConfig as DataConfig
+from ima_dist.config.sections import ModelConfig as ModelConfig
+from ima_dist.config.smoothing import RandConfig, SmoothingConfig, check_smoothing
 
-Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn", "external"]
+Method = Literal["ima", "ce", "adv", "rand", "trades", "mma", "ddn", "iaat", "fat", "nfgsm", "external"]
 Norm = Literal["linf", "l2"]
 Allowed = Literal["random", "coupled", "not-finite"]
 #: A network that was trained elsewhere and is only evaluated here; its configuration says that it has one epoch.
@@ -43,128 +34,16 @@ EXTERNAL = "external"
 #: The methods that train.
 METHODS: tuple[str, ...] = tuple(name for name in get_args(Method) if name != EXTERNAL)
 NORMS: tuple[str, ...] = get_args(Norm)
+#: Method -> the only norm that it exists for.
+ONLY_NORM = {"ddn": "l2", "nfgsm": "linf"}
+#: iaat's γ, by which an ε is tried up and down, in units of its first ε (Balaji et al. 2019: 1.9/255 of 8/255).
+_IAAT_GAMMA = 1.9 / 8
 if TYPE_CHECKING:
     AttackName = str
 else:
-    AttackName = Literal[ATTACKS]
+    AttackName = Literal[EVALUATIONS]
 
-# An option that weights and margins cannot depend on, such as where to compute.
-_Aside = partial(Field, json_schema_extra={"alters_result": False})
-
-
-Reference = Annotated[str, AfterValidator(is_reference)]
-Source = Annotated[str, AfterValidator(is_source)]
-Arguments = Annotated[dict[str, Any], AfterValidator(checked_arguments)]
 Level = Annotated[float, BeforeValidator(level)]
-
-
-class DataConfig(Checked):
-    source: Source = Field(
-        description=f"form of your data: {', '.join(SOURCES)}; or a function that loads them, as pkg.module:function"
-    )
-    dir: str | None = _Aside(None, description="directory that holds the data files, or a prepared copy of them")
-    download: bool = _Aside(False, description="fetch missing files and check their checksums")
-    subset: int | None = Field(
-        None,
-        ge=1,
-        description="train on this many samples, as many of each class, or in proportion where classes are too small; "
-        "test set in proportion",
-    )
-    noise: float = Field(0.06, ge=0, description="moons: standard deviation of the noise added to the points")
-    # Runs from before this option have 5000 (presets.py has the sizes of new ones).
-    val_size: int = Field(
-        5000,
-        ge=1,
-        description="fashion_mnist, mnist, svhn, cifar10: how many of the published training images are held out for "
-        "validation; of fewer images the same share (default: a tenth)",
-    )
-    size: int | None = Field(
-        None, ge=1, description="own images: side in pixels to which they are resized (default: theirs, if all agree)"
-    )
-    channels: Annotated[int, AfterValidator(is_channels)] | None = Field(
-        None, description="own images: 1 for grey, 3 for RGB (default: 1 if all are grey, else 3)"
-    )
-    resize: Literal["fit", "crop", "pad"] = Field(
-        "fit",
-        description="own images that are not square: squeezed to fit, cropped to the middle, or padded with black",
-    )
-    window: Annotated[tuple[float, ...], Strict(False), AfterValidator(is_window)] = Field(
-        (),
-        description="own data of more than 8 bits: LOW,HIGH, beyond which values are cut; noise levels are then in "
-        "their units",
-    )
-    groups: Annotated[str, AfterValidator(absolute_if_file)] | None = Field(
-        None,
-        description="what must not be split, such as patients: a CSV file of name,group; a column of a list; a regular "
-        "expression on the samples' names, whose parenthesis is the group; or header",
-    )
-    split: Annotated[tuple[Annotated[float, Ge(0)], ...], Strict(False)] = Field(
-        (70.0, 15.0, 15.0),
-        description="own data that have no parts: shares of training, validation and test samples, by group and class",
-    )
-    args: Arguments = Field({}, description="keyword argument KEY of your own function that loads the data")
-    place: Literal["auto", "device", "host", "disk"] = _Aside(
-        "auto",
-        description="where samples are while they are used; batches are copied from the host's memory, or read from "
-        "the disk, ahead of their use; auto goes by what is free",
-    )
-    augment: Annotated[str, AfterValidator(is_augmentation)] | None = Field(
-        None,
-        description="random changes of the training images, such as crop:4,flip,rotate:10,brightness:0.1 "
-        f"({', '.join(KINDS)}); none; or your own function of (x, keys), as pkg.module:function",
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_source(self) -> DataConfig:
-        if len(self.split) != 3 or not (self.split[0] and self.split[2]):
-            raise ConfigError(
-                "--data.split needs three shares, of training, validation and test samples, such as 70,15,15; only "
-                "that of the validation samples may be 0."
-            )
-        given = [f"--data.{name}" for name in ("size", "channels", "window") if getattr(self, name)]
-        given += ["--data.resize"] if self.resize != "fit" else []
-        if given and self.source not in SOURCES:
-            raise ConfigError(
-                f"{given[0]} goes with --data.source {'|'.join(SOURCES)}, not with {self.source}: give a function of "
-                "your own its arguments by --data.args.KEY."
-            )
-        return self
-
-
-class ModelConfig(Checked):
-    factory: Reference = Field(description="function that builds the network, as pkg.module:function")
-    sync_batch_norm: bool = Field(
-        False, description="batch norm over the global batch instead of each worker's share (GPUs only; slower)"
-    )
-    args: Arguments = Field({}, description="keyword argument KEY of your own function that builds the network")
-    mean: Annotated[tuple[float, ...], Strict(False)] = Field(
-        (), description="subtracted from the inputs inside the network: one value per channel, or one for all"
-    )
-    std: Annotated[tuple[Annotated[float, Gt(0)], ...], Strict(False)] = Field(
-        (), description="by which the inputs are then divided; noise levels stay in units of the data"
-    )
-    weights: str | None = _Aside(
-        None, description="file of weights from which the training starts: safetensors, or tensors by torch.save"
-    )
-    weights_sha256: str | None = Field(
-        None, description="SHA-256 that this file must have (default: that of the file, which is stored)"
-    )
-    weights_strict: bool = Field(
-        True, description="refuse weights that the network lacks, or that it has and the file has not (default: true)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sums_up(cls, values: Any) -> Any:
-        """Add the checksum of the file of weights, which is what a result depends on."""
-        if not isinstance(values, dict) or not values.get("weights") or values.get("weights_sha256"):
-            return values
-        path = Path(str(values["weights"])).absolute()
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ConfigError(f"--model.weights {path} cannot be read ({error.strerror}): check the path.") from None
-        return {**values, "weights": str(path), "weights_sha256": found}
 
 
 class OptimizerConfig(Checked):
@@ -173,29 +52,40 @@ class OptimizerConfig(Checked):
     weight_decay: float = Field(0.0, ge=0, description="weight decay")
     momentum: float = Field(0.0, ge=0, lt=1, description="momentum (sgd)")
     halve_every: int | None = Field(None, ge=1, description="halve the learning rate after this many epochs")
-
-
-class AttackConfig(Checked):
-    """Settings of the attack inside training (Algorithm 3; paper, section 3)."""
-
-    steps: int = Field(20, ge=1, description="PGD steps in training (N_PGD)")
-    bisections: int = Field(10, ge=0, description="halvings of the bracket around the boundary (N_binary)")
-    step_scale: float = Field(4.0, gt=0, description="α: total length of the steps, in radii of the ball")
-    boundary_side: Literal["midpoint", "inside", "outside"] = Field(
-        "midpoint", description="which point of the last bracket is used"
+    schedule: Annotated[str, AfterValidator(schedule_text)] = Field(
+        "constant",
+        description="learning rate over the training: constant; steps:E1,E2,…, a tenth after each of these epochs, or "
+        "shares such as steps:50%,75% (steps:50%,75%:0.5 halves it); cosine, along half a wave down to 0; one-cycle, "
+        "up for 30 % of the training and then down",
+    )
+    warmup: float = Field(0.0, ge=0, description="epochs over which the learning rate rises linearly at the beginning")
+    nesterov: bool = Field(False, description="Nesterov's momentum (sgd)")
+    clip: float | None = Field(
+        None, gt=0, description="largest L2 norm of the gradient of all parameters, to which a longer one is cut"
+    )
+    decay_norms: bool = Field(
+        True, description="weight decay also for the parameters of normalisation layers (default: true)"
     )
 
-
-class TradesConfig(Checked):
-    inverse_lambda: float = Field(
-        6.0, gt=0, description="trades: weight of the divergence against the clean loss (1/lambda)"
-    )
+    @model_validator(mode="after")
+    def _fits_together(self) -> OptimizerConfig:
+        if self.schedule != "constant" and self.halve_every is not None:
+            raise ConfigError(
+                f"--optimizer.schedule {self.schedule} and --optimizer.halve-every exclude each other: give only one."
+            )
+        if self.schedule == "one-cycle" and self.warmup:
+            raise ConfigError("--optimizer.schedule one-cycle begins with a rise: leave out --optimizer.warmup.")
+        if self.nesterov and not (self.name == "sgd" and self.momentum):
+            raise ConfigError(
+                "--optimizer.nesterov goes with --optimizer.name sgd and --optimizer.momentum above 0, such as 0.9."
+            )
+        return self
 
 
 class EvalConfig(Checked):
     attacks: Annotated[tuple[AttackName, ...], Strict(False)] = _Aside(
         ("pgd100", "worst"),
-        description="attacks to evaluate with: " + "; ".join(f"{a.name}, {a.about}" for a in ATTACK_TABLE.values()),
+        description=f"attacks to evaluate with: {ABOUT}",
     )
     noise: Annotated[tuple[Annotated[Level, Ge(0)], ...], Strict(False)] = _Aside(
         (), description="noise levels, such as 0,4/255,8/255 (default: those of the paper's tables)"
@@ -231,14 +121,23 @@ class Config(Checked):
     )
     norm: Norm = Field("linf", description="norm of the perturbation")
     eps_max: Level = Field(
-        gt=0, description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn"
+        gt=0,
+        description="noise level in training, the largest one for ima (epsilon_max), mma (d_max) and ddn, the first "
+        "one for iaat",
     )
     delta_eps: Level | None = Field(
-        None, description="margin expansion step of ima, smallest radius of mma (default: eps-max / epochs)"
+        None,
+        description="margin expansion step of ima, smallest radius of mma (default: eps-max / epochs); gamma of iaat "
+        "(default: 1.9/8 of eps-max)",
     )
     beta: float = Field(0.5, ge=0, le=1, description="ima: weight of the noisy samples in the loss, 0 to 1")
     margin_update: Literal["epoch", "online"] = Field(
         "epoch", description="ima: margins from a pass after each epoch (the paper) or from the training step"
+    )
+    margin_rule: Literal["paper", "journal", "ame"] = Field(
+        "paper",
+        description="ima: how margins change: paper, Algorithm 2; journal, half-way to the boundary; ame, without a "
+        "largest margin; the last two take margins from the training step",
     )
     epochs: int = Field(ge=1, description="number of epochs")
     batch_size: int = Field(128, ge=1, description="size of a global batch, shared by all workers")
@@ -251,6 +150,11 @@ class Config(Checked):
     hang_after: float = _Aside(
         600.0, gt=0, description="seconds without a pass through the network after which a worker writes its stack"
     )
+    profile: int | None = _Aside(
+        None,
+        ge=1,
+        description="record so many training steps with torch's profiler in RUN_DIR/profile",
+    )
     checkpoint_every: int | None = _Aside(
         None, ge=1, description="also write a checkpoint every so many steps, for long epochs (default: after epochs)"
     )
@@ -258,6 +162,32 @@ class Config(Checked):
         None,
         description="weight of each class in the loss: balanced, the same for each class as a whole; or a CSV file of "
         "class,weight (default: all samples weigh the same)",
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="end the training after so many epochs without a better robust accuracy of the validation samples "
+        "(--eval.val-noise); the result is then the network of the best epoch (default: train all epochs)",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of an exponential moving average of the weights, such as 0.999, which is then validated, "
+        "evaluated and exported; attacks and margins in training see the weights themselves (default: none)",
+    )
+    awp: float = Field(
+        0.0,
+        ge=0,
+        description="adversarial weight perturbation: each step's gradient is taken at weights moved against the loss, "
+        "layer by layer by this share of their norm, such as 0.005 (default: none)",
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of each label that is spread evenly over all classes, in the cross-entropy that is trained "
+        "on; attacks do not see it",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of initial weights, order, noise and split")
     device: Literal["auto", "cpu", "cuda"] = _Aside("auto", description="where to compute")
@@ -282,12 +212,24 @@ class Config(Checked):
     optimizer: OptimizerConfig = OptimizerConfig()
     attack: AttackConfig = AttackConfig()
     trades: TradesConfig = TradesConfig()
+    rand: RandConfig = RandConfig()
+    smoothing: SmoothingConfig = SmoothingConfig()
+    iaat: IaatConfig = IaatConfig()
+    fat: FatConfig = FatConfig()
+    nfgsm: NfgsmConfig = NfgsmConfig()
     eval: EvalConfig = EvalConfig()
 
     @property
     def expansion(self) -> float:
-        """Δε of Algorithm 2: by how much an uncrossed margin grows per epoch."""
-        return self.eps_max / self.epochs if self.delta_eps is None else self.delta_eps
+        """Δε of Algorithm 2: by how much an uncrossed margin grows per epoch; γ of iaat."""
+        if self.delta_eps is not None:
+            return self.delta_eps
+        return self.eps_max * _IAAT_GAMMA if self.method == "iaat" else self.eps_max / self.epochs
+
+    @property
+    def margins_bounded(self) -> bool:
+        """False where ``eps_max`` says nothing about the margins: with AME."""
+        return self.method != "ima" or self.margin_rule != "ame"
 
     @property
     def worker_range(self) -> tuple[int, int] | None:
@@ -301,14 +243,37 @@ class Config(Checked):
             raise ConfigError(
                 f"--delta-eps must be above 0 and at most --eps-max ({self.eps_max}), not {self.delta_eps}."
             )
+        if self.margin_rule != "paper" and self.margin_update != "online":
+            raise ConfigError(
+                f"--margin-rule {self.margin_rule} takes margins from the training step: leave --margin-update out, or "
+                "give --margin-update online."
+            )
         if self.autocast != "none" and self.dtype != "float32":
             raise ConfigError(f"--autocast {self.autocast} goes with --dtype float32, not {self.dtype}.")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 goes with --dtype float32, not {self.dtype}.")
-        if self.method == "ddn" and self.norm != "l2":
-            raise ConfigError("--method ddn exists only for the L2 norm: add --norm l2, or choose another method.")
+        only = ONLY_NORM.get(self.method, self.norm)
+        if only != self.norm:
+            name = {"linf": "L∞", "l2": "L2"}[only]
+            raise ConfigError(
+                f"--method {self.method} exists only for the {name} norm: add --norm {only}, or choose another method."
+            )
+        last = Schedule.read(self.optimizer.schedule).epochs_of(self.epochs)[-1:] or (0.0,)
+        if last[0] >= self.epochs:
+            raise ConfigError(
+                f"--optimizer.schedule {self.optimizer.schedule} has a step after the last of {self.epochs} epochs: "
+                "give earlier ones, or shares such as steps:50%,75%."
+            )
+        if self.optimizer.schedule == "cosine" and self.optimizer.warmup >= self.epochs:
+            raise ConfigError(f"--optimizer.warmup must be below the number of epochs, {self.epochs}.")
+        if self.patience is not None and self.eval.val_noise is None:
+            raise ConfigError(
+                "--patience needs --eval.val-noise, the noise level of the attack on validation samples after each "
+                "epoch."
+            )
         if not attacks or len(set(attacks)) < len(attacks):
             raise ConfigError("--eval.attacks needs at least one attack, and each once.")
+        check_smoothing(self)
         if not noise:
             raise ConfigError("--eval.noise needs at least one level, for example --eval.noise 0,0.1,0.2.")
         if tuple(sorted(set(noise))) != noise:
@@ -332,6 +297,10 @@ _FIRST = frozenset(
 )
 
 
+# Options of the evaluation on which it depends when --patience ends.
+_STOPPING = ("val_noise", "val_steps", "val_samples", "order")
+
+
 def result_fields(part: BaseModel, prefix: str = "") -> dict[str, Any]:
     """What determines weights and margins, as a nested dictionary of plain values."""
     out: dict[str, Any] = {}
@@ -345,4 +314,6 @@ def result_fields(part: BaseModel, prefix: str = "") -> dict[str, Any]:
             out[name] = list(value) if isinstance(value, tuple) else value
     if isinstance(part, Config):
         out["delta_eps"] = part.expansion
+        if part.patience is not None:
+            out["eval"] = {name: getattr(part.eval, name) for name in _STOPPING}
     return out

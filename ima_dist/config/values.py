@@ -22,7 +22,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
 
 def with_options(config: Config, changes: Mapping[str, Any]) -> Config:
     """Config with dotted names replaced, e.g. ``{"beta": 0.3, "data.subset": 2000}``; checked."""
-    return from_dict(nested(to_dict(config), changes))
+    stale = {f"{name}_sha256": None for name in ("data.groups", "model.weights") if name in changes}
+    return from_dict(nested(to_dict(config), {**stale, **changes}))
 
 
 def nested(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The collective operations that the project uses. Without a process group there is one worker."""
 
+import contextlib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,7 +21,38 @@ class Interrupted(Exception):
     """The workers were asked to stop and have agreed to; everything done so far is saved. Exit status 75."""
 
 
+class GroupClosed(RuntimeError):
+    """The process group was closed while this process was one of its workers and at work."""
+
+
+# The number of workers that ``in_step`` has found.
+_in_step = 1
+
+
+@contextlib.contextmanager
+def in_step() -> Iterator[None]:
+    """While this lasts, the process is one of all workers that it has at the beginning, or every use fails.
+
+    When a worker has died, Ray closes the process group of the others, which are at work in another thread. Each would
+    go on as the only worker, and save its part of the margins or of the results as the whole.
+    """
+    global _in_step
+    before, _in_step = _in_step, world_size()
+    try:
+        yield
+    finally:
+        _in_step = before
+
+
+def is_closed() -> bool:
+    """Whether the workers of ``in_step`` have lost their process group."""
+    return _in_step > 1 and not (dist.is_available() and dist.is_initialized())
+
+
 def is_distributed() -> bool:
+    """Whether there is a process group. Raises GroupClosed if there was one when ``in_step`` began."""
+    if is_closed():
+        raise GroupClosed("the process group was closed, because another worker has ended")
     return dist.is_available() and dist.is_initialized()
 
 
@@ -60,6 +92,7 @@ def gather_objects(value: Any, group: Group = None) -> list[Any]:
         return [value]
     out: list[Any] = [None] * world_size(group)
     dist.all_gather_object(out, value, group=group)
+    is_distributed()  # what arrives while the group is being closed may be anything
     return out
 
 

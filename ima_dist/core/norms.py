@@ -50,6 +50,7 @@ class Balls:
         """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
         self.norm, self.box = norm, box
         self._radius = per_sample(eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x)
+        self._eta: tuple[float, Tensor] = (1.0, self._radius)
         # The fields with one row per sample: the bounds for L∞, the centre for L2.
         if norm == "linf":
             self._bounds: tuple[Tensor, ...] = (x - self._radius, x + self._radius)
@@ -63,6 +64,7 @@ class Balls:
         chosen = object.__new__(type(self))
         chosen.norm, chosen.box = self.norm, self.box
         chosen._radius = self._radius.index_select(0, rows) if self._radius.ndim else self._radius
+        chosen._eta = (1.0, chosen._radius)
         chosen._bounds = tuple(bound.index_select(0, rows) for bound in self._bounds)
         return chosen
 
@@ -80,7 +82,9 @@ class Balls:
 
     def step(self, x_adv: Tensor, gradient: Tensor, scale: float) -> Tensor:
         """One step of eq. 1, (B, ...) -> (B, ...), with η = scale·ε."""
-        return self.clip(x_adv + scale * self._radius * ascent(gradient, self.norm))
+        if scale != self._eta[0]:
+            self._eta = scale, scale * self._radius
+        return self.clip(x_adv + self._eta[1] * ascent(gradient, self.norm))
 
 
 def clip(x_adv: Tensor, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> Tensor:

@@ -7,6 +7,7 @@ just before, and that Ray does not count on nodes that are dead or being drained
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ima_dist.launch.network_interface import name_interface
+from ima_dist.rundir.lease import LeaseLost
 from ima_dist.worker import ray_internals
 
 # Seconds that workers have for the checkpoint before their number changes.
@@ -62,19 +64,22 @@ class CheckpointFirst(ray_internals.ControllerCallback):
     """Lets the workers write a checkpoint before Ray replaces them to change their number.
 
     Worker 0 removes the file ``request`` when the checkpoint is written. Runs in Ray's controller, beside the driver.
+    check: raises LeaseLost if the run is another process's, whose workers must not be asked.
     """
 
-    def __init__(self, request: Path) -> None:
-        self.request = request
+    def __init__(self, request: Path, check: Callable[[], object]) -> None:
+        self.request, self.check = request, check
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         if not isinstance(current_state, ray_internals.ResizingState):
             return
         until = time.monotonic() + _SAVING
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, LeaseLost):
+            self.check()
             self.request.touch()
             while self.request.exists() and time.monotonic() < until:
                 time.sleep(0.1)
+            self.check()
             self.request.unlink(missing_ok=True)
 
 

@@ -144,7 +144,7 @@ def _run_once(
             # Retrying is left to us: Ray cannot tell whether a run makes progress between two failures.
             failure_config=v2.FailureConfig(max_failures=0, max_preemption_failures=0),
             worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-            callbacks=[CheckpointFirst(run.path / PAUSE_FILE)],
+            callbacks=[CheckpointFirst(run.path / PAUSE_FILE, run.check_lease)],
         ),
     )
     return fit_while_connected(trainer, Waiting(run, cluster).look).return_value

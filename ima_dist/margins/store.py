@@ -149,7 +149,11 @@ class MarginStore:
 
         Raises:
             ValueError: an index was proposed twice (one such index is named); all workers raise.
+            RuntimeError: the process group has been closed since the store was made.
         """
+        if distributed.world_size(self.group) != self.world:
+            # In a loop of the user's, too, this worker's part must not be taken for the whole.
+            raise RuntimeError(f"the process group of the margins' {self.world} workers was closed")
         if self.world > 1:
             self._deliver()
         twice = (self._count[:-1] > 1).nonzero()[:1, 0] + self.first
@@ -174,12 +178,14 @@ class MarginStore:
 
     def _slots(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Rows in the shard (its length for samples of other workers), and a mask of this worker's samples."""
+        if self.world == 1:
+            return indices, torch.ones_like(indices, dtype=torch.bool)
         mine = (indices >= self.first) & (indices < self.last)
         return torch.where(mine, indices - self.first, self.last - self.first), mine
 
     def _settle(self, given: Proposals, slots: Tensor) -> None:
         self._next[slots] = given.values
-        self._flags[slots] = given.correct.to(torch.uint8) + 2 * given.crossed.to(torch.uint8)
+        self._flags[slots] = torch.add(given.correct.to(torch.uint8), given.crossed, alpha=2)
         self._count.index_add_(0, slots, torch.ones_like(slots, dtype=torch.uint8))
 
     def _foreign(self) -> list[Proposals]:
@@ -235,9 +241,18 @@ class MarginStore:
         """Mean of all margins, over all workers."""
         return float(distributed.all_reduce(self.shard.double().sum(), group=self.group)) / self.num_samples
 
+    def largest(self) -> float:
+        """The largest of all margins, over all workers."""
+        own = torch.cat([self.shard, self.shard.new_zeros(1)]).max()
+        return float(distributed.all_reduce(own, op="max", group=self.group))
+
     def share_at(self, level: float) -> float:
         """Share of all margins that are at least ``level``."""
         return float(distributed.all_reduce((self.shard >= level).sum(), group=self.group)) / self.num_samples
+
+    def uncrossed(self) -> int:
+        """How many samples were classified correctly and did not cross, by their newest proposals."""
+        return int(distributed.all_reduce((self._correct & ~self._crossed).sum(), group=self.group))
 
     def quantiles(self, high: float, bins: int = 10_000) -> list[float]:
         """The 0, 10, … 100 % quantiles of all margins, exact to ``high / bins``, over all workers."""

@@ -5,8 +5,11 @@ from ima_dist.methods.adv import Adversarial, RandomNoise
 from ima_dist.methods.base import Attacked, Batch, Method
 from ima_dist.methods.ce import CrossEntropy
 from ima_dist.methods.ddn import DDN
+from ima_dist.methods.fat import Friendly
+from ima_dist.methods.iaat import IAAT
 from ima_dist.methods.ima import IMA
 from ima_dist.methods.mma import MMA
+from ima_dist.methods.nfgsm import NFGSM
 from ima_dist.methods.trades import Trades
 
 METHODS: dict[str, type[Method]] = {
@@ -17,6 +20,9 @@ METHODS: dict[str, type[Method]] = {
     "trades": Trades,
     "mma": MMA,
     "ddn": DDN,
+    "iaat": IAAT,
+    "fat": Friendly,
+    "nfgsm": NFGSM,
 }
 
 

@@ -7,9 +7,11 @@ to the store.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ima_dist.attacks.common import Box, Loss, Network
@@ -37,10 +39,20 @@ class Batch:
     epoch: int
     phase: noise.Phase
 
+    def take(self, rows: Tensor) -> Self:
+        """The samples ``rows`` (K,) int64 of the batch, with their own noise."""
+        margins = None if self.margins is None else self.margins[rows]
+        return replace(self, x=self.x[rows], y=self.y[rows], indices=self.indices[rows], margins=margins)
+
     def start(self, eps: Tensor | float, norm: str) -> Tensor:
         """ξ (B, ...), uniform in the ball of radius eps, keyed by sample."""
         keys = noise.sample_keys(self.seed, self.epoch, self.phase, self.indices)
         return noise.start(keys, self.x, eps, norm)
+
+    def gaussian(self, sigma: float) -> Tensor:
+        """Normal noise (B, ...) of standard deviation sigma in each value, keyed by sample."""
+        keys = noise.sample_keys(self.seed, self.epoch, self.phase, self.indices)
+        return sigma * noise.normals(keys, (1, *self.x.shape[1:]), 0, self.x.dtype)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Attacked:
     noisy_of: Tensor
     correct: Tensor | None = None
     proposals: Proposals | None = None
-    evaluations: int = 0
+    evaluations: int | Tensor = 0
     noisy_only: bool = False
 
     @property
@@ -86,9 +98,14 @@ class Method(ABC):
     attack_in_half: bool = field(default=True, init=False)
 
     @property
-    def largest_margin(self) -> float:
-        """No margin that it proposes is larger."""
+    def largest_margin(self) -> float | None:
+        """No margin that it proposes is larger; None if there is no such bound."""
         return self.config.eps_max
+
+    @property
+    def first_margin(self) -> float:
+        """Every margin before the first epoch."""
+        return self.config.expansion
 
     @abstractmethod
     def attack(self, model: Network, batch: Batch) -> Attacked:
@@ -101,14 +118,18 @@ class Method(ABC):
         Their sum over the global batch, divided by its size, is minimised.
         """
 
-    def pgd(self, model: Network, batch: Batch, start: Tensor, loss: Loss = "ce") -> Tensor:
-        """The last iterate of PGD from x + ``start`` within ``eps_max`` of each sample, as configured, (B, ...)."""
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Cross-entropy of each row as it is trained on, with ``--label-smoothing``, (N, C), (N,) -> (N,)."""
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.config.label_smoothing)
+
+    def pgd(self, model: Network, batch: Batch, start: Tensor, loss: Loss = "ce", eps: Tensor | None = None) -> Tensor:
+        """The last iterate of PGD from x + ``start``, as configured, (B, ...); ``eps``: radii (B,), or ``eps_max``."""
         settings = self.config.attack
         return pgd(
             model,
             batch.x,
             batch.y,
-            self.config.eps_max,
+            self.config.eps_max if eps is None else eps,
             norm=self.config.norm,
             steps=settings.steps,
             step_scale=settings.step_scale,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Network, cross_entropy
+from ima_dist.attacks.common import Network
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
@@ -14,4 +14,4 @@ class CrossEntropy(Method):
         return Attacked(inputs=batch.x, noisy_of=torch.zeros(0, dtype=torch.int64, device=batch.x.device))
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        return cross_entropy(logits, batch.y)
+        return self.cross_entropy(logits, batch.y)

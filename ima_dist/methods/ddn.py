@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Network, cross_entropy
+from ima_dist.attacks.common import Network
 from ima_dist.attacks.ddn import ddn
 from ima_dist.methods.base import Attacked, Batch, Method
 
@@ -28,4 +28,4 @@ class DDN(Method):
         )
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
-        return cross_entropy(logits, batch.y)
+        return self.cross_entropy(logits, batch.y)

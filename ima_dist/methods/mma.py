@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.anpgd import anpgd
-from ima_dist.attacks.common import Network, attack_mode, cross_entropy, misclassified
+from ima_dist.attacks import shapes
+from ima_dist.attacks.anpgd import NearestResult, anpgd
+from ima_dist.attacks.common import Network, attack_mode, misclassified
+from ima_dist.attacks.counting import counting_only
 from ima_dist.margins.update import Proposals
 from ima_dist.methods.base import Attacked, Batch, Method
 
@@ -43,29 +45,17 @@ class MMA(Method):
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
         assert batch.margins is not None
-        settings, d_max, norm = self.config.attack, self.config.eps_max, self.config.norm
         with torch.no_grad(), attack_mode(model):
-            correct = ~misclassified(model(batch.x), batch.y)
+            correct = ~misclassified(shapes.passed(model, batch.x), batch.y)
+        if shapes.keeps_shape(model, batch.x):
+            return self._all_searched(model, batch, correct)
         rows = correct.nonzero()[:, 0]
         distance, crossed = torch.zeros_like(batch.margins), torch.zeros_like(correct)
         evaluations = len(correct)
         inputs, noisy_of = batch.x, rows
         if len(rows):
-            eps = batch.margins.clamp_min(self.config.expansion)
-            found = anpgd(
-                model,
-                batch.x[rows],
-                batch.y[rows],
-                eps[rows],
-                norm=norm,
-                max_eps=self.largest_margin,
-                steps=settings.steps,
-                bisections=settings.bisections,
-                step_scale=STEP_SCALE,
-                start=batch.start(eps, norm)[rows],
-                box=self.box,
-            )
-            near = (found.distance < d_max).nonzero()[:, 0]
+            found = self._nearest(model, batch, rows)
+            near = (found.distance < self.config.eps_max).nonzero()[:, 0]
             inputs, noisy_of = torch.cat([batch.x, found.x[near]]), rows[near]
             distance[rows], crossed[rows] = found.distance, found.crossed
             evaluations += found.evaluations
@@ -77,8 +67,41 @@ class MMA(Method):
             evaluations=evaluations,
         )
 
+    def _all_searched(self, model: Network, batch: Batch, correct: Tensor) -> Attacked:
+        """The result of ``attack``, where the search keeps the misclassified samples and forgets what it finds."""
+        with counting_only(model, correct):
+            found = self._nearest(model, batch)
+        noisy_of = (correct & (found.distance < self.config.eps_max)).nonzero()[:, 0]
+        distance = torch.where(correct, found.distance, torch.zeros_like(found.distance))
+        return Attacked(
+            inputs=torch.cat([batch.x, found.x[noisy_of]]),
+            noisy_of=noisy_of,
+            correct=correct,
+            proposals=Proposals(batch.indices, distance, correct, correct & found.crossed),
+            evaluations=len(correct) + correct.sum() * (found.evaluations // len(correct)),
+        )
+
+    def _nearest(self, model: Network, batch: Batch, rows: Tensor | slice = slice(None)) -> NearestResult:
+        """The nearest points of the boundary to the batch's samples ``rows``."""
+        assert batch.margins is not None
+        settings, norm = self.config.attack, self.config.norm
+        eps = batch.margins.clamp_min(self.config.expansion)
+        return anpgd(
+            model,
+            batch.x[rows],
+            batch.y[rows],
+            eps[rows],
+            norm=norm,
+            max_eps=self.largest_margin,
+            steps=settings.steps,
+            bisections=settings.bisections,
+            step_scale=STEP_SCALE,
+            start=batch.start(eps, norm)[rows],
+            box=self.box,
+        )
+
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
         assert attacked.correct is not None
-        rows = cross_entropy(logits, torch.cat([batch.y, batch.y[attacked.noisy_of]]))
+        rows = self.cross_entropy(logits, torch.cat([batch.y, batch.y[attacked.noisy_of]]))
         clean, noisy = rows[: len(batch.y)], rows[len(batch.y) :]
         return torch.cat([torch.where(attacked.correct, CLEAN_WEIGHT * clean, clean), (1 - CLEAN_WEIGHT) * noisy])

@@ -40,6 +40,7 @@ class IncreasingMargin:
         margin_update: "online" takes new margins from the attacks of the steps, so the whole epoch costs one pass;
             "epoch" (the paper) from ``estimate``, which the loop then calls for all samples after its steps.
         steps, bisections, step_scale, boundary_side: of Algorithm 3, as ``--attack.steps`` and so on.
+        label_smoothing: share of each label that is spread evenly over all classes in ``loss``.
         seed: of the starting noise, keyed by (seed, epoch, sample).
         device, dtype: where and how margins are stored.
 
@@ -61,6 +62,7 @@ class IncreasingMargin:
         bisections: int = 10,
         step_scale: float = 4.0,
         boundary_side: str = "midpoint",
+        label_smoothing: float = 0.0,
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -71,7 +73,7 @@ class IncreasingMargin:
         config = make_config(
             "moons",  # for the settings of data and network, which are not used
             {"method": "ima", "norm": norm, "eps_max": eps_max, "delta_eps": delta_eps, "epochs": epochs or 1}
-            | {"beta": beta, "margin_update": margin_update, "seed": seed}
+            | {"beta": beta, "margin_update": margin_update, "seed": seed, "label_smoothing": label_smoothing}
             | {f"attack.{name}": value for name, value in attack.items()},
         )
         self._method, self._seed = IMA(config, box), seed

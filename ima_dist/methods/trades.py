@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ima_dist.attacks.common import Network, attack_mode, cross_entropy, misclassified
+from ima_dist.attacks.common import Network, attack_mode, misclassified
 from ima_dist.methods.base import Attacked, Batch, Method
 
 START = 1e-3
@@ -48,4 +48,4 @@ class Trades(Method):
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
         clean, noisy = logits.chunk(2)
         robust = divergence(clean.log_softmax(1), noisy.log_softmax(1))
-        return torch.cat([cross_entropy(clean, batch.y), self.config.trades.inverse_lambda * robust])
+        return torch.cat([self.cross_entropy(clean, batch.y), self.config.trades.inverse_lambda * robust])

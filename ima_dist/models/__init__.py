@@ -6,8 +6,18 @@ noise, which Adam turns into real steps.
 """
 
 from ima_dist.models.default import default_network
-from ima_dist.models.resnet import resnet18_in
+from ima_dist.models.resnet import resnet18_bn, resnet18_gn, resnet18_in
 from ima_dist.models.sequential import fashion_mnist_cnn, mnist_lenet5, moons_mlp, svhn_cnn
 from ima_dist.models.wide_resnet import wrn_28_4
 
-__all__ = ["default_network", "fashion_mnist_cnn", "mnist_lenet5", "moons_mlp", "resnet18_in", "svhn_cnn", "wrn_28_4"]
+__all__ = [
+    "default_network",
+    "fashion_mnist_cnn",
+    "mnist_lenet5",
+    "moons_mlp",
+    "resnet18_bn",
+    "resnet18_gn",
+    "resnet18_in",
+    "svhn_cnn",
+    "wrn_28_4",
+]

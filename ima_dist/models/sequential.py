@@ -1,6 +1,21 @@
 """Networks that are one sequence of layers: for Moons, Fashion-MNIST, SVHN (section 3) and MNIST (appendix D.1)."""
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WholeConv2d(nn.Conv2d):
+    """A convolution whose kernel is as large as its input: a product of matrices, on a CPU in a third of the time.
+
+    (B, C, height, width) -> (B, out_channels, 1, 1), for a kernel of (height, width) without padding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            # torch 2.7 cannot export the product for batches of any size.
+            return super().forward(x)
+        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
 
 
 def moons_mlp(num_classes: int = 2, input_shape: tuple[int, ...] = (2,)) -> nn.Module:
@@ -54,7 +69,7 @@ def fashion_mnist_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (1, 
         nn.Conv2d(128, 256, 5, stride=2, padding=2, bias=False),
         nn.InstanceNorm2d(256),
         nn.LeakyReLU(),
-        nn.Conv2d(256, 512, 4),
+        WholeConv2d(256, 512, 4),
         nn.Flatten(),
         nn.LayerNorm(512),
         nn.LeakyReLU(),
@@ -71,5 +86,5 @@ def svhn_cnn(num_classes: int = 10, input_shape: tuple[int, ...] = (3, 32, 32)) 
     for inputs, outputs, stride in ((32, 32, 2), (32, 64, 1), (64, 64, 2), (64, 128, 1), (128, 128, 2)):
         convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         layers += [convolution, nn.InstanceNorm2d(outputs), nn.LeakyReLU()]
-    layers += [nn.Conv2d(128, 256, 4), nn.Flatten(), nn.LayerNorm(256), nn.LeakyReLU(), nn.Linear(256, num_classes)]
+    layers += [WholeConv2d(128, 256, 4), nn.Flatten(), nn.LayerNorm(256), nn.LeakyReLU(), nn.Linear(256, num_classes)]
     return nn.Sequential(*layers)

@@ -1,22 +1,22 @@
 """Checkpoints: whole or absent, readable without unpickling, newest whole one first.
 
 ``checkpoints/epoch=EEEE`` is the state after EEEE complete epochs, ``checkpoints/epoch=EEEE-step=SSSSSS`` one in
-the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, the margin proposals that await
-the end of the epoch (one file per worker), what the equilibrium's diagnostics have gathered until then
-(gathered.safetensors), and state.json: position, counters, and the SHA-256 of every file that belongs to it,
+the middle of the next epoch. Each holds model.safetensors, optimizer.safetensors, with --ema the weights that are
+trained (raw.safetensors; model.safetensors then has their average), the margin proposals that await the end of the
+epoch (one file per worker), what the equilibrium's diagnostics have gathered until then (gathered.safetensors), and
+state.json: position, counters, and the SHA-256 of every file that belongs to it,
 including the margin shards. A checkpoint is written in a directory beside its place, whose name has the mark of the
 run's lease, and moved there when state.json is complete and the lease is still held. ``checkpoint.json`` in the run
 directory names the newest.
 
-Kept: the weights of every epoch; the optimiser states of the newest ``KEEP_OPTIMIZER`` epochs; of the checkpoints
-within an epoch the newest, the one before it, and the last one of the epoch before, which needs older margins.
+Kept: the weights of every epoch; the optimiser states of the newest ``pruning.KEEP`` epochs; of the
+checkpoints within an epoch the newest, the one before it, and the last one of the epoch before, which needs older
+margins.
 Damage to one file then costs the steps between two checkpoints, or the unfinished epoch if it is a file of margins.
 """
 
 import hashlib
 import json
-import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,9 +33,9 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import move_directory, sync
 from ima_dist.training import noted, tensors
 from ima_dist.training.aside import Asides, naming, or_lost
+from ima_dist.training.pruning import place_in_run
+from ima_dist.training.pruning import prune as _prune
 from ima_dist.training.state import Position, State
-
-KEEP_OPTIMIZER = 3
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def save(run: RunDir, identity: Identity, state: State) -> None:
             asides.clear()
 
 
-_SHARED = ("model.safetensors", "optimizer.safetensors", "gathered.safetensors")
+_SHARED = ("model.safetensors", "raw.safetensors", "optimizer.safetensors", "gathered.safetensors")
 
 
 def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides) -> dict[str, str]:
@@ -146,7 +146,10 @@ def _write_margins(run: RunDir, identity: Identity, state: State, asides: Asides
 def _write_tensors(aside: Path, state: State, gathered: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Write what all workers have in common; returns the optimiser's parameter groups, which go into state.json."""
     with naming(aside / "model.safetensors") as file:
-        tensors.save(state.network, file)
+        tensors.save(state.result, file)
+    if state.average is not None:
+        with naming(aside / "raw.safetensors") as file:
+            tensors.save(state.network, file)
     packed = state.optimizer.state_dict()
     moments = {
         f"{number}.{key}": torch.as_tensor(value).contiguous()
@@ -178,7 +181,7 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
     complaints = [f"{known} is missing"] if known and not known.exists() else []
     # A list of the directory may lack one that can be reached by its name.
     places = {*run.checkpoints_dir.glob("epoch=*"), *([known] if known and known.exists() else [])}
-    for path in sorted(places, key=_place_in_run, reverse=True):
+    for path in sorted(places, key=place_in_run, reverse=True):
         try:
             found = _whole(run, path, identity)
         except Damaged as error:
@@ -192,16 +195,22 @@ def newest(run: RunDir, identity: Identity) -> tuple[Checkpoint | None, list[str
     return None, []
 
 
-def _whole(run: RunDir, path: Path, identity: Identity) -> Checkpoint:
-    """The checkpoint in ``path``, every file checked. Raises Damaged."""
+def result_of(run: RunDir, identity: Identity, epoch: int) -> Checkpoint:
+    """The checkpoint after ``epoch`` complete epochs, for ``restore_result``. Raises Damaged."""
+    return _whole(run, run.checkpoints_dir / Position(epoch).name, identity, without="optimizer.safetensors")
+
+
+def _whole(run: RunDir, path: Path, identity: Identity, without: str = "none") -> Checkpoint:
+    """The checkpoint in ``path``, every file checked but the one that may have been pruned. Raises Damaged."""
     state = _read_state(path)
     if state["fingerprint"] != identity.fingerprint:
         raise Damaged(f"{path} does not belong to the configuration in {run.path / 'config.yaml'}")
     _check_data(path, state, identity.data)
-    for name, digest in state["files"].items():
-        _check(run.path / name, digest)
+    names = tuple(name for name in state["files"] if not name.endswith(f"/{without}"))
+    for name in names:
+        _check(run.path / name, state["files"][name])
     position = Position(int(state["epoch"]), int(state["step"]))
-    margins, names = _margins_dir(run, position), tuple(state["files"])
+    margins = _margins_dir(run, position)
     return Checkpoint(path, position, margins, dict(state["counters"]), state["scaler"], names)
 
 
@@ -212,21 +221,31 @@ def files(run: RunDir, checkpoint: Checkpoint) -> Iterator[Path]:
 
 
 def restore(checkpoint: Checkpoint, state: State) -> None:
-    """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers."""
+    """Bring a fresh ``state`` to where the checkpoint stands, on any number of workers. Raises OSError, ValueError."""
     state.position = checkpoint.position
-    tensors.load(state.network, checkpoint.path / "model.safetensors")
+    restore_result(checkpoint, state)
     _restore_optimizer(checkpoint, state.optimizer)
     if checkpoint.scaler:
         state.scaler.load_state_dict(checkpoint.scaler)
     if checkpoint.position.step:
         state.counters.load_state_dict(checkpoint.counters)
     if state.store is not None:
-        if checkpoint.position.epoch:
-            state.store = MarginStore.load(checkpoint.margins, device=state.store.device)
         _restore_pending(checkpoint, state.store)
     gathered = checkpoint.path / "gathered.safetensors"
     if state.equilibrium is not None and gathered.exists():
         state.equilibrium.load_state_dict(_load(gathered))
+
+
+def restore_result(checkpoint: Checkpoint, state: State) -> None:
+    """Give ``state`` the weights and margins of the checkpoint; all else stays. Raises OSError, ValueError."""
+    tensors.load(state.result, checkpoint.path / "model.safetensors")
+    if state.average is not None:
+        tensors.load(state.network, checkpoint.path / "raw.safetensors")
+    if state.store is not None and checkpoint.position.epoch:
+        state.store = MarginStore.load(checkpoint.margins, device=state.store.device)
+        held, samples = state.store.num_samples, len(state.labels)
+        if held != samples:
+            raise ValueError(f"{checkpoint.margins} has the margins of {held} samples, not {samples}")
 
 
 def _restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
@@ -247,9 +266,9 @@ def _restore_pending(checkpoint: Checkpoint, store: MarginStore) -> None:
         store.propose(own.indices, own.values, correct=own.correct, crossed=own.crossed)
 
 
-def weights_file(run: RunDir, epoch: int, data: str) -> Path:
+def weights_file(run: RunDir, epoch: int, data: str, name: str = "model.safetensors") -> Path:
     """Whole weights after ``epoch`` complete epochs on the data with this digest. Raises Damaged."""
-    file = run.checkpoints_dir / Position(epoch).name / "model.safetensors"
+    file = run.checkpoints_dir / Position(epoch).name / name
     _check_exists(file)
     state = _read_state(file.parent)
     _check(file, state["files"].get(_relative(run, file)))
@@ -263,9 +282,9 @@ def digest_of(file: Path) -> str | None:
     return found
 
 
-def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module) -> None:
-    """Load the weights of ``weights_file`` in place. Raises Damaged."""
-    tensors.load(network, weights_file(run, epoch, data))
+def load_weights(run: RunDir, epoch: int, data: str, network: nn.Module, *, raw: bool = False) -> None:
+    """Load the weights of ``weights_file`` in place; raw: in place of their average. Raises Damaged."""
+    tensors.load(network, weights_file(run, epoch, data, "raw.safetensors" if raw else "model.safetensors"))
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -283,19 +302,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         return {key: state[key] for key in _STATE}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _place_in_run(path: Path) -> tuple[int, int]:
-    """(epoch, step) in the name of a checkpoint directory; (-1, 0) for a name that is none."""
-    match = re.fullmatch(r"epoch=(\d+)(?:-step=(\d+))?", path.name)
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
-
-
-def clear_partial(run: RunDir) -> None:
-    """Remove the checkpoints within an epoch once training is complete; for the run's only writer."""
-    for path in run.checkpoints_dir.glob("epoch=*-step=*"):
-        run.check_lease()
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _margins_dir(run: RunDir, position: Position) -> Path:
@@ -329,18 +335,3 @@ def _check(file: Path, digest: str | None) -> None:
 def _check_data(path: Path, state: dict[str, Any], data: str) -> None:
     if state["data"] != data:
         raise Damaged(f"{path} was trained on data that differ from the present ones")
-
-
-def _prune(run: RunDir, position: Position) -> None:
-    whole = sorted((p for p in run.checkpoints_dir.glob("epoch=*") if "-step=" not in p.name), key=_place_in_run)
-    partial = {_place_in_run(p): p for p in run.checkpoints_dir.glob("epoch=*-step=*")}
-    now = (position.epoch, position.step)
-    before = max((place for place in partial if place < now), default=None)
-    epoch_before = max((place for place in partial if place[0] < position.epoch), default=None)
-    for place, path in partial.items():
-        if place not in (now, before, epoch_before):
-            run.check_lease()  # or it may be the successor's
-            shutil.rmtree(path, ignore_errors=True)
-    run.check_lease()
-    for path in whole[:-KEEP_OPTIMIZER]:
-        run.remove(path / "optimizer.safetensors")

@@ -23,16 +23,21 @@ from ima_dist.data.order import batches
 from ima_dist.data.place import place
 from ima_dist.data.types import DataSet, Taken
 from ima_dist.methods import Attacked, Batch, make_method
+from ima_dist.results.overfitting import overfitting_doubts, watched_noise
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
 from ima_dist.training.class_weights import class_weights
+from ima_dist.training.early_stop import ends_early
 from ima_dist.training.habits import StepGenerators, agree, moving_buffers
 from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, use_tf32
 from ima_dist.training.numerics import check_gradient
+from ima_dist.training.profile import StepProfiler
+from ima_dist.training.pruning import clear_partial
 from ima_dist.training.reporter import Reporter
 from ima_dist.training.resume import check_same_data, resume
 from ima_dist.training.state import new_state
+from ima_dist.training.weight_perturbation import Perturbation
 
 
 class Training:
@@ -71,19 +76,21 @@ class Training:
         #: What the network does in training mode; ``begin`` finds it out where there are several workers.
         self.moving: tuple[str, ...] = ()
         self.generators = StepGenerators(config.seed, device)
+        self.perturbation = Perturbation(self.network, config.awp)
         steps = -(-len(self.train) // config.batch_size)
         notes = [placed.sentence] if placed.sentence else []
         self.reporter = Reporter(run, config, steps, len(self.train), should_stop, notes)
         self.history: list[dict[str, Any]] = []
         self.equilibria: list[dict[str, Any]] = []
         self.warnings: list[str] = []
+        self.profiler = StepProfiler(run, None)
         #: The most samples that this worker attacks at once; ``begin`` measures it.
         self.at_once = sys.maxsize
 
     # ---- the whole run
 
     def fit(self) -> nn.Module:
-        """Train until the configured epoch; returns the bare network.
+        """Train until the configured epoch, or until it ends early; returns the bare network, or its average.
 
         Raises:
             Damaged: no checkpoint can be used, or the workers have loaded different data.
@@ -92,16 +99,19 @@ class Training:
             LeaseLost: another process has become the run's writer; nothing was written since.
         """
         self.begin()
-        while self.state.position.epoch < self.config.epochs:
-            self._train_epoch()
-            if self.state.store is not None:
-                if self.method.margin_pass:
-                    self._margin_pass()
-                self.state.store.reduce()
-            self._finish_epoch()
+        with closing(StepProfiler(self.run, self.config.profile)) as self.profiler:
+            while self.state.position.epoch < self.config.epochs:
+                if ends_early(self.run, self.identity, self.state, self.history, self.config):
+                    break
+                self._train_epoch()
+                if self.state.store is not None:
+                    if self.method.margin_pass:
+                        self._margin_pass()
+                    self.state.store.reduce()
+                self._finish_epoch()
         if distributed.rank() == 0:
-            checkpoint.clear_partial(self.run)
-        return self.network
+            clear_partial(self.run)
+        return self.state.result
 
     def begin(self) -> None:
         """Continue from the newest checkpoint, if there is one, and join the workers' networks. Collective.
@@ -110,6 +120,9 @@ class Training:
         """
         check_same_data(self.identity.data)
         self.history, self.equilibria, self.warnings = resume(self.run, self.identity, self.state)
+        if self.state.average is not None:
+            position = self.state.position
+            self.state.average.n_averaged.fill_(position.epoch * self.reporter.steps + position.step)
         few = self.train.batch(torch.arange(min(8, len(self.train)), device=self.device))
         if distributed.world_size() > 1:
             self.moving = moving_buffers(self.network, *few, self.config.seed)
@@ -124,8 +137,6 @@ class Training:
 
     def _train_epoch(self) -> None:
         config, position, counters = self.config, self.state.position, self.state.counters
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = learning_rate(config, position.epoch)
         use_tf32(config.tf32)
         counters.start_clock()
         order = batches(len(self.train), config.batch_size, config.seed, position.epoch, position.step)
@@ -134,6 +145,7 @@ class Training:
             for global_batch, share in zip(order, shares, strict=True):
                 self._step(global_batch, share)
                 position.step += 1
+                self.profiler.step()
                 if config.checkpoint_every and position.step % config.checkpoint_every == 0:
                     counters.lap("train")
                     checkpoint.save(self.run, self.identity, self.state)
@@ -149,15 +161,21 @@ class Training:
         """
         state = self.state
         share = share or next(self.train.batches([distributed.share_of_batch(global_batch)]))
-        self.generators.start(state.position.epoch, state.position.step)
+        epoch, step = state.position.epoch, state.position.step
+        self.generators.start(epoch, step)
+        rate = learning_rate(self.config, epoch, step, self.reporter.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
         loss, losses, samples = self._loss(share) if len(share.indices) else self._no_loss(share)
         # DDP averages over the workers; the loss is summed over this worker's share.
         state.scaler.scale(loss * (distributed.world_size() / len(global_batch))).backward()
+        self.perturbation.undo()
         state.scaler.unscale_(state.optimizer)
-        where = state.position.epoch + 1, state.position.step + 1
-        if not check_gradient(self.network, state.scaler, losses, samples, where):
+        if not check_gradient(self.network, state.scaler, losses, samples, (epoch + 1, step + 1)):
             state.counters.add_skipped_step()
+        elif self.config.optimizer.clip is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.optimizer.clip)
         # Leaves the network as it is if the gradient was too large for the scale.
         state.scaler.step(state.optimizer)
         state.scaler.update()
@@ -165,6 +183,8 @@ class Training:
         if self.moving:
             all_have_samples = len(global_batch) >= distributed.world_size()
             agree(self.network, self.moving, len(losses), all_have_samples)
+        if state.average is not None:
+            state.average.update_parameters(self.network)
 
     def _loss(self, share: Taken) -> tuple[Tensor, Tensor, Tensor]:
         """Summed loss () of this worker's samples, the loss (K,) of each row behind it, and the rows' samples (K,)."""
@@ -174,13 +194,20 @@ class Training:
         if attacked.proposals is not None:
             # Before the training pass, which moves running statistics: the points were found without that.
             self._propose(batch, attacked)
-        logits = self.trained(attacked.inputs)
-        losses, noisy = self.method.loss(logits, batch, attacked), attacked.noisy_of
-        if self.class_weights is not None:
-            losses = losses * self.class_weights[attacked.labels(batch.y)]
-        loss = losses.sum()
-        correct = attacked.correct
+
+        def rows() -> tuple[Tensor, Tensor]:
+            """Logits and losses of the samples that are trained on."""
+            logits = self.trained(attacked.inputs)
+            losses = self.method.loss(logits, batch, attacked)
+            if self.class_weights is not None:
+                losses = losses * self.class_weights[attacked.labels(batch.y)]
+            return logits, losses
+
+        ascended = self.perturbation.ascend(rows, self.state.scaler)
+        logits, losses = rows()
+        loss, noisy, correct = losses.sum(), attacked.noisy_of, attacked.correct
         if correct is None:
+            logits = logits if ascended is None else ascended
             correct = ~misclassified(logits[: len(indices)], batch.y)
         self.state.counters.add(
             loss.detach(), correct.sum(), seen=len(indices), noisy=len(noisy), evaluations=attacked.evaluations
@@ -197,10 +224,12 @@ class Training:
         none = torch.zeros(0, device=self.device)
         if self.config.model.sync_batch_norm:
             # The other workers' layers wait for this one's, which take an empty batch.
+            self.perturbation.ascend(lambda: (none, 0.0 * self.trained(share.x)), self.state.scaler)
             return 0.0 * self.trained(share.x).sum(), none, share.indices
         x, _ = self.train.batch(torch.zeros(1, dtype=torch.int64, device=self.device))
         # Batch norm refuses a single sample in training mode, and must not count this one.
         with evaluation_mode(self.network):
+            self.perturbation.ascend(lambda: (none, 0.0 * self.trained(x)), self.state.scaler)
             loss = 0.0 * self.trained(x).sum()
         return loss, none, share.indices
 
@@ -260,11 +289,10 @@ class Training:
         distributed.together(self.run.check_lease)
         state, config, epoch = self.state, self.config, self.state.position.epoch + 1
         use_tf32(False)  # until the next epoch: nothing is measured in TF32
-        accuracies = {"val_accuracy": validation.accuracy(self.network, self.val, config, self.at_once)}
-        if config.eval.val_noise is not None:
-            robust = validation.robust_accuracy(
-                self.network, self.val, self.val_attacked, config, config.eval.val_noise, self.at_once
-            )
+        accuracies = {"val_accuracy": validation.accuracy(state.result, self.val, config, self.at_once)}
+        noise = watched_noise(config)
+        if noise is not None:
+            robust = validation.robust_accuracy(state.result, self.val, self.val_attacked, config, noise, self.at_once)
             accuracies["val_robust_accuracy"] = robust
         self.history.append(state.epoch_row(epoch, accuracies, config.eps_max, self.method.largest_margin))
         if state.equilibrium is not None:
@@ -276,7 +304,7 @@ class Training:
         state.begin_epoch(epoch)
         checkpoint.save(self.run, self.identity, state)
         if distributed.rank() == 0:
-            self.run.for_display(lambda: write_answers(self.run, self.network, self.train, epoch))
+            self.run.for_display(lambda: write_answers(self.run, state.result, self.train, epoch))
         self._report("training")
 
     def _report(self, stage: str) -> None:
@@ -285,7 +313,8 @@ class Training:
         position, totals = self.state.position, self.state.counters.totals()
         if distributed.rank() == 0:
             last = self.history[-1] if self.history else {}
-            self.reporter.write(stage, position, totals, last, self.warnings)
+            warnings = [*self.warnings, *overfitting_doubts(self.config, self.history)]
+            self.reporter.write(stage, position, totals, last, warnings)
         if self.reporter.stop_agreed(self.device):
             if position.step:
                 checkpoint.save(self.run, self.identity, self.state)

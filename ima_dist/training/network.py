@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
@@ -17,6 +18,7 @@ from ima_dist.attacks.common import evaluation_mode
 from ima_dist.config.arguments import check_call
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.references import resolve_reference
+from ima_dist.config.schedule import rate_factor
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.data.types import DataSet
 from ima_dist.models.libraries import normalised
@@ -25,6 +27,8 @@ from ima_dist.training import start_weights
 from ima_dist.training.tensors import in_precision, own_memory
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# The normalisation layers of torch, and so those of libraries that derive from them. torch 2.3 has no RMSNorm.
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, *([nn.RMSNorm] if hasattr(nn, "RMSNorm") else []))
 HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -185,19 +189,35 @@ def check_logits(found: Any, samples: int, classes: int, factory: str, mode: str
 def make_optimizer(config: Config, network: nn.Module) -> torch.optim.Optimizer:
     """The configured optimiser; all other settings are torch's defaults."""
     settings = config.optimizer
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters: list[Any] = [p for p in network.parameters() if p.requires_grad]
+    # torch's default on a CPU takes the parameters one by one, for the same numbers in up to three times the time.
+    together = True if all(p.device.type == "cpu" for p in parameters) else None
+    if not settings.decay_norms:
+        of_norms = {p for m in network.modules() if isinstance(m, _NORMS) for p in m.parameters(recurse=False)}
+        spared = [p for p in parameters if p in of_norms]
+        parameters = [
+            {"params": [p for p in parameters if p not in of_norms]},
+            {"params": spared, "weight_decay": 0.0},
+        ]
     if settings.name == "sgd":
         return torch.optim.SGD(
-            parameters, lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            parameters,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+            foreach=together,
         )
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamax": torch.optim.Adamax}[settings.name]
-    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
+    return kind(parameters, lr=settings.lr, weight_decay=settings.weight_decay, foreach=together)
 
 
-def learning_rate(config: Config, epoch: int) -> float:
-    """Learning rate after ``epoch`` complete epochs, halved every ``halve_every`` epochs if that is set."""
-    every = config.optimizer.halve_every
-    return config.optimizer.lr * (0.5 ** (epoch // every) if every else 1.0)
+def learning_rate(config: Config, epoch: int, step: int = 0, steps: int = 1) -> float:
+    """Learning rate of the step after ``step`` of the ``steps`` of an epoch and ``epoch`` complete epochs."""
+    settings = config.optimizer
+    halved = 0.5 ** (epoch // settings.halve_every) if settings.halve_every else 1.0
+    factor = rate_factor(settings.schedule, settings.warmup, config.epochs, steps, epoch * steps + step)
+    return settings.lr * halved * factor
 
 
 def in_training_mode(network: nn.Module) -> nn.Module:

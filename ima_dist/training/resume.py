@@ -1,6 +1,7 @@
 """Continuing a run from the newest whole checkpoint in its directory."""
 
 import platform
+from collections.abc import Callable
 from typing import Any
 
 from safetensors import SafetensorError
@@ -41,7 +42,7 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> tuple[Ro
     found, damaged = distributed.together(lambda: checkpoint.newest(run, identity))
     if found is None:
         return [], [], []
-    _restore(run, found, state)
+    _restore(run, found, state, checkpoint.restore)
     done = state.position.epoch
     rows: list[Rows] = [[], []]
     if distributed.rank() == 0:
@@ -50,11 +51,22 @@ def resume(run: RunDir, identity: checkpoint.Identity, state: State) -> tuple[Ro
     return history, equilibrium, [f"{sentence}; continuing from {found.path.name}." for sentence in damaged]
 
 
-def _restore(run: RunDir, found: checkpoint.Checkpoint, state: State) -> None:
+def go_back(run: RunDir, identity: checkpoint.Identity, state: State, epoch: int) -> None:
+    """Give ``state`` the weights and margins after ``epoch`` complete epochs; all else stays. Collective.
+
+    Raises Damaged.
+    """
+    found = distributed.together(lambda: checkpoint.result_of(run, identity, epoch))
+    _restore(run, found, state, checkpoint.restore_result)
+
+
+def _restore(
+    run: RunDir, found: checkpoint.Checkpoint, state: State, act: Callable[[checkpoint.Checkpoint, State], None]
+) -> None:
     """Every worker reads what only worker 0 has checked: on shared storage it may see it later, or not."""
     try:
         wait_for(checkpoint.files(run, found))
-        checkpoint.restore(found, state)
+        act(found, state)
     except (OSError, ValueError, SafetensorError) as error:
         who = f"worker {distributed.rank()} on {platform.node()}"
         raise checkpoint.Damaged(f"{found.path} was found whole, but {who} cannot read it ({error})") from error

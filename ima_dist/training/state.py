@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ima_dist.config.schema import Config
 from ima_dist.data.types import DataSet
 from ima_dist.margins.store import MarginStore
 from ima_dist.methods import Method
 from ima_dist.rundir.directory import HISTOGRAM_BINS, RunDir
+from ima_dist.training.average import averaged
 from ima_dist.training.counters import Counters
 from ima_dist.training.equilibrium import Equilibrium
 from ima_dist.training.network import DTYPES, make_network, make_optimizer, scaler
@@ -35,6 +37,7 @@ class State:
 
     Attributes:
         network: the bare network, on its device.
+        average: of the network, with ``--ema``.
         scaler: loss scaling; disabled unless the run is in float16.
         counters: sums over the unfinished epoch.
         labels: (N,) of the training set, which are saved beside the margins.
@@ -48,7 +51,13 @@ class State:
     labels: Tensor
     store: MarginStore | None = None
     equilibrium: Equilibrium | None = None
+    average: AveragedModel | None = None
     position: Position = field(default_factory=Position)
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated, selected, evaluated and exported."""
+        return self.network if self.average is None else self.average.module
 
     def begin_epoch(self, epoch: int) -> None:
         """Stand at the beginning of the epoch after ``epoch`` complete ones."""
@@ -58,7 +67,7 @@ class State:
             self.equilibrium.clear()
 
     def epoch_row(
-        self, epoch: int, accuracies: dict[str, float | None], eps_max: float, largest: float
+        self, epoch: int, accuracies: dict[str, float | None], eps_max: float, largest: float | None
     ) -> dict[str, Any]:
         """The row of history.parquet for the epoch. Collective.
 
@@ -82,14 +91,18 @@ class State:
         if self.scaler.is_enabled():
             row["skipped_steps"] = int(totals["skipped"])
         if store is not None:
+            bounded = largest is not None
+            largest = max(eps_max, store.largest()) if largest is None else largest
             bins = math.ceil(HISTOGRAM_BINS * largest / eps_max - 1e-6)
             row |= {
                 "margin_mean": store.mean(),
                 # A margin that has just been clipped to ε_max may differ from it by rounding.
-                "share_at_max": store.share_at(eps_max * (1 - 1e-6)),
+                "share_at_max": store.share_at(eps_max * (1 - 1e-6)) if bounded else None,
                 "margin_quantiles": store.quantiles(largest),
                 "margin_histogram": store.histogram(bins, eps_max * (bins / HISTOGRAM_BINS)).tolist(),
             }
+            if not bounded:
+                row["margins_grown"] = store.uncrossed()
         return row
 
 
@@ -101,8 +114,10 @@ def new_state(config: Config, data: DataSet, method: Method, device: torch.devic
     network = network.to(device)
     labels, dtype = data.train.y, DTYPES[config.dtype]
     state = State(network, make_optimizer(config, network), scaler(config.autocast, device), Counters(device), labels)
+    if config.ema:
+        state.average = averaged(network, config.ema)
     if method.has_margins:
-        state.store = MarginStore(len(labels), config.expansion, dtype=dtype, device=device)
+        state.store = MarginStore(len(labels), method.first_margin, dtype=dtype, device=device)
     if method.on_boundary:
         shape = data.train.shape
         state.equilibrium = Equilibrium(labels, data.num_classes, shape, config.seed, dtype, device)

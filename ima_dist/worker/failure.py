@@ -36,12 +36,9 @@ class Failure(Exception):
         self.rank, self.host, self.moment = rank, host, moment
 
     @classmethod
-    def now(cls, sentence: str, final: bool, consequence: bool = False) -> Self:
+    def now(cls, rank: int, sentence: str, final: bool, consequence: bool = False) -> Self:
         """Of this worker, at this moment."""
-        # Here, because the driver opens without torch.
-        from ima_dist.core import distributed
-
-        return cls(sentence, final, consequence, distributed.rank(), platform.node(), time.time())
+        return cls(sentence, final, consequence, rank, platform.node(), time.time())
 
     def __str__(self) -> str:
         return self.sentence
@@ -49,16 +46,21 @@ class Failure(Exception):
 
 def failing_together(work: Callable[[dict[str, Any]], dict[str, Any]], payload: dict[str, Any]) -> dict[str, Any]:
     """``work(payload)``, or Failure in place of the answers "failed" and "lost" and of every exception."""
-    try:
-        answer = work(payload)
-    except BaseException as error:  # a sys.exit() in the user's code, too
-        failure = Failure.now(one_line(error), final=False, consequence=_is_consequence(error))
-        if failure.consequence:
-            time.sleep(_CAUSE_WITHIN)
-        raise failure from error
+    # Here, because the driver opens without torch.
+    from ima_dist.core import distributed
+
+    rank = distributed.rank()
+    with distributed.in_step():
+        try:
+            answer = work(payload)
+        except BaseException as error:  # a sys.exit() in the user's code, too
+            failure = Failure.now(rank, one_line(error), final=False, consequence=_is_consequence(error))
+            if failure.consequence:
+                time.sleep(_CAUSE_WITHIN)
+            raise failure from error
     # A lost lease, too: worker 0 may find out when it writes something alone.
     if answer["status"] in ("failed", "lost"):
-        raise Failure.now(answer["message"], final=True)
+        raise Failure.now(rank, answer["message"], final=True)
     return answer
 
 
@@ -71,8 +73,8 @@ def _is_consequence(error: BaseException) -> bool:
     """Whether a collective has failed, as it does when another worker has gone, or worker 0 has failed."""
     import torch.distributed as dist
 
-    from ima_dist.core.distributed import REPEATED
+    from ima_dist.core.distributed import REPEATED, is_closed
 
     # gloo's errors have no type of their own, but name its files.
     failed = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
-    return failed or REPEATED in getattr(error, "__notes__", ())
+    return failed or is_closed() or REPEATED in getattr(error, "__notes__", ())

@@ -81,6 +81,7 @@ def in_this_process(
     from ima_dist.core import distributed
     from ima_dist.training.checkpoint import Damaged
     from ima_dist.training.numerics import NumericalError
+    from ima_dist.worker.cost import counted
     from ima_dist.worker.tasks import audit_task, evaluate_task, train_task
 
     stop, pause = run.path / STOP_FILE, run.path / PAUSE_FILE
@@ -93,7 +94,8 @@ def in_this_process(
         return {"status": "finished", "message": None}
     tasks: dict[str, Any] = {"train": train_task, "evaluate": evaluate_task, "audit": audit_task}
     try:
-        return tasks[task](config, run, device, should_stop, **arguments)
+        with counted(run, device):
+            return tasks[task](config, run, device, should_stop, **arguments)
     except distributed.Interrupted as error:
         if not stop.exists():
             return {"status": "paused", "message": str(error)}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ima_dist.attacks.memory import most_at_once
+from ima_dist.config.attacks import SMOOTHING
 from ima_dist.config.schema import Config
 from ima_dist.core import distributed
 from ima_dist.data.augment import augmentation
@@ -20,17 +21,22 @@ from ima_dist.data.load import load
 from ima_dist.data.pipeline import Streamed
 from ima_dist.data.place import place
 from ima_dist.data.types import Samples, Split
-from ima_dist.evaluation import artefacts, outcomes
+from ima_dist.evaluation import artefacts, outcomes, smoothing
 from ima_dist.evaluation.batch import Met
 from ima_dist.evaluation.clean import clean_results
+from ima_dist.evaluation.lost_first import write_lost_first
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
 from ima_dist.evaluation.runner import evaluate, forget
-from ima_dist.results import paper
+from ima_dist.evaluation.self_test import self_test
+from ima_dist.results import paper, self_tests
+from ima_dist.results.overfitting import overfitting, single_step
+from ima_dist.results.self_tests import MOST_TESTED, NOT_TESTED
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.inputs import write_inputs
 from ima_dist.training.checkpoint import Damaged, load_weights
 from ima_dist.training.class_weights import class_weights
+from ima_dist.training.early_stop import ended
 from ima_dist.training.loop import Training
 from ima_dist.training.network import DTYPES, limit_threads, make_network, use_tf32
 from ima_dist.training.resume import check_same_data
@@ -60,6 +66,12 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
         if not run.samples_path.exists():  # there was no room for it
             artefacts.write_names(run, task.data)
         about: dict[str, Any] = {"train_samples_per_second": speed}
+        if single_step(config):
+            found = overfitting(config, training.history)
+            about["catastrophic_overfitting"] = None if found is None else found.epoch
+        early = ended(training.history, config)
+        if early is not None:
+            about["early_stop"] = early._asdict()
         if config.autocast == "float16":
             about["skipped_steps"] = sum(row.get("skipped_steps") or 0 for row in training.history)
         run.write_json(run.summary_path, {**run.summary(), **_FINISHED, **about})
@@ -67,12 +79,20 @@ def train_task(config: Config, run: RunDir, device: torch.device, should_stop: C
 
 
 def evaluate_task(
-    config: Config, run: RunDir, device: torch.device, should_stop: Callable[[], bool], epochs: list[int]
+    config: Config,
+    run: RunDir,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    epochs: list[int],
+    self_test: bool = False,
 ) -> dict[str, Any]:
-    """Evaluate a run's networks after ``epochs`` with ``config.eval``. Returns {"status", "message"}."""
+    """Evaluate a run's networks after ``epochs`` with ``config.eval``. Returns {"status", "message"}.
+
+    self_test: also test the attacks themselves, on each network.
+    """
     task = _Task(config, run, device, should_stop)
     for epoch in epochs:
-        task.evaluate(task.trained_network(epoch), epoch, {})
+        task.evaluate(task.trained_network(epoch), epoch, {}, test_attacks=self_test)
     return dict(_FINISHED)
 
 
@@ -86,7 +106,8 @@ def audit_task(
     # Only one worker looks: another might not see the newest directory yet.
     newest = run.over_margins(_picking(chosen)) if distributed.rank() == 0 else None
     epoch: int = distributed.together(lambda: _epoch_of(newest))
-    network = task.trained_network(epoch)
+    # The margins are those of the weights that were attacked in training.
+    network = task.trained_network(epoch, raw=config.ema > 0)
     found = audit(
         network,
         train,
@@ -129,11 +150,11 @@ class _Task:
         self.groups = group_codes(self.data.test)
         limit_threads(self.data)
 
-    def trained_network(self, epoch: int) -> nn.Module:
-        """The run's network after ``epoch`` epochs."""
+    def trained_network(self, epoch: int, *, raw: bool = False) -> nn.Module:
+        """The run's network after ``epoch`` epochs; raw: with the weights that are trained, not their average."""
         check_same_data(self.data.digest())
         network = make_network(self.config, self.data, trained=True).to(self.device)
-        load_weights(self.run, epoch, self.data.digest(), network)
+        load_weights(self.run, epoch, self.data.digest(), network, raw=raw)
         return network
 
     def placed(self, split: Split) -> Samples:
@@ -156,7 +177,7 @@ class _Task:
         batch_size = min(evaluation_batch_size(self.config.batch_size, samples), self.at_once)
         return {"batch_size": batch_size, "should_stop": self.should_stop, "on_progress": write}
 
-    def evaluate(self, network: nn.Module, epoch: int, seconds: dict[str, float]) -> None:
+    def evaluate(self, network: nn.Module, epoch: int, seconds: dict[str, float], test_attacks: bool = False) -> None:
         """Attack the network after ``epoch`` epochs; worker 0 records what was found, and ``seconds`` spent before."""
         began = time.perf_counter()
         config, run, digest = self.config, self.run, self.data.digest()
@@ -172,10 +193,14 @@ class _Task:
 
         def save(found: pa.Table, remarks: list[str], met: Met) -> None:
             said[found["attack"][0].as_py()] = remarks
-            points.extend(outcomes.save(run, found, config, about, met, self.groups))
+            if found["attack"][0].as_py() == SMOOTHING:
+                smoothing.save(run, found, config, about)
+                return
+            points.extend(outcomes.save(run, found, config, about, met, self.groups, remarks))
 
         with watched(run, network, config.hang_after):
             failed = evaluate(network, test, config, run, on_finished=save, **conduct)
+            tested = self._test_attacks(network, test, samples, epoch, failed) if test_attacks else []
         if distributed.rank() != 0:
             return
         of_whole_training: dict[str, Any] = {}
@@ -184,6 +209,8 @@ class _Task:
             if outcomes.is_shown(run, points):
                 images = (test, samples, config, self.data, self.should_stop)
                 run.for_display(lambda: artefacts.write_noisy_images(run, network, *images))
+                named = (config, self.data.class_names, self.should_stop)
+                run.for_display(lambda: write_lost_first(run, network, test, *named))
             train = Streamed(self.data.train, "cpu", DTYPES[config.dtype], self.data.box)
             run.for_display(lambda: artefacts.write_extremes(run, train, self.data))
             how: dict[str, Any] = {"epoch": epoch, "at_once": self.at_once, "groups": self.groups}
@@ -191,10 +218,21 @@ class _Task:
         seconds = {**run.summary().get("seconds", {}), **seconds, "evaluate": time.perf_counter() - began}
         about |= {"seconds": seconds, **of_whole_training}
         about["remarks"] = _merged(run, "remarks", config, epoch, said)
+        if tested:
+            about["self_tests"] = self_tests.joined(run.summary().get("self_tests"), tested)
         about["failed_attacks"] = _merged(run, "failed_attacks", config, epoch, failed)
         run.write_json(run.summary_path, {**run.summary(), **about})
         forget(run, config, epoch, digest, failed)
         _show(run, {"stage": "done", "epoch": epoch, "epochs": config.epochs})
+
+    def _test_attacks(
+        self, network: nn.Module, test: Samples, samples: torch.Tensor, epoch: int, failed: dict[str, str]
+    ) -> list[dict[str, Any]]:
+        """The entries of "self_tests" for the attacks that have not ``failed``, on a few samples. Collective."""
+        attacks = [attack for attack in self.config.eval.attacks if attack not in (*failed, *NOT_TESTED)]
+        few = to_attack(self.data.test, min(len(samples), MOST_TESTED), self.config.eval.order)
+        how: dict[str, Any] = {"samples": few, "epoch": epoch, "at_once": self.at_once}
+        return self_test(network, test, self.config, attacks, should_stop=self.should_stop, **how)
 
 
 def _show(run: RunDir, state: dict[str, Any]) -> None:
