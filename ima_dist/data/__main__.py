@@ -31,6 +31,11 @@ def _main(argv: list[str]) -> int:
     make.add_argument(
         "--to", metavar="DIR", help="where to put it (default: ~/.cache/ima_dist/prepared/NAME, but for your own data)"
     )
+    make.add_argument(
+        "--hide-names",
+        action="store_true",
+        help="of your own data: numbers in the place of names of files and groups, which may identify persons",
+    )
     make.set_defaults(run=_prepare)
     check = commands.add_parser("verify", help="check every byte of a prepared copy", allow_abbrev=False)
     check.add_argument("what", metavar="NAME|DIR", help=f"a prepared directory, or one of {names}")
@@ -50,6 +55,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     prepare.by_name(arguments.name)
     if arguments.form:
         raise ConfigError(f"--form is for your own data (prepare {OWN}), not for {arguments.name}.")
+    if arguments.hide_names:
+        raise ConfigError(f"--hide-names is for your own data (prepare {OWN}), not for {arguments.name}.")
     if not arguments.source:
         raise ConfigError(
             "Name the directory of the published files with --source DIR, or fetch them with --source download."
@@ -70,7 +77,7 @@ def _prepare_own(arguments: argparse.Namespace) -> int:
 
     if not arguments.source or not arguments.to:
         raise ConfigError("Name your data with --source DIR, and a new directory for the copy with --to DIR.")
-    directory, manifest, already = prepare_own(arguments.source, arguments.form, arguments.to)
+    directory, manifest, already = prepare_own(arguments.source, arguments.form, arguments.to, arguments.hide_names)
     words = "have already been prepared" if already else f"{_content(manifest)} prepared"
     say(f"{'The same data' if already else 'Own data:'} {words} in {shown(directory)}.")
     return EXIT_DONE

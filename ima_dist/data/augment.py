@@ -39,13 +39,13 @@ def augmentation(option: str | None, data: DataSet) -> Augmentation | None:
     return partial(_by_steps, steps, data.box) if steps else None
 
 
-def check_augmentation(option: str, data: DataSet) -> None:
-    """Try the option on a few training samples. Raises ConfigError if it cannot be used."""
+def check_augmentation(option: str, data: DataSet, dtype: torch.dtype) -> None:
+    """Try the option on a few training samples, in the precision of the run. Raises ConfigError if it fails."""
     change = augmentation(option, data)
     if change is None:
         return
     indices = torch.arange(min(3, len(data.train)))
-    x, _ = Streamed(data.train, "cpu", torch.float32, data.box).batch(indices)
+    x, _ = Streamed(data.train, "cpu", dtype, data.box).batch(indices)
     given = x.clone()
     try:
         found = change(x, indices, 0, 0)

@@ -2,6 +2,7 @@
 are divided into training, validation and test samples."""
 
 import csv
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,6 +72,17 @@ def with_groups(part: str, split: Split, option: str | None) -> Split:
         what = "complete it" if is_file else "it is neither a file nor a column here, and no pattern of all names"
         raise ConfigError(f"--data.groups {option} has no group for {count}, such as {missing[0]}: {what}.")
     return replace(split, groups=tuple(found), grouped_by=GROUP)
+
+
+def check_file(option: str | None, sha256: str | None) -> None:
+    """Raise ConfigError if the file of groups is no longer the one that the configuration means."""
+    if option is None or sha256 is None or not Path(option).is_file():
+        return
+    if hashlib.sha256(Path(option).read_bytes()).hexdigest() != sha256:
+        raise ConfigError(
+            f"--data.groups {option} has changed since it was given (it has another SHA-256): bring it back as it "
+            "was, or begin a new run."
+        )
 
 
 def _is_done(split: Split, option: str) -> bool:

@@ -16,10 +16,11 @@ from ima_dist.config.errors import ConfigError, DataWarning, did_you_mean, first
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import arrays
-from ima_dist.data.augment import PADDING, check_augmentation
+from ima_dist.data.augment import PADDING
 from ima_dist.data.choosing import choose_balanced, class_quotas, quotas_in_proportion
 from ima_dist.data.fetched import Fetched
-from ima_dist.data.groups import check_groups, codes_of, divide, split_level, with_groups
+from ima_dist.data.groups import check_file, check_groups, codes_of, divide, split_level, with_groups
+from ima_dist.data.hidden import hidden
 from ima_dist.data.mapped import from_array, is_mapped
 from ima_dist.data.types import PARTS, UINT8_BOX, DataSet, Split
 from ima_dist.data.values import check_values, levels
@@ -47,14 +48,12 @@ def load(config: DataConfig, seed: int) -> DataSet:
         raise ConfigError(
             f"--data.source {config.source} failed, correct it: {first_line(e)}{_missing_directory(config)}."
         ) from e
+    check_file(config.groups, config.groups_sha256)
     try:
         data = grouped(checked(_divided(returned, config, seed)), config)
     except ConfigError as e:
         raise ConfigError(f"--data.source {config.source} returned data that cannot be used: {e}") from e
-    data = subset(data, config.subset, seed)
-    if config.augment is not None:
-        check_augmentation(config.augment, data)
-    return data
+    return subset(hidden(data) if config.hide_names else data, config.subset, seed)
 
 
 def of_arrays(x: Any, y: Any, num_classes: int, box: tuple[float, float] | None) -> DataSet:
@@ -221,6 +220,8 @@ def _split(name: str, given: Any) -> Split:
     x, y = _stored(f"x of {name}", x), _tensor(f"y of {name}", _read(y))
     if y.numel() and (y.is_floating_point() or y.is_complex() or y.dim() != 1):
         raise ConfigError(f"y of {name} must be one whole number for each sample, not {_kind(y)}.")
+    if rows is not None and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(x):
+        raise ConfigError(f"rows of {name} must be from 0 to {len(x) - 1}, as x has {len(x)} samples.")
     axes = x.dim() if isinstance(x, torch.Tensor) else 1 + len(x.shape)
     count = 0 if axes == 0 else len(x) if rows is None else len(rows)
     if axes == 0 or count != len(y):

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +18,13 @@ _AHEAD, _AHEAD_BYTES = 8, 1 << 28
 # A thread takes at least so many bytes of a batch: handing over less costs more than it saves.
 _LEAST = 1 << 17
 _MOST_THREADS = 16
+# Seconds that this process has waited for samples.
+_waited = 0.0
+
+
+def seconds_waited() -> float:
+    """Seconds that this process has waited for samples that were not ready when they were asked for."""
+    return _waited
 
 
 def stream(split: Split, parts: Iterable[Tensor], *, pin: bool = False) -> Generator[tuple[Tensor, Tensor]]:
@@ -29,21 +36,23 @@ def stream(split: Split, parts: Iterable[Tensor], *, pin: bool = False) -> Gener
     Raises Unreadable.
     """
     threads, size = reading_threads(), max(split.bytes_each, 1)
-    waiting: deque[tuple[Tensor, Tensor | None, list[Future[Tensor]]]] = deque()
+    waiting: deque[tuple[Tensor, Tensor, list[Future[None]]]] = deque()
 
     def start(part: Tensor) -> None:
         pieces = part.split(max(1, _LEAST // size, -(-len(part) // threads)))
-        if len(pieces) == 1 and not pin:
-            waiting.append((part, None, [pool.submit(split.fetch, part)]))
-            return
-        out = torch.empty(len(part), *split.shape, dtype=split.dtype, pin_memory=pin)
+        out = split.empty(len(part), pin)
         places = out.split(len(pieces[0]))
-        waiting.append((part, out, [pool.submit(_read, split, *piece) for piece in zip(pieces, places, strict=True)]))
+        reading = [pool.submit(split.fetch_into, *piece) for piece in zip(pieces, places, strict=True)]
+        waiting.append((part, out, reading))
 
     def finished() -> tuple[Tensor, Tensor]:
+        global _waited
         part, out, reading = waiting.popleft()
-        found = [future.result() for future in reading]
-        return part, found[0] if out is None else out
+        began = time.perf_counter()
+        for future in reading:
+            future.result()
+        _waited += time.perf_counter() - began
+        return part, out
 
     pool = ThreadPoolExecutor(threads, "samples")
     try:
@@ -92,20 +101,3 @@ def reading_threads() -> int:
     # OpenMP takes a list, one number for each level of nesting.
     share = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return max(1, min(int(share) if share.isdecimal() else allowed, allowed, _MOST_THREADS))
-
-
-def _read(split: Split, part: Tensor, out: Tensor) -> Tensor:
-    """Copy samples into ``out`` in one thread: torch would start further ones for it, in each of ours."""
-    if not len(part):
-        return out
-    if isinstance(split.stored, Tensor) and split.stored.is_contiguous():
-        rows = part if split.rows is None else split.rows[part]
-        np.take(_as_bytes(split.stored), rows.numpy(), axis=0, out=_as_bytes(out), mode="clip")
-    else:
-        _as_bytes(out)[...] = _as_bytes(split.fetch(part))
-    return out
-
-
-def _as_bytes(x: Tensor) -> np.ndarray:
-    """(B, bytes of a sample); shares the memory of a contiguous x, which has samples."""
-    return x.reshape(len(x), -1).view(torch.uint8).numpy()

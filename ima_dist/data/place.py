@@ -68,6 +68,9 @@ def choose(
     said = None
     if total >= _SAID or where != "device":
         said = f"Data of {_size(total)}: {_words(where, on_card)}{_each(workers)}."
+    advice = next((text for split in splits if (text := getattr(split.stored, "advice", ""))), "")
+    if said and advice and where == "disk":
+        said += f" {advice}"
     return where, said
 
 

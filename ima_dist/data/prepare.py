@@ -14,10 +14,11 @@ from ima_dist.data import prepared
 from ima_dist.data.cifar10 import CIFAR10
 from ima_dist.data.covid_ct import COVID_CT
 from ima_dist.data.idx import FASHION_MNIST, GZIP, MNIST
+from ima_dist.data.medmnist import PATHMNIST
 from ima_dist.data.published import Published
 from ima_dist.data.svhn import SVHN
 
-PUBLISHED = {p.name: p for p in (FASHION_MNIST, MNIST, SVHN, CIFAR10, COVID_CT)}
+PUBLISHED = {p.name: p for p in (FASHION_MNIST, MNIST, SVHN, CIFAR10, COVID_CT, PATHMNIST)}
 DOWNLOAD = "download"
 
 

@@ -33,8 +33,8 @@ class Published:
         layouts: subdirectories of ``--data.dir`` to search, in this order; the first is torchvision's layout.
         data_layouts: the same for ./data. elsewhere: other directories to search.
         hint: what to do if files are missing or damaged, as the end of a sentence.
-        read: paths of ``names`` -> parts ("train" and "test", or all in one), x uint8; raises ConfigError without a
-            full stop if a file is damaged.
+        read: paths of ``names`` -> parts ("train" and "test", "val" too if published, or all in one), x uint8; raises
+            ConfigError without a full stop if a file is damaged.
         checksums: size in bytes and MD5 checksum of the published files by name, if known.
         contents: the files read at a path, in order.
         downloads: gives the files to fetch; None if they cannot be fetched.
@@ -108,7 +108,7 @@ class Published:
             target = directories[0]
         else:
             directories = [Path("data", layout) for layout in self.data_layouts]
-            directories += [cache, *map(Path, self.elsewhere)]
+            directories += [cache, *(Path(place).expanduser() for place in self.elsewhere)]
             target = cache
         present = {directory: self._present(directory) for directory in directories}
         for found in present.values():

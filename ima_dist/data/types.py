@@ -1,5 +1,6 @@
 """Samples and labels of a data set, and their place on a device."""
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Generator, Iterable, Iterator
@@ -7,10 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.data.encoded import Encoded
 from ima_dist.data.fetched import Fetched
 
 PARTS = ("train", "val", "test")
@@ -79,26 +82,42 @@ class Split:
 
     def fetch(self, indices: Tensor) -> Tensor:
         """A copy of the samples at ``indices`` (B,) int64, as they are stored, (B, *shape). Raises Unreadable."""
-        rows = indices if self.rows is None else self.rows[indices]
+        rows = self._rows(indices)
         if isinstance(self.stored, Tensor):
             return self.stored[rows]
         if not len(rows):
             return torch.empty((0, *self.shape), dtype=self.dtype)
-        try:
+        with _still_readable():
             found = self.stored.fetch(rows.numpy())
-        except Exception as error:
-            why = str(error).rstrip(".") if isinstance(error, ConfigError) else first_line(error)
-            raise Unreadable(f"the data can no longer be read ({why}): bring the files back as they were") from error
         if found.shape != (len(rows), *self.shape) or found.dtype != self.dtype:
             raise Unreadable(f"the data have changed (a sample is {found.dtype} {tuple(found.shape[1:])} now)")
         return found
+
+    def fetch_into(self, indices: Tensor, out: Tensor) -> None:
+        """As ``fetch``, into ``out`` (B, *shape), by one thread: torch would start further ones for a copy."""
+        if isinstance(self.stored, Encoded):
+            with _still_readable():
+                self.stored.fetch_into(self._rows(indices).numpy(), out)
+        elif len(indices) and isinstance(self.stored, Tensor) and self.stored.is_contiguous():
+            np.take(_as_bytes(self.stored), self._rows(indices).numpy(), axis=0, out=_as_bytes(out), mode="clip")
+        elif len(indices):
+            _as_bytes(out)[...] = _as_bytes(self.fetch(indices))
+
+    def empty(self, count: int, pin: bool) -> Tensor:
+        """Memory for ``fetch_into``, (count, *shape); its strides may be any. pin: page-locked."""
+        if isinstance(self.stored, Encoded):
+            return self.stored.empty(count, pin)
+        return torch.empty((count, *self.shape), dtype=self.dtype, pin_memory=pin)
+
+    def _rows(self, indices: Tensor) -> Tensor:
+        return indices if self.rows is None else self.rows[indices]
 
     def view(self, indices: Tensor) -> Self:
         """The samples at ``indices`` (int64), in that order, without copying them."""
         names, groups = (
             None if words is None else tuple(words[i] for i in indices.tolist()) for words in (self.names, self.groups)
         )
-        rows = indices if self.rows is None else self.rows[indices]
+        rows = self._rows(indices)
         return replace(self, y=self.y[indices], names=names, rows=rows, groups=groups)
 
     def take(self, indices: Tensor) -> Self:
@@ -117,6 +136,20 @@ class Split:
     @cached_property
     def _digest(self) -> str:
         return _digest(self)
+
+
+@contextlib.contextmanager
+def _still_readable() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        why = str(error).rstrip(".") if isinstance(error, ConfigError) else first_line(error)
+        raise Unreadable(f"the data can no longer be read ({why}): bring the files back as they were") from error
+
+
+def _as_bytes(x: Tensor) -> np.ndarray:
+    """(B, bytes of a sample); shares the memory of a contiguous x, which has samples."""
+    return x.reshape(len(x), -1).view(torch.uint8).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +241,11 @@ class Samples:
         return indices.to(self.y.device)
 
     def as_seen(self, x: Tensor) -> Tensor:
-        """Stored samples on the device, as the network sees them."""
-        return x.to(self.dtype) / 255 if self.as_bytes else x.to(self.dtype)
+        """Stored samples on the device, as the network sees them; contiguous, so that they do not depend on how they
+        were stored."""
+        if self.as_bytes:
+            return x.to(self.dtype, memory_format=torch.contiguous_format).div_(255)
+        return x.contiguous().to(self.dtype)
 
 
 class Resident(Samples):

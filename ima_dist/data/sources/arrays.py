@@ -15,15 +15,26 @@ from ima_dist.config.schema import DataConfig
 from ima_dist.data.encoded import Encoded
 from ima_dist.data.fetched import Fetched
 from ima_dist.data.pictures import DEEPEST
-from ima_dist.data.sources import copy
+from ima_dist.data.sources import array_files, copy
+from ima_dist.data.sources.array_files import InFiles, Rows
 from ima_dist.data.sources.folder import PARTS
 from ima_dist.data.sources.listed import the_file
-from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels, Samples, box_of, check_directory, data_set, note
+from ima_dist.data.sources.samples import (
+    ArrayLook,
+    Catalogue,
+    Labels,
+    Samples,
+    box_of,
+    check_directory,
+    data_set,
+    note,
+    tell,
+)
 from ima_dist.data.types import UINT8_BOX
 
 _SAMPLES = ("images", "image", "x", "data", "features", "samples")
 _LABELS = ("labels", "label", "y", "targets", "target")
-Read = Callable[[], np.ndarray]
+Read = Callable[[], Rows]
 
 
 class InMemory:
@@ -75,18 +86,25 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
     else:
         kind, shape = np.dtype(look.dtype), tuple(look.shape)
         stored = Encoded(
-            found.contents, lambda b, _: taken.convert(np.frombuffer(b, kind).reshape(shape)), shape, taken.dtype
+            found.contents,
+            lambda content, _: taken.convert(np.frombuffer(content, kind).reshape(shape)),
+            shape,
+            taken.dtype,
+            advice=found.contents.advice if isinstance(found.contents, InFiles) else "",
         )
     return data_set(Samples(stored, found.labels, taken.box))
 
 
 def find(source: str, place: Path) -> Catalogue:
-    """The samples, in memory, with their labels. Raises ConfigError."""
+    """The samples with their labels: in memory, or in the file if they are large and it is not compressed.
+
+    Raises ConfigError.
+    """
     path = the_file(place, source)
     if source == "npz":
         try:
             with np.load(path, allow_pickle=False) as file:
-                return _found(path, {name: _reader(file, name) for name in file.files})
+                return _found(path, {name: _reader(path, file, name) for name in file.files})
         except ConfigError:
             raise
         except Exception as e:  # the parser may raise anything for a damaged file
@@ -101,7 +119,7 @@ def find(source: str, place: Path) -> Catalogue:
 
             def visit(name: str, node: Any) -> None:
                 if isinstance(node, h5py.Dataset) and node.shape:
-                    nodes[name] = lambda: _plain(node)
+                    nodes[name] = lambda: _plain(path, name, node)
 
             file.visititems(visit)
             return _found(path, nodes)
@@ -111,22 +129,33 @@ def find(source: str, place: Path) -> Catalogue:
         raise ConfigError(f"{path} cannot be read as an HDF5 file ({first_line(e)}).") from e
 
 
-def _reader(file: Mapping[str, np.ndarray], name: str) -> Read:
-    return lambda: file[name]
+def _reader(path: Path, file: Mapping[str, np.ndarray], name: str) -> Read:
+    def read() -> Rows:
+        there = array_files.in_npz(path, name)
+        if there is not None and array_files.size(there) >= array_files.LARGE:
+            return there
+        values = file[name]
+        if values.nbytes >= array_files.LARGE:
+            tell(array_files.compressed(path, values.nbytes))
+        return values
+
+    return read
 
 
-def _plain(node: Any) -> np.ndarray:
+def _plain(path: Path, name: str, node: Any) -> Rows:
+    if node.dtype.kind in "buif" and node.nbytes >= array_files.LARGE:
+        return array_files.in_hdf5(path, name, node)
     values: np.ndarray = node[()]
     return values.astype(str) if values.dtype.kind == "O" else values  # texts
 
 
 def _found(path: Path, arrays: Mapping[str, Read]) -> Catalogue:
     parts = _parts(path, arrays)
-    xs: list[np.ndarray] = []
+    xs: list[Rows] = []
     texts: list[str] = []
     where: list[str] = []
     for part, (of_samples, of_labels) in parts.items():
-        values, found = arrays[of_samples](), _labels(path, of_labels, arrays[of_labels]())
+        values, found = arrays[of_samples](), _labels(path, of_labels, arrays[of_labels]()[:])
         if len(values) != len(found):
             raise ConfigError(f"{path}: {of_samples} has {len(values)} samples, but {of_labels} {len(found)} labels.")
         if xs and (values.shape[1:] != xs[0].shape[1:] or values.dtype != xs[0].dtype):
@@ -136,15 +165,30 @@ def _found(path: Path, arrays: Mapping[str, Read]) -> Catalogue:
         texts += found
         where += [part] * len(found)
     names = [f"{part or 'sample'} {i}" for part, values in zip(parts, xs, strict=True) for i in range(len(values))]
-    x = np.concatenate(xs) if len(xs) > 1 else xs[0]
-    if x.dtype.kind not in "buif" or x.dtype.itemsize > 8 or x.ndim < 2:
-        raise ConfigError(f"{path}: samples must be numbers of shape (N, …), not {_kind(x)} each.")
-    x = np.ascontiguousarray(_channels_first(x), x.dtype.newbyteorder("="))
-    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ConfigError(f"{path}: the samples have NaN or infinite values.")
+    dtype = xs[0].dtype
+    if dtype.kind not in "buif" or dtype.itemsize > 8 or len(xs[0].shape) < 2:
+        raise ConfigError(f"{path}: samples must be numbers of shape (N, …), not {_kind(xs[0])} each.")
+    low, high = _range(path, xs)
     labels = Labels.of_texts(texts, names, where)
-    return Catalogue(InMemory(x, labels.names), labels, ArrayLook(x.dtype.str, list(x.shape[1:]), low, high))
+    contents: InMemory | InFiles
+    loaded = [x for x in xs if isinstance(x, np.ndarray)]
+    if len(loaded) == len(xs):
+        contents = InMemory(_as_network(np.concatenate(loaded) if len(xs) > 1 else loaded[0]), labels.names)
+    else:
+        contents = InFiles(xs, labels.names, _as_network)
+    shape = _as_network(np.empty((1, *xs[0].shape[1:]), dtype)).shape[1:]
+    return Catalogue(contents, labels, ArrayLook(dtype.newbyteorder("=").str, list(shape), low, high))
+
+
+def _range(path: Path, xs: list[Rows]) -> tuple[float, float]:
+    """The smallest and largest value. Raises ConfigError if they are not finite."""
+    if xs[0].dtype == np.uint8:
+        return 0.0, 255.0  # what is there makes no difference
+    ends = [(float(part.min()), float(part.max())) for x in xs for part in array_files.pieces(x) if part.size]
+    low, high = (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 0.0)
+    if not np.isfinite(ends).all():
+        raise ConfigError(f"{path}: the samples have NaN or infinite values.")
+    return low, high
 
 
 def _parts(path: Path, arrays: Mapping[str, Read]) -> dict[str, tuple[str, str]]:
@@ -214,13 +258,14 @@ def _taken(look: ArrayLook, config: DataConfig) -> _Taken:
     return _Taken(lambda x: x.astype(result, copy=False), torch.from_numpy(np.empty(0, result)).dtype, None)
 
 
-def _channels_first(x: np.ndarray) -> np.ndarray:
+def _as_network(x: np.ndarray) -> np.ndarray:
+    """Samples (N, …) with the channels first, in C order and this machine's byte order."""
     if x.ndim == 3:
-        return x[:, None]
-    if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
-        return np.moveaxis(x, -1, 1)
-    return x
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3):
+        x = np.moveaxis(x, -1, 1)
+    return np.ascontiguousarray(x, x.dtype.newbyteorder("="))
 
 
-def _kind(x: np.ndarray) -> str:
+def _kind(x: Rows) -> str:
     return f"{x.dtype} of shape {x.shape[1:]}"

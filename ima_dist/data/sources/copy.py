@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ima_dist.config.errors import ConfigError, first_line, printable
 from ima_dist.config.sources import MANIFEST
 from ima_dist.data import prepared
 from ima_dist.data.encoded import Contents, cpus
+from ima_dist.data.hidden import numbers_of
 from ima_dist.data.pictures import LOOK
 from ima_dist.data.sources.samples import ArrayLook, Catalogue, Labels
 
@@ -70,6 +72,7 @@ def read(directory: Path, source: str) -> Catalogue:
             np.array(["" if part is None else part for part in table["part"].to_pylist()], dtype="U5"),
             groups if any(group is not None for group in groups) else None,
             manifest.get("grouped_by"),
+            np.array(table["volume"].combine_chunks()) if "volume" in table.column_names else None,
         )
         if len(y) != entry["rows"] or y.min() < 0 or y.max() >= len(labels.class_names):
             raise ValueError("its labels are not those that the manifest describes")
@@ -86,13 +89,21 @@ def read(directory: Path, source: str) -> Catalogue:
 
 
 def write(
-    directory: Path, source: str, place: Path, found: Catalogue, check: Callable[[bytes, str], object] | None
+    directory: Path,
+    source: str,
+    place: Path,
+    found: Catalogue,
+    check: Callable[[bytes, str], object] | None,
+    hide_names: bool = False,
 ) -> tuple[dict[str, Any], bool]:
     """Write the prepared copy of ``found``, which ``source`` has read from ``place``; unless it is there already.
 
+    hide_names: with numbers in the place of names of files and groups, and without ``place``.
     check: called with each content and its name, before it is written; raises ConfigError. Returns the manifest, and
     whether the copy was there. Raises ConfigError if the directory holds a copy of other data or cannot be written.
     """
+    if hide_names:
+        found = replace(found, labels=_hidden(found.labels))
     with prepared.writing(directory):
         try:
             manifest = prepared.verify(directory, NAME)
@@ -107,7 +118,7 @@ def write(
         with tempfile.TemporaryDirectory(prefix=prepared.ASIDE, dir=directory) as aside:
             path = Path(aside, _FILE)
             digest = _write_arrow(path, found, check)
-            sources = {"directory": printable(str(place.absolute())), "digest": digest}
+            sources = {"directory": None if hide_names else printable(str(place.absolute())), "digest": digest}
             manifest = {
                 "format": prepared.OWN_FORMAT,
                 "name": NAME,
@@ -124,6 +135,12 @@ def write(
     return manifest, False
 
 
+def _hidden(labels: Labels) -> Labels:
+    numbers = numbers_of(labels.groups or ())
+    groups = None if labels.groups is None else tuple(numbers[group] for group in labels.groups)
+    return replace(labels, names=tuple(f"sample {i}" for i in range(len(labels.names))), groups=groups)
+
+
 def _write_arrow(path: Path, found: Catalogue, check: Callable[[bytes, str], object] | None) -> str:
     """Write all samples, a batch at a time; returns the digest of what was read."""
     labels, total = found.labels, len(found.contents)
@@ -132,7 +149,8 @@ def _write_arrow(path: Path, found: Catalogue, check: Callable[[bytes, str], obj
     of_looks = (
         [] if isinstance(found.looks, ArrayLook) else [(n, pa.from_numpy_dtype(LOOK[n])) for n in LOOK.names or ()]
     )
-    schema = pa.schema([*fields, *of_looks])
+    of_volumes = [] if labels.volumes is None else [("volume", pa.int64())]
+    schema = pa.schema([*fields, *of_looks, *of_volumes])
     sums = hashlib.sha256(_head(found))
 
     def content(row: int) -> bytes:
@@ -158,6 +176,8 @@ def _write_arrow(path: Path, found: Catalogue, check: Callable[[bytes, str], obj
                 ]
                 if not isinstance(found.looks, ArrayLook):
                     columns += [pa.array(found.looks[name][start : rows.stop]) for name, _ in of_looks]
+                if labels.volumes is not None:
+                    columns.append(pa.array(labels.volumes[start : rows.stop]))
                 writer.write_batch(pa.record_batch(columns, schema=schema))
         prepared.to_disk(file)
     return sums.hexdigest()
@@ -166,6 +186,7 @@ def _write_arrow(path: Path, found: Catalogue, check: Callable[[bytes, str], obj
 def _head(found: Catalogue) -> bytes:
     labels = found.labels
     known = [labels.class_names, labels.names, labels.parts.tolist(), labels.y.tolist(), labels.groups]
+    known += [] if labels.volumes is None else [labels.volumes.tolist()]
     return json.dumps(known).encode()
 
 

@@ -42,7 +42,7 @@ def images(found: Catalogue, config: DataConfig) -> Samples:
             return values / np.float32(255)
         return values
 
-    stored = Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8)
+    stored = Encoded(found.contents, read, shape, torch.float32 if deep else torch.uint8, colours_last=True)
     return Samples(stored, found.labels, window or UINT8_BOX)
 
 

@@ -1,7 +1,8 @@
 """``--data.source dicom|nifti``: slices of medical images, in the units of the scanner.
 
-A sample is a slice: a DICOM file, a frame of one, or a slice of a NIfTI volume, without its header. Slices of
-one patient, or of one volume, are a group; groups are numbered, so that nothing of the header is kept.
+A sample is a slice: a DICOM file, a frame of one, or a slice of a NIfTI volume, without its header; or with
+``config.depth`` a volume (a series, a file of several frames, a NIfTI file), its slices as channels. Slices of one
+patient, or of one volume, are a group; groups are numbered, so that nothing of the header is kept.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ima_dist.data.pictures import LOOK, resized
 from ima_dist.data.sources import copy, folder, listed
 from ima_dist.data.sources.images import size_of
 from ima_dist.data.sources.samples import Catalogue, Labels, Samples, box_of, check_directory, data_set, note, tell
+from ima_dist.data.sources.volumes import Volumes, as_volumes
 
 _HEADER = [
     "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "InstanceNumber", "ImagePositionPatient",
@@ -37,10 +39,16 @@ _LEVELS = {"patient": "patients", "study": "studies", "series": "series", "file"
 _FIELDS = {"patient": "PatientID", "study": "StudyInstanceUID", "series": "SeriesInstanceUID"}
 
 
+_ADVICE = (
+    "Each slice is read from its whole volume, which is slow: make a prepared copy (python -m ima_dist.data prepare "
+    "own --source DIR --to COPY), and give that with --data.dir."
+)
+
+
 class Slice(NamedTuple):
     """path: of its file. number: of the slice or frame in it. order: what slices of one folder are sorted by.
 
-    group: (its level, of ``_LEVELS``, and what it is called).
+    group: (its level, of ``_LEVELS``, and what it is called). volume: of what it is a slice, such as a series.
     """
 
     path: Path
@@ -49,6 +57,7 @@ class Slice(NamedTuple):
     width: int
     group: tuple[str, str]
     order: tuple[Any, ...]
+    volume: tuple[str, ...]
 
 
 class Slices:
@@ -77,7 +86,8 @@ class Slices:
 
 
 def load_dicom(config: DataConfig, seed: int) -> dict[str, Any]:
-    """Slices x (N, 1, H, W) float32 of DICOM files, in folders or a list as images are, cut to ``config.window``.
+    """Slices x (N, 1, H, W) float32 of DICOM files, in folders or a list as images are, cut to ``config.window``; with
+    ``config.depth`` volumes (N, depth, H, W).
 
     Values are rescaled by slope and intercept (to Hounsfield units, for example); those of MONOCHROME1 are mirrored, so
     that more is brighter. Slices of a series are sorted by their position. Raises ConfigError.
@@ -86,7 +96,8 @@ def load_dicom(config: DataConfig, seed: int) -> dict[str, Any]:
 
 
 def load_nifti(config: DataConfig, seed: int) -> dict[str, Any]:
-    """Slices x (N, 1, H, W) float32 of NIfTI volumes, in folders or a list as images are, cut to ``config.window``.
+    """Slices x (N, 1, H, W) float32 of NIfTI volumes, in folders or a list as images are, cut to ``config.window``;
+    with ``config.depth`` volumes (N, depth, H, W).
 
     A volume is turned to the nearest anatomical axes and cut across its thickest voxels (if they are cubes, into axial
     slices); the first axis of a slice goes down, as the last but one does up in the volume. Raises ConfigError.
@@ -113,9 +124,16 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
             raise ConfigError(f"{name} has NaN or infinite values: mend it, or move it away.")
         return resized(values.clip(low, high), size, resize, low)[None].clip(low, high)
 
-    groups, level = len(set(found.labels.groups or ())), found.labels.grouped_by
+    advice = "" if source == "dicom" or copy.is_copy(place) else _ADVICE
+    slices = Encoded(found.contents, decode, (1, *size), torch.float32, advice=advice)
+    stored: Encoded | Volumes = slices
+    labels, what = found.labels, "slices"
+    if config.depth is not None:
+        stored, labels = as_volumes(slices, labels, config.depth)
+        what = f"volumes, resampled to {config.depth} slices,"
+    groups, level = len(set(labels.groups or ())), labels.grouped_by
     note(
-        f"{len(found.contents)} slices of {groups} {_LEVELS.get(level or '', 'groups')}, cut to {low:g} to {high:g}; "
+        f"{len(stored)} {what} of {groups} {_LEVELS.get(level or '', 'groups')}, cut to {low:g} to {high:g}; "
         "noise levels are in these units."
     )
     if source == "dicom" and level in ("study", "series", "file") and config.groups in (None, HEADER, level):
@@ -123,8 +141,7 @@ def _data_set(source: str, config: DataConfig) -> dict[str, Any]:
             f"Patients are not known, as there are files without PatientID: the data are divided by {level}, and one "
             "patient may be in several parts. Name the patients with --data.groups."
         )
-    stored = Encoded(found.contents, decode, (1, *size), torch.float32)
-    return data_set(Samples(stored, found.labels, (low, high)))
+    return data_set(Samples(stored, labels, (low, high)))
 
 
 def find(source: str, place: Path, column: str | None = None) -> Catalogue:
@@ -150,12 +167,17 @@ def find(source: str, place: Path, column: str | None = None) -> Catalogue:
     of_file = [number for _, number in slices]
     several = len(slices) > len(paths)
     listed_by = labels.grouped_by if labels.groups and column != HEADER else None
-    known = labels.groups if labels.groups and listed_by else [None] * len(paths)
+    known = labels.groups if labels.groups and listed_by else (None,) * len(paths)
+    # A list may name a patient for some of the files that are the same patient's by their headers.
+    listed_as: dict[tuple[str, str], set[str | None]] = {}
+    for one, number in slices:
+        listed_as.setdefault(one.group, set()).add(known[number])
+    only = {group: names.pop() for group, given in listed_as.items() if len(names := given - {None}) == 1}
     # A number says nothing about a person. What a list calls them is the user's choice.
     prefix = "header " if listed_by else ""
     numbers = {group: f"{prefix}{i}" for i, group in enumerate(dict.fromkeys(one.group for one, _ in slices), 1)}
     worst = max((one.group[0] for one, _ in slices), key=list(_LEVELS).index, default=None)
-    groups = tuple(known[number] or numbers[one.group] for one, number in slices)
+    groups = tuple(known[number] or only.get(one.group) or numbers[one.group] for one, number in slices)
     looks = np.zeros(len(slices), LOOK)
     for row, (one, _) in enumerate(slices):
         looks[row]["height"], looks[row]["width"] = one.height, one.width
@@ -169,6 +191,7 @@ def find(source: str, place: Path, column: str | None = None) -> Catalogue:
             labels.parts[of_file],
             groups,
             listed_by or worst,
+            np.unique([" ".join(one.volume) for one, _ in slices], return_inverse=True)[1].astype(np.int64),
         ),
         looks,
     )
@@ -207,7 +230,9 @@ def _dicom_slices(path: Path) -> list[Slice]:
     named = ((level, str(head.get(field) or "").strip()) for level, field in _FIELDS.items())
     group = next((one for one in named if one[1]), ("file", str(path)))
     frames = int(head.get("NumberOfFrames") or 1)
-    return [Slice(path, i, int(head.Rows), int(head.Columns), group, order) for i in range(frames)]
+    series = str(head.get("SeriesInstanceUID") or "")
+    volume = (str(path),) if frames > 1 or not series else (str(path.parent), series)
+    return [Slice(path, i, int(head.Rows), int(head.Columns), group, order, volume) for i in range(frames)]
 
 
 def _position(head: Any) -> float:
@@ -259,7 +284,7 @@ def _nifti_slices(path: Path) -> list[Slice]:
     image = _volume(path)
     axis = _axis(image)
     height, width = _turned(np.zeros([n for i, n in enumerate(image.shape) if i != axis], np.bool_)).shape
-    return [Slice(path, i, height, width, ("volume", str(path)), ()) for i in range(image.shape[axis])]
+    return [Slice(path, i, height, width, ("volume", str(path)), (), (str(path),)) for i in range(image.shape[axis])]
 
 
 def _volume(path: Path) -> Any:

@@ -12,11 +12,11 @@ from ima_dist.data.sources.images import check_image
 from ima_dist.data.sources.samples import Catalogue
 
 
-def prepare(place: str, source: str | None, to: str) -> tuple[Path, dict[str, Any], bool]:
+def prepare(place: str, source: str | None, to: str, hide_names: bool = False) -> tuple[Path, dict[str, Any], bool]:
     """Write the prepared copy of the data in ``place``, of the form ``source`` (default: guessed), into ``to``.
 
-    Every image is decoded once, to see that it is whole. Returns the directory, its manifest, and whether the copy was
-    there already. Raises ConfigError.
+    hide_names: as of ``copy.write``. Every image is decoded once, to see that it is whole. Returns the directory, its
+    manifest, and whether the copy was there already. Raises ConfigError.
     """
     path = Path(place).expanduser()
     if copy.is_copy(path):
@@ -27,7 +27,7 @@ def prepare(place: str, source: str | None, to: str) -> tuple[Path, dict[str, An
         raise ConfigError(f"--form must be one of {known}, not {source!r}{did_you_mean(source, SOURCES)}.")
     directory = Path(to).expanduser().absolute()
     found, is_images = _find(source, path)
-    manifest, already = copy.write(directory, source, path, found, check_image if is_images else None)
+    manifest, already = copy.write(directory, source, path, found, check_image if is_images else None, hide_names)
     return directory, manifest, already
 
 

@@ -27,7 +27,8 @@ class Labels:
 
     y: (N,) int64, classes from 0. class_names: one per class. names: of the samples, for people. parts: (N,) of
     "train", "val", "test", or "" where the data do not say. groups: (N,) of what must not be split, or None.
-    grouped_by: what a group is: the column of a list, or the level of a header ("patient").
+    grouped_by: what a group is: the column of a list, or the level of a header ("patient"). volumes: (N,) int64, equal
+    for slices of one volume; None for other samples.
     """
 
     y: np.ndarray
@@ -36,6 +37,7 @@ class Labels:
     parts: np.ndarray
     groups: tuple[str | None, ...] | None = None
     grouped_by: str | None = None
+    volumes: np.ndarray | None = None
 
     @classmethod
     def of_texts(
