@@ -20,7 +20,7 @@ from ima_dist.data.types import DataSet
 from ima_dist.evaluation.artefacts import describe
 from ima_dist.results.card import make_card, without_directory
 from ima_dist.results.model_card import readme
-from ima_dist.rundir.files import write_json, write_text_atomic
+from ima_dist.rundir.files import why_unwritable, write_json, write_text_atomic
 from ima_dist.rundir.run import Run
 from ima_dist.training.network import DTYPES
 
@@ -29,9 +29,8 @@ def check_place(to: Path) -> None:
     """Raise ConfigError if an export cannot be written there."""
     if to.exists() or to.is_symlink():
         raise ConfigError(f"{to} exists: give another --to, or delete it.")
-    above = next(place for place in to.parents if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{to} cannot be written: give another --to.")
+    if reason := why_unwritable(to):
+        raise ConfigError(f"{to} cannot be written ({reason}): give another --to.")
 
 
 def write_export(

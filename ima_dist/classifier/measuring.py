@@ -20,9 +20,11 @@ from ima_dist.attacks.memory import most_at_once
 from ima_dist.classifier.loading import load
 from ima_dist.classifier.network import Classifier
 from ima_dist.classifier.robustness import Robustness
+from ima_dist.config.attacks import SMOOTHING
 from ima_dist.config.errors import ConfigError, first_line
+from ima_dist.config.forms import is_reference
 from ima_dist.config.presets import OWN, PRESETS, external_config
-from ima_dist.config.schema import Config, is_reference
+from ima_dist.config.schema import Config
 from ima_dist.data.batch_sizes import evaluation_batch_size
 from ima_dist.data.load import of_arrays
 from ima_dist.data.types import UINT8_BOX, DataSet, Resident
@@ -85,6 +87,8 @@ def measure(
     given = _given(network_or_run, device)
     bounds = _bounds(given.network, x, box)
     names = (attacks,) if isinstance(attacks, str) else attacks
+    if SMOOTHING in names:
+        raise ConfigError(f"{SMOOTHING} certifies and does not attack: use python -m ima_dist.evaluate.")
     settings = {"attacks": names, "noise": _levels(noise), "steps": steps, "step_scale": step_scale}
     factory = f"{type(given.network).__module__}:{type(given.network).__qualname__}"
     options = {

@@ -33,6 +33,7 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
             # An ASCII log shows a question mark for a letter it lacks.
             stream.reconfigure(errors="replace")
     warnings.formatwarning = _format_warning
+    _told.clear()
     try:
         with stopping_at_once():
             return command(argv)
@@ -66,15 +67,19 @@ def _let_go() -> None:
 
 
 _usual_format = warnings.formatwarning
+# What this command has said of the data, which it may load several times.
+_told: set[str] = set()
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **line: Any) -> str:
-    """A sentence for the user without the line of code that it comes from; other warnings as usual."""
-    return (
-        f"{'note' if issubclass(category, DataNote) else 'warning'}: {message}\n"
-        if issubclass(category, DataWarning)
-        else _usual_format(message, category, *where, **line)
-    )
+    """A sentence for the user without the line of code that it comes from, once; other warnings as usual."""
+    if not issubclass(category, DataWarning):
+        return _usual_format(message, category, *where, **line)
+    sentence = f"{'note' if issubclass(category, DataNote) else 'warning'}: {message}\n"
+    if sentence in _told:
+        return ""
+    _told.add(sentence)
+    return sentence
 
 
 def say(text: str) -> None:

@@ -15,6 +15,7 @@ from ima_dist.cli.meant import meant
 from ima_dist.config.arguments import argument_value, is_argument
 from ima_dist.config.checked import Accepts, accepts
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.recipe import RECIPE, read_recipe, recipe_names
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_option, is_on
 
@@ -84,7 +85,17 @@ def cluster_parser(name: str, description: str | None) -> OneLineParser:
 
 
 def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
-    """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections."""
+    """Add the options of a configuration (``--eps-max``, ``--data.subset``): all, or ``only`` those and sections.
+
+    With all of them also ``--recipe``, which sets several.
+    """
+    if not only:
+        about = "; ".join(f"{name}, {read_recipe(name).about}" for name in recipe_names())
+        parser.add_argument(
+            f"--{RECIPE}",
+            metavar="|".join(recipe_names()),
+            help=f"values for several options at once, where no others are given: {about}".replace("%", "%%"),
+        )
     for name, option in options_of_model():
         if only and not name.startswith(only):
             continue
@@ -116,11 +127,11 @@ def help_of(option: FieldInfo) -> str:
 
 
 def user_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The configuration options on the command line, by dotted name.
+    """The configuration options on the command line, by dotted name, and the recipe.
 
     Directories are made absolute, because workers have another one.
     """
-    names = dict(options_of_model())
+    names = {RECIPE: None, **dict(options_of_model())}
     given = {k: v for k, v in vars(arguments).items() if is_argument(k) or (k in names and v is not None)}
     # That of the help text stands for any key, and is not one that was given.
     options = {k: v for k, v in given.items() if not k.endswith(".args.KEY") or v is not None}

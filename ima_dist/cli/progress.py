@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import read_json
+from ima_dist.rundir.files import append, read_json
+from ima_dist.rundir.lease import LeaseLost
 
 _POLL_SECONDS = 0.5
 _LINE_SECONDS = 60.0  # longest time without a line in a log
@@ -31,8 +32,8 @@ class ProgressView:
 
     On a terminal and in a notebook, one bar counts the samples of the whole training, then those of the evaluation.
     Elsewhere, a line is printed per stage, per finished epoch (unless it took less than half a second), and at least
-    every minute. A missing or damaged file, or a stream whose reader has gone, never disturbs the run. On exit, the
-    last state is shown.
+    every minute, as always into the run's log.txt. A missing or damaged file, or a stream whose reader has gone, never
+    disturbs the run. On exit, the last state is shown.
     """
 
     def __init__(self, run: RunDir, stream: TextIO | None = None) -> None:
@@ -40,6 +41,7 @@ class ProgressView:
         self._told: set[str] = set()
         self._workers: int | None = None
         self._display = _display(stream)
+        self._log = _Lines(_LogFile(run))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
 
@@ -52,6 +54,7 @@ class ProgressView:
         self._thread.join()
         with contextlib.suppress(OSError):
             self._poll()
+            self._log.close()
             self._display.close()
 
     def _follow(self) -> None:
@@ -71,21 +74,26 @@ class ProgressView:
         except (ConfigError, OSError):
             return  # the next poll may find it whole
         if state:
+            self._log.show(state)
             self._display.show(state)
             workers = state.get("workers") or self._workers
             if self._workers is not None and workers != self._workers:
-                self._display.note(f"Continuing with {workers} worker{'s' * (workers != 1)}.")
+                self._note(f"Continuing with {workers} worker{'s' * (workers != 1)}.")
             self._workers = workers
             notes = [*(state.get("notes") or []), *(f"warning: {warning}" for warning in state.get("warnings") or [])]
             for note in notes:
                 if note not in self._told:
                     self._told.add(note)
-                    self._display.note(note)
+                    self._note(note)
         for file in sorted(self._stacks.glob("worker-*.txt")):
             if file.name not in self._told and file.stat().st_size:
                 self._told.add(file.name)
                 number = int(file.stem.rsplit("-", 1)[1])
-                self._display.note(f"Worker {number} has made no progress; its stack trace is in {file}.")
+                self._note(f"Worker {number} has made no progress; its stack trace is in {file}.")
+
+    def _note(self, line: str) -> None:
+        self._log.note(line)
+        self._display.note(line)
 
 
 def describe(state: dict[str, Any], compact: bool = False) -> str:
@@ -135,10 +143,25 @@ def _display(stream: TextIO | None) -> _Bar | _Cell | _Lines:
     return _Bar(stream) if stream.isatty() else _Lines(stream)
 
 
+class _LogFile:
+    """A run's log.txt, for as long as the run is ours. It is only shown: what cannot be written is left out."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
+
+    def write(self, line: str) -> None:
+        with contextlib.suppress(OSError, LeaseLost):
+            self._run.check_lease()
+            append(self._run.log_path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}".encode())
+
+    def flush(self) -> None:
+        pass
+
+
 class _Lines:
     """Plain lines for a log file."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | _LogFile) -> None:
         self._stream = stream
         self._last: dict[str, Any] = {}
         self._last_line = ""

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ima_dist.data.types import DataSet
+    from ima_dist.rundir.curves import Point
+    from ima_dist.rundir.run import Run
 
 
 def add_local(parser: argparse.ArgumentParser) -> None:
@@ -78,10 +80,12 @@ def tried(
     import torch
 
     from ima_dist.classifier.loading import kept_copy
+    from ima_dist.data.augment import check_augmentation
     from ima_dist.data.load import load
+    from ima_dist.training.average import averaged
     from ima_dist.training.class_weights import class_weights
     from ima_dist.training.door import check_door
-    from ima_dist.training.network import few_threads, make_network
+    from ima_dist.training.network import DTYPES, few_threads, make_network
 
     prepare_process()
     see_users_modules()
@@ -91,6 +95,12 @@ def tried(
         data = data or load(config.data, config.seed)
         network = make_network(config, data, run)
         class_weights(config, data)
+        if config.patience is not None and not len(data.val):
+            raise ConfigError("--patience needs validation samples, and these data have none: leave it out.")
+        if config.ema:
+            averaged(network, config.ema)
+        if config.data.augment is not None:
+            check_augmentation(config.data.augment, data, DTYPES[config.dtype])
     except ConfigError as error:
         if run is not None and isinstance(error.__cause__, ModuleNotFoundError):
             raise ConfigError(f"{str(error).rstrip('.')}{kept_copy(run.code_dir)}.") from error
@@ -209,12 +219,37 @@ def _too_late() -> bool:
     return time.time() > float(os.environ.get("IMA_DIST_LAST_START") or "inf")
 
 
-def show_results(directory: RunDir) -> None:
-    """Draw the figures, and print the robustness table beside the paper's, times and paths."""
-    from ima_dist.figures.png import draw_all
-    from ima_dist.results import obfuscation, paper, white_noise
+def _early_stop(summary: dict[str, Any], config: Config) -> str:
+    early = summary.get("early_stop")
+    if not early:
+        return ""
+    why = "as no margin grew any more" if early["best"] == early["after"] else "by --patience"
+    return (
+        f"Stopped after epoch {early['after']} of {config.epochs} {why}: the result is the network of epoch "
+        f"{early['best']}."
+    )
+
+
+def _further(run: Run, points: list[Point]) -> Iterator[str | None]:
+    """What stands below the table: a text for each evaluation that says more than an accuracy."""
+    from ima_dist.results import certificates, distances, obfuscation, white_noise
     from ima_dist.results.binary import binary_report
+
+    epoch = run.config.epochs
+    yield white_noise.describe(points, run.config)
+    yield distances.describe(run, epoch)
+    yield binary_report(run)
+    yield obfuscation.describe(run, epoch)
+    yield certificates.describe(run, epoch)
+
+
+def show_results(directory: RunDir, stages: Sequence[str] = ("start", "train", "evaluate")) -> None:
+    """Draw the figures, and print the robustness table beside the paper's, the times of ``stages``, and paths."""
+    from ima_dist.figures.png import draw_all
+    from ima_dist.results import paper
     from ima_dist.results.by_class import overall_text
+    from ima_dist.results.cost import cost_numbers, cost_text
+    from ima_dist.results.self_tests import self_test_lines
     from ima_dist.results.split import split_level
     from ima_dist.results.table import robustness_table
     from ima_dist.rundir.run import Run
@@ -234,20 +269,23 @@ def show_results(directory: RunDir) -> None:
     copied = paper.copied(config)
     note = f"This network was {copied}." if copied else ""
     level = split_level(run)
-    for line in (overall_text(run), level and f"Split {level}."):
+    for line in (_early_stop(run.summary, config), overall_text(run), level and f"Split {level}."):
         if line:
             say(line)
-    noise = white_noise.describe(points, config)
-    for further in (note, noise, binary_report(run), obfuscation.describe(run, config.epochs)):
+    for further in (note, *_further(run, points)):
         if further:
             say("\n" + further)
-    if "without_square" in remarks(run.summary, config.epochs):
+    if "without_square" in remarks(run):
         say("autoattack: without Square, which cannot attack samples of this shape under L2")
+    for line in self_test_lines(run, config.epochs):
+        say(line)
     for doubt in doubts(run):
         say(f"Doubtful: {doubt}")
     for problem in run.problems.values():
         complain(f"warning: {problem}")
     seconds = run.summary.get("seconds", {})
-    parts = [f"{name} {seconds[name]:.0f} s" for name in ("start", "train", "evaluate") if name in seconds]
+    parts = [f"{name} {seconds[name]:.0f} s" for name in stages if name in seconds]
     files = [f"  {shown(figure)}" for figure in figures]
-    say("\n".join([f"\nTime: {', '.join(parts)}.", f"Results: {shown(directory.path)}", *files]))
+    cost = cost_text(cost_numbers(run.summary.get("cost")))
+    costs = [f"Cost: {cost}."] if cost else []
+    say("\n".join([f"\nTime: {', '.join(parts)}.", *costs, f"Results: {shown(directory.path)}", *files]))

@@ -8,11 +8,14 @@ from typing import Any
 from ima_dist.cli.parser import options_of_model
 from ima_dist.config.presets import preset_config
 from ima_dist.config.schema import EXTERNAL, Config
+from ima_dist.config.sources import SOURCES
 from ima_dist.config.values import as_flags, as_option, option_values
 from ima_dist.plans.sweepfile import reads
 from ima_dist.results.text import aligned
 
 _LONGEST = 36  # characters of a value
+# Read by the built-in sources of one's own data.
+_OF_SOURCES = ("data.size", "data.channels", "data.resize", "data.window", "data.depth")
 
 
 def add_show_config(parser: argparse.ArgumentParser) -> None:
@@ -21,10 +24,12 @@ def add_show_config(parser: argparse.ArgumentParser) -> None:
 
 
 def config_text(config: Config, given: Container[str]) -> str:
-    """A line for each option that the method reads; ``given``: the options that the user typed, which get a star."""
+    """A line for each option that the method and the source read; ``given``: those that the user typed, which get a
+    star."""
     own, usual = option_values(config), option_values(preset_config(config))
     about = {name: option.description or "" for name, option in options_of_model()}
-    own = {name: value for name, value in own.items() if name != "preset"}
+    left_out = {"preset", *(name for name in _idle(config) if name not in given)}
+    own = {name: value for name, value in own.items() if name not in left_out}
     unread = [name for name in own if not reads(config.method, name)]
     head = ["", "option", "value", "preset", ""]
     rows = [
@@ -39,6 +44,24 @@ def config_text(config: Config, given: Container[str]) -> str:
     if unread and config.method != EXTERNAL:
         notes.append(f"Not read by --method {config.method}: {', '.join(map(as_option, unread))}.")
     return "\n".join([*lines, *notes])
+
+
+def _idle(config: Config) -> set[str]:
+    """Options that only other data or attacks read, or that go with what is not given."""
+    source, attacks = config.data.source, config.eval.attacks
+    published = source.startswith("ima_dist.")
+    unread = (
+        (source not in SOURCES, _OF_SOURCES),
+        (published, ("data.split", "data.hide_names")),
+        (not published, ("data.val_size",)),
+        (source != "ima_dist.data.moons:load", ("data.noise",)),
+        (config.data.groups_sha256 is None, ("data.groups_sha256",)),
+        (config.model.weights is None, ("model.weights_sha256", "model.weights_strict")),
+        ("spsa" not in attacks, ("eval.spsa_samples",)),
+        ("smoothing" not in attacks, tuple(f"smoothing.{name}" for name in type(config.smoothing).model_fields)),
+        (config.eval.val_noise is None, ("eval.val_steps", "eval.val_samples")),
+    )
+    return {name for off, names in unread if off for name in names}
 
 
 def _about(name: str, about: dict[str, str]) -> str:

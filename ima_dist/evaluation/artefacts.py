@@ -167,7 +167,9 @@ def extremes(train: Samples, margins: Iterable[pa.Table], class_names: tuple[str
         **columns,
         **{name: columns[name].astype(np.int64) for name in ("index", "label")},
         "largest": columns["largest"].astype(bool),
-        "sample": (_short(x, float(x.max() - x.min()) / 5 if len(x) else 0.0) if len(train.shape) == 3 else x.float())
+        "sample": (
+            shortened(x, float(x.max() - x.min()) / 5 if len(x) else 0.0) if len(train.shape) == 3 else x.float()
+        )
         .cpu()
         .numpy(),
         "class_names": np.array(names).astype(str),
@@ -228,7 +230,7 @@ def noisy_images(
     smallest = min((eps for eps in config.eval.noise if eps > 0), default=0.0)
     if config.norm == "l2":
         smallest /= math.sqrt(math.prod(test.shape))  # of each value, where all of them change
-    both = _short(torch.cat([x[:, None], torch.stack(images, 1)], 1), smallest)
+    both = shortened(torch.cat([x[:, None], torch.stack(images, 1)], 1), smallest)
     return {
         "index": indices.cpu().numpy(),
         "label": y.cpu().numpy(),
@@ -241,7 +243,7 @@ def noisy_images(
     }
 
 
-def _short(x: Tensor, smallest: float) -> Tensor:
+def shortened(x: Tensor, smallest: float) -> Tensor:
     """x in half precision if differences of size ``smallest`` survive that, else in float32."""
     half = x.half()
     error = (half.to(x.dtype) - x).abs()

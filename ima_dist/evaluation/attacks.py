@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ima_dist.attacks import spsa, worst_curve
+from ima_dist.attacks import minimal, spsa, worst_curve
 from ima_dist.attacks.common import Box, attack_mode, predicted
 from ima_dist.attacks.counting import ADVERTORCH_L2, at_level, put_back
+from ima_dist.attacks.curve import FMN_SHARE
 from ima_dist.config.attacks import ATTACK_TABLE, mma_step_scale
 from ima_dist.config.schema import Config
 from ima_dist.core import noise, norms
@@ -28,10 +29,12 @@ class Predictions(dict[tuple[str, float], Tensor]):
     implied: noise level -> (B,) bool: not attacked, because the sample has survived a larger one.
     logits: noise level -> (B, C), those behind the verdict, of attacks that go on with samples that they have broken.
     Where an attack leaves such samples alone, they would lie just beyond the boundary, and flatter the network.
+    distance: (B,) of attacks that seek it, to the nearest misclassified point found; infinite where none was found.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.distance: Tensor | None = None
         self.implied: dict[float, Tensor] = {}
         self.logits: dict[float, Tensor] = {}
 
@@ -84,6 +87,24 @@ def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Co
     for number, eps in enumerate(config.eval.noise):
         out["both", eps] = found.predictions[number]
         out.implied[eps] = found.implied[number]
+    return out
+
+
+def minimal_norm(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
+    """``attacks.minimal``; each sample is broken from its distance on."""
+    largest = config.eval.noise[-1]
+
+    def start(number: int) -> Tensor:
+        return noise.start(noise.derived(keys, number) if number else keys, x, largest, config.norm)
+
+    # The attack belongs to no level: what it meets is counted for the largest.
+    at_level(network, largest)
+    steps = max(1, round(FMN_SHARE * config.eval.steps))
+    found = minimal(network, x, y, norm=config.norm, steps=steps, start=start if largest else None, box=box)
+    out = Predictions()
+    for eps in config.eval.noise:
+        out["both", eps] = torch.where(found.distance <= eps, found.predicted, y)
+    out.distance = found.distance
     return out
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import torch
 from pyautoattack import AutoAttack
-from pyautoattack.fab_pt import FABAttack_PT
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import Box, attack_mode, predicted, with_finite_gradient
@@ -70,7 +69,7 @@ class _InUnitBox(nn.Module):
         return logits if len(self.classes) == logits.shape[1] else logits.index_select(1, self.classes)
 
 
-def _in_unit_box(network: nn.Module, x: Tensor, logits: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
+def in_unit_box(network: nn.Module, x: Tensor, logits: Tensor, box: Box, room: float) -> tuple[_InUnitBox, Tensor]:
     """The network and the samples (B, ...) as images; without a box there is ``room`` around all samples.
 
     logits: (B, C) at x. Towards a logit of −∞, of a class that is masked, AutoAttack's losses have no gradient.
@@ -101,7 +100,7 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
     """
     with attack_mode(network), torch.no_grad(), torch.random.fork_rng([x.device] if x.is_cuda else []):
         logits = network(x)
-        model, z = _in_unit_box(network, x, logits, box, eps)
+        model, z = in_unit_box(network, x, logits, box, eps)
         answers, classes = predicted(logits), len(model.classes)
         rows = (answers == y).nonzero()[:, 0]
         if not len(rows) or classes < 2:
@@ -122,25 +121,3 @@ def autoattack(network: nn.Module, x: Tensor, y: Tensor, eps: float, *, norm: st
         found = put_back(network, model.samples(adversarial), x[rows], eps, norm, box)
         answers[rows] = predicted(network(norms.clip(found, x[rows], eps, norm, box)))
     return answers
-
-
-def fab_distance(network: nn.Module, x: Tensor, y: Tensor, *, norm: str, box: Box) -> Tensor:
-    """Distance (B,) from x to the nearest misclassified point that FAB finds; infinite if it finds none.
-
-    Fast Adaptive Boundary attack (Croce and Hein 2020) towards each of up to nine strongest rival classes,
-    100 iterations each. It looks for the smallest perturbation without a radius, so it is independent of the
-    attacks that estimate margins in training. 0 for samples that are misclassified when clean.
-    """
-    with attack_mode(network), torch.no_grad():
-        logits = network(x)
-        model, z = _in_unit_box(network, x, logits, box, 10 * float(x.max() - x.min()))
-        # That of a masked class, which no network answers, is whichever comes next; its distance stays 0.
-        labels = torch.searchsorted(model.classes, y).clamp_max(len(model.classes) - 1)
-        distance = torch.where(predicted(logits) == y, torch.inf, 0.0).to(x)
-        fab = FABAttack_PT(model, norm=_NORMS[norm], n_iter=100, device=x.device)
-        for fab.target_class in range(2, 2 + min(9, len(model.classes) - 1)):
-            found = fab.attack_single_run(z, labels, use_rand_start=False, is_targeted=True)
-            point = model.samples(found)
-            length = norms.length((found - z) * model.width, norm).to(x)
-            distance = torch.where(predicted(network(point)) != y, torch.minimum(distance, length), distance)
-    return distance

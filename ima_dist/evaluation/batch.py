@@ -37,7 +37,8 @@ def attack_batch(
     counted = Counted(network, Tally(y.device))
     with remarks() as said:
         found = EVALUATION_ATTACKS[attack](counted, x, y, keys, config, box)
-    outcomes = outcomes_table(attack, found, indices, y, config, epoch, found.implied, found.logits)
+    of_samples = (found.implied, found.logits, found.distance)
+    outcomes = outcomes_table(attack, found, indices, y, config, epoch, *of_samples)
     return Attacked(outcomes, counted.counts(), said)
 
 

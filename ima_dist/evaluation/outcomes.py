@@ -34,11 +34,12 @@ def outcomes_table(
     epoch: int,
     implied: Mapping[float, Tensor] = MappingProxyType({}),
     logits: Mapping[float, Tensor] = MappingProxyType({}),
+    distance: Tensor | None = None,
 ) -> pa.Table:
     """Rows for the samples ``indices`` (B,) of the test set with labels ``y`` (B,).
 
-    found, implied, logits: as in ``Predictions``. The column "probability", of each class, is there if there are logits
-    and the classes are few.
+    found, implied, logits, distance: as in ``Predictions``. The column "probability", of each class, is there if there
+    are logits and the classes are few; the column "distance", the same at every level, if the attack seeks it.
     """
     keep = any(part.shape[1] <= MOST_CLASSES for part in logits.values())
     pieces = []
@@ -57,6 +58,8 @@ def outcomes_table(
         if keep:
             there = loss == "both" and level in logits
             columns["probability"] = listed(logits[level]) if there else pa.nulls(len(indices), _PROBABILITY)
+        if distance is not None:
+            columns["distance"] = distance.double().cpu().numpy()
         pieces.append(pa.table(columns))
     return pa.concat_tables(pieces)
 
@@ -84,11 +87,12 @@ def points_of(
     test_samples: int,
     met: Mapping[float, dict[str, int]] | None = None,
     groups: Codes | None = None,
+    remarks: list[str] | None = None,
 ) -> list[Point]:
     """The accuracy for each attack, epoch, loss and noise level.
 
     test_samples: the size of the test set. met: what the attack of these outcomes met at each noise level. groups: of
-    the whole test set, if they are known.
+    the whole test set, if they are known. remarks: names of the warnings of the attack, if it is AutoAttack.
     """
     right = pa.array(outcomes["label"].to_numpy() == outcomes["prediction"].to_numpy())
     implied = outcomes["implied"].fill_null(False) if "implied" in outcomes.column_names else pa.nulls(len(outcomes))
@@ -111,6 +115,7 @@ def points_of(
             split="test",
             order=order,
             met=(met or {}).get(row["noise"]) if row["loss"] == "both" else None,
+            remarks=remarks if row["attack"] == "autoattack" else None,
             **row,
             **protocol(row["attack"], config),
         )
@@ -164,6 +169,7 @@ def save(
     summary: dict[str, Any],
     met: Mapping[float, dict[str, int]] | None = None,
     groups: Codes | None = None,
+    remarks: list[str] | None = None,
 ) -> list[Point]:
     """Put one evaluation's outcomes, curves and performances, and ``summary``, beside those of other attacks, epochs
     and protocols.
@@ -171,7 +177,7 @@ def save(
     ``summary``: has "test_samples", the size of the test set, and "classes", their number. ``groups``: of the whole
     test set. One worker calls it; returns the new points. Raises OSError.
     """
-    points, before = points_of(outcomes, config, summary["test_samples"], met, groups), run.points()
+    points, before = points_of(outcomes, config, summary["test_samples"], met, groups, remarks), run.points()
     measured = _measured(outcomes, points, summary.get("classes"), groups)
     done = {_key(point) for point in points}
     outcomes = _with_protocol(outcomes, points)

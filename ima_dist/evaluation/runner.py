@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from ima_dist.config.attacks import ATTACK_TABLE
+from ima_dist.config.attacks import ATTACK_TABLE, SMOOTHING
 from ima_dist.config.errors import ConfigError, first_line
 from ima_dist.config.schema import Config
+from ima_dist.config.smoothing import sigma_of
 from ima_dist.core import distributed
 from ima_dist.core.distributed import Interrupted
 from ima_dist.data.types import Samples, Taken
 from ima_dist.evaluation.batch import Met, add_up, attack_batch
+from ima_dist.evaluation.smoothing import certify_batch, samples_at_once
 from ima_dist.evaluation.stopping import Stop, stoppable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, wait_for
@@ -68,6 +70,7 @@ def evaluate(
         LeaseLost: another process has become the run's writer.
         OSError: outcomes cannot be written; on the worker that met it. Or worker 0 does not see those of another.
     """
+    # Long: a third of it explains its arguments.
     places = {attack: _place(run, attack, config, epoch, digest) for attack in config.eval.attacks}
     found = _gathered([file for place in places.values() for file in place.glob("from-*.parquet")])
     # One worker reads: another may be unable to, and all must have the same samples left to do.
@@ -82,10 +85,11 @@ def evaluate(
         def attack_mine(attack: str = attack, place: Path = place) -> None:
             nonlocal finished
             stopping = stoppable(network, lambda: should_stop() or _lost(run))
-            parts = mine[attack].split(batch_size) if len(mine[attack]) else ()
+            parts = _parts(attack, mine[attack], config, batch_size)
             with stopping, contextlib.closing(test.batches(parts)) as batches:
                 for batch in batches:
-                    files[attack].append(_attack_batch(attack, network, test, batch, config, run, place, epoch))
+                    where = (config, run, place, epoch, batch_size)
+                    files[attack].append(_attack_batch(attack, network, test, batch, *where))
                     on_progress(finished := finished + len(batch.indices), count)
 
         reason = _reason(attack_mine, run)
@@ -95,6 +99,12 @@ def evaluate(
             written = _gathered(files[attack])
             distributed.together(lambda written=written: on_finished(*_found(written, samples)))  # type: ignore[misc]
     return failed
+
+
+def _parts(attack: str, mine: torch.Tensor, config: Config, batch_size: int) -> Sequence[torch.Tensor]:
+    """The samples between two files."""
+    size = samples_at_once(config, batch_size) if attack == SMOOTHING else batch_size
+    return mine.split(size) if len(mine) else ()
 
 
 def _reason(attack_mine: Callable[[], None], run: RunDir) -> str | None:
@@ -124,13 +134,17 @@ def _attack_batch(
     run: RunDir,
     place: Path,
     epoch: int,
+    at_once: int,
 ) -> Path:
-    """Attack a batch of ``test``, and write the outcomes; returns the file."""
+    """Attack or certify a batch of ``test``, and write the outcomes; returns the file."""
     indices, x, y = batch
     part = indices.cpu()
-    found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     # Each sample is done once, so the first index of a batch is a unique name.
     file = place / f"from-{int(part[0]):09d}.parquet"
+    if attack == SMOOTHING:
+        run.write_parquet(file, certify_batch(network, batch, config, epoch, at_once))
+        return file
+    found = attack_batch(attack, network, x, y, part, config, test.box, epoch)
     about = {"remarks": " ".join(sorted(found.remarks)), "met": json.dumps(list(found.met.items()))}
     run.write_parquet(file, found.outcomes.replace_schema_metadata(about))
     return file
@@ -151,12 +165,13 @@ def _joined(files: list[Path], samples: torch.Tensor) -> pa.Table:
     # An earlier version, which was interrupted, has written neither implied rows nor probabilities.
     table = pa.concat_tables(parts, promote_options="default")
     # One outcome of every sample per loss and level: a duplicate or gap would falsify the accuracy.
-    counts = table.group_by(["loss", "noise"]).aggregate([("index", "count_distinct"), ("index", "count")])
+    by = [name for name in ("loss", "noise") if name in table.column_names]
+    counts = table.group_by(by).aggregate([("index", "count_distinct"), ("index", "count")])
     for row in counts.to_pylist():
         distinct, count = row["index_count_distinct"], row["index_count"]
         if not distinct == count == total:
             raise RuntimeError(f"{count} outcomes of {distinct} samples, not {total}")
-    return table.sort_by([(name, "ascending") for name in ("loss", "noise", "index")]).replace_schema_metadata()
+    return table.sort_by([(name, "ascending") for name in (*by, "index")]).replace_schema_metadata()
 
 
 def _found(files: list[Path], samples: torch.Tensor) -> tuple[pa.Table, list[str], Met]:
@@ -203,10 +218,13 @@ def _lost(run: RunDir) -> bool:
 
 def _place(run: RunDir, attack: str, config: Config, epoch: int, digest: str) -> Path:
     """Directory for the batches of one attack; its name changes with every setting that matters."""
-    of_eval = (getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples"))
-    version = ATTACK_TABLE[attack].version
-    settings = json.dumps([config.fingerprint(), digest, *of_eval, *([version] if version > 1 else [])])
-    name = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    if attack == SMOOTHING:
+        own: list[object] = [sigma_of(config), config.smoothing.draws, config.smoothing.alpha]
+    else:
+        version = ATTACK_TABLE[attack].version
+        own = [getattr(config.eval, name) for name in ("noise", "steps", "step_scale", "spsa_samples")]
+        own += [version] if version > 1 else []
+    name = hashlib.sha256(json.dumps([config.fingerprint(), digest, *own]).encode()).hexdigest()[:12]
     return run.path / "evaluation" / f"{attack}-epoch={epoch:04d}-{name}"
 
 

@@ -14,11 +14,7 @@ _FEW_LOST = 0.01
 
 def attack_doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason, of the evaluations that tables show and of the attacks in training."""
-    try:
-        # Not ``run.points``: those of the data set of results lack the counts.
-        points = run.dir.points_of(run.summary)
-    except ConfigError:
-        points = []
+    points = shown_points(run)
     found = points_doubts(points)
     gradients = run.summary.get("gradients")
     if isinstance(gradients, dict) and not any(p.met for p in points if p.loss == "both"):
@@ -27,6 +23,14 @@ def attack_doubts(run: Run) -> tuple[str, ...]:
         {name.removeprefix("met_"): row[name] for name in row if name.startswith("met_")} for row in run.history
     ]
     return (*found, *_met("Attacks in training", _sum(in_training)))
+
+
+def shown_points(run: Run) -> list[Point]:
+    """The run's points with all that is known of them; those of the data set of results, ``run.points``, lack some."""
+    try:
+        return list(run.dir.points_of(run.summary))
+    except ConfigError:
+        return []
 
 
 def points_doubts(points: Iterable[Point]) -> list[str]:

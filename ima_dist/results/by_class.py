@@ -39,7 +39,7 @@ def overall_rows(entries: Iterable[Performance]) -> list[Row]:
             "samples": entry.samples,
             **_bounded("balanced accuracy", entry.balanced_accuracy, entry.balanced_accuracy_interval),
             **_bounded("AUC", entry.auc, entry.auc_interval),
-            "ECE": entry.ece,
+            **_bounded("ECE", entry.ece, entry.ece_interval),
         }
         for entry in entries
     ]

@@ -8,6 +8,7 @@ import yaml
 
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
+from ima_dist.config.plain_yaml import load_plain
 from ima_dist.config.presets import data_name, options_of, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.config.schema import EXTERNAL, Config
@@ -34,7 +35,9 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
     config = without_directory(run.config)
     rows = attack_rows(run.points, epoch)
     last = epoch == config.epochs
-    found = next((row for row in run.history if row["epoch"] == epoch), {})
+    early = run.summary.get("early_stop")
+    trained = early["best"] if early and last else epoch
+    found = next((row for row in run.history if row["epoch"] == trained), {})
     return {
         "name": f"{data_name(config)}-{config.method}-{config.norm}-seed{config.seed}-epoch{epoch}",
         "run": run.name,
@@ -77,9 +80,13 @@ def make_card(run: Run, epoch: int, inputs: Inputs) -> dict[str, Any]:
 
 def without_directory(config: Config) -> Config:
     """The configuration without directories of this machine, in which its data and starting weights lie."""
-    changes = {} if config.data.dir is None else {"data.dir": _DIRECTORY}
+    changes: dict[str, Any] = {} if config.data.dir is None else {"data.dir": _DIRECTORY}
     if config.model.weights:
-        changes["model.weights"] = Path(config.model.weights).name
+        # The checksum stays that of the file, which may be gone.
+        changes |= {
+            "model.weights": Path(config.model.weights).name,
+            "model.weights_sha256": config.model.weights_sha256,
+        }
     return with_options(config, changes)
 
 
@@ -150,7 +157,7 @@ def _commands(config: Config, epoch: int, rows: dict[str, Row]) -> list[str]:
 
 def _versions(run: Run) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(run.dir.config_path.read_text(encoding="utf-8"))
+        tree = load_plain(run.dir.config_path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{run.dir.config_path} cannot be read ({error}).") from None
     found = tree.get("versions") if isinstance(tree, dict) else None

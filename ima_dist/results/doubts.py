@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ima_dist.results.attack_doubts import attack_doubts
+from ima_dist.results.attack_doubts import attack_doubts, shown_points
+from ima_dist.results.overfitting import overfitting_doubts
+from ima_dist.results.self_tests import self_test_doubts
 from ima_dist.results.text import number_in, percent
-from ima_dist.rundir.curves import format_noise
+from ima_dist.rundir.curves import attack_rows, format_noise
 from ima_dist.rundir.run import Run
 
 # Shares of the inputs' range between which a noise level is plausible, in both norms.
@@ -45,8 +47,10 @@ _REMARKS = {
 def doubts(run: Run) -> tuple[str, ...]:
     """A sentence for each reason to doubt a run's accuracies under attack; runs of earlier versions state none."""
     findings, found = run.summary.get("findings"), attack_doubts(run)
+    found = (*overfitting_doubts(run.config, run.history), *found)
     failed = failed_attacks(run.summary, run.config.epochs)
-    found = (*found, *failure_doubts(failed), *remark_doubts(remarks(run.summary, run.config.epochs)))
+    found = (*found, *failure_doubts(failed), *remark_doubts(remarks(run)))
+    found = (*found, *self_test_doubts(run, run.config.epochs))
     if not isinstance(findings, dict):
         return found
     levels = [run.config.eps_max, *(point.level for point in run.points if point.norm == run.config.norm)]
@@ -71,10 +75,15 @@ def failed_attacks(summary: dict[str, Any], epoch: int) -> dict[str, str]:
     return {str(name): str(why) for name, why in found.items()} if isinstance(found, dict) else {}
 
 
-def remarks(summary: dict[str, Any], epoch: int) -> list[str]:
-    """The names of what was logged while AutoAttack attacked the network after ``epoch`` epochs."""
-    found: Any = summary.get("remarks")
-    for key in (str(epoch), "autoattack"):
+def remarks(run: Run) -> list[str]:
+    """The names of what was logged in the evaluation with AutoAttack that tables show, of the last network."""
+    row = attack_rows(shown_points(run), run.config.epochs).get("autoattack", {})
+    kept = [point.remarks for point in row.values() if point.remarks is not None]
+    if kept:
+        return sorted({name for names in kept for name in names})
+    # Earlier versions kept only those of the last evaluation.
+    found: Any = run.summary.get("remarks")
+    for key in (str(run.config.epochs), "autoattack"):
         found = found.get(key) if isinstance(found, dict) else None
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 

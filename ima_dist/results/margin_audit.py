@@ -55,7 +55,8 @@ def audit_text(summary: AuditSummary, epoch: int) -> str:
     return "\n".join(
         [
             f"Margins of {summary.correct} correctly classified training samples (of {summary.samples} drawn) after "
-            f"epoch {epoch}, against the distance at which FAB crosses the boundary:",
+            f"epoch {epoch}, against the distance at which a minimal-norm attack"
+            " crosses the boundary:",
             f"  over-estimated by more than {TOLERANCE:.0%}: {summary.over:.1%} of them (95 % interval "
             f"{max(low, 0):.1%} to {min(high, 1):.1%}), by {summary.mean_excess:.4g} on average",
             f"  mean margin {summary.mean_margin:.4g}, mean distance {summary.mean_distance:.4g} (capped like margins)",

@@ -59,9 +59,8 @@ class Performance(_Entry):
     attack: "clean", the whole test set without noise, or an attack, for loss "both". protocol: as in ``Point``; empty
     for "clean". samples: how many; groups: from how many groups they come, None if that is not known.
     balanced_accuracy: mean recall of the classes that occur. auc: mean over the classes that occur, each against the
-    rest; of two classes that of class 1. ece: mean distance between
-    confidence and accuracy of a bin, weighted by its samples. auc, ece and reliability are None or empty without
-    probabilities.
+    rest; of two classes that of class 1. ece: mean distance between confidence and accuracy of a bin, weighted by its
+    samples. auc, ece and reliability are None or empty without probabilities.
     """
 
     attack: str
@@ -77,6 +76,7 @@ class Performance(_Entry):
     auc: _Share | None
     auc_interval: _Bounds | None
     ece: _Share | None
+    ece_interval: _Bounds | None = None  # which earlier versions did not have
     reliability: Annotated[tuple[Bin, ...], Strict(False)]
     classes: Annotated[tuple[OfClass, ...], Strict(False)]
 
@@ -159,7 +159,10 @@ def measure(
     assert accuracy is not None
     assert bounds is not None
     rows, (auc, auc_bounds) = _by_class(label, prediction, probability, classes, groups)
-    ece, bins = (None, ()) if probability is None else _calibration(right, probability.max(1), groups)
+    calibration: tuple[float | None, Interval | None, tuple[Bin, ...]] = (None, None, ())
+    if probability is not None:
+        calibration = _calibration(right, probability.max(1), groups)
+    ece, ece_bounds, bins = calibration
     balanced, balanced_bounds = _balanced(label, right, classes, groups)
     return Performance(
         samples=len(label),
@@ -171,6 +174,7 @@ def measure(
         auc=auc,
         auc_interval=auc_bounds,
         ece=ece,
+        ece_interval=ece_bounds,
         reliability=bins,
         classes=rows if classes <= MOST_CLASSES else (),
         **about,
@@ -248,8 +252,11 @@ def auc_and_influence(score: np.ndarray, positive: np.ndarray) -> tuple[float, n
     return area, (part - area) / np.where(positive, len(high), len(low))
 
 
-def _calibration(right: np.ndarray, confidence: np.ndarray, groups: Codes | None) -> tuple[float, tuple[Bin, ...]]:
-    """Expected calibration error and its bins: of equal width, each with its upper end; empty ones are left out."""
+def _calibration(
+    right: np.ndarray, confidence: np.ndarray, groups: Codes | None
+) -> tuple[float, Interval, tuple[Bin, ...]]:
+    """Expected calibration error, its interval, and its bins: of equal width, each with its upper end; empty ones are
+    left out."""
     place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     bins, error = [], 0.0
     for number in np.unique(place).tolist():
@@ -260,4 +267,28 @@ def _calibration(right: np.ndarray, confidence: np.ndarray, groups: Codes | None
         mean = min(float(confidence[own].mean(dtype=np.float64)), 1.0)
         bins.append(Bin(samples=int(own.sum()), confidence=mean, accuracy=accuracy, interval=bounds))
         error += own.mean() * abs(accuracy - mean)
-    return float(error), tuple(bins)
+    return float(error), _ece_interval(float(error), right, confidence, place, groups), tuple(bins)
+
+
+def _ece_interval(
+    value: float, right: np.ndarray, confidence: np.ndarray, place: np.ndarray, groups: Codes | None
+) -> Interval:
+    """95 % interval of the expected calibration error ``value``, of samples in the bins ``place`` (N,).
+
+    In few samples the error is too large, as every bin's difference counts whatever its sign: that of a calibrated
+    network is never 0. So the lower end also lies below ``value`` by as much as chance adds: the sum over the bins of
+    the absolute values of normal variables, of which 97.5 % lie below their mean and 1.96 standard deviations.
+    """
+    count, exact = len(right), confidence.astype(np.float64)
+    difference = right - exact
+    sums, sizes = np.bincount(place, difference, BINS), np.bincount(place, minlength=BINS)
+    low, high = interval(value, (np.sign(sums)[place] * difference - value) / count, groups, count)
+    deviation = difference - (sums / np.maximum(sizes, 1))[place]
+    own = np.arange(count) if groups is None else np.unique(groups, return_inverse=True)[1]
+    # Those of one bin and group together.
+    pairs, which = np.unique(place * count + own, return_inverse=True)
+    together = np.bincount(pairs // count, np.bincount(which, deviation) ** 2, BINS)
+    # Few samples of a bin may deviate little by chance; if the network is calibrated, it is known by how much.
+    variance = np.maximum(together, np.bincount(place, exact * (1 - exact), BINS)) / count**2
+    chance = np.sqrt(2 / np.pi * variance).sum() + 1.96 * np.sqrt((1 - 2 / np.pi) * variance.sum())
+    return max(0.0, min(low, value - float(chance))), high

@@ -25,6 +25,15 @@ def percent(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
 
 
+def harmless(value: Any) -> Any:
+    """A value for a cell of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    formula = value.startswith(("=", "+", "-", "@", "\t", "\r"))
+    # A carriage return would end the row for many readers.
+    return ("'" + value if formula else value).replace("\r", " ")
+
+
 def number_in(value: Any) -> float | None:
     """A value from a file that may have been changed by hand, if it is a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

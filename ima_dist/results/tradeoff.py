@@ -15,6 +15,11 @@ _FORM, BEST_ROBUST = "val_accuracy>=0.90", "best-robust"
 RULES = f"{_FORM}|{BEST_ROBUST}"
 
 
+def done_epochs(history: list[dict[str, Any]], summary: dict[str, Any], config: Config) -> list[int]:
+    """The epochs whose network a run has: those of history.parquet, and the last one of a run that ended early."""
+    return [*(row["epoch"] for row in history), *([config.epochs] if summary.get("early_stop") else [])]
+
+
 def chosen_epoch(run: Run, epoch: int | None = None, select: str | None = None) -> int:
     """The epoch that a user asks for, by number or by rule (``select_epoch``); by default the last of a whole run.
 
@@ -24,7 +29,7 @@ def chosen_epoch(run: Run, epoch: int | None = None, select: str | None = None) 
         raise ConfigError("Give an epoch or a rule that selects one, not both.")
     if select is not None:
         return select_epoch(select, run.history)
-    done = [row["epoch"] for row in run.history]
+    done = done_epochs(run.history, run.summary, run.config)
     wanted = run.config.epochs if epoch is None else epoch
     if wanted in done:
         return wanted
@@ -95,7 +100,8 @@ def tradeoff_table(config: Config, points: Sequence[Point], history: list[dict[s
             row = rows[epoch]
             if not row:
                 continue
-            margin = f"{min(epoch * config.expansion, config.eps_max):.4g}" if config.method == "ima" else "-"
+            bounded = config.method == "ima" and config.margins_bounded
+            margin = f"{min(epoch * config.expansion, config.eps_max):.4g}" if bounded else "-"
             accuracies = [accuracy(row[x].accuracy) if x in row else "-" for x in levels]
             clean = validation.get(epoch)
             lines.append([str(epoch), margin, *accuracies, accuracy(clean)])

@@ -26,7 +26,8 @@ class Point(BaseModel):
     (``attacks.counting.COUNTS``), for loss "both"; None if it was not counted. implied: how many samples were not
     attacked at this level, because they have survived a larger one; they count as right. groups: how many groups
     (patients, say) the samples come from, and effective_samples: how many independent samples say as much about the
-    accuracy as they do; None if no groups are known. Keys that this version does not know are kept as they are.
+    accuracy as they do; None if no groups are known. remarks: names of AutoAttack's own warnings in this evaluation;
+    None for other attacks, and for earlier versions. Keys that this version does not know are kept as they are.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
@@ -49,6 +50,7 @@ class Point(BaseModel):
     implied: Annotated[int, Field(ge=0)] = 0
     groups: Annotated[int, Field(ge=1)] | None = None
     effective_samples: Annotated[float, Field(gt=0)] | None = None
+    remarks: list[str] | None = None
 
     @property
     def effective(self) -> float:
@@ -87,7 +89,8 @@ class Point(BaseModel):
 
     def to_json(self) -> dict[str, Any]:
         """The entry of summary.json, without what earlier versions did not have and did as the default says."""
-        later = ("spsa_samples", "order", "version", "turned_wrong", "met", "implied", "groups", "effective_samples")
+        later = {"spsa_samples", "order", "version", "turned_wrong", "met", "implied", "groups", "effective_samples"}
+        later |= {"remarks"}
         usual = {name for name in later if getattr(self, name) == type(self).model_fields[name].default}
         return self.model_dump(exclude=usual)
 

@@ -4,7 +4,6 @@ Every file is written under another name and then renamed, so a reader sees the 
 """
 
 import contextlib
-import os
 import platform
 import threading
 import warnings
@@ -18,7 +17,8 @@ import pyarrow as pa
 import yaml
 
 from ima_dist import __version__
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, cut
+from ima_dist.config.plain_yaml import dump_plain, load_plain
 from ima_dist.config.schema import Config
 from ima_dist.config.values import from_dict, to_dict
 from ima_dist.rundir import files, kept_margins, lease
@@ -65,6 +65,8 @@ class RunDir:
         self.config_path = self.path / "config.yaml"
         self.data_path = self.path / "data.json"
         self.lock_path = self.path / "lock"
+        self.notes_path = self.path / "notes.json"
+        self.log_path = self.path / "log.txt"
         self.newest_path = self.path / "checkpoint.json"
         self.summary_path = self.path / "summary.json"
         self.progress_path = self.path / "progress.json"
@@ -72,6 +74,7 @@ class RunDir:
         self.equilibrium_path = self.path / "equilibrium.parquet"
         self.outcomes_path = self.path / "outcomes.parquet"
         self.probabilities_path = self.path / "probabilities.parquet"
+        self.certificates_path = self.path / "certificates.parquet"
         self.samples_path = self.path / "samples.parquet"
         self.scores_path = self.path / "scores.parquet"
         self.audit_path = self.path / "audit.parquet"
@@ -82,10 +85,12 @@ class RunDir:
         self.checkpoints_dir = self.path / "checkpoints"
         self.figures_dir = self.path / "figures"
         self.examples_dir = self.path / "examples"
+        self.profile_dir = self.path / "profile"
         self.boundary_path = self.examples_dir / "boundary.npz"
         self.noisy_path = self.examples_dir / "noisy.npz"
         self.extremes_path = self.examples_dir / "extremes.npz"
         self.answers_path = self.examples_dir / "answers.npz"
+        self.flips_path = self.examples_dir / "flips.npz"
         self.start_dir, self.given_dir = self.path / "start", self.path / "given"  # weights, arrays from elsewhere
 
     def __repr__(self) -> str:
@@ -127,9 +132,7 @@ class RunDir:
                 raise ConfigError(f"{run.path} is a file: give another --out.")
             if run.path.exists() and any(run.path.iterdir()):
                 raise ConfigError(f"{run.path} holds files but is not a run: give another --out.")
-            above = next(place for place in (run.path, *run.path.parents) if place.exists())
-            if not above.is_dir() or not os.access(above, os.W_OK):
-                reason = "Permission denied" if above.is_dir() else "Not a directory"
+            if reason := files.why_unwritable(run.config_path):
                 raise ConfigError(f"{run.path} cannot be written ({reason}): give another --out.")
         except OSError as error:
             reason = error.strerror or str(error)
@@ -150,14 +153,13 @@ class RunDir:
         The versions stay those that the run began with. Raises OSError.
         """
         if config != self.config():
-            tree = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            tree = load_plain(self.config_path.read_text(encoding="utf-8"))
             self._write_config(config, tree.get("versions", {}))
 
     def _write_config(self, config: Config, versions: dict[str, Any]) -> None:
         tree = {**to_dict(config), "versions": versions, "fingerprint": config.fingerprint()}
-        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
         with self.replacing(self.config_path) as file:
-            file.write(text.encode())
+            file.write(dump_plain(tree).encode())
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -232,12 +234,12 @@ class RunDir:
         """The configuration in config.yaml. Raises ConfigError if it is missing, damaged or invalid."""
         try:
             large = self.config_path.stat().st_size > _LARGEST
-            tree = {} if large else yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
+            tree = {} if large else load_plain(self.config_path.read_text(encoding="utf-8"))
         except OSError as error:
             why = error.strerror or error
             raise ConfigError(f"{self.config_path} cannot be read ({why}): check the path.") from None
         except (yaml.YAMLError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = cut(" ".join(str(error).split()))
             raise ConfigError(f"{self.config_path} is not valid YAML ({reason}): restore it from a copy.") from None
         if large:
             raise ConfigError(f"{self.config_path} is far larger than a configuration: it is not one of ours.")
@@ -248,7 +250,7 @@ class RunDir:
         try:
             return from_dict({name: value for name, value in tree.items() if name not in ("versions", "fingerprint")})
         except ConfigError as error:
-            raise ConfigError(f"In {self.config_path}: {error}") from None
+            raise ConfigError(f"In {self.config_path}: {cut(str(error))}") from None
 
     def summary(self) -> dict[str, Any]:
         """summary.json; {} before it is written. Raises ConfigError if damaged."""

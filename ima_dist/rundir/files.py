@@ -18,8 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic_core
 
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, cut
 
+#: Bytes of the largest JSON file, of the largest arrays once unpacked, and of the largest picture; ours have a few
+#: megabytes. A file of a few kilobytes can claim to hold more than the memory.
+LARGEST_JSON, LARGEST_ARRAYS, LARGEST_PICTURE = 1 << 26, 1 << 29, 1 << 24
+#: Rows of the largest table that is read as a whole to be shown.
+MOST_ROWS = 1 << 26
 # Seconds after which a file that was written on one node must be visible on all; NFS may take half a minute.
 VISIBLE_WITHIN = 60.0
 
@@ -68,8 +73,8 @@ def replacing(path: Path, check: Callable[[], object] = _at_once, durable: bool 
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where
+        if isinstance(error, OSError) and error.filename in (None, str(aside)):
+            error.filename = str(path)  # a full disk does not say where, and the user knows no other name
         raise
 
 
@@ -87,6 +92,15 @@ def move_directory(aside: Path, place: Path, check: Callable[[], object] = _at_o
     aside.rename(place)
     sync(place.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def why_unwritable(path: Path) -> str | None:
+    """Why ``path`` cannot be made, as far as can be known before; None if nothing speaks against it. Raises OSError."""
+    above = next(place for place in path.absolute().parents if place.exists())
+    if not above.is_dir():
+        return "Not a directory"
+    # Root may write wherever the file system lets anybody write.
+    return None if os.access(above, os.W_OK) else "Permission denied"
 
 
 def make_directory(path: Path) -> None:
@@ -150,13 +164,17 @@ def write_json(path: Path, obj: dict[str, Any], check: Callable[[], object] = _a
 def read_json(path: Path) -> dict[str, Any] | None:
     """Dictionary in the file, or None if there is no such file. Raises ConfigError if it is damaged."""
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError("far larger than a file of ours")
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except FileNotFoundError:
         return None
+    except RecursionError:
+        raise ConfigError(f"{path} is damaged (nested too deeply): delete it or restore it from a copy.") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
+        raise ConfigError(f"{path} is damaged ({cut(str(error))}): delete it or restore it from a copy.") from None
     return value
 
 
@@ -166,9 +184,14 @@ def write_parquet(path: Path, table: pa.Table, check: Callable[[], object] = _at
         pq.write_table(table, file)
 
 
-def read_parquet(path: Path) -> pa.Table:
-    """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read."""
+def read_parquet(path: Path, most_rows: int | None = None) -> pa.Table:
+    """Table in one file. Raises FileNotFoundError if it is missing, ConfigError if it cannot be read.
+
+    most_rows: raise ConfigError if it has more; few bytes may stand for many rows.
+    """
     with _reading(path), pq.ParquetFile(path) as file:
+        if most_rows is not None and file.metadata.num_rows > most_rows:
+            raise ConfigError(f"{path} has {file.metadata.num_rows:,} rows, too many to be shown.")
         # pq.read_table would add a column for a parent directory called epoch=0001.
         return file.read()
 
@@ -198,12 +221,24 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     Raises FileNotFoundError if it is missing, ConfigError if it is damaged or lacks one of them.
     """
     try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > LARGEST_ARRAYS:
+                raise ValueError("its arrays are far larger than those of ours")
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in names}
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is damaged ({error}): delete it or restore it from a copy.") from None
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{path} is damaged ({cut(str(error))}): delete it or restore it from a copy.") from None
+
+
+def read_picture(path: Path) -> bytes:
+    """The content of a picture. Raises OSError, ConfigError if it is no PNG or far larger than one of ours."""
+    if path.stat().st_size <= LARGEST_PICTURE:
+        found = path.read_bytes()
+        if found.startswith(b"\x89PNG"):
+            return found
+    raise ConfigError(f"{path} is not a picture of ours, so it is not shown.")
 
 
 def inside(directory: Path, path: Path) -> Path:

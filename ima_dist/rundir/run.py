@@ -16,12 +16,14 @@ from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import option_values
 from ima_dist.rundir.curves import Point, attack_rows, format_noise, levels_of, shown_protocols
 from ima_dist.rundir.directory import RunDir
-from ima_dist.rundir.files import inside, read_arrays, read_json, read_parquet, sentence
+from ima_dist.rundir.files import MOST_ROWS, inside, read_arrays, read_json, read_parquet, read_picture, sentence
+from ima_dist.rundir.liveness import DIED, RUNNING, death
 
 _T = TypeVar("_T")
 # The arrays of boundary.npz, as ``figures.png.decision_boundary`` takes them.
 BOUNDARY = ("grid_x", "grid_y", "probability", "points", "labels")
 NOISY = ("index", "label", "clean", "clean_prediction", "noise", "noisy", "prediction", "class_names")
+FLIPS = ("index", "label", "noise", "clean", "noisy", "clean_prediction", "prediction", "class_names", "attack")
 EXTREMES = ("index", "label", "margin", "largest", "sample", "class_names")
 #: The largest training set whose margins are in memory at once to be shown: about 100 MB.
 MOST_MARGINS = 1 << 22
@@ -30,6 +32,10 @@ Arrays = dict[str, np.ndarray]
 
 def _if_few(epoch: int, samples: int, pieces: Iterator[pa.Table]) -> tuple[int, pa.Table] | None:
     return (epoch, pa.concat_tables(pieces)) if samples <= MOST_MARGINS else None
+
+
+def _table(path: Path) -> pa.Table:
+    return read_parquet(path, MOST_ROWS)
 
 
 def _boundary(path: Path) -> Arrays:
@@ -45,6 +51,15 @@ def _noisy(path: Path) -> Arrays:
     image, grid = found["clean"].shape[1:], (found["label"].size, found["noise"].size)
     fits = len(image) == 3 and found["noisy"].shape == (*grid, *image) and found["prediction"].shape == grid
     return _fitting(path, found, fits and found["clean_prediction"].size == found["index"].size == grid[0])
+
+
+def _flips(path: Path) -> Arrays:
+    """The arrays that ``evaluation.lost_first`` makes."""
+    found = read_arrays(path, FLIPS)
+    count = (found["label"].size,)
+    fits = all(found[name].shape == count for name in ("index", "noise", "clean_prediction", "prediction"))
+    same = found["clean"].shape == found["noisy"].shape and found["clean"].ndim == 4
+    return _fitting(path, found, fits and same and found["clean"].shape[:1] == count)
 
 
 def _extremes(path: Path) -> Arrays:
@@ -130,9 +145,26 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``status`` of summary.json, "unfinished" as long as there is none, or "damaged"."""
+        """``status`` of summary.json, "unfinished" as long as there is none, or "damaged"; "died" if it says "running"
+        and the process is gone (``liveness.death``)."""
         status = self.summary.get("status")
-        return "damaged" if "summary" in self.problems else str(status or "unfinished")
+        return "damaged" if "summary" in self.problems else self._now(str(status or "unfinished"))
+
+    def _now(self, status: str) -> str:
+        if status not in (RUNNING, DIED):  # one that seemed to have died may have written again
+            return status
+        return RUNNING if self.death is None else DIED
+
+    @property
+    def death(self) -> str | None:
+        """As ``liveness.death``; of use where the status is "died"."""
+        return death(self.dir)
+
+    @property
+    def message(self) -> str | None:
+        """Why the run has failed, was interrupted, or is said to have died."""
+        found = self.summary.get("message")
+        return self.death if self.status == DIED else None if found is None else str(found)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -144,7 +176,7 @@ class Run:
         """history.parquet: a row for each epoch, oldest first."""
 
         def read(path: Path) -> pa.Table:
-            table = read_parquet(path)
+            table = _table(path)
             if table.num_rows and "epoch" not in table.column_names:
                 raise ConfigError(f"{path} is damaged (no column epoch): restore it from a copy.")
             return table
@@ -207,7 +239,7 @@ class Run:
         """
 
         def read(path: Path) -> pa.Table:
-            table = read_parquet(path)
+            table = _table(path)
             if "protocol" not in table.column_names:  # of an earlier version, which kept one
                 return table
             shown = {(*key, protocol) for key, protocol in shown_protocols(self.points).items()}
@@ -217,20 +249,24 @@ class Run:
         return self._part("outcomes", self.dir.outcomes_path, read, None)
 
     # Of a two-class task: the probability of the second class for each sample.
-    scores = _file("scores", read_parquet)
+    scores = _file("scores", _table)
     # Stored margins beside distances found by another attack.
-    audit = _file("audit", read_parquet)
+    audit = _file("audit", _table)
+    # Certified radii of the smoothed classifier.
+    certificates = _file("certificates", _table)
     # The network's answers in the plane.
     boundary = _file("boundary", _boundary)
     # A few test images under growing noise.
     noisy = _file("noisy", _noisy)
+    # The test images that are lost first, with their attacked images.
+    flips = _file("flips", _flips)
     # Training samples with the smallest and the largest margins.
     extremes = _file("extremes", _extremes)
 
     @cached_property
     def equilibrium_picture(self) -> bytes | None:
         """figures/equilibrium.png."""
-        return self._part("equilibrium_picture", self.dir.figures_dir / "equilibrium.png", Path.read_bytes, None)
+        return self._part("equilibrium_picture", self.dir.figures_dir / "equilibrium.png", read_picture, None)
 
     def progress(self) -> dict[str, Any]:
         """progress.json as it is now, with "age", the seconds since it was written; {} if there is none."""

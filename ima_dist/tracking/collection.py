@@ -22,6 +22,7 @@ from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet, sentence
 from ima_dist.rundir.finding import find_runs, is_dataset
+from ima_dist.rundir.liveness import DIED, RUNNING
 from ima_dist.rundir.run import Run
 from ima_dist.tracking import tables
 from ima_dist.tracking.tables import SCHEMAS, name_in, name_of, points_of, read_run, stamp_of
@@ -42,7 +43,11 @@ class Recorded(Run):
 
     @property
     def status(self) -> str:
-        return str(self.info["status"])
+        return self._now(str(self.info["status"]))
+
+    @property
+    def message(self) -> str | None:
+        return self.death if self.status == DIED else self.info["message"]
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -86,6 +91,9 @@ class Collection:
             except ConfigError as error:
                 problems.append(str(error))
         every = {**kept, **found}
+        for run in every.values():
+            if run.info["status"] == "damaged":
+                run.damaged("summary")  # the data set does not say why
         # Requests read these while they are replaced, so each is replaced as a whole.
         self.runs = {name: every[name] for name in sorted(every)}
         self.problems = problems + [text for run in self.runs.values() for text in run.problems.values()]
@@ -199,7 +207,8 @@ def update(root: Path) -> Updated:
     written = removed = 0
     for name, run in runs.items():
         try:
-            if _stamp(root, name) != stamp_of(run):
+            stamp, status = _recorded(root, name)
+            if stamp != stamp_of(run) or (status == RUNNING and Run(run).status != RUNNING):
                 problems += tables.write_run(root, run)
                 written += 1
         except ConfigError as error:
@@ -216,8 +225,10 @@ def update(root: Path) -> Updated:
     return Updated(len(runs), written, removed, problems)
 
 
-def _stamp(root: Path, name: str) -> str | None:
+def _recorded(root: Path, name: str) -> tuple[str | None, str | None]:
+    """The stamp and the status in the row of a run."""
     try:
-        return read_parquet(tables.file_of(root, "runs", name))["stamp"].to_pylist()[0]
+        table = read_parquet(tables.file_of(root, "runs", name))
+        return table["stamp"].to_pylist()[0], table["status"].to_pylist()[0]
     except (ConfigError, FileNotFoundError, KeyError, IndexError):
-        return None
+        return None, None

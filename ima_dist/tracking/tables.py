@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.margins.snapshots import ROWS
+from ima_dist.results.cost import COLUMNS, cost_numbers
 from ima_dist.results.statistics import interval_of
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.directory import RunDir
@@ -53,7 +54,7 @@ SCHEMAS = {
             "parameters": _INT,
             "clean_accuracy": _FLOAT,
             "epochs_done": _INT,
-            **dict.fromkeys(("train_samples_per_second", "wall_seconds"), _FLOAT),
+            **dict.fromkeys(("train_samples_per_second", "wall_seconds", *COLUMNS), _FLOAT),
             "stamp": _TEXT,
         }
     ),
@@ -226,11 +227,10 @@ def _write_margins(root: Path, run: Run) -> None:
 
 
 def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
-    message = run.summary.get("message")
     row = {
         "run": run.name,
         "status": run.status,
-        "message": None if message is None else str(message),
+        "message": run.message,
         **{option.replace(".", "_"): run.options[option] for option in _OPTIONS},
         "delta_eps": run.config.expansion,
         "options": [(option, json.dumps(value, ensure_ascii=False)) for option, value in run.options.items()],
@@ -238,6 +238,7 @@ def _runs_table(run: Run, epochs: int, stamp: str) -> pa.Table:
         "epochs_done": epochs,
         "stamp": stamp,
         **{key: _number(run.summary.get(key)) for key in _NUMBERS},
+        **cost_numbers(run.summary.get("cost")),
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
 
