@@ -2,7 +2,8 @@
 
 On the loopback interface the host name in a request must be one of this machine's own. Otherwise a web page from
 elsewhere could read the dashboard by a name of its own that resolves to 127.0.0.1. On any other interface a request
-needs a token, first in the address and then in a cookie.
+needs a token, first in the address and then in a cookie; so does one behind a proxy, whose name we do not know, or of
+a page that can write.
 """
 
 import hmac
@@ -12,6 +13,8 @@ from urllib.parse import urlencode
 
 from flask import Flask, Response, abort, redirect, request
 
+# Where browsers say that a request comes from; older ones say nothing.
+_OURS = ("same-origin", "none")
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -32,6 +35,8 @@ def guard(server: Flask, token: str | None) -> None:
 
     @server.before_request
     def check() -> Response | None:
+        if request.method == "POST" and request.headers.get("Sec-Fetch-Site", "same-origin") not in _OURS:
+            abort(403, "This request comes from a page of somebody else.")
         if token is None:
             name = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
             if name.strip("[]") not in _LOCAL_NAMES:
@@ -44,8 +49,8 @@ def guard(server: Flask, token: str | None) -> None:
             abort(403, "The token is missing or wrong: use the whole address that the dashboard printed.")
         rest = [(k, v) for k, v in request.args.items(multi=True) if k != "token"]
         # Without the token, so that it does not stay in the history and in links.
-        answer = redirect(request.path + (f"?{urlencode(rest)}" if rest else ""))
-        answer.set_cookie(cookie, token, httponly=True, samesite="Strict", path="/")
+        answer = redirect(request.script_root + request.path + (f"?{urlencode(rest)}" if rest else ""))
+        answer.set_cookie(cookie, token, httponly=True, samesite="Strict", path=f"{request.script_root}/")
         return answer  # type: ignore[return-value]
 
     @server.after_request

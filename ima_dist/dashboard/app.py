@@ -1,9 +1,9 @@
 """The page: from the address to controls and content, and from a moved control to a new address.
 
-The address holds the whole selection, so every state has a link and the server keeps none.
+The address holds the whole selection, so every state has a link and the server keeps none. Links are relative, so that
+they hold behind a proxy too.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,24 @@ from dash import ALL, Dash, Input, Output, State, dcc, html, no_update
 from dash.exceptions import DependencyException
 from flask import Flask, Response, abort, request
 
-from ima_dist.dashboard import access
-from ima_dist.dashboard.parts import Grid, Part, Values
+from ima_dist.dashboard import access, live
+from ima_dist.dashboard.choosing import look
+from ima_dist.dashboard.edit import add_editing
+from ima_dist.dashboard.parts import Grid
+from ima_dist.dashboard.pictures import add_pictures
+from ima_dist.dashboard.prefix import Prefixed
 from ima_dist.dashboard.render import control as draw_control
-from ima_dist.dashboard.render import part as draw_part
-from ima_dist.dashboard.state import Control, parse, unparse, words
-from ima_dist.dashboard.state import State as Selection
-from ima_dist.dashboard.views import VIEWS
+from ima_dist.dashboard.shown import given, shown, values_of, view_of, with_values
+from ima_dist.dashboard.state import Control, Number, Several, Slider, Text, parse, unparse
+from ima_dist.dashboard.views import FIGURES, VIEWS
 from ima_dist.tracking.collection import Collection
 
-_LOOK_SECONDS = 2.0
-_FIRST_VIEW = "runs"
 
+def make_app(root: Path, token: str | None = None, prefix: str = "/", edit: bool = False) -> Dash:
+    """The application for the results directory ``root``.
 
-def make_app(root: Path, token: str | None = None) -> Dash:
-    """The application for the results directory ``root``; ``token`` as in ``access.guard``."""
+    token: as in ``access.guard``. prefix: as in ``prefix.checked``. edit: whether notes can be written.
+    """
     runs = Collection(root)
     server = Flask("ima_dist.dashboard", static_folder=None)
     access.guard(server, token)
@@ -39,31 +42,23 @@ def make_app(root: Path, token: str | None = None) -> Dash:
         update_title=None,  # type: ignore[arg-type]
         suppress_callback_exceptions=True,
         add_log_handler=False,
+        requests_pathname_prefix=prefix,
+        routes_pathname_prefix="/",
     )
+    if prefix != "/":
+        server.wsgi_app = Prefixed(server.wsgi_app, prefix)  # type: ignore[method-assign]
     # By default Dash answers a request for an unknown file with status 500, and lists all its files in the log.
     server.register_error_handler(DependencyException, lambda error: ("There is no such file.", 404))
     app.layout = _layout(root)
     _add_controls(app, runs)
-    _add_content(app, runs)
+    _add_content(app, runs, edit)
+    live.add_live(app, runs, edit)
     _add_addresses(app)
     _add_downloads(server, runs)
+    add_pictures(server, runs)
+    if edit:
+        add_editing(app, runs)
     return app
-
-
-def look(runs: Collection) -> Collection:
-    """A copy of the runs as they are now, which does not change during a request."""
-    runs.refresh(_LOOK_SECONDS)
-    return Collection(runs.root, runs.runs, runs.problems)
-
-
-def view_of(path: str | None) -> str:
-    """The name of the view in a path; the first view for any other path."""
-    name = (path or "").strip("/")
-    return name if name in VIEWS else _FIRST_VIEW
-
-
-def values_of(controls: list[Control]) -> Values:
-    return {c.name: c.value for c in controls}
 
 
 def _layout(root: Path) -> html.Div:
@@ -74,6 +69,7 @@ def _layout(root: Path) -> html.Div:
         [
             dcc.Location(id="address", refresh=False),
             *(dcc.Store(id=name) for name in ("drawn", "canonical", "wanted", "seen")),
+            dcc.Interval(id="tick", interval=live.EVERY, disabled=True),
             html.A("Skip to the content", href="#content", className="skip"),
             html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(**views)]),
             html.Details(id="problems", hidden=True),
@@ -97,7 +93,7 @@ def _add_controls(app: Dash, runs: Collection) -> None:
         found = VIEWS[name].controls(look(runs), parse(search))
         # Drawn again only if they differ: a slider that is moved by keyboard must keep the focus.
         form = json.dumps([name, [[type(c).__name__, c.name, _range(c)] for c in found]])
-        if form == drawn and _given(values, ids) == values_of(found):
+        if form == drawn and given(values, ids) == values_of(found):
             return no_update, no_update
         return [draw_control(c) for c in found], form
 
@@ -111,14 +107,18 @@ def _add_controls(app: Dash, runs: Collection) -> None:
     )
     def moved(values: list[Any], ids: list[dict[str, str]], path: str, search: str) -> Any:
         state = parse(search)
-        before, given = values_of(VIEWS[view_of(path)].controls(look(runs), state)), _given(values, ids)
+        found = VIEWS[view_of(path)].controls(look(runs), state)
+        several = {c.name for c in found if isinstance(c, Several)}
+        # Dash has None for a list that was cleared.
+        now = {n: [] if v is None and n in several else v for n, v in given(values, ids).items()}
+        before = values_of(found)
         # Controls of the previous view may still be there for a moment.
-        if given.keys() != before.keys() or given == before:
+        if now.keys() != before.keys() or now == before:
             return no_update
-        return path + unparse(_with(state, given))
+        return path + unparse(with_values(state, now, found))
 
 
-def _add_content(app: Dash, runs: Collection) -> None:
+def _add_content(app: Dash, runs: Collection, edit: bool) -> None:
     @app.callback(
         Output("content", "children"),
         Output("introduction", "children"),
@@ -126,6 +126,8 @@ def _add_content(app: Dash, runs: Collection) -> None:
         Output("problems", "children"),
         Output("problems", "hidden"),
         Output("canonical", "data"),
+        Output("tick", "disabled"),
+        Output("seen", "data"),
         Input("address", "pathname"),
         Input("address", "search"),
         State("canonical", "data"),
@@ -133,29 +135,13 @@ def _add_content(app: Dash, runs: Collection) -> None:
     def content(path: str, search: str, canonical: list[str] | None) -> Any:
         # A view is not drawn again because its address has been completed.
         if canonical and canonical[1] == f"{path}{search or ''}":
-            return (no_update,) * 6
+            return (no_update,) * 8
         name, now = view_of(path), look(runs)
-        whole, parts = _shown(name, parse(search), now)
-        drawn = [draw_part(p, name, whole) for p in parts]
-        if name == _FIRST_VIEW:
-            drawn = [html.Div(drawn, id="live"), dcc.Interval(id="tick", interval=2000)]
+        whole, parts = shown(name, parse(search), now, edit)
         view = VIEWS[name]
-        canon = [f"{path}{search or ''}", f"/{name}{unparse(whole)}", view.TITLE]
-        return drawn, view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon
-
-    # Only the list of runs is live: a figure must not change while it is looked at.
-    @app.callback(
-        Output("live", "children"),
-        Output("seen", "data"),
-        Input("tick", "n_intervals"),
-        State("address", "search"),
-        State("seen", "data"),
-        prevent_initial_call=True,
-    )
-    def live(ticks: int, search: str, seen: str | None) -> Any:
-        whole, parts = _shown(_FIRST_VIEW, parse(search), look(runs))
-        shown = hashlib.sha256(repr(parts).encode()).hexdigest()
-        return (no_update, no_update) if shown == seen else ([draw_part(p, _FIRST_VIEW, whole) for p in parts], shown)
+        canon = [f"{path}{search or ''}", f"{path[: path.rfind('/') + 1]}{name}{unparse(whole)}", view.TITLE]
+        about = (view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon)
+        return (live.wrapped(parts, name, whole), *about, not view.LIVE, live.marks(parts))
 
 
 def _add_addresses(app: Dash) -> None:
@@ -169,44 +155,42 @@ def _add_addresses(app: Dash) -> None:
             Output(store, "modified_timestamp"),
             Input(store, "data"),
         )
+    app.clientside_callback(
+        "function(chosen) { const one = (chosen || []).map(window.imaDistCompare); "
+        "return [0, 1, 2].map(i => one.map(part => part[i])); }",
+        Output({"compare": ALL}, "href"),
+        Output({"compare": ALL}, "children"),
+        Output({"compare": ALL}, "aria-disabled"),
+        Input({"browser": ALL}, "selectedRows"),
+    )
 
 
 def _add_downloads(server: Flask, runs: Collection) -> None:
     @server.get("/csv/<view>/<table>.csv")
     def table(view: str, table: str) -> Response:
         state = parse(request.query_string.decode("utf-8", "replace"))
-        for part in _shown(view, state, look(runs))[1] if view in VIEWS else ():
+        for part in shown(view, state, look(runs))[1] if view in VIEWS else ():
             if isinstance(part, Grid) and part.name == table:
                 disposition = {"Content-Disposition": f"attachment; filename={view}-{part.name}.csv"}
                 return Response(part.csv(), mimetype="text/csv", headers=disposition)
         abort(404)
 
 
-def _shown(name: str, state: Selection, now: Collection) -> tuple[Selection, list[Part]]:
-    """The whole state of a view, and its parts."""
-    values = values_of(VIEWS[name].controls(now, state))
-    return _with(state, values), VIEWS[name].show(now, values)
-
-
 def _range(c: Control) -> Any:
-    return list(c.options.items()) if hasattr(c, "options") else [c.low, c.high]
+    if isinstance(c, Text):
+        return []
+    return [c.low, c.high] if isinstance(c, Slider | Number) else list(c.options.items())
 
 
-def _given(values: list[Any], ids: list[dict[str, str]]) -> Values:
-    """The values that the page's controls have, by name."""
-    return {i["control"]: v for i, v in zip(ids, values, strict=True)}
+def _links(current: str, state: dict[str, list[str]]) -> list[Any]:
+    query = unparse(state)
 
+    def link(name: str) -> Any:
+        mark = "current" if name == current else ""
+        return dcc.Link(VIEWS[name].TITLE, href=f"{name}{query}", className=mark, id=f"view-{name}")
 
-def _with(state: Selection, values: Values) -> Selection:
-    return {**state, **{name: words(value) for name, value in values.items()}}
-
-
-def _links(current: str, state: Selection) -> list[Any]:
-    query, marks = unparse(state), {current: "current"}
-    return [
-        dcc.Link(view.TITLE, href=f"/{name}{query}", className=marks.get(name, ""), id=f"view-{name}")
-        for name, view in VIEWS.items()
-    ]
+    main = [link(name) for name in VIEWS if name not in FIGURES]
+    return [*main, html.Span("Figures:", className="group"), *(link(name) for name in FIGURES)]
 
 
 def _problems(runs: Collection) -> list[Any]:

@@ -7,18 +7,27 @@ from pathlib import Path
 from ima_dist.config.presets import data_name_of
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
 from ima_dist.results.same_data import data_sets
+from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.run import Run
-from ima_dist.tracking.collection import Recorded
+from ima_dist.tracking.collection import Collection, Recorded
 
 _FIRST = 5
+_LOOK_SECONDS = 2.0
+
+
+def look(runs: Collection) -> Collection:
+    """A copy of the runs as they are now, which does not change during a request."""
+    runs.refresh(_LOOK_SECONDS)
+    return Collection(runs.root, runs.runs, runs.problems)
 
 
 def label(run: Recorded) -> str:
     """The label of a run in a list."""
     info = run.info
     level = f" {info['eps_max']:g}" if info["method"] in ("adv", "rand") else ""
-    return f"{run.name} ({data_name_of(run.options)}, {info['norm']}, {info['method']}{level}, seed {info['seed']})"
+    norm = NORM_SIGN.get(info["norm"], info["norm"])
+    return f"{run.name} ({data_name_of(run.options)}, {norm}, {info['method']}{level}, seed {info['seed']})"
 
 
 def choose_runs(state: State, able: list[Recorded]) -> Several:
@@ -39,7 +48,7 @@ def opened(run: Run) -> Run:
     """The run with what its directory holds now. The last few are kept, as one page asks several times."""
     dir = run.dir
     files = (dir.config_path, dir.summary_path, dir.history_path, dir.margins_dir, dir.outcomes_path, dir.audit_path)
-    examples = (dir.boundary_path, dir.noisy_path, dir.extremes_path)
+    examples = (dir.boundary_path, dir.noisy_path, dir.extremes_path, dir.flips_path)
     return _opened(dir.path, run.name, tuple(map(_stamp, (*files, *examples))))
 
 

@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ima_dist.config.errors import cut
 from ima_dist.dashboard.state import Control, State
+from ima_dist.results.text import harmless
 from ima_dist.tracking.collection import Collection
+
+INTERVAL = "95 % interval"  # the column
+_LONGEST_CELL, _LONGEST_TEXT = 400, 4000  # characters that are shown
 
 
 @dataclass(frozen=True)
@@ -38,18 +43,120 @@ class Grid:
         file = io.StringIO()
         writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows({column: harmless(row.get(column)) for column in self.columns} for row in self.rows)
         return file.getvalue()
 
 
 @dataclass(frozen=True)
-class Note:
-    """A sentence of text."""
+class Browser(Grid):
+    """A table of hundreds of rows that is sorted in the page, and whose rows can be chosen.
 
+    Its first column, a different text in each row, links to ``links``. widths: column -> pixels.
+    """
+
+    widths: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence of text. warning: one that puts something in doubt."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing in a short list: a title that leads somewhere, and what is said of it.
+
+    tag: a word or two that stand out; tone: "good", "bad" or "". share: of a bar, 0 to 1, or None. command: what to
+    type next; caution: what to know before one does.
+    """
+
+    title: str
+    href: str
+    text: str = ""
+    tag: str = ""
+    tone: str = ""
+    share: float | None = None
+    command: str = ""
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A short list with a heading; ``more`` is the text and the address of a link to the rest."""
+
+    name: str
+    heading: str
+    items: list[Item]
+    empty: str
+    more: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Side:
+    """Parts beside one another, where the page is wide enough: columns from left to right."""
+
+    columns: list[list["Part"]]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line to be copied into a terminal."""
+
+    label: str
     text: str
 
 
-Part = Plot | Grid | Note
+@dataclass(frozen=True)
+class Facts:
+    """Names and values. folded: shown only when asked for."""
+
+    name: str
+    heading: str
+    pairs: list[tuple[str, str]]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines of plain text, such as a log's."""
+
+    name: str
+    heading: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image. source: its address, within the page or as data."""
+
+    source: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Cells of one or more pictures that belong together. cells: heading, pictures, address that the heading leads to
+    or ""."""
+
+    name: str
+    heading: str
+    caption: str
+    cells: list[tuple[str, list[Picture], str]]
+
+
+@dataclass(frozen=True)
+class Editor:
+    """A text and tags of a run that can be changed."""
+
+    run: str
+    text: str
+    tags: tuple[str, ...]
+
+
+Part = Plot | Grid | Note | Panel | Side | Command | Facts | Lines | Gallery | Editor
 
 
 def notes(texts: Iterable[str]) -> list[Part]:
@@ -60,10 +167,11 @@ Values = dict[str, Any]  # of the controls, by name
 
 
 class View(Protocol):
-    """The interface of a module of ``views``."""
+    """The interface of a module of ``views``. LIVE: whether it is drawn again when something has changed."""
 
     TITLE: str
     INTRODUCTION: str
+    LIVE: bool
 
     def controls(self, runs: Collection, state: State) -> list[Control]: ...
 
@@ -76,4 +184,18 @@ def shown(value: Any, digits: int) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else cut(str(value), _LONGEST_CELL)
+
+
+def paragraph(text: str) -> str:
+    """A text as it is shown as a whole."""
+    return cut(text, _LONGEST_TEXT)
+
+
+def interval_text(bounds: tuple[float, float]) -> str:
+    """The ends of an interval as they are shown everywhere."""
+    return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
+
+
+def p_text(p: float) -> str:
+    return f"{p:.4f}" if p >= 1e-4 else "< 0.0001"

@@ -39,10 +39,24 @@ class Choice(_Named):
 
 @dataclass(frozen=True)
 class Several(_Named):
-    """Pick any number from a list that can be searched."""
+    """Pick any number from a list that can be searched.
+
+    placeholder: shown as long as none is. short: a narrow one. usual: what an address without the name means.
+    """
 
     options: dict[str, str]
     value: list[str]
+    placeholder: str = "choose runs"
+    short: bool = False
+    usual: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Text(_Named):
+    """Words that are typed. placeholder: shown as long as there are none."""
+
+    value: str
+    placeholder: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Number(_Named):
     value: float | None
 
 
-Control = Choice | Several | Slider | Number
+Control = Choice | Several | Text | Slider | Number
 
 
 def one_of(
@@ -83,6 +97,16 @@ def some_of(state: State, name: str, label: str, options: dict[str, str], defaul
     return Several(name, label, options, given or [v for v in default if v in options])
 
 
+def any_of(state: State, name: str, label: str, options: dict[str, str]) -> Several:
+    """The values of the state that are among the options; none means all."""
+    return Several(name, label, options, some_of(state, name, label, options, []).value, "all", short=True)
+
+
+def text(state: State, name: str, label: str, placeholder: str = "") -> Text:
+    """The words of the state."""
+    return Text(name, label, next(iter(state.get(name, [])), "")[:200], placeholder)
+
+
 def slider(state: State, name: str, label: str, low: int, high: int, default: int) -> Slider:
     """The whole number of the state, brought within the range."""
     number = _float(state, name)
@@ -97,7 +121,7 @@ def number(state: State, name: str, label: str, low: float, high: float, step: f
 
 def words(value: Any) -> list[str]:
     """A control's value as the address holds it."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
+    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
     return [f"{v:g}" if isinstance(v, float) else str(v) for v in values]
 
 

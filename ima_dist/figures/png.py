@@ -20,7 +20,7 @@ from ima_dist.config.presets import data_name
 from ima_dist.figures.colours import COLOURS
 from ima_dist.results import paper as paper_tables
 from ima_dist.results.margin_audit import TOLERANCE
-from ima_dist.results.margin_bins import histogram
+from ima_dist.results.margin_bins import bin_edges, histogram
 from ima_dist.results.statistics import with_intervals
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import Point, attack_rows
@@ -79,12 +79,17 @@ def accuracy_curves(path: Path, points: list[Point], paper: dict[float, float] |
 
 
 def margin_histogram(
-    path: Path, margins: np.ndarray, eps_max: float, labels: np.ndarray | None = None, norm: str = "linf"
+    path: Path,
+    margins: np.ndarray,
+    eps_max: float,
+    labels: np.ndarray | None = None,
+    norm: str = "linf",
+    bounded: bool = True,
 ) -> None:
     """Distribution of the estimated margins of the training samples, like Figs. 9 and 14 of the paper.
 
     ``margins``: (N,) distances in ``norm``, in units of the data; ``labels``: (N,) classes, which are then
-    stacked. Raises OSError.
+    stacked; ``bounded``: ε_max bounds margins, and is drawn. Raises OSError.
     """
     fig, (ax,) = _figure(5.2)
     _, edges = histogram(margins, eps_max)
@@ -96,7 +101,8 @@ def margin_histogram(
     else:
         colours, groups, names = [_BLUE], [values], None
     ax.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=names)
-    ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
+    if bounded:
+        ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(float(values.mean()), color=_RED, linewidth=1.5, label=f"mean {values.mean():.4g}")
     ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
     ax.set_title(f"Estimated margins of {len(values):,} training samples")
@@ -108,9 +114,9 @@ def margin_bars(path: Path, row: dict[str, Any], eps_max: float, norm: str = "li
     """As ``margin_histogram``, without classes, from a row of history.parquet: for sets of any size. Raises OSError."""
     fig, (ax,) = _figure(5.2)
     counts, mean = row["margin_histogram"], row["margin_mean"]
-    edges = np.linspace(0, eps_max, len(counts) + 1)
-    ax.stairs(counts, edges, fill=True, color=_BLUE)
-    ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
+    ax.stairs(counts, bin_edges(len(counts), eps_max), fill=True, color=_BLUE)
+    if row.get("share_at_max", 0.0) is not None:  # else there is no largest margin
+        ax.axvline(eps_max, color="black", linestyle="--", linewidth=1, label="$ε_{max}$")
     ax.axvline(mean, color=_RED, linewidth=1.5, label=f"mean {mean:.4g}")
     ax.set(xlabel=f"margin ({NORM_SIGN.get(norm, norm)})", ylabel="training samples")
     ax.set_title(f"Estimated margins of {sum(counts):,} training samples")
@@ -132,7 +138,9 @@ def margin_audit(path: Path, table: pa.Table, norm: str) -> None:
     high = 1.05 * max(float(margin.max()), float(np.quantile(distance[np.isfinite(distance)], 0.99)))
     ax.plot([0, high], [0, high], color="black", linewidth=1)
     sign = NORM_SIGN.get(norm, norm)
-    ax.set(xlim=(0, high), ylim=(0, high), xlabel=f"distance at which FAB crosses the boundary ({sign})")
+    ax.set(
+        xlim=(0, high), ylim=(0, high), xlabel=f"distance at which a minimal-norm attack crosses the boundary ({sign})"
+    )
     ax.set(ylabel=f"stored margin ({sign})", title=f"Margins of {correct.sum():,} training samples, audited")
     ax.legend(loc="lower right")
     _save(fig, path)
@@ -254,7 +262,7 @@ def draw_all(run: Run) -> list[Path]:
         accuracy_curves(target("accuracy.png"), run.points, published[1] if published else None, title)
     if run.margins is not None and run.margins[1].num_rows:
         margins, labels = (run.margins[1].column(name).to_numpy() for name in ("margin", "label"))
-        margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm)
+        margin_histogram(target("margins.png"), margins, config.eps_max, labels, config.norm, config.margins_bounded)
     elif run.margin_count and run.margin_history:
         margin_bars(target("margins.png"), run.margin_history[-1], config.eps_max, config.norm)
     if run.training_history:

@@ -13,6 +13,7 @@ from ima_dist.results.by_class import class_names, class_rows
 from ima_dist.results.margin_bins import histogram_of
 from ima_dist.results.performance import shown
 from ima_dist.results.statistics import interval_of
+from ima_dist.results.text import harmless
 from ima_dist.rundir.run import Run
 
 _MEASURED = ("norm", "attack", "loss", "split", "epoch", "noise", "accuracy")
@@ -92,7 +93,7 @@ def margins_csv(results: list[Run]) -> str | None:
             continue
         config = result.config
         epoch, counts, edges = result.over_margins(_counting(config.eps_max)) or (0, *histogram_of([], config.eps_max))
-        run = {"run": result.name, "preset": config.preset, "method": config.method, "norm": config.norm}
+        run = {"run": harmless(result.name), "preset": config.preset, "method": config.method, "norm": config.norm}
         parts.append(pd.DataFrame({**run, "epoch": epoch, "low": edges[:-1], "high": edges[1:], "samples": counts}))
     return pd.concat(parts).to_csv(index=False, lineterminator="\n") if parts else None
 
@@ -103,5 +104,6 @@ def _counting(eps_max: float) -> Callable[[int, int, Iterator[pa.Table]], tuple[
 
 
 def _text(rows: list[dict[str, Any]]) -> str:
+    safe = [{name: harmless(value) for name, value in row.items()} for row in rows]
     # As objects, so that whole numbers stay whole in a column where some are missing.
-    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    return pd.DataFrame(safe, dtype=object).to_csv(index=False, lineterminator="\n")

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io
-from markupsafe import Markup
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import data_name, has_papers_data
 from ima_dist.config.schema import Config
-from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
+from ima_dist.figures.interactive.accuracy import Series, accuracy_figure, certified_figure, distance_figure
 from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.figures.interactive.margins import class_name, histogram_figure
 from ima_dist.figures.interactive.reliability import reliability_figure
@@ -21,7 +19,7 @@ from ima_dist.figures.interactive.sample import sample_figure
 from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
 from ima_dist.report.tables import Line, Table, label, paper_attack
-from ima_dist.results import paper
+from ima_dist.results import certificates, distances, paper
 from ima_dist.results.by_class import conditions
 from ima_dist.results.choice import pareto_set
 from ima_dist.results.performance import CLEAN, shown
@@ -66,13 +64,6 @@ def draw(results: list[Run], tables: list[Table]) -> list[Drawing]:
     of_tables = (drawing for table in tables if table.number != 15 for drawing in _of_table(table))
     of_runs = (drawing for result in results for drawing in _of_run(result))
     return sorted((*of_tables, *of_runs, *_examples(results)), key=lambda drawing: drawing.place)
-
-
-def to_html(drawing: Drawing, name: str, with_plotly: bool) -> Markup:
-    """The figure as a part of a page, with or without a copy of plotly.js; ``name``: its identity there."""
-    config = {"displaylogo": False, "responsive": True, "toImageButtonOptions": {"format": "svg"}}
-    html = plotly.io.to_html(drawing.figure, include_plotlyjs=with_plotly, full_html=False, div_id=name, config=config)
-    return Markup(html)  # safe: Plotly escapes the signs of HTML in its data
 
 
 def _of_table(table: Table) -> Iterator[Drawing]:
@@ -143,6 +134,20 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         figure = training_figure([Trained(label(result), result.history, epoch)], _THRESHOLD)
         yield Drawing(source, f"Training and validation accuracy of {name}", caption, figure)
 
+    found = distances.distances(result, config.epochs)
+    if found is not None:
+        caption = (
+            "Accuracy falls at the distance of each test sample to the nearest misclassified point that was found."
+        )
+        figure = distance_figure([(label(result), *distances.curve(found))], [config.norm])
+        yield Drawing("", f"Accuracy at every noise level of {name}", caption, figure)
+    certified = result.certificates
+    entries = certificates.shown(result) if certified is not None else []
+    if certified is not None and entries:
+        curves = [(f"σ {entry.sigma:g}", *certificates.curve(certified, entry)) for entry in entries]
+        caption = "Share of the test samples whose label is certified within the radius: not of the network itself."
+        title = f"Certified accuracy of the smoothed classifier of {name}"
+        yield Drawing("", title, caption, certified_figure(curves))
     yield from _reliability(result)
 
 

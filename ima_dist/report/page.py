@@ -10,9 +10,10 @@ from ima_dist.config.attacks import describe_attack
 from ima_dist.config.presets import data_name, train_command
 from ima_dist.config.provenance import not_the_papers
 from ima_dist.figures.interactive.style import png_url
-from ima_dist.report.figures import Drawing, to_html
+from ima_dist.report.figures import Drawing
+from ima_dist.report.packed import place, scripts
 from ima_dist.report.tables import Line, Table, is_experiment, label, setting_differences
-from ima_dist.results import obfuscation, white_noise
+from ima_dist.results import certificates, obfuscation, white_noise
 from ima_dist.results.binary import shown_thresholds
 from ima_dist.results.by_class import (
     BY_CLASS,
@@ -25,8 +26,10 @@ from ima_dist.results.by_class import (
     overall_rows,
     threshold_rows,
 )
+from ima_dist.results.cost import cost_numbers, cost_text
 from ima_dist.results.doubts import doubts
 from ima_dist.results.performance import shown
+from ima_dist.results.self_tests import self_test_lines
 from ima_dist.results.split import split_level
 from ima_dist.rundir.curves import format_noise
 from ima_dist.rundir.run import Run
@@ -60,11 +63,16 @@ def _template() -> Template:
         keep_trailing_newline=True,
     )
     labels = (data_name, doubts, is_experiment, label, obfuscation.verdict)
-    functions = (*labels, png_url, setting_differences, split_level, table_file, to_html, train_command)
-    own = (_attacks, _black_box, _by_class, _columns, _guessed, _number, _runs_of, _samples, _white_noise)
-    environment.globals |= {function.__name__.lstrip("_"): function for function in (*functions, *own)}
+    functions = (*labels, place, png_url, scripts, setting_differences, split_level, table_file, train_command)
+    own = (_attacks, _black_box, _by_class, _certified, _columns, _cost, _guessed, _number, _runs_of, _samples)
+    own_too = (_self_tests, _white_noise)
+    environment.globals |= {f.__name__.lstrip("_"): f for f in (*functions, *own, *own_too)}
     environment.filters["noise"] = format_noise
     return environment.get_template("page.html")
+
+
+def _cost(run: Run) -> str:
+    return cost_text(cost_numbers(run.summary.get("cost")))
 
 
 def _columns(table: Table) -> list[str]:
@@ -105,8 +113,28 @@ def _by_class(result: Run) -> list[tuple[str, tuple[str, ...], list[list[str]]]]
     return [(title, columns, [cells(row, columns) for row in rows]) for title, columns, rows in tables if rows]
 
 
+def _self_tests(result: Run) -> list[str]:
+    """A sentence for each self-test of an attack on the last network."""
+    return self_test_lines(result, result.config.epochs)
+
+
 def _white_noise(result: Run) -> str | None:
     return white_noise.describe(result.points, result.config)
+
+
+def _certified(result: Run) -> list[tuple[str, list[list[str]]]]:
+    """For each noise of the smoothed classifier: how it was certified, and the rows of its table as text."""
+    found = []
+    for entry in certificates.shown(result):
+        lines = [
+            [
+                "accuracy" if row["radius"] is None else f"certified within {format_noise(row['radius'])}",
+                f"{row['share']:.4f} ({row['low']:.4f} to {row['high']:.4f})",
+            ]
+            for row in certificates.rows(entry)
+        ]
+        found.append((entry.setting, [*lines, ["abstained", f"{entry.abstained:.4f}"]]))
+    return found
 
 
 def _guessed(table: Table) -> bool:

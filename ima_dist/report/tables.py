@@ -116,7 +116,11 @@ def label(result: Run) -> str:
         return row_name(result)
     level = f" {config.eps_max:g}" if config.method in ("adv", "rand") else ""
     weight = f" β={config.beta:g}" if config.method == "ima" and config.beta != preset_config(config).beta else ""
-    reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, {"seed", "eps_max", "beta"})))
+    apart = {"seed", "eps_max", "beta"}
+    if config.method == "ima" and config.margin_rule != "paper":
+        weight += f" ({config.margin_rule})"
+        apart |= {"margin_rule", "margin_update"}
+    reduced = ", reduced" * (has_papers_data(config) and bool(setting_differences(config, apart)))
     return f"{config.method}{level}{weight}, seed {config.seed}{reduced}"
 
 

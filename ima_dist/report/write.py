@@ -12,12 +12,12 @@ from ima_dist.report.csvfiles import classes_csv, curves_csv, margins_csv, table
 from ima_dist.report.figures import draw
 from ima_dist.report.page import page, table_file
 from ima_dist.report.tables import make_tables
-from ima_dist.rundir.files import write_text_atomic
+from ima_dist.rundir.files import why_unwritable, write_text_atomic
 from ima_dist.rundir.finding import finished_runs
 from ima_dist.rundir.run import Run
 
 # The parts of a run that a report shows.
-_PARTS = ("history", "margins", "outcomes", "boundary", "noisy", "equilibrium_picture")
+_PARTS = ("history", "margins", "outcomes", "certificates", "boundary", "noisy", "equilibrium_picture")
 
 
 def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
@@ -29,6 +29,8 @@ def write_report(paths: list[Path], out: Path) -> tuple[list[Path], list[str]]:
     """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file: give another --out.")
+    if reason := why_unwritable(out / "report.html"):
+        raise ConfigError(f"{out} cannot be written ({reason}): give another --out.")
     results, problems = collect(paths)
     if not results:
         raise ConfigError(" ".join(["There is no finished run to report on.", *problems]))

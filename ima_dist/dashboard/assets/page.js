@@ -1,4 +1,4 @@
-// Saves figures, and keeps the whole selection in the address. Everything happens in the browser.
+// Saves figures, copies commands, and keeps the whole selection in the address. Everything happens in the browser.
 function here() {
   return window.location.pathname + window.location.search;
 }
@@ -26,6 +26,16 @@ window.imaDistComplete = function ([from, address, title]) {
   }
 };
 
+// The link to the comparison of the rows that are chosen in a list.
+window.imaDistCompare = function (chosen) {
+  const names = (chosen || []).map((row) => row.run);
+  const query = new URLSearchParams(names.map((name) => ["runs", name]));
+  if (names.length < 2) {
+    return [undefined, names.length ? "Choose another run to compare" : "Choose runs to compare", "true"];
+  }
+  return ["compare?" + query, `Compare ${names.length} runs`, "false"];
+};
+
 // Names every control by its label: some of Dash's own have no name for a screen reader.
 new MutationObserver(function () {
   for (const control of document.querySelectorAll(".control")) {
@@ -38,11 +48,7 @@ new MutationObserver(function () {
   }
 }).observe(document.documentElement, { childList: true, subtree: true });
 
-document.addEventListener("click", function (event) {
-  const button = event.target.closest("button.save");
-  if (!button) {
-    return;
-  }
+function save(button) {
   const graph = document.querySelector("#" + CSS.escape(button.dataset.figure) + " .js-plotly-plot");
   const box = graph.getBoundingClientRect();
   window.Plotly.downloadImage(graph, {
@@ -52,6 +58,35 @@ document.addEventListener("click", function (event) {
     height: Math.round(box.height),
     scale: button.dataset.kind === "png" ? 2 : 1,
   });
+}
+
+// navigator.clipboard is there only over https and on this machine; a selected text can be copied anywhere.
+function copy(button) {
+  const range = document.createRange();
+  range.selectNodeContents(button.parentElement.querySelector("code"));
+  const selection = window.getSelection();
+  selection.removeAllRanges();
+  selection.addRange(range);
+  const done = navigator.clipboard ? navigator.clipboard.writeText(button.dataset.text) : document.execCommand("copy");
+  Promise.resolve(done).then(() => (button.textContent = "Copied"), () => (button.textContent = "Press Ctrl+C"));
+}
+
+document.addEventListener("click", function (event) {
+  const button = event.target.closest("button.save[data-figure]");
+  const copied = event.target.closest("button.copy");
+  const link = event.target.closest("a.inside");
+  if (button) {
+    save(button);
+  } else if (copied) {
+    copy(copied);
+  } else if (link && !(event.ctrlKey || event.metaKey || event.shiftKey || event.button)) {
+    event.preventDefault();
+    if (link.hasAttribute("href")) {
+      const found = new URL(link.href);
+      window.imaDistGo(found.pathname + found.search);
+      window.scrollTo(0, 0);
+    }
+  }
 });
 
 // Enter in a field must not send the form anywhere.

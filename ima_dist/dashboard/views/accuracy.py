@@ -6,9 +6,10 @@ from ima_dist.config.attacks import ATTACKS
 from ima_dist.dashboard.choosing import choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
 from ima_dist.dashboard.state import Control, State, one_of
-from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
-from ima_dist.results import paper
+from ima_dist.figures.interactive.accuracy import Series, accuracy_figure, distance_figure
+from ima_dist.results import distances, paper
 from ima_dist.results.doubts import doubts
+from ima_dist.results.self_tests import self_test_lines
 from ima_dist.results.statistics import with_intervals
 from ima_dist.rundir.curves import Row, attack_rows, format_noise, levels_of, noise_key, samples_label
 from ima_dist.tracking.collection import Collection, Recorded
@@ -18,6 +19,7 @@ INTRODUCTION = (
     "Share of the test samples that are classified correctly, by noise level. Bands are 95 % Wilson intervals of "
     "single runs; the trade-off tells which models differ. Dotted lines with crosses are the paper's rows."
 )
+LIVE = False
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -37,14 +39,26 @@ def show(runs: Collection, values: Values) -> list[Part]:
     norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
     caption, figure = "The same numbers are in the table below.", accuracy_figure(series, norms)
     parts: list[Part] = [Plot("accuracy", f"Accuracy under {attack}", caption, figure), _table(found, attack)]
+    parts += _whole_curve([run for run, _ in found], norms) if attack == distances.ATTACK else []
     missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
         parts.append(Note(f"Not evaluated with {attack}: {', '.join(missing)}."))
     parts += [Note(f"{run.name} was {copied}.") for run, _ in found if (copied := paper.copied(run.config))]
+    parts += [Note(f"{run.name}: {text}") for run, _ in found for text in self_test_lines(run, run.config.epochs)]
     parts += [Note(f"{run.name} is doubtful: {text}") for run, _ in found for text in doubts(run)]
     if len(norms) > 1:
         parts.append(Note("The figure has runs of different norms, whose noise levels cannot be compared."))
     return parts
+
+
+def _whole_curve(runs: list[Recorded], norms: list[str]) -> list[Part]:
+    """Accuracy at every noise level, of the runs whose samples' distances are known."""
+    known = [(run.name, found) for run in runs if (found := distances.distances(run, run.config.epochs)) is not None]
+    if not known:
+        return []
+    caption = "The accuracy falls at the distance of each sample to the nearest misclassified point that was found."
+    figure = distance_figure([(name, *distances.curve(found)) for name, found in known], norms)
+    return [Plot("distances", "Accuracy at every noise level", caption, figure)]
 
 
 def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | None:

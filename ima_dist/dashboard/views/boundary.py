@@ -8,6 +8,7 @@ from ima_dist.tracking.collection import Collection
 
 TITLE = "Boundary"
 INTRODUCTION = "Decision boundary of the network on two-dimensional data (paper, Fig. 6)."
+LIVE = False
 
 
 def controls(runs: Collection, state: State) -> list[Control]:

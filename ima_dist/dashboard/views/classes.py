@@ -24,6 +24,7 @@ INTRODUCTION = (
     "Recall, precision and AUC of each class against the rest, balanced accuracy, and how sure the network is of right "
     "and wrong answers; without noise and under attack. docs/evaluation.md has the definitions."
 )
+LIVE = False
 
 
 def controls(runs: Collection, state: State) -> list[Control]:

@@ -18,6 +18,7 @@ INTRODUCTION = (
     "Estimated distance of each training sample to the decision boundary, up to ε_max, or for mma up to 1.05·d_max "
     "(paper, Figs. 9 and 14). A misclassified sample stands at Δε, or for mma at 0."
 )
+LIVE = False
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -46,7 +47,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     return [
         *(_at_epoch(run, history, values["epoch"]) if history else []),
         *_extremes(run, values.get("class")),
-        *_by_class(run),
+        *by_class(run),
         *_audit(run),
         Grid("margins", "Margins by epoch", columns, [{c: row[c] for c in columns} for row in history]),
     ]
@@ -56,14 +57,15 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     # An epoch without a histogram shows the one before.
     at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
     epoch, eps_max = at["epoch"], run.config.eps_max
-    caption = (
-        f"After epoch {epoch}: {at['share_at_max']:.1%} of the samples at ε_max or above, mean {at['margin_mean']:.4g}."
-    )
+    share = at["share_at_max"]
+    at_max = "" if share is None else f"{share:.1%} of the samples at ε_max or above, "
+    caption = f"After epoch {epoch}: {at_max}mean {at['margin_mean']:.4g}."
     histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
-    share = figures.share_figure(history, eps_max, epoch)
+    heading = "Mean margin by epoch" if share is None else "Share at ε_max by epoch"
+    shares = figures.share_figure(history, eps_max, epoch)
     return [
         Plot("histogram", "Histogram", caption, histogram),
-        Plot("share", "Share at ε_max by epoch", "The dotted line is the epoch above.", share),
+        Plot("share", heading, "The dotted line is the epoch above.", shares),
     ]
 
 
@@ -93,7 +95,7 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
     return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]
 
 
-def _by_class(run: Run) -> list[Part]:
+def by_class(run: Run) -> list[Part]:
     damaged = notes(run.damaged("margins"))
     if run.margins is None and run.margin_count:
         return [*damaged, Note(f"{run.margin_count:,} training samples are too many to show here by class.")]
@@ -114,13 +116,16 @@ def _by_class(run: Run) -> list[Part]:
                 "10 %": low,
                 "median": middle,
                 "90 %": high,
-                "at ε_max": float((own >= run.config.eps_max * (1 - 1e-6)).mean()),
             }
         )
+        if run.config.margins_bounded:
+            rows[-1]["at ε_max"] = float((own >= run.config.eps_max * (1 - 1e-6)).mean())
     caption = f"After epoch {epoch}. Boxes are quartiles; whiskers go from 5 % to 95 %."
     return [
         *damaged,
-        Plot("classes", "Margins by class", caption, figures.class_figure(label, margin, names, run.config.norm)),
+        Plot(
+            "margin-classes", "Margins by class", caption, figures.class_figure(label, margin, names, run.config.norm)
+        ),
         Grid("by-class", "Margins by class", list(rows[0]), rows),
     ]
 

@@ -1,78 +1,136 @@
-"""All runs and trials: progress, speed, and why they failed."""
+"""All runs and trials as a list that can be searched, filtered and sorted, and from which runs are compared."""
 
+import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
-from ima_dist.cli.progress import format_seconds
-from ima_dist.dashboard.parts import Grid, Note, Part, Values
-from ima_dist.dashboard.state import Control, State, one_of, unparse
+from ima_dist.dashboard.headlines import experiments, headlines
+from ima_dist.dashboard.parts import INTERVAL, Browser, Note, Part, Values, interval_text
+from ima_dist.dashboard.standing import ended_at, progress_of, sentence_of
+from ima_dist.dashboard.state import Control, Several, State, any_of, some_of, text, unparse
+from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.notes import read_notes
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Runs"
-INTRODUCTION = "Every run and trial below the results directory. Choose a name to see its curves."
-_SILENT = 120.0  # seconds without news after which the status of a running run says so
-_ALL = "all"
-_COLUMNS = ["run", "status", "done", "stage", "epoch", "samples/s", "time left", "clean", "validation", "message"]
+INTRODUCTION = (
+    "Every run and trial, the most robust first. Tick several to compare them; a heading sorts. “attack” includes the "
+    "noise level, its strength."
+)
+LIVE = True
+_ROBUST = "robust accuracy"
+_USUAL: tuple[str, ...] = ("status", "data", "norm", "method", "ε_max", "β", "seed", "clean", _ROBUST, "attack")
+_USUAL += ("ended", "tags", "message")
+_OTHERS = (INTERVAL, "epoch", "done", "time left", "where", "stage", "samples/s", "validation", "samples")
+_WIDTHS = {"run": 208, "status": 84, "data": 84, "norm": 50, "method": 72, "ε_max": 58, "β": 44, "seed": 54}
+_WIDTHS |= {"clean": 66, _ROBUST: 126, "attack": 104, "epoch": 54, "ended": 134, "tags": 80, "message": 88}
+_WIDTHS |= {INTERVAL: 128, "where": 190}
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
-    counts = Counter(run.status for run in runs.runs.values())
-    options = {_ALL: f"all ({len(runs.runs)})", **{s: f"{s} ({n})" for s, n in sorted(counts.items())}}
-    return [one_of(state, "status", "Status", options)]
+    every = list(runs.runs.values())
+    data = experiments(every)
+    tags = Counter(tag for run in every for tag in read_notes(run.dir).tags)
+    columns = {name: name for name in (*_USUAL, *_OTHERS)}
+    usual = tuple(name for name in _USUAL if name != "tags" or tags)
+    chosen = some_of(state, "columns", "Columns", columns, list(usual)).value
+    return [
+        text(state, "text", "Search", "name, note"),
+        any_of(state, "status", "Status", _counted(run.status for run in every)),
+        any_of(state, "data", "Data set", _counted(data[run.name][0] for run in every)),
+        any_of(state, "norm", "Norm", {n: NORM_SIGN.get(n, n) for n in _counted(r.info["norm"] for r in every)}),
+        any_of(state, "method", "Method", _counted(run.info["method"] for run in every)),
+        any_of(state, "eps", "ε_max", _numbers(run.info["eps_max"] for run in every)),
+        any_of(state, "beta", "β", _numbers(_beta(run) for run in every)),
+        any_of(state, "tag", "Tag", {tag: f"{tag} ({count})" for tag, count in sorted(tags.items())}),
+        Several("columns", "Columns", columns, chosen, "usual", short=True, usual=usual),
+    ]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
-    chosen = [r for r in runs.runs.values() if values["status"] in (_ALL, r.status)]
+    every = list(runs.runs.values())
+    kinds = experiments(every)
+    chosen = [run for run in every if _wanted(run, values, kinds[run.name][0])]
     if not chosen:
-        return [Note(f"There is no run in {runs.root}.")]
-    # Running runs come first, then those that failed.
-    order = {"running": 0, "failed": 1, "interrupted": 2}
-    rows = [_row(run) for run in sorted(chosen, key=lambda run: (order.get(run.status, 3), run.name))]
-    links = {"run": lambda row: "accuracy" + unparse({"runs": [row["run"]]})}
-    return [Grid("runs", "Runs", _COLUMNS, rows, links=links)]
+        return [Note(f"There is no run in {runs.root}." if not every else "No run is like that.")]
+    robust = headlines(every, kinds)
+    rows = []
+    for run in chosen:
+        row = _row(run, kinds[run.name])
+        if run.name in robust:
+            best = robust[run.name]
+            row |= {_ROBUST: best.accuracy, "attack": best.at, INTERVAL: interval_text((best.low, best.high))}
+            row["samples"] = best.samples
+        rows.append(row)
+    # Home lists those that run and those that ended badly.
+    order = {"finished": 0, "running": 1, "died": 2, "failed": 3, "damaged": 4, "interrupted": 5}
+    rows.sort(key=lambda row: (order.get(row["status"], 6), -row.get(_ROBUST, -1.0), row["run"]))
+    heading = f"{len(rows)} of {len(every)} runs" if len(rows) < len(every) else f"{len(rows)} runs"
+    usual = values["columns"] == [name for name in _USUAL if name in values["columns"]]
+    filled = {name for row in rows for name, value in row.items() if value not in (None, "")}
+    # A column that was asked for stays, even if it is empty.
+    columns = ["run", *(name for name in values["columns"] if not usual or name in filled)]
+    links = {"run": lambda row: "run" + unparse({"run": [row["run"]]})}
+    return [Browser("runs", heading, columns, rows, links=links, widths=_WIDTHS)]
 
 
-def _row(run: Recorded) -> dict[str, Any]:
-    info = run.info
+def _counted(values: Iterable[Any]) -> dict[str, str]:
+    return {str(value): f"{value} ({count})" for value, count in sorted(Counter(values).items())}
+
+
+def _numbers(values: Iterable[float | None]) -> dict[str, str]:
+    return {f"{x:g}": f"{x:g}" for x in sorted({value for value in values if value is not None})}
+
+
+def _beta(run: Recorded) -> float | None:
+    """β, for the only method that has it."""
+    return run.info["beta"] if run.info["method"] == "ima" else None
+
+
+def _wanted(run: Recorded, values: Values, data: str) -> bool:
+    beta, tags = _beta(run), read_notes(run.dir).tags
+    own = {
+        "status": [run.status],
+        "data": [data],
+        "norm": [run.info["norm"]],
+        "method": [run.info["method"]],
+        "eps": [f"{run.info['eps_max']:g}"],
+        "beta": [] if beta is None else [f"{beta:g}"],
+        "tag": list(tags),
+    }
+    if any(values[name] and not set(values[name]) & set(found) for name, found in own.items()):
+        return False
+    said = " ".join([run.name, data, run.info["method"], run.message or "", *tags, read_notes(run.dir).text]).lower()
+    return all(word in said for word in values["text"].lower().split())
+
+
+def _row(run: Recorded, kind: tuple[str, str]) -> dict[str, Any]:
     last = (run.epochs_table.slice(max(0, run.epochs_table.num_rows - 1)).to_pylist() or [{}])[0]
-    row = {
-        **dict.fromkeys(_COLUMNS),
+    at = progress_of(run)
+    bad = run.status in ("failed", "died", "damaged", "interrupted")
+    return {
         "run": run.name,
         "status": run.status,
-        "epoch": f"{info['epochs_done']}/{info['epochs']}",
-        "samples/s": _rate(info["train_samples_per_second"] or last.get("samples_per_second")),
-        "clean": info["clean_accuracy"],
+        "data": kind[0],
+        "norm": NORM_SIGN.get(kind[1], kind[1]),
+        "method": run.info["method"],
+        "ε_max": run.info["eps_max"],
+        "β": _beta(run),
+        "clean": run.info["clean_accuracy"],
         "validation": last.get("val_accuracy"),
-        "message": info["message"],
-        "done": _percent(info["epochs_done"], info["epochs"]),
+        "epoch": at.epoch,
+        "done": f"{100 * at.share:.0f} %" + (" of the evaluation" if at.stage == "evaluation" else ""),
+        "stage": at.stage,
+        "time left": at.left,
+        "where": at.where,
+        "samples/s": at.rate,
+        "seed": run.info["seed"],
+        "tags": ", ".join(read_notes(run.dir).tags),
+        "ended": _date(ended_at(run)) if run.status != "running" else None,
+        "message": sentence_of(run) if bad else at.silent or run.message,
     }
-    return {**row, **_progress(run.progress(), info["epochs"])} if run.status == "running" else row
 
 
-def _progress(state: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """The columns that progress.json of a running run fills."""
-    stage = str(state.get("stage") or "starting")
-    evaluating = stage == "evaluation"
-    kind = "evaluation" if evaluating else "samples"
-    done, total = state.get(f"{kind}_done"), state.get(f"{kind}_total")
-    workers, left = state.get("workers"), state.get("seconds_left")
-    row: dict[str, Any] = {
-        "stage": stage + (f", {workers} worker{'s' * (workers != 1)}" if workers else ""),
-        "samples/s": None if evaluating else _rate(state.get("samples_per_second")),
-        "time left": format_seconds(left) if isinstance(left, int | float) else None,
-    }
-    if isinstance(done, int | float) and isinstance(total, int | float) and total > 0:
-        row["done"] = _percent(done, total) + (" of the evaluation" if evaluating else "")
-    if state.get("epoch"):
-        row["epoch"] = f"{state['epoch']}/{epochs}"
-    if state.get("age", 0.0) > _SILENT:
-        row["status"] = f"running, no news for {format_seconds(state['age'])}"
-    return row
-
-
-def _percent(done: float, total: float) -> str:
-    return f"{100 * min(1.0, done / total):.0f} %"
-
-
-def _rate(value: object) -> int | None:
-    return round(value) if isinstance(value, int | float) else None
+def _date(seconds: float) -> str | None:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else None

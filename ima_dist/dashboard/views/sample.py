@@ -14,11 +14,12 @@ from ima_dist.figures.interactive.sample import predictions_figure, sample_figur
 from ima_dist.rundir.run import Arrays, Run
 from ima_dist.tracking.collection import Collection
 
-TITLE = "Sample"
+TITLE = "One sample"
 INTRODUCTION = (
     "A test sample under growing noise, and the class that the network predicts (paper, Fig. 10). A run stores the "
     "images of a few samples, and the predictions for every sample that was attacked."
 )
+LIVE = False
 _OTHER = "other"
 
 

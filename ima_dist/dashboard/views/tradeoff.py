@@ -21,6 +21,7 @@ INTRODUCTION = (
     "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals for the "
     "test samples and the seeds together. The verdict compares sample by sample, so bars that overlap may differ."
 )
+LIVE = False
 _AREA = "area"
 _ROBUST = "robust"
 
@@ -39,7 +40,13 @@ def controls(runs: Collection, state: State) -> list[Control]:
     return [
         which,
         attack,
-        one_of(state, "level", "Robust accuracy", {_AREA: "area under the curve", **by_level}, long=True),
+        one_of(
+            state,
+            "level",
+            "Robust accuracy at noise level (strength of the attack)",
+            {_AREA: "area under the curve", **by_level},
+            long=True,
+        ),
         number(state, "least", "Minimum clean accuracy", 0, 1, 0.005, 0.0),
     ]
 

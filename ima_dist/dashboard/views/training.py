@@ -16,6 +16,7 @@ INTRODUCTION = (
     "Accuracy on clean data after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
     "threshold: margins grow with the epochs (paper, appendix F)."
 )
+LIVE = False
 _USUAL = 0.9
 _COLUMNS = ["run", "epoch", "train_loss", "train_accuracy", "val_accuracy", "margin_mean", "share_at_max"]
 _COLUMNS += ["samples_per_second"]

@@ -1,6 +1,7 @@
 """Accuracy against noise level (Figs. 6 to 9 and 13)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -32,6 +33,35 @@ def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
     return figure(
         traces,
         height=420 + 20 * len(series),
+        xaxis=axis(f"noise level ({unit})"),
+        yaxis=axis("accuracy on the test set", range=[-0.02, 1.02]),
+    )
+
+
+def certified_figure(curves: list[tuple[str, Any, Any]]) -> go.Figure:
+    """Certified accuracy of smoothed classifiers by radius as steps: name, radii (M,), accuracy up to each (M,)."""
+    traces = []
+    for i, (name, radii, accuracy) in enumerate(curves):
+        look = {"mode": "lines", "line": {"color": colour(i), "dash": dash(i), "shape": "vh"}}
+        traces.append(go.Scatter(x=radii, y=accuracy, name=text(name), **look))
+    return figure(
+        traces,
+        height=420 + 20 * len(curves),
+        xaxis=axis(f"certified radius ({NORM_SIGN['l2']})"),
+        yaxis=axis("certified accuracy of the smoothed classifier", range=[-0.02, 1.02]),
+    )
+
+
+def distance_figure(curves: list[tuple[str, Any, Any]], norms: list[str]) -> go.Figure:
+    """Accuracy by noise level as steps, from each sample's distance: name, levels (M,), accuracy from there on (M,)."""
+    traces = []
+    for i, (name, levels, accuracy) in enumerate(curves):
+        look = {"mode": "lines", "line": {"color": colour(i), "dash": dash(i), "shape": "hv"}}
+        traces.append(go.Scatter(x=levels, y=accuracy, name=text(name), **look))
+    unit = ", ".join(NORM_SIGN.get(n, n) for n in norms)
+    return figure(
+        traces,
+        height=420 + 20 * len(curves),
         xaxis=axis(f"noise level ({unit})"),
         yaxis=axis("accuracy on the test set", range=[-0.02, 1.02]),
     )

@@ -1,13 +1,14 @@
 """Margins of the training samples (Figs. 9 and 14)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, in_unit_range, text
+from ima_dist.figures.interactive.style import COLOURS, axis, colour, dash, epoch_axis, figure, in_unit_range, text
 from ima_dist.results.margin_audit import TOLERANCE
 from ima_dist.results.margin_bins import bin_edges
 from ima_dist.results.text import NORM_SIGN
@@ -16,7 +17,7 @@ Names = Sequence[str] | np.ndarray  # of the classes
 
 
 def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
-    """Counts after ``epoch``, from 0 to ε_max or as far as margins go; the mean as a line.
+    """Counts after ``epoch``, from 0 to ε_max or as far as margins go; the mean as a line, and ε_max if it is inside.
 
     ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
     Raises KeyError if the epoch is not there.
@@ -38,7 +39,7 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
         yaxis=axis("training samples", rangemode="tozero"),
         bargap=0,
     )
-    if edges[-1] > eps_max * (1 + 1e-6):
+    if edges[-1] > eps_max * (1 + 1e-6) and rows[epoch].get("share_at_max", 0.0) is not None:
         fig.add_vline(x=eps_max, line={"color": "#111", "dash": "dot", "width": 1}, annotation_text="ε_max")
     if slider:
         steps = []
@@ -52,15 +53,20 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
 
 
 def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
-    """Share of the samples at ε_max or above, and the mean margin as a share of ε_max, by epoch."""
+    """Share of the samples at ε_max or above, and the mean margin as a share of ε_max, by epoch.
+
+    Without the shares if ε_max bounds no margin.
+    """
     epochs = [row["epoch"] for row in history]
     shares, means = [row["share_at_max"] for row in history], [row["margin_mean"] / eps_max for row in history]
+    curves = [
+        (shares, "share of samples at ε_max or above", {"color": COLOURS[0]}, "circle"),
+        (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
+    ]
     traces = [
         go.Scatter(x=epochs, y=y, name=name, mode="lines+markers", line=line, marker={"symbol": symbol})
-        for y, name, line, symbol in (
-            (shares, "share of samples at ε_max or above", {"color": COLOURS[0]}, "circle"),
-            (means, "mean margin / ε_max", {"color": COLOURS[1], "dash": "dash"}, "square"),
-        )
+        for y, name, line, symbol in curves
+        if None not in y
     ]
     fig = figure(
         traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)])
@@ -122,11 +128,11 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
     top = float(max(margin.max(), np.quantile(distance, 0.99)))
     over = margin > (1 + TOLERANCE) * distance
     traces = []
-    for chosen, colour, symbol, name in (
+    for chosen, shade, symbol, name in (
         (~over, COLOURS[0], "circle-open", "within"),
         (over, COLOURS[1], "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"),
     ):
-        marker = {"symbol": symbol, "size": 7, "color": colour}
+        marker = {"symbol": symbol, "size": 7, "color": shade}
         traces.append(go.Scatter(x=distance[chosen], y=margin[chosen], mode="markers", name=name, marker=marker))
     dashed = {"color": "#111", "dash": "dash"}
     traces.append(go.Scatter(x=[0, top], y=[0, top], mode="lines", name="margin = distance", line=dashed))
@@ -144,3 +150,32 @@ def class_name(names: Names, number: int) -> str:
     if number < 0:
         return "NaN"
     return str(names[number]) if number < len(names) else str(number)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The margins of a run: the counts of ``margin_histogram`` after ``epoch``, in bins from 0 on."""
+
+    name: str
+    counts: Sequence[int]
+    eps_max: float
+    epoch: int
+
+
+def compared_figure(runs: list[Counted], norm: str) -> go.Figure:
+    """For each run the share of its samples with at least that margin."""
+    traces = []
+    for i, run in enumerate(runs):
+        counts = np.asarray(run.counts, float)
+        edges = bin_edges(len(counts), run.eps_max)
+        total = counts.sum() or 1.0
+        shares = np.append(counts[::-1].cumsum()[::-1] / total, 0.0)
+        line = {"color": colour(i), "dash": dash(i)}
+        name = f"{text(run.name)}, epoch {run.epoch}"
+        traces.append(go.Scatter(x=edges.tolist(), y=shares.tolist(), mode="lines", name=name, line=line))
+    return figure(
+        traces,
+        height=380 + 20 * len(runs),
+        xaxis=axis(f"margin ({NORM_SIGN.get(norm, norm)})", rangemode="tozero"),
+        yaxis=axis("share with at least that margin", range=[-0.02, 1.02]),
+    )

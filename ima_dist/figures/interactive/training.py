@@ -29,7 +29,11 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
         ):
             known = [r for r in run.history if r.get(key) is not None]
             if known:
-                x, y, name = [r["epoch"] for r in known], [r[key] for r in known], f"{text(run.name)}: {what}"
+                x, y, name = (
+                    [r["epoch"] for r in known],
+                    [r[key] for r in known],
+                    f"{text(run.name)}: {what}" if run.name else what,
+                )
                 marker = {"symbol": symbol(i), "size": 5 if len(known) < 60 else 1}
                 look = {"mode": "lines+markers", "line": {"color": colour(i), "dash": dashed}, "marker": marker}
                 legend = {"legendgroup": f"{i} {what}", "showlegend": row == 1}

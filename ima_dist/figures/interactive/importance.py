@@ -1,0 +1,20 @@
+"""Which option matters."""
+
+import plotly.graph_objects as go
+
+from ima_dist.figures.interactive.style import COLOURS, axis, figure, text
+
+
+def importance_figure(shares: dict[str, float]) -> go.Figure:
+    """A bar for each option, the most important one on top."""
+    names = [text(name) for name in reversed(shares)]
+    bars = go.Bar(
+        x=list(reversed(shares.values())), y=names, orientation="h", marker={"color": COLOURS[0]}, name="share"
+    )
+    return figure(
+        [bars],
+        height=160 + 40 * len(shares),
+        xaxis=axis("share of the importance", range=[0, 1]),
+        yaxis={"type": "category", "automargin": True},
+        margin={"l": 120, "r": 20, "t": 20, "b": 60},
+    )
