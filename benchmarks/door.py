@@ -1,4 +1,4 @@
-"""``python -m benchmarks.door``: what the check at the door costs for the paper's six networks.
+"""``python -m benchmarks.door``: what the check at the door costs for the presets' networks.
 
 The data are random numbers of the right shape. Printed: seconds on the clock and of the CPU, and the time in forward
 passes of a batch of the samples that the check looks at.
@@ -22,6 +22,7 @@ _SHAPES = {
     "covid_ct": ((1, 224, 224), 2),
     "mnist": ((1, 28, 28), 10),
     "cifar10": ((3, 32, 32), 10),
+    "pathmnist": ((3, 28, 28), 9),
 }
 
 

@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ima_dist.attacks import bpgd
 from ima_dist.config.presets import make_config
 from ima_dist.config.references import resolve_reference
 from ima_dist.config.schema import Config
 from ima_dist.margins.store import REPLICATE_UP_TO
+from ima_dist.training.network import make_optimizer
 
 # Samples, classes and shape of what the presets train on (paper, section 3).
 _DATA = {
@@ -28,6 +32,7 @@ _DATA = {
     "covid_ct": (2_022, 2, (1, 224, 224)),
     "cifar10": (45_000, 10, (3, 32, 32)),
 }
+_HALVING = 6  # operators of a halving besides its pass
 _CROSSED = 0.4  # share of the samples that reach the boundary and are bisected
 
 
@@ -90,6 +95,53 @@ def epoch_table(workers: Sequence[int], batch: int, tflops: float) -> Iterable[l
             ]
 
 
+def operators(preset: str) -> int:
+    """Operators that IMA (online) hands to the device in a training step: on a card, about one kernel each."""
+    _, classes, shape = _DATA[preset]
+    config = make_config(preset, {"margin_update": "online"})
+    network = resolve_reference(config.model.factory, "model.factory")(classes, shape)
+    optimizer = make_optimizer(config, network)
+    x = torch.rand(4, *shape)
+    with _Operators() as forward, torch.no_grad():
+        y = network(x).argmax(1)
+    # So near to the samples none crosses, and all steps are taken. The halvings of those that cross come on top.
+    settings: dict[str, Any] = {"norm": config.norm, "steps": config.attack.steps, "box": (0.0, 1.0)}
+    with _Operators() as counted:
+        found = bpgd(network, x, y, 1e-6, **settings)
+        F.cross_entropy(network(torch.cat([x, found.x])), y.repeat(2)).backward()
+        optimizer.step()
+    return counted.total + config.attack.bisections * (forward.total + _HALVING)
+
+
+class _Operators(TorchDispatchMode):
+    """Counts operators, without those that only make a view."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += not any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        return func(*args, **(kwargs or {}))
+
+
+def batch_table(tflops: float, launch: float) -> Iterable[list[str]]:
+    """How many samples of a batch a card needs before its arithmetic takes as long as launching its kernels.
+
+    launch: seconds of the host for an operator.
+    """
+    yield ["network", "operators a step", "launching, ms", "arithmetic of a sample, µs", "as long at, samples", "at 16"]
+    for preset in _DATA:
+        step, _ = passes(make_config(preset, {"margin_update": "online"}))
+        sample, number = step * count(preset).flops / (tflops * 1e12), operators(preset)
+        yield [
+            preset,
+            f"{number:,}",
+            f"{1e3 * number * launch:.1f}",
+            f"{1e6 * sample:.3g}",
+            f"{number * launch / sample:.0f}",
+            f"{min(1.0, 16 * sample / (number * launch)):.2f}",
+        ]
+
+
 def store_table(measured: dict[str, Any], sizes: Sequence[tuple[int, int]]) -> Iterable[list[str]]:
     """The store for (samples, workers), from a measurement with fewer of both, in proportion to the shards."""
     yield ["samples", "workers", "copy", "memory a worker", "reduce", "save", "on disk", "sent a worker and epoch"]
@@ -133,8 +185,10 @@ def main() -> None:
     parser.add_argument(
         "--tflops", type=float, default=6.0, help="sustained speed of a card, in 10¹² operations a second"
     )
+    parser.add_argument("--launch", type=float, default=6.0, help="microseconds that the host takes for an operator")
     arguments = parser.parse_args()
     print(markdown(epoch_table((8, 64, 512), arguments.batch, arguments.tflops)))
+    print("\n" + markdown(batch_table(arguments.tflops, 1e-6 * arguments.launch)))
     if arguments.store:
         sizes = [(10**8, 2), (10**9, 64), (10**9, 512), (10**10, 64), (10**10, 512)]
         print("\n" + markdown(store_table(json.loads(arguments.store.read_text()), sizes)))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.timing import clock
 from ima_dist.config.presets import make_config
 from ima_dist.data.load import load
 from ima_dist.data.order import batches
@@ -29,11 +29,11 @@ class _Clock:
             if self.depth:
                 return function(*args, **kwargs)
             self.depth += 1
-            began = time.perf_counter()
+            began = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - began
+                self.seconds += clock() - began
                 self.depth -= 1
 
         return call
@@ -65,25 +65,30 @@ def outside_share(preset: str, options: dict[str, Any], steps: int) -> dict[str,
         order = list(batches(len(training.train), config.batch_size, config.seed, 0))
         for batch in order[:steps]:
             training._step(batch)
-        clock = _Clock()
-        with _timing_passes(training.network, clock):
-            began = time.perf_counter()
+        inside = _Clock()
+        with _timing_passes(training.network, inside):
+            began = clock()
             for batch in order[steps : 2 * steps]:
                 training._step(batch)
-            total = time.perf_counter() - began
+            total = clock() - began
     return {
         "preset": preset,
         "batch_size": config.batch_size,
         "steps": steps,
         "milliseconds_per_step": 1000 * total / steps,
-        "outside_share": 1 - clock.seconds / total,
+        "outside_share": 1 - inside.seconds / total,
     }
 
 
-def measure(presets: Sequence[str]) -> list[dict[str, Any]]:
-    """Networks by preset, with a margin large enough that a part of the samples crosses."""
-    cases: dict[str, tuple[dict[str, Any], int]] = {
-        "moons": ({"delta_eps": 0.1}, 60),
-        "fashion_mnist": ({"delta_eps": 0.05, "data.subset": 4000}, 6),
-    }
-    return [outside_share(name, *cases[name]) for name in presets]
+#: preset -> options with a margin large enough that a part of the samples crosses, and steps
+CASES: dict[str, tuple[dict[str, Any], int]] = {
+    "moons": ({"delta_eps": 0.1}, 60),
+    "fashion_mnist": ({"delta_eps": 0.05, "data.subset": 4000}, 6),
+}
+_SMALL: dict[str, Any] = {"data.subset": 40, "batch_size": 10}
+
+
+def measure(quick: bool, report: Callable[[dict[str, Any]], None]) -> None:
+    """Report a row for each network."""
+    for preset, (options, steps) in CASES.items():
+        report(outside_share(preset, {**options, **(_SMALL if quick else {})}, 2 if quick else steps))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import sys
 import time
@@ -11,9 +12,12 @@ from benchmarks.gpu.check import Check
 
 # Each is a module here with a function ``run``: first whether the results are right, then how fast they come.
 PARTS = (
-    "environment", "precision", "collectives", "noise", "methods", "attacks", "waits", "memory", "boundary", "table2",
-    "speed",
+    "environment", "precision", "collectives", "noise", "methods", "attacks", "world", "waits", "memory", "boundary",
+    "table2", "batches", "speed",
 )  # fmt: skip
+
+# Seconds beyond the limit for whatever has begun.
+_GRACE = 8.0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,6 +39,17 @@ def main(arguments: list[str] | None = None) -> int:
     if not card:
         # Threads cost more than they bring in small sizes.
         torch.set_num_threads(1)
+    # Even what hangs in a kernel or in NCCL ends, with a stack trace and status 1; what was found is printed already.
+    faulthandler.dump_traceback_later(options.seconds + _GRACE, exit=True)
+    try:
+        return _run(names, options, card)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _run(names: list[str], options: argparse.Namespace, card: bool) -> int:
+    import torch
+
     check = Check(torch.device("cuda", 0) if card else torch.device("cpu"), options.quick or not card, options.seconds)
     for name in names:
         began = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from unittest import mock
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.gpu.check import Check, Skip
+from benchmarks.gpu.data import small_network
 from ima_dist import models
 from ima_dist.attacks.common import attack_mode, cross_entropy, logits_and_gradient
 from ima_dist.attacks.memory import most_at_once
@@ -17,11 +19,13 @@ from ima_dist.data.batch_sizes import attack_batch_size
 
 _TITAN_V = 12e9
 # name, network, shape of a sample, global batch
-_CASES = [
+_Case = tuple[str, Callable[..., nn.Module], tuple[int, ...], int]
+_CASES: list[_Case] = [
     ("cifar10", models.wrn_28_4, (3, 32, 32), 128),
     ("cifar10, global batch 1024", models.wrn_28_4, (3, 32, 32), 1024),
     ("covid_ct", models.resnet18_in, (1, 224, 224), 32),
 ]
+_QUICK_CASES: list[_Case] = [("small", functools.partial(small_network, 10), (1, 28, 28), 8)]
 # Images that spsa takes at once, and their values.
 _SPSA, _SPSA_VALUES = 4096, 1 << 22
 
@@ -33,7 +37,7 @@ def run(check: Check) -> None:
     try:
         for limit in (float(total), _TITAN_V):
             torch.cuda.set_per_process_memory_fraction(min(limit / total, 1.0), check.device)
-            for case, factory, shape, batch in _CASES:
+            for case, factory, shape, batch in _QUICK_CASES if check.quick else _CASES:
                 with check.attempt("memory", case=case, limit_gb=limit / 1e9):
                     check.need_time()
                     network = factory(input_shape=shape).to(check.device)

@@ -17,7 +17,9 @@ _CASES = [
     ("ima", "l2", "epoch"),
     ("ima", "l2", "online"),
     *((method, norm, None) for method in ("ce", "adv", "rand", "trades", "mma") for norm in ("linf", "l2")),
+    *((method, norm, None) for method in ("iaat", "fat") for norm in ("linf", "l2")),
     ("ddn", "l2", None),
+    ("nfgsm", "linf", None),
 ]
 
 

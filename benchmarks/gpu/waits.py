@@ -16,7 +16,7 @@ from benchmarks.gpu.check import Check, Skip
 from benchmarks.gpu.runs import prepared
 
 _CHECKOUT = str(Path(__file__).resolve().parents[2])
-_STEPS = 10
+_STEPS, _QUICK_STEPS = 10, 2
 #: The beginning of torch's warning.
 SYNCHRONIZING = "called a synchronizing CUDA operation"
 
@@ -28,14 +28,17 @@ def run(check: Check) -> None:
         with check.attempt("waits", preset=preset):
             check.need_time()
             options: dict[str, Any] = {"epochs": 1, "delta_eps": 0.1, "data.source": f"benchmarks.gpu.data:{source}"}
-            options["data.subset"] = _STEPS * 128
+            steps, batch = (_QUICK_STEPS, 10) if check.quick else (_STEPS, 128)
+            options |= {"data.subset": steps * batch, "batch_size": batch}
+            if check.quick:
+                options |= {"attack.steps": 2, "attack.bisections": 2}
             with prepared(check, preset, options, check.device) as training, counted_waits() as lines:
                 torch.cuda.set_sync_debug_mode("warn")
                 try:
                     training.fit()
                 finally:
                     torch.cuda.set_sync_debug_mode("default")
-            check.say("waits", preset=preset, steps=_STEPS, in_the_epoch=lines.total(), lines=lines.most_common(20))
+            check.say("waits", preset=preset, steps=steps, in_the_epoch=lines.total(), lines=lines.most_common(20))
 
 
 @contextlib.contextmanager
