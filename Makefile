@@ -53,6 +53,8 @@ test-volta: | $(BIN)/python
 test-peers: | $(BIN)/python
 	@test -x .venv-peers/bin/python || { echo "Installing into .venv-peers: torch and CUDA's libraries are a download of 3 GB"; $(PYTHON) -m venv .venv-peers; }
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/peers.txt -e .
+	@# adv-lib asks for visdom, which no longer installs, and which none of its attacks needs.
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps adv-lib==0.2.8
 	.venv-peers/bin/python -m pytest tests/peers
 
 # The check for a machine with a card (docs/gpu.md), with the packages that $(PYTHON) has: no .venv. It prints JSON lines.

@@ -1,7 +1,7 @@
-"""``python -m ima_dist.audit RUN_DIR``: compare stored margins with an independent minimal-norm attack.
+"""``python -m ima_dist.audit RUN_DIR``: compare stored margins with a minimal-norm attack.
 
-Margins are estimated along the path of one attack, so they may be too large. FAB looks for the nearest point beyond
-the boundary; where it finds one inside a margin, that margin was over-estimated.
+Margins are estimated along the path of one attack, so they may be too large. FMN looks from several starts for the
+nearest point beyond the boundary; where it finds one inside a margin, that margin was over-estimated.
 """
 
 import sys

@@ -13,7 +13,7 @@ import argparse
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ima_dist.cli import external
 from ima_dist.cli.entry import existing, guarded, say, shown
@@ -30,20 +30,23 @@ from ima_dist.cli.running import (
 )
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
-from ima_dist.config.attacks import ATTACKS
+from ima_dist.config.attacks import EVALUATIONS, SMOOTHING
 from ima_dist.config.errors import EXIT_DONE, ConfigError, complain
 from ima_dist.config.presets import data_name
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import with_options
 from ima_dist.launch.local import workers_of
-from ima_dist.results.tradeoff import select_epoch, tradeoff_table
+from ima_dist.results import certificates
+from ima_dist.results.self_tests import MOST_TESTED, NOT_TESTED, self_test_lines
+from ima_dist.results.tradeoff import done_epochs, select_epoch, tradeoff_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.run import Run
 
 if TYPE_CHECKING:
     from ima_dist.data.types import DataSet
 
 _AS_WRITTEN = argparse.RawDescriptionHelpFormatter
-_ALLOWED = ("eval.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
+_ALLOWED = ("eval.", "smoothing.", "workers", "cpus_per_worker", "device", "allow", "data.dir", "data.download")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,12 +59,20 @@ def _main(argv: list[str]) -> int:
         prog="python -m ima_dist.evaluate", description=__doc__, formatter_class=_AS_WRITTEN, allow_abbrev=False
     )
     parser.add_argument("run", nargs="?", metavar="RUN_DIR", help="a run of ima_dist.train that has finished training")
-    parser.add_argument("--attack", metavar="A,B,…", help=f"only these of {', '.join(ATTACKS)} (for --eval.attacks)")
+    parser.add_argument(
+        "--attack", metavar="A,B,…", help=f"only these of {', '.join(EVALUATIONS)} (for --eval.attacks)"
+    )
     external.add_external(parser)
     add_local(parser)
     add_options(parser, *_ALLOWED, *external.OPTIONS)
     add_unit(parser)
     add_show_config(parser)
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="also test the attacks: do they find adversarial samples that were planted in the network, for up to "
+        f"{MOST_TESTED} test samples?",
+    )
     which = parser.add_mutually_exclusive_group()
     last = "the weights after these epochs (default: the last)"
     which.add_argument("--epochs", dest="after", metavar="A,B,…", help=last)
@@ -85,21 +96,33 @@ def _main(argv: list[str]) -> int:
         say(config_text(config, options))
         return EXIT_DONE
     epochs = [config.epochs] if run is None else _epochs(run, config, arguments)
-    run, status = _evaluated(run, config, data, out, epochs, arguments.local)
+    if arguments.self_test and (config.eval.noise[-1] <= 0 or not set(config.eval.attacks) - set(NOT_TESTED)):
+        raise ConfigError("--self-test needs a noise level above 0 and an attack that searches: --attack worst, say.")
+    asked = {"epochs": epochs, **({"self_test": True} if arguments.self_test else {})}
+    run, status = _evaluated(run, config, data, out, asked, arguments.local)
     if status != EXIT_DONE:
         return status
     if epochs == [config.epochs]:
-        show_results(run)
+        show_results(run, stages=["evaluate"])
     else:
         points = [point for point in run.points() if point.epoch in epochs and point.attack in config.eval.attacks]
-        say("\n" + tradeoff_table(config, points, run.read_history()))
+        if points:
+            say("\n" + tradeoff_table(config, points, run.read_history()))
+        for epoch in epochs:
+            if SMOOTHING in config.eval.attacks:
+                say(f"\nEpoch {epoch}. {certificates.describe(Run(run), epoch)}")
+            for line in self_test_lines(Run(run), epoch):
+                say(f"Epoch {epoch}: {line}")
     return say_failures(run, config, epochs)
 
 
 def _evaluated(
-    run: RunDir | None, config: Config, data: DataSet | None, out: Path, epochs: list[int], local: bool
+    run: RunDir | None, config: Config, data: DataSet | None, out: Path, asked: dict[str, Any], local: bool
 ) -> tuple[RunDir, int]:
-    """Evaluate a run, or a network from elsewhere, for which one is made at ``out`` once the cluster fits it."""
+    """Evaluate a run, or a network from elsewhere, for which one is made at ``out`` once the cluster fits it.
+
+    asked: the arguments of ``worker.tasks.evaluate_task``.
+    """
     with contextlib.ExitStack() as held:
         if run is not None:
             held.enter_context(run.writing())
@@ -107,7 +130,7 @@ def _evaluated(
         if config.method == EXTERNAL and (run is None or not run.read_history()):
             data, network, findings = tried(config, run, data)
         else:
-            findings, data = check_inputs(config, run, epochs, data).findings, None
+            findings, data = check_inputs(config, run, asked["epochs"], data).findings, None
         cluster = held.enter_context(workers_of(config, local))
         if run is None:
             run = RunDir.create(config, out)
@@ -119,11 +142,11 @@ def _evaluated(
         del data, network  # the workers load their own
         run.write_json(run.summary_path, {**run.summary(), "findings": findings})
         say_findings(config, findings)
-        return run, run_on(cluster, "evaluate", config, run, {"epochs": epochs})
+        return run, run_on(cluster, "evaluate", config, run, asked)
 
 
 def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:
-    done = [row["epoch"] for row in run.read_history()]
+    done = done_epochs(run.read_history(), run.summary(), config)
     if arguments.select:
         epochs = [select_epoch(arguments.select, run.read_history())]
         complain(f"{arguments.select}: epoch {epochs[0]}.")

@@ -14,6 +14,7 @@ from ima_dist.cli.entry import absolute_output, existing, results_root, say, sho
 from ima_dist.cli.given_code import Given, given
 from ima_dist.cli.running import check_inputs, say_failures, show_results
 from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
+from ima_dist.config.own import OWN, chosen_text
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import Config
 from ima_dist.launch import signals
@@ -107,16 +108,19 @@ def _new(
     if preset is None:
         raise ConfigError('Give a preset, such as "moons" or "own", or a run to continue as resume.')
     found, file = None, b""
-    if data is not None:
+    if data is None:
+        config = make_config(preset, options)
+    else:
         if {"data.source", "data.dir"} & options.keys() or any(name.startswith("data.args.") for name in options):
             raise ConfigError("Give either data or the options data.source, data.dir and data.args.")
+        options |= {"data.source": arrays.SOURCE}
+        config = make_config(preset, {**options, "data.dir": "."})  # for mistakes, before the data are read
         try:
             found = load.checked(dict(data) if isinstance(data, Mapping) else data)
         except ConfigError as error:
             raise ConfigError(f"data cannot be used: {error}") from error
         file, checksum = arrays.content(found)
-        options |= {"data.source": arrays.SOURCE, "data.args.sha256": checksum}
-    config = make_config(preset, options)
+        options |= {"data.args.sha256": checksum}
     place = absolute_output(out or results_root() / default_name(config, datetime.now()))
     run = RunDir.free(place)
     if found is not None:
@@ -126,6 +130,9 @@ def _new(
         except ConfigError as error:
             raise ConfigError(f"data cannot be used: {error}") from error
         found = load.subset(found, config.data.subset, config.seed)
+    chosen = chosen_text(config, options) if config.preset == OWN else ""
+    if chosen:
+        say(chosen)
     findings = check_inputs(config, data=found).findings
 
     def keep(run: RunDir) -> None:

@@ -12,8 +12,9 @@ from ima_dist.cli.entry import absolute_output, existing, guarded, say, shown
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.running import see_users_modules
 from ima_dist.config.errors import EXIT_DONE, ConfigError, printable
+from ima_dist.results.text import harmless
 from ima_dist.results.tradeoff import RULES
-from ima_dist.rundir.files import write_text_atomic
+from ima_dist.rundir.files import why_unwritable, write_text_atomic
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +37,8 @@ def _main(argv: list[str]) -> int:
     to, folder = absolute_output(arguments.to), existing(arguments.folder)
     if to.exists():
         raise ConfigError(f"{to} exists: give another --to, or delete it.")
+    if reason := why_unwritable(to):
+        raise ConfigError(f"{to} cannot be written ({reason}): give another --to.")
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder: give one with images.")
 
@@ -55,7 +58,7 @@ def _main(argv: list[str]) -> int:
     rows.writerow(["file", "class", *(f"p({name})" for name in classifier.class_names)])
     for file, label, shares in zip(files, labels, probabilities, strict=True):
         name = printable(file.relative_to(folder).as_posix())
-        rows.writerow([name, classifier.class_names[label], *(f"{share:.6g}" for share in shares)])
+        rows.writerow([harmless(name), harmless(classifier.class_names[label]), *(f"{share:.6g}" for share in shares)])
     write_text_atomic(to, text.getvalue())
     say(f"{len(files)} image{'s' * (len(files) != 1)} classified: {shown(to)}")
     return EXIT_DONE

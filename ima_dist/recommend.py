@@ -53,14 +53,15 @@ def _main(argv: list[str]) -> int:
     if newest is None:
         raise ConfigError(f"{run.path} has no margins: give a run of --method ima or mma with a finished epoch.")
     epoch, table = newest
-    found = recommend(table["margin"].to_numpy(), table["correct"].to_numpy(zero_copy_only=False), config.eps_max)
+    largest = config.eps_max if config.margins_bounded else None
+    found = recommend(table["margin"].to_numpy(), table["correct"].to_numpy(zero_copy_only=False), largest)
     say(
         f"Margins of {found.samples} training samples after epoch {epoch} of {config.epochs}: half of those of "
         f"correctly classified samples lie between {found.levels[0]:g} and {found.levels[2]:g}."
     )
     say(
-        f"{found.share_wrong:.1%} of the samples are misclassified without noise, so their margins do not count; "
-        f"{found.share_at_max:.1%} of the others are at the maximum."
+        f"{found.share_wrong:.1%} of the samples are misclassified without noise, so their margins do not count"
+        + ("." if found.share_at_max is None else f"; {found.share_at_max:.1%} of the others are at the maximum.")
     )
     if found.share_wrong > _MANY_WRONG:
         say("That is most of them: train the run further before you rely on the levels below.")
@@ -68,7 +69,7 @@ def _main(argv: list[str]) -> int:
         say("The run has not finished, so its margins may still grow.")
     if found.samples < _FEW:
         say("This is only a rough estimate: there are few samples.")
-    if found.share_at_max > _MANY_AT_MAX:
+    if found.share_at_max is not None and found.share_at_max > _MANY_AT_MAX:
         say(f"Most are at the maximum: a run with --eps-max above {config.eps_max:g} may show larger margins.")
     say("Plain adversarial training to compare by validation and robust accuracy:")
     levels = tuple(dict.fromkeys(found.levels))
@@ -114,21 +115,22 @@ class Recommendation(NamedTuple):
     """Noise levels to try, ascending, in the run's norm and the units of the data, and the margins they come from.
 
     samples: number of margins. share_wrong: share of them whose sample is misclassified without noise. share_at_max:
-    share of the other margins that are eps_max or more.
+    share of the other margins that are eps_max or more; None if there is no largest margin.
     """
 
     levels: tuple[float, float, float]
     samples: int
     share_wrong: float
-    share_at_max: float
+    share_at_max: float | None
 
 
-def recommend(margins: np.ndarray, correct: np.ndarray, eps_max: float) -> Recommendation:
+def recommend(margins: np.ndarray, correct: np.ndarray, eps_max: float | None) -> Recommendation:
     """The ends and the median of the shortest interval that holds half of the margins of correct samples.
 
     This is the peak in the paper's Fig. 14. A misclassified sample has no distance to the boundary: ima sets its
-    margin to the margin expansion, mma to 0. A margin of 0 is none to train with. ``margins``: (N,). ``correct``: (N,)
-    bool, classified correctly without noise. Raises ConfigError if fewer than two are left.
+    margin to the margin expansion, or leaves it as it was (``margin_rule``), and mma sets it to 0. A margin of 0 is
+    none to train with. ``margins``: (N,). ``correct``: (N,) bool, classified correctly without noise. Raises
+    ConfigError if fewer than two are left.
     """
     own = np.sort(margins[correct & (margins > 0)])
     if len(own) < 2:
@@ -139,7 +141,7 @@ def recommend(margins: np.ndarray, correct: np.ndarray, eps_max: float) -> Recom
     start = int(np.argmin(own[half:] - own[: len(own) - half]))
     inside = own[start : start + half + 1]
     low, middle, high = (float(f"{v:.2g}") for v in (inside[0], np.median(inside), inside[-1]))
-    at_max = float((own >= eps_max * (1 - 1e-6)).mean())
+    at_max = None if eps_max is None else float((own >= eps_max * (1 - 1e-6)).mean())
     return Recommendation((low, middle, high), len(margins), float(1 - correct.mean()), at_max)
 
 

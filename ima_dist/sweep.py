@@ -5,12 +5,14 @@
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say, shown
+from ima_dist.cli.notify import VARIABLE, add_notify, notify
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
 from ima_dist.cli.show_config import add_show_config, config_text
@@ -25,6 +27,7 @@ from ima_dist.plans.pending import next_command
 from ima_dist.plans.sweepfile import Point, Sweep, asked_text, is_asked, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
 from ima_dist.results.candidates import best_text, rows_of_directory, rows_of_points, sweep_table
+from ima_dist.results.cost import cost_numbers, cost_text, total
 from ima_dist.rundir.curves import noise_key
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_text_atomic
@@ -52,6 +55,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--trials", metavar="A,B,…", help="only these trials, here and without Ray Tune (see --list)")
     parser.add_argument("--list", action="store_true", help="print the command of each trial and exit")
     add_show_config(parser)
+    add_notify(parser)
     add_options(parser, *_OPTIONS)
     arguments = parser.parse_args(argv)
     sweep, root = _asked(arguments)
@@ -64,7 +68,14 @@ def _main(argv: list[str]) -> int:
         return _list(sweep, root)
     if arguments.trials:
         return _here(sweep, root, arguments.trials.split(","))
-    return _run(sweep, root)
+    os.environ.pop(VARIABLE, None)  # the sweep tells, not each of its trials
+    status = _run(sweep, root)
+    if status != EXIT_REQUEUE:
+        trials = {record["name"]: record.get("status") for record in earlier_records(root)}
+        failed = sum(trial == "failed" for trial in trials.values())
+        why = None if status == EXIT_DONE else f"{failed} of {len(trials)} trials failed" if failed else "it failed"
+        notify(arguments.notify, "sweep", root, message=why, summary=trials)
+    return status
 
 
 def _asked(arguments: argparse.Namespace) -> tuple[Sweep, Path]:
@@ -155,6 +166,11 @@ def _run(sweep: Sweep, root: Path) -> int:
     points = sweep.points or points_of(sweep, earlier_records(root))
     say(f"\n{sweep.title}\n{sweep_table(rows_of_points(points, root))}")
     say(f"\nMean accuracy ± standard deviation over seeds. Results: {shown(root)}")
+    cost = cost_text(
+        total([cost_numbers(RunDir(root / r["name"]).summary().get("cost")) for r in earlier_records(root)])
+    )
+    if cost:
+        say(f"Cost of all runs: {cost}.")
     say(f"Choose with: python -m ima_dist.sweep best {shown(root)} --min-clean 0.90")
     if status == EXIT_DONE:
         return _conclude(points, root)

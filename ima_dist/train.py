@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
+from ima_dist.cli.notify import add_notify, notify
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import (
@@ -26,6 +27,7 @@ from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
 from ima_dist.config.own import OWN, chosen_text
 from ima_dist.config.presets import PRESETS, data_name, make_config
+from ima_dist.config.recipe import with_recipe
 from ima_dist.config.schema import EXTERNAL, Config
 from ima_dist.config.values import as_option, differences, with_options
 from ima_dist.launch.cluster import Cluster
@@ -48,6 +50,7 @@ def _main(argv: list[str]) -> int:
     add_show_config(parser)
     add_local(parser)
     add_unit(parser)
+    add_notify(parser)
     add_options(parser)
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
@@ -63,14 +66,14 @@ def _main(argv: list[str]) -> int:
         if arguments.show_config:
             say(config_text(config, options))
             return EXIT_DONE
-        chosen = chosen_text(config, options) if config.preset == OWN else ""
+        chosen = chosen_text(config, with_recipe(options)) if config.preset == OWN else ""
         if chosen:
             say(chosen)
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
         findings = check_inputs(config, data=data).findings
         del data  # the workers load their own
-        return _report(train_new(config, out, findings, workers_of(config, arguments.local)), config)
+        return _report(train_new(config, out, findings, workers_of(config, arguments.local)), config, arguments.notify)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -85,7 +88,7 @@ def _main(argv: list[str]) -> int:
     if run.status == "finished":
         say(f"{run.path} is finished; nothing to do.")
         return EXIT_DONE
-    return _report(train_on(config, run, workers_of(config, arguments.local)), config)
+    return _report(train_on(config, run, workers_of(config, arguments.local)), config, arguments.notify)
 
 
 class Outcome(NamedTuple):
@@ -127,10 +130,11 @@ def resumed(run: RunDir, preset: str | None, options: dict[str, Any]) -> Config:
         )
     if preset not in (None, saved.preset):
         raise ConfigError(f"{run.path} is a run of {saved.preset}, not of {preset}: leave the preset out.")
-    config = with_options(saved, options)
+    config = with_options(saved, with_recipe(options))
     different = differences(saved, config)
     if different:
-        flags = ", ".join(map(as_option, different))
+        # Other values may follow from those that were given.
+        flags = ", ".join(map(as_option, [name for name in different if name in options] or different))
         raise ConfigError(f"{run.path} was started with another {flags}: leave it out, or start a new run.")
     return config
 
@@ -213,10 +217,14 @@ def _how_to_continue(run: RunDir) -> None:
     complain(f"Continue with: {resume_command(run)}")
 
 
-def _report(outcome: Outcome, config: Config) -> int:
-    """Print the results, or why there are none; returns an exit status."""
+def _report(outcome: Outcome, config: Config, to: str | None) -> int:
+    """Print the results, or why there are none, and tell whom ``--notify`` names; returns an exit status."""
     run, status, message = outcome
     resume = resume_command(run)
+    if status != EXIT_REQUEUE:
+        failed = status != EXIT_DONE
+        why = str(message) if failed else None
+        notify(to, "run", run.path, message=why, summary=run.summary(), command=resume if failed else None)
     if status == EXIT_DONE:
         show_results(run)
         return say_failures(run, config, [config.epochs])

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ima_dist.config.attacks import protocol
+from ima_dist.config.attacks import SMOOTHING, protocol
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
 from ima_dist.config.schema import Config
+from ima_dist.config.smoothing import sigma_of
 from ima_dist.config.values import as_flags, with_options
 from ima_dist.rundir.curves import Point, noise_key
 from ima_dist.rundir.directory import RunDir
@@ -59,6 +60,8 @@ def next_command(
 
 def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epoch: int, attack: str) -> bool:
     """Whether the network of ``epoch`` was attacked on all noise levels and samples, with the same settings."""
+    if attack == SMOOTHING:
+        return _certified(summary, config, epoch)
     measured = [point for point in points if point.accuracy is not None]
     asked = {"attack": attack, "epoch": epoch, "loss": "both", "split": "test", **protocol(attack, config)}
     # Runs of earlier versions do not state the size of the test set: it is that of their largest evaluation.
@@ -69,11 +72,31 @@ def _evaluated(points: list[Point], summary: dict[str, Any], config: Config, epo
     return {noise_key(level) for level in config.eval.noise} <= done
 
 
+def _certified(summary: dict[str, Any], config: Config, epoch: int) -> bool:
+    """Whether the smoothed classifier of ``epoch`` was certified on all samples, with the same settings."""
+    asked: dict[str, Any] = {
+        "epoch": epoch,
+        "sigma": sigma_of(config),
+        "draws": config.smoothing.draws,
+        "alpha": config.smoothing.alpha,
+    }
+    available = summary.get("test_samples") or 0
+    samples = min(config.eval.samples or math.inf, available)
+    asked |= {"samples": samples, "order": config.eval.order if samples < available else "first"}
+    return any(
+        isinstance(entry, dict) and all(entry.get(name) == value for name, value in asked.items())
+        for entry in summary.get("certificates") or []
+    )
+
+
 def _options(summary: dict[str, Any], config: Config, attacks: tuple[str, ...]) -> dict[str, Any]:
     """Options of ``ima_dist.evaluate``; those that define the result are all given, since the run may have others."""
     options = {name: value for name, value in options_of(config).items() if name in _WHERE}
     options["eval.attacks"] = attacks
     options |= {f"eval.{name}": getattr(config.eval, name) for name in _DEFINING}
+    if SMOOTHING in attacks:
+        options |= {f"smoothing.{name}": getattr(config.smoothing, name) for name in ("draws", "alpha")}
+        options["smoothing.sigma"] = sigma_of(config)
     # No number of samples means all of them, but on the command line it would mean the run's own number.
     options["eval.samples"] = config.eval.samples or summary.get("test_samples")
     return options

@@ -29,23 +29,32 @@ DISTRIBUTIONS = ("choice", "uniform", "loguniform", "randint")
 # Entries that a scale may replace; all others of a scale are options.
 _SCALED = ("sweep", "seeds", "samples", "asha", "all_epochs")
 
-_WITH_STEPS = frozenset(METHODS) - {"ce", "rand"}
+_WITH_STEPS = frozenset(METHODS) - {"ce", "rand", "nfgsm"}
 # Option -> the methods whose training reads it; every method reads all other options. A test trains them.
 READ_BY = {
     "eps_max": frozenset(METHODS) - {"ce"},
-    "delta_eps": frozenset({"ima", "mma"}),
+    "delta_eps": frozenset({"ima", "mma", "iaat"}),
     "beta": frozenset({"ima"}),
     "margin_update": frozenset({"ima"}),
+    "margin_rule": frozenset({"ima"}),
     "trades.inverse_lambda": frozenset({"trades"}),
+    "rand.kind": frozenset({"rand"}),
     "attack.steps": _WITH_STEPS,
-    "attack.step_scale": frozenset({"ima", "adv", "trades"}),
+    "iaat.warmup": frozenset({"iaat"}),
+    "iaat.smoothing": frozenset({"iaat"}),
+    "fat.tau": frozenset({"fat"}),
+    "nfgsm.noise": frozenset({"nfgsm"}),
+    "attack.step_scale": frozenset({"ima", "adv", "trades", "iaat", "fat"}),
     "attack.bisections": frozenset({"ima", "mma"}),
     "attack.boundary_side": frozenset({"ima"}),
 }
 
 
 # Options of the training itself, by how they begin, which a network trained elsewhere has no use for.
-_OF_TRAINING = (*READ_BY, "attack.", "optimizer.", "eval.val_", "epochs", "autocast", "tf32", "checkpoint_every")
+_OF_TRAINING = (
+    *(*READ_BY, "attack.", "optimizer.", "eval.val_", "epochs", "label_smoothing", "ema", "awp", "patience"),
+    *("autocast", "tf32", "checkpoint_every"),
+)
 
 
 def reads(method: str, option: str) -> bool:
@@ -304,16 +313,22 @@ def _planned(sweep: Sweep) -> Sweep:
 
 
 def _longest(points: list[Point]) -> list[Point]:
-    """Replaces every run of ima that is the beginning of a longer one by that."""
+    """Replaces every run of ima that is the beginning of a longer one by that.
+
+    One whose learning rate or end depends on its number of epochs is none.
+    """
 
     def kind(config: Config) -> str:
         changes = {"eps_max": config.expansion, "delta_eps": config.expansion, "epochs": 1}
         return with_options(config, changes).fingerprint()
 
+    def may_be(config: Config) -> bool:
+        return config.method == "ima" and config.optimizer.schedule == "constant" and config.patience is None
+
     longest: dict[str, Config] = {}
-    for config in sorted((p.config for p in points if p.config.method == "ima"), key=lambda c: -c.epochs):
+    for config in sorted((p.config for p in points if may_be(p.config)), key=lambda c: -c.epochs):
         longest.setdefault(kind(config), config)
-    return [replace(p, config=longest[kind(p.config)]) if p.config.method == "ima" else p for p in points]
+    return [replace(p, config=longest[kind(p.config)]) if may_be(p.config) else p for p in points]
 
 
 def is_asked(text: str) -> bool:

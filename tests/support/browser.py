@@ -85,15 +85,15 @@ def dashboard(results: Path, *options: object) -> Iterator[str]:
 
 
 def drawn(browser: Any, introduction: str | None = None) -> None:
-    """Wait until the page shows what its address says, with every figure."""
+    """Wait until the page shows what its address says, with every figure and table."""
     script = """
         const said = document.querySelector('#introduction'), content = document.querySelector('#content');
-        return said && content && said.innerText && (!arguments[0] || said.innerText === arguments[0])
-            && content.querySelector('section, .note') && document.querySelector('#controls > *')
+        return said && content && (!arguments[0] || said.innerText === arguments[0])
+            && content.querySelector('section, .note')
+            && Array.from(content.querySelectorAll('.browser')).every(b => b.querySelector('.ag-row'))
             && !document.querySelector('[data-dash-is-loading=true]')
             && Array.from(content.querySelectorAll('.dash-graph')).every(g => g.querySelector('.main-svg'))
-            && window.location.search !== ''
-            && document.querySelector('#views .current') !== null
-            && window.location.pathname.slice(1) === document.querySelector('#views .current').id.slice(5);
+            && document.title !== 'ima_dist' && document.querySelector('#views .current') !== null
+            && window.location.pathname.split('/').pop() === document.querySelector('#views .current').id.slice(5);
     """
     WebDriverWait(browser, 60, 0.1).until(lambda b: b.execute_script(script, introduction))

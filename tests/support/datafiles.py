@@ -86,6 +86,18 @@ def write_covid(directory: Path, infected: int = 62, uninfected: int = 60) -> Pa
     return directory
 
 
+def write_pathmnist(directory: Path, n: int = 90, **changes: Any) -> Path:
+    """A .npz file as MedMNIST's: images (N, 28, 28, 3) and labels (N, 1) of the training, validation and test set."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng, content = np.random.default_rng(0), {}
+    for part, size in (("train", n), ("val", n // 5), ("test", n // 3)):
+        content[f"{part}_images"] = rng.integers(0, 256, (size, 28, 28, 3), dtype=np.uint8)
+        content[f"{part}_labels"] = (np.arange(size) % 9).astype(np.uint8)[:, None]
+    content |= changes
+    np.savez_compressed(directory / "pathmnist.npz", **{k: v for k, v in content.items() if v is not None})
+    return directory
+
+
 CIFAR_RUN = {
     "model__factory": "tests.support.user_code:linear_images",
     "epochs": 2,

@@ -12,6 +12,7 @@ from ima_dist.core import distributed
 from ima_dist.data.choosing import to_attack
 from ima_dist.data.load import load
 from ima_dist.data.types import Resident
+from ima_dist.evaluation import smoothing
 from ima_dist.evaluation.outcomes import save
 from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.rundir.directory import RunDir
@@ -34,6 +35,9 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     samples = to_attack(data.test, config.eval.samples, config.eval.order)
 
     def keep(outcomes, remarks, met):
+        if outcomes["attack"][0].as_py() == "smoothing":
+            smoothing.save(run, outcomes, config, {"test_samples": len(test)})
+            return
         save(run, outcomes, config, {"test_samples": len(test)}, met)
 
     how = {"samples": samples, "batch_size": batch_size, "should_stop": should_stop}

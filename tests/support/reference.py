@@ -108,6 +108,48 @@ def bpgd(
     return out, crossed
 
 
+def bpgd_last(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor | float,
+    *,
+    norm: str,
+    start: Tensor,
+    box: tuple[float, float],
+    steps: int,
+    bisections: int = 10,
+    boundary_side: str = "midpoint",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The rule of the journal article: (x_n, crossed, last iterate), halving from the clean sample to the last iterate.
+
+    For a network that is the same in both modes.
+    """
+    elements = [(x + start).clamp(*box)]
+    for _ in range(steps):
+        at = elements[-1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(at), y, reduction="sum"), at)
+        further = elements[-1] + 4 * column(eps, x) / steps * direction(gradient, norm)
+        elements.append(project(further, x, eps, norm, box))
+    out, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    with torch.no_grad():
+        right = model(x).argmax(1) == y
+        for b in range(len(x)):
+            passed = [bool(model(e[b : b + 1]).argmax(1) != y[b]) for e in elements]
+            if not right[b] or not any(passed):
+                continue
+            crossed[b], inside, outside = True, x[b : b + 1], elements[-1][b : b + 1]
+            for _ in range(bisections):
+                middle = (inside + outside) / 2
+                if model(middle).argmax(1) != y[b]:
+                    outside = middle
+                else:
+                    inside = middle
+            ends = {"midpoint": (inside + outside) / 2, "inside": inside, "outside": outside}
+            out[b] = ends[boundary_side][0]
+    return out, crossed, elements[-1]
+
+
 def worst(
     model: nn.Module,
     x: Tensor,

@@ -7,8 +7,10 @@ from typing import Any
 
 from flask.testing import FlaskClient
 
-from ima_dist.dashboard.app import look, make_app, values_of
+from ima_dist.dashboard.app import make_app
+from ima_dist.dashboard.choosing import look
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot
+from ima_dist.dashboard.shown import values_of
 from ima_dist.dashboard.state import parse
 from ima_dist.dashboard.views import VIEWS
 from ima_dist.tracking.collection import Collection

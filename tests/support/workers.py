@@ -21,8 +21,11 @@ from ima_dist.rundir.directory import RunDir
 from ima_dist.training.loop import Training
 
 
-def run_on(workers: int, function: Callable[..., None], *arguments: Any) -> None:
-    """Call ``function(*arguments)`` on every worker; raises if one fails."""
+def run_on(workers: int, function: Callable[..., None], *arguments: Any, leave: bool = True) -> None:
+    """Call ``function(*arguments)`` on every worker; raises if one fails.
+
+    leave: the workers wait for each other at the end; not where the function closes their group.
+    """
     if workers == 1:
         function(*arguments)
         return
@@ -30,7 +33,7 @@ def run_on(workers: int, function: Callable[..., None], *arguments: Any) -> None
     # of these tests train.
     mp.get_context("forkserver").set_forkserver_preload(["tests.support.workers"])
     as_here = (dict(os.environ), os.getcwd())
-    given = (as_here, workers, free_port(), function, arguments)
+    given = (as_here, workers, free_port(), leave, function, arguments)
     mp.start_processes(_enter, given, nprocs=workers, start_method="forkserver")
 
 
@@ -50,6 +53,7 @@ def _enter(
     as_here: tuple[dict[str, str], str],
     workers: int,
     port: int,
+    leave: bool,
     function: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
@@ -61,7 +65,8 @@ def _enter(
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     function(*arguments)
     # Not destroy_process_group(): in torch 2.7 it may hold Python's lock while it waits for a thread that wants it.
-    dist.barrier()
+    if leave:
+        dist.barrier()
     # Not an ordinary exit: now and then one of torch's threads asks for the dying interpreter and aborts.
     sys.stderr.flush()
     os._exit(0)
@@ -83,6 +88,12 @@ def train(config: Config, path: Path, stop_after: int | None = None) -> None:
         training.fit()
     except Interrupted:
         assert stop_after is not None
+
+
+def train_all(made: list[tuple[Config, Path]], stop_after: int | None) -> None:
+    """``train`` for several runs, one after another, in one start of the workers."""
+    for config, path in made:
+        train(config, path, stop_after)
 
 
 def start_run(path: Path, preset: str, **options: Any) -> tuple[Config, RunDir]:

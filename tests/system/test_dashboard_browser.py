@@ -99,6 +99,19 @@ def cells(browser: webdriver.Chrome, name: str) -> list[dict[str, str]]:
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
 
+def listed(browser: webdriver.Chrome) -> list[dict[str, str]]:
+    """The list of runs as it is read on the page: each row is drawn in two halves."""
+    rows: list[dict[str, str]] = browser.execute_script(
+        "const found = new Map();"
+        "for (const cell of document.querySelectorAll('.ag-row .ag-cell')) {"
+        "  const id = cell.closest('.ag-row').getAttribute('row-id');"
+        "  if (!found.has(id)) found.set(id, {});"
+        "  found.get(id)[cell.getAttribute('col-id')] = cell.innerText; }"
+        "return Array.from(found.values())"
+    )
+    return rows
+
+
 def query(browser: webdriver.Chrome) -> dict[str, list[str]]:
     return parse_qs(urlsplit(browser.current_url).query)
 
@@ -112,7 +125,9 @@ def data(root: Path, kind: str) -> pd.DataFrame:
 
 def test_click_through_every_view(browser, address, root):
     visit(browser, address)
-    names = {row["run"]: row for row in cells(browser, "runs")}
+    assert urlsplit(browser.current_url).path == "/home"
+    click_view(browser, "runs")
+    names = {row["run"]: row for row in listed(browser)}
     stored = data(root, "runs").set_index("run")
     assert set(names) == {*stored.index, "going", "failed", "half"}
     for name, row in stored.iterrows():
@@ -122,8 +137,9 @@ def test_click_through_every_view(browser, address, root):
     assert names["half"]["status"] == "damaged"
 
     browser.execute_script("Array.from(document.links).find(a => a.innerText === arguments[0]).click()", RUN)
-    wait(browser, lambda: query(browser).get("runs") == [RUN])
-    drawn(browser, VIEWS["accuracy"].INTRODUCTION)
+    wait(browser, lambda: query(browser).get("run") == [RUN])
+    drawn(browser, VIEWS["run"].INTRODUCTION)
+    visit(browser, f"{address}accuracy?runs={RUN}")
     curves = data(root, "curves").query(f"run == '{RUN}' and attack == 'pgd100' and loss == 'both' and epoch == 3")
     curves = curves.sort_values("noise")
     (line,) = [t for t in traces(browser, "accuracy") if t["name"] == RUN]
@@ -172,11 +188,13 @@ def test_click_through_every_view(browser, address, root):
 
 def test_the_list_of_runs_is_live(browser, address, root):
     progress(root, 0.25)
-    visit(browser, f"{address}runs?status=running")
-    (row,) = cells(browser, "runs")
+    visit(browser, f"{address}runs?status=running&columns=done&columns=samples/s&columns=time left")
+    (row,) = listed(browser)
     assert (row["done"], row["samples/s"], row["time left"]) == ("25 %", "321", "1 min 05 s")
+    grid = browser.find_element(By.CSS_SELECTOR, ".ag-root")
     progress(root, 0.5)
-    wait(browser, lambda: cells(browser, "runs")[0]["done"] == "50 %")
+    wait(browser, lambda: listed(browser)[0]["done"] == "50 %")
+    assert browser.find_element(By.CSS_SELECTOR, ".ag-root") == grid  # its order and its choice stay
 
 
 def test_damaged_files_are_named(browser, address):
@@ -225,26 +243,27 @@ def test_everything_is_reached_by_keyboard(browser, address, root):
     body = browser.find_element(By.TAG_NAME, "body")
     body.send_keys(Keys.TAB)
     assert browser.switch_to.active_element.text == "Skip to the content"
-    reached = []
+    texts, slid = set(), False
     for _ in range(60):
         browser.switch_to.active_element.send_keys(Keys.TAB)
         focused = browser.switch_to.active_element
         if focused.tag_name == "body":
             break
-        reached.append(focused)
+        # Read at once: what is drawn anew later is another element.
+        texts.add(focused.text)
+        slid |= focused.get_attribute("role") == "slider"
         outline = focused.value_of_css_property("outline-style"), focused.value_of_css_property("box-shadow")
         assert outline != ("none", "none"), focused.get_attribute("outerHTML")
-    texts = [e.text for e in reached]
     for view in VIEWS.values():
         assert view.TITLE in texts
-    assert {"SVG", "PNG", "CSV"} <= set(texts)
+    assert {"SVG", "PNG", "CSV"} <= texts
+    assert slid
     slider = browser.find_element(By.CSS_SELECTOR, "#control-epoch [role=slider]")
-    assert slider in reached
     slider.send_keys(Keys.ARROW_LEFT)
     wait(browser, lambda: query(browser)["epoch"] == ["2"])
     counts = data(root, "history").query(f"run == '{RUN}' and epoch == 2").margin_histogram.item().tolist()
     wait(browser, lambda: traces(browser, "histogram")[0]["y"] == counts)
-    assert browser.switch_to.active_element == slider  # still at hand for the next step
+    wait(browser, lambda: browser.switch_to.active_element == slider)  # still at hand for the next step
     slider.send_keys(Keys.ARROW_LEFT)
     wait(browser, lambda: query(browser)["epoch"] == ["1"])
     wait(browser, lambda: "epoch=1" in browser.find_element(By.ID, "view-boundary").get_attribute("href"))

@@ -25,7 +25,7 @@ from tests.support.runs import check_files
 TRAIN = (sys.executable, "-m", "ima_dist.train")
 STRANGER = "f" * 64
 # Nobody wants to wait for more than this to be uploaded.
-MEGABYTES = 5
+MEGABYTES = 8
 
 
 def test_what_is_uploaded_is_small(tmp_path):

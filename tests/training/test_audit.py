@@ -1,4 +1,4 @@
-"""Margins against an independent attack."""
+"""Margins against an attack that looks for the nearest boundary."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import nn
 from ima_dist import audit as command
 from ima_dist import train
 from ima_dist.config.presets import make_config
+from ima_dist.core import noise
 from ima_dist.data.types import Resident, Split
-from ima_dist.evaluation.autoattack import fab_distance
-from ima_dist.evaluation.margin_audit import audit, keep, to_audit, weaker_path
+from ima_dist.evaluation.margin_audit import audit, boundary_distance, keep, to_audit, weaker_path
 from ima_dist.results.margin_audit import summarise
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_parquet
@@ -22,17 +22,22 @@ from tests.support.inline import without_ray
 from tests.support.networks import linear
 
 
+def sought(network, x, y, norm="linf", box=None):
+    keys = noise.sample_keys(0, 1, noise.Phase.EVALUATE, torch.arange(len(x)))
+    return boundary_distance(network, x, y, keys, make_config("moons", {"norm": norm}), box)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(("classes", "shape"), [(10, (1, 4, 4)), (2, (2,))])
-def test_fab_finds_the_distance_to_a_linear_boundary(classes, shape, norm):
+def test_it_finds_the_distance_to_a_linear_boundary(classes, shape, norm):
     network, x, y, distances = linear(classes, shape)
     box = (0.0, 1.0) if len(shape) == 3 else None
-    found = fab_distance(network, x, y, norm=norm, box=box)
+    found = sought(network, x, y, norm, box)
     near = distances[norm] < 0.25  # further away the box is in the way
     assert near.sum() > 10
-    torch.testing.assert_close(found[near], distances[norm][near], rtol=0.02, atol=1e-4)
-    wrong = (y + 1) % classes
-    assert (fab_distance(network, x, wrong, norm=norm, box=box) == 0).all()
+    torch.testing.assert_close(found[near], distances[norm][near], rtol=0.03, atol=1e-4)
+    assert (found[near] >= distances[norm][near] * (1 - 1e-5)).all()
+    assert (sought(network, x, (y + 1) % classes, norm, box) == 0).all()
 
 
 def _linear_setting():
@@ -64,17 +69,17 @@ def test_any_number_of_workers_looks_at_the_same_samples_once(tmp_path):
     one, first, second = (pq.ParquetFile(tmp_path / name).read() for name in ("one", "0", "1"))
     assert first.equals(second)
     assert one.drop_columns("distance").equals(first.drop_columns("distance"))
-    assert one["distance"].to_pylist() == pytest.approx(first["distance"].to_pylist(), rel=1e-3)
+    assert one["distance"].to_pylist() == pytest.approx(first["distance"].to_pylist(), rel=1e-5)
     index = one["index"].to_pylist()
     assert len(set(index)) == 41
     assert index == sorted(index)
     _, _, _, distance = _linear_setting()
-    torch.testing.assert_close(torch.tensor(one["distance"].to_numpy()).float(), distance[index], rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(torch.tensor(one["distance"].to_numpy()).float(), distance[index], rtol=0.03, atol=1e-4)
     # Every margin is twice the distance.
     summary = summarise(one, eps_max=10.0)
     assert (summary.over, summary.samples, summary.correct) == (1.0, 41, 41)
-    assert summary.median_ratio == pytest.approx(2, rel=0.02)
-    assert summary.mean_excess == pytest.approx(summary.mean_distance, rel=0.02)
+    assert summary.median_ratio == pytest.approx(2, rel=0.03)
+    assert summary.mean_excess == pytest.approx(summary.mean_distance, rel=0.03)
 
 
 def test_wrong_samples_and_the_tolerance_do_not_count():
@@ -161,8 +166,7 @@ def test_batch_norm_is_left_in_peace():
     network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     before = {k: v.clone() for k, v in network.state_dict().items()}
     x = torch.randn(10, 2)
-    fab_distance(network, x, network.eval()(x).argmax(1), norm="l2", box=None)
     network.train()
-    fab_distance(network, x, torch.zeros(10, dtype=torch.int64), norm="linf", box=None)
+    sought(network, x, torch.zeros(10, dtype=torch.int64))
     assert network.training
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())

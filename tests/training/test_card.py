@@ -60,6 +60,8 @@ def history_of(run: RunDir) -> list[dict[str, Any]]:
         ("ima", {}),
         ("ima", {"margin_update": "online"}),
         ("ima", {"norm": "l2"}),
+        ("ima", {"norm": "l2", "margin_rule": "journal"}),
+        ("ima", {"margin_rule": "ame"}),
         ("ce", {}),
         ("adv", {}),
         ("rand", {}),
@@ -68,6 +70,9 @@ def history_of(run: RunDir) -> list[dict[str, Any]]:
         ("mma", {}),
         ("mma", {"norm": "l2"}),
         ("ddn", {"norm": "l2"}),
+        ("iaat", {}),
+        ("fat", {}),
+        ("nfgsm", {}),
     ],
 )
 def test_every_method_trains_on_a_card_as_on_the_cpu(method, options, tmp_path):
@@ -85,7 +90,7 @@ def test_every_method_trains_on_a_card_as_on_the_cpu(method, options, tmp_path):
 
 SMALL = {"epochs": 2, "batch_size": 32, "attack.steps": 4, "attack.bisections": 3, "delta_eps": 0.1}
 ATTACKS = {
-    "eval.attacks": ("pgd100", "worst", "pgd-mma", "spsa", "white-noise"),
+    "eval.attacks": ("pgd100", "worst", "pgd-mma", "spsa", "minimal", "white-noise"),
     "eval.steps": 3,
     "eval.samples": 8,
     "eval.spsa_samples": 16,

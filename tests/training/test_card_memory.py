@@ -71,7 +71,7 @@ def test_a_small_card_takes_smaller_batches_with_the_same_results(tmp_path, monk
     config = make_config("fashion_mnist", IMAGES)
     runs = {name: RunDir.create(config, tmp_path / name) for name in ("cpu", "small", "uncut")}
     train_task(config, runs["cpu"], CPU, never)
-    peaks, memory = {}, 1 << 20
+    peaks, memory = {}, 5 << 18  # room for a training step, whose batch is not cut
     for name in ("small", "uncut"):
         if name == "uncut":
             for module in (loop, tasks):

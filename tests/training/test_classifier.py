@@ -79,6 +79,9 @@ def test_files_are_classified(places, tmp_path, capsys):
         assert [float(row["p(ill)"]) for row in rows] == pytest.approx(probabilities[:, 1].tolist(), rel=1e-4)
     assert predict.main([str(places / "export"), str(tmp_path / "photos"), "--to", str(to)]) == 2
     assert "exists: give another --to" in capsys.readouterr().err
+    words[words.index("--to") + 1] = str(to / "below.csv")
+    assert predict.main(words) == 2
+    assert "cannot be written (Not a directory): give another --to" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::ima_dist.config.errors.DataWarning")

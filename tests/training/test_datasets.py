@@ -37,6 +37,7 @@ from tests.support.datafiles import (
     write_cifar,
     write_covid,
     write_idx,
+    write_pathmnist,
     write_svhn,
 )
 from tests.support.web import serve
@@ -53,7 +54,12 @@ def counts(split: Split) -> list[int]:
 # ---- files in the genuine formats ----------------------------------------------------------------------
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"svhn": write_svhn, "cifar10": write_cifar, "covid_ct": write_covid}
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "svhn": write_svhn,
+    "cifar10": write_cifar,
+    "covid_ct": write_covid,
+    "pathmnist": write_pathmnist,
+}
 
 
 # ---- whole files ---------------------------------------------------------------------------------------

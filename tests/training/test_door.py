@@ -10,7 +10,7 @@ import torch
 
 from ima_dist import evaluate, train
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.presets import PRESETS, make_config
+from ima_dist.config.presets import PRESET_NORMS, PRESETS, make_config
 from ima_dist.dashboard.parts import Note
 from ima_dist.dashboard.views import accuracy
 from ima_dist.data.types import DataSet, Split
@@ -249,9 +249,10 @@ def test_damaged_findings_raise_no_doubt_and_no_error():
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_papers_noise_levels_suit_its_data(preset):
     shape = {"moons": (2,), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "covid_ct": (1, 224, 224)}
+    shape["pathmnist"] = (3, 28, 28)
     size = torch.Size(shape.get(preset, (3, 32, 32))).numel()
     inputs = {"low": 0.0, "high": 1.0, "size": size, "box": [0.0, 1.0], "spread": None}
-    for norm in ("linf", "l2") if preset != "covid_ct" else ("linf",):
+    for norm in PRESET_NORMS[preset]:
         config = make_config(preset, {"norm": norm})
         assert door_doubts({"inputs": inputs}, [config.eps_max, *config.eval.noise], norm) == ()
 

@@ -153,3 +153,10 @@ def test_what_an_attack_has_finished_is_stored_before_the_next_begins(tmp_path, 
     assert evaluate.main([str(out), "--attack", "autoattack", "--device", "cpu"]) == 0
     assert run.summary()["remarks"] == {"1": {"autoattack": ["dynamic"]}}
     assert "Doubtful: AutoAttack warns of this network that it computes gradients" in capsys.readouterr().out
+
+    # An evaluation by a weaker protocol is kept beside that one, and so are its warnings.
+    monkeypatch.setitem(EVALUATION_ATTACKS, "autoattack", known["white-noise"])
+    assert evaluate.main([str(out), "--attack", "autoattack", "--eval.samples", "4", "--device", "cpu"]) == 0
+    kept = {point.samples: point.remarks for point in run.points() if point.attack == "autoattack"}
+    assert kept == {4: [], 20: ["dynamic"]}
+    assert "Doubtful: AutoAttack warns of this network that it computes gradients" in capsys.readouterr().out

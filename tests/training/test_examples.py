@@ -12,9 +12,12 @@ from ima_dist import train
 from ima_dist.config.presets import make_config
 from ima_dist.data.types import Resident, Split
 from ima_dist.evaluation.artefacts import extremes, noisy_images
+from ima_dist.evaluation.lost_first import first_lost
 from ima_dist.models import fashion_mnist_cnn
+from ima_dist.results.flips import Flips
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import read_arrays, read_parquet
+from ima_dist.rundir.run import Run
 from tests.support.datafiles import write_idx
 from tests.support.inline import without_ray
 
@@ -64,6 +67,48 @@ def test_a_run_keeps_them_and_they_agree_with_its_outcomes(tmp_path, monkeypatch
             assert expected[index, level] == (found["label"][i], found["prediction"][i, j])
     network = fashion_mnist_cnn(10, (1, 28, 28))
     assert run.summary()["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_images_that_are_lost_first_are_kept_by_turns_of_their_classes(tmp_path, monkeypatch):
+    without_ray(monkeypatch)
+    data = write_idx(tmp_path / "data")
+    options = "--data.subset 40 --epochs 1 --method ce --eval.steps 3 --eval.noise 0,0.1,0.5 --dtype float64"
+    out = tmp_path / "run"
+    command = ["fashion_mnist", *options.split(), "--device", "cpu", "--data.dir", str(data), "--out", str(out)]
+    assert train.main(command) == 0
+    run = Run(RunDir(out))
+    found = run.flips
+    assert found is not None
+    outcomes = read_parquet(run.dir.outcomes_path)
+    rows = outcomes.filter((pc.field("attack") == str(found["attack"])) & (pc.field("loss") == "both")).to_pylist()
+    wrong: dict[int, list[float]] = {}
+    for row in rows:
+        wrong.setdefault(row["index"], [])
+        if row["label"] != row["prediction"]:
+            wrong[row["index"]].append(row["noise"])
+    lost = {index: min(levels) for index, levels in wrong.items() if levels and min(levels) > 0}
+    assert set(found["index"].tolist()) == set(lost)  # they are few, so all are kept
+    for i, index in enumerate(found["index"].tolist()):
+        assert found["noise"][i] == pytest.approx(lost[index])
+        assert found["clean_prediction"][i] == found["label"][i]
+        change = np.abs(found["noisy"][i].astype(float) - found["clean"][i].astype(float)).max()
+        assert change <= found["noise"][i] + 5e-4
+    assert found["noise"].tolist() == sorted(found["noise"].tolist())
+    log = run.dir.log_path.read_text().splitlines()
+    assert any("evaluation" in line for line in log)
+    assert all(line[:4].isdigit() for line in log)  # the date
+
+
+def test_classes_take_turns_and_the_first_come_first():
+    levels = np.array([0.0, 0.1, 0.2])
+    label = np.array([0, 0, 0, 1, 1])
+    lost = np.array([0.1, 0.2, np.inf, 0.2, 0.0])  # the third is never lost, the last is wrong without noise
+    prediction = np.array([np.where(lost <= level, 1 - label, label) for level in levels])
+    flips = Flips(np.array([9, 3, 5, 4, 1]), label, levels, prediction)
+    assert flips.lost.tolist() == lost.tolist()
+    assert first_lost(flips, 9) == [0, 3, 1]
+    assert first_lost(flips, 1) == [0]
+    assert flips.confusion(0.2, 2).tolist() == [[1, 2], [2, 0]]
 
 
 def test_the_smallest_noise_survives_in_stored_images():

@@ -216,9 +216,16 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path):
         ({"preset": "moons", "beta": 3.0}, "beta"),
         ({"preset": "moons", "epoch": 3}, "epoch"),
         ({"preset": "own", "data": clouds(), "network": user_code.three_way}, "The preset own needs --name"),
-        ({"preset": "own", "data": {"train": (x, y)}}, "data cannot be used: it lacks the entry 'test'"),
-        ({"preset": "own", "data": (x, y)}, "data cannot be used: it must be a DataSet or a dictionary, not tuple"),
-        ({"preset": "own", "data": {"train": (x, y), "test": (x, y[1:])}}, "data cannot be used: test has 300 samples"),
+        ({"preset": "own", "data": {"train": (x, y)}, **OWN}, "data cannot be used: it lacks the entry 'test'"),
+        (
+            {"preset": "own", "data": (x, y), **OWN},
+            "data cannot be used: it must be a DataSet or a dictionary, not tuple",
+        ),
+        (
+            {"preset": "own", "data": {"train": (x, y), "test": (x, y[1:])}, **OWN},
+            "data cannot be used: test has 300 samples",
+        ),
+        ({"preset": "own", "data": {}, **OWN, "epoch": 3}, "epoch"),  # before the data are looked at
         ({"preset": "own", "data": clouds(), "data.source": "mine:load"}, "Give either data or the options"),
         ({"preset": "moons", "network": "__main__:build"}, "name a function of a module .*, not of __main__"),
         ({"preset": "moons", "data.source": "__main__:load"}, "name a function of a module .*, not of __main__"),

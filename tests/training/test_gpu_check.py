@@ -46,6 +46,18 @@ def test_without_torch_it_says_so(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["skipped"].startswith("needs torch")
 
 
+def test_a_part_that_hangs_is_ended():
+    hangs = """
+import time
+import benchmarks.gpu.__main__ as check, benchmarks.gpu.noise as noise
+check._GRACE, noise.run = 0.5, lambda check: time.sleep(600)
+check.main(["--parts", "noise", "--seconds", "0.5"])
+"""
+    done = subprocess.run([sys.executable, "-c", hangs], cwd=CHECKOUT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+
+
 def test_what_cannot_be_done_is_skipped_and_what_is_wrong_fails(capsys):
     check = Check(torch.device("cpu"), quick=True, seconds=0)
     with check.attempt("a", case=1):

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import nn
 
-from ima_dist import evaluate, job
+from ima_dist import evaluate, job, models
 from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
@@ -20,7 +21,7 @@ from ima_dist.rundir.curves import attack_rows
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from tests.support.commands import ROOT
-from tests.support.datafiles import write_cifar, write_covid, write_idx, write_svhn
+from tests.support.datafiles import write_cifar, write_covid, write_idx, write_pathmnist, write_svhn
 from tests.support.inline import without_ray
 from tests.support.jobfiles import TABLES, table_file
 
@@ -32,13 +33,15 @@ WRITERS = {
     "svhn": write_svhn,
     "cifar10": write_cifar,
     "covid_ct": write_covid,
+    "pathmnist": write_pathmnist,
 }
 
 _TINY = "title: own\npreset: moons\noptions: {data.subset: 40, epochs: 1, eval.steps: 1, eval.noise: [0.0]}\n"
 
 
 def test_every_table_has_its_file():
-    assert [f.name for f in FILES] == ["appendix_a.yaml", "moons.yaml", *(table_file(n).name for n in TABLES)]
+    journal = [f"journal_{name}.yaml" for name in ("cifar10", "covid_ct", "pathmnist")]
+    assert [f.name for f in FILES] == ["appendix_a.yaml", *journal, "moons.yaml", *(table_file(n).name for n in TABLES)]
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -91,10 +94,18 @@ def _rows_to_run() -> dict[str, list[str]]:
 ROWS = _rows_to_run()
 
 
-# The network of appendix_a is one of table06's, and is slow.
+def _small(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """In place of a network that takes a second per image."""
+    layers = [nn.AdaptiveAvgPool2d(8), nn.Conv2d(input_shape[0], 8, 3), nn.Tanh(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8 * 6 * 6, num_classes))
+
+
+# appendix_a is a row of table06's kind. The networks themselves: test_models and test_export.
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "appendix_a"], ids=lambda f: f.stem)
 def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
+    for slow in ("wrn_28_4", "resnet18_in"):
+        monkeypatch.setattr(models, slow, _small)
     read, rows = job.read_job(file, "tiny"), ROWS[file.stem]
     preset = next(iter(read.rows.values())).preset
     data = WRITERS[preset](tmp_path / "data")

@@ -310,7 +310,10 @@ SMALL = {"data__subset": 129, "epochs": 2, "batch_size": 32, "dtype": "float64",
 
 @pytest.mark.parametrize(
     ("name", "norm"),
-    [("adv", "linf"), ("rand", "l2"), ("trades", "linf"), ("mma", "linf"), ("mma", "l2"), ("ddn", "l2")],
+    [
+        *[("adv", "linf"), ("rand", "l2"), ("trades", "linf"), ("mma", "linf"), ("mma", "l2"), ("ddn", "l2")],
+        *[("iaat", "linf"), ("fat", "l2"), ("nfgsm", "linf")],
+    ],
 )
 def test_one_and_two_workers_end_with_equal_weights(tmp_path, name, norm):
     results = []
@@ -328,7 +331,7 @@ def test_one_and_two_workers_end_with_equal_weights(tmp_path, name, norm):
         assert (a["evaluations"], a["noisy_samples"]) == (b["evaluations"], b["noisy_samples"])
     # Half are right by chance; they have learnt something.
     assert history_1[-1]["train_accuracy"] > 0.6
-    if name == "mma":
+    if name in ("mma", "iaat"):
         assert float((margins_1 - margins_2).abs().max()) < 1e-9
         assert float(margins_1.max()) > 0.1
     else:

@@ -75,7 +75,7 @@ EVALUATING = [
     (Plant("ima_dist.evaluation.runner:wait_for", "stale", rank=0), told(0, "OSError: [Errno 116] Stale file handle")),
 ]
 AUDITING = [
-    (Plant("ima_dist.evaluation.margin_audit:fab_distance", "mistake"), told(1, MISTAKE)),
+    (Plant("ima_dist.evaluation.margin_audit:boundary_distance", "mistake"), told(1, MISTAKE)),
     (Plant("ima_dist.rundir.directory:RunDir.over_margins", "mistake", rank=0), told(0, MISTAKE)),
 ]
 

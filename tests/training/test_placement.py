@@ -13,9 +13,8 @@ import torch
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
-from ima_dist.config.schema import Config, DataConfig
-from ima_dist.data.augment import augment, augmentation
-from ima_dist.data.load import load
+from ima_dist.config.schema import Config
+from ima_dist.data.augment import augment, augmentation, check_augmentation
 from ima_dist.data.types import DataSet, Split, Unreadable
 from ima_dist.rundir.directory import RunDir
 from ima_dist.worker.failure import Failure, failing_together
@@ -237,14 +236,22 @@ def broken(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         ("flip", (5,), "give a function of your own"),
     ],
 )
-def test_augmentations_that_do_not_fit_the_data(
-    option: str, shape: tuple[int, ...], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_augmentations_that_do_not_fit_the_data(option: str, shape: tuple[int, ...], message: str) -> None:
     data = data_of(pictures(20, shape))
-    monkeypatch.setattr("ima_dist.data.moons.load", lambda config, seed: data)
     named = option if ":" in option or option == "flip" else f"{__name__}:{option}"
     with pytest.raises(ConfigError, match=message):
-        load(DataConfig(source="ima_dist.data.moons:load", augment=named), 0)
+        check_augmentation(named, data, torch.float32)
+
+
+def single(x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    return x.float()
+
+
+def test_a_function_is_tried_in_the_precision_of_the_run() -> None:
+    data = data_of(pictures())
+    check_augmentation(f"{__name__}:single", data, torch.float32)
+    with pytest.raises(ConfigError, match=r"must return samples like those it is given, torch.float64"):
+        check_augmentation(f"{__name__}:single", data, torch.float64)
 
 
 def test_augmentation_is_part_of_the_fingerprint_only_where_it_is_used() -> None:

@@ -52,7 +52,7 @@ def test_proposals_that_are_seen_late_are_waited_for(interrupted, monkeypatch):
     (file,) = found.path.glob("pending-*")
     (found.path / "pending-0001-of-0002.safetensors").write_bytes(b"of no checkpoint")
     timer = appear(file)
-    resume._restore(interrupted.run, found, interrupted.state)
+    resume._restore(interrupted.run, found, interrupted.state, checkpoint.restore)
     timer.join()
     assert int(interrupted.state.store.proposed.sum()) == 10 * found.position.step
 
@@ -62,7 +62,7 @@ def test_proposals_that_never_come_are_an_error(interrupted):
     (file,) = found.path.glob("pending-*")
     file.unlink()
     with pytest.raises(checkpoint.Damaged, match=rf"{file.name}"):
-        resume._restore(interrupted.run, found, interrupted.state)
+        resume._restore(interrupted.run, found, interrupted.state, checkpoint.restore)
 
 
 def test_the_newest_checkpoint_is_waited_for_if_another_host_has_written_it(interrupted, monkeypatch):

@@ -14,7 +14,7 @@ import yaml
 from ima_dist import sweep as command
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
-from ima_dist.config.schema import METHODS
+from ima_dist.config.schema import METHODS, ONLY_NORM
 from ima_dist.config.values import option_values, with_options
 from ima_dist.launch.cluster import settled, share_of_cpus, trials_at_once
 from ima_dist.plans.pending import next_command
@@ -56,10 +56,13 @@ def test_what_a_method_reads(method, tmp_path):
     """Training with another value of an option gives other weights exactly if the method reads it."""
     other = {
         "eps_max": 0.5, "delta_eps": 0.3, "beta": 0.9, "margin_update": "online", "trades.inverse_lambda": 1.0,
+        "iaat.warmup": 2, "iaat.smoothing": 0.5, "fat.tau": 3, "nfgsm.noise": 1.0,
         "attack.steps": 4, "attack.step_scale": 1.0, "attack.bisections": 0, "attack.boundary_side": "outside",
+        "margin_rule": "journal", "rand.kind": "gaussian",
     }  # fmt: skip
     assert set(other) == set(READ_BY)
-    shared = {"norm": "l2", "method": method, "data__subset": 200, "epochs": 3, "dtype": "float64", "batch_size": 16}
+    shared = {"norm": ONLY_NORM.get(method, "l2"), "method": method, "dtype": "float64"}
+    shared |= {"data__subset": 200, "epochs": 3, "batch_size": 16}
 
     def weights(name: str, **options: Any) -> dict[str, torch.Tensor]:
         given = {"attack__steps": 3, "eps_max": 0.6, "optimizer__lr": 0.01, **options}
@@ -68,13 +71,12 @@ def test_what_a_method_reads(method, tmp_path):
         return workers.final_state(config, tmp_path / name)[0]
 
     usual = weights("usual")
-    for option, value in other.items():
-        changed = (
-            weights(option, **{option.replace(".", "__"): value})
-            if option != "attack.steps"
-            else weights(option, attack__steps=value)
-        )
-        assert (workers.largest_difference(usual, changed) > 0) == (method in READ_BY[option]), option
+    read = [option for option in other if method in READ_BY[option]]
+    for option in read:
+        changed = weights(option, **{option.replace(".", "__"): other[option]})
+        assert workers.largest_difference(usual, changed) > 0, option
+    unread = {option.replace(".", "__"): value for option, value in other.items() if option not in read}
+    assert workers.largest_difference(usual, weights("unread", **unread)) == 0
 
 
 def test_unread_options_take_the_presets_value():

@@ -19,7 +19,6 @@ from ima_dist.training.loop import Training
 from ima_dist.training.numerics import NumericalError
 from ima_dist.training.state import Position
 from tests.support import workers
-from tests.support.fashion_mnist import needs_fashion_mnist
 
 SMALL_MOONS = {"data__subset": 500, "epochs": 3, "batch_size": 64, "dtype": "float64"}
 SMALL_FASHION = {"data__subset": 120, "epochs": 3, "batch_size": 32, "dtype": "float64", "attack__steps": 5}
@@ -31,26 +30,28 @@ def train_whole(path: Path, preset: str, count: int, **options):
     return config, *workers.final_state(config, path)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("margin_update", ["epoch", "online"])
-def test_moons_is_equal_on_one_and_two_workers(tmp_path, norm, margin_update):
-    options = {**SMALL_MOONS, "norm": norm, "margin_update": margin_update}
-    _, weights_1, margins_1 = train_whole(tmp_path / "one", "moons", 1, **options)
+@pytest.mark.parametrize(("rule", "norm"), [("journal", "l2"), ("ame", "linf")])
+def test_margin_rules_are_equal_on_one_and_two_workers_and_after_an_interruption(tmp_path, rule, norm):
+    # The last batch of an epoch has one sample, so that one of the workers has none.
+    options = {**SMALL_MOONS, "data__subset": 257, "norm": norm, "margin_rule": rule, "batch_size": 32}
+    config, weights, margins = train_whole(tmp_path / "one", "moons", 1, **options)
     _, weights_2, margins_2 = train_whole(tmp_path / "two", "moons", 2, **options)
-    assert workers.largest_difference(weights_1, weights_2) < 1e-9
-    assert float((margins_1 - margins_2).abs().max()) < 1e-9
-    # Something was learnt: margins have left their first value.
-    assert float(margins_1.max()) > 0.15
-
-
-@needs_fashion_mnist
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_fashion_mnist_is_equal_on_one_and_two_workers(tmp_path, norm):
-    options = {**SMALL_FASHION, "norm": norm}
-    _, weights_1, margins_1 = train_whole(tmp_path / "one", "fashion_mnist", 1, **options)
-    _, weights_2, margins_2 = train_whole(tmp_path / "two", "fashion_mnist", 2, **options)
-    assert workers.largest_difference(weights_1, weights_2) < 1e-9
-    assert float((margins_1 - margins_2).abs().max()) < 1e-9
+    broken = tmp_path / "broken"
+    workers.start_run(broken, "moons", **options)
+    workers.run_on(2, workers.train, config, broken, 13)  # within the second epoch
+    assert any("-step=" in p.name for p in (broken / "checkpoints").iterdir())
+    workers.run_on(1, workers.train, config, broken)
+    weights_3, margins_3 = workers.final_state(config, broken)
+    for other_weights, other_margins in ((weights_2, margins_2), (weights_3, margins_3)):
+        assert workers.largest_difference(weights, other_weights) < 1e-9
+        assert float((margins - other_margins).abs().max()) < 1e-9
+    assert len(margins.unique()) > 3
+    histories = [RunDir(tmp_path / name).read_history() for name in ("one", "two", "broken")]
+    for one, two, three in zip(*histories, strict=True):
+        assert (one["share_at_max"] is None) == (rule == "ame")
+        assert one["margin_histogram"] == two["margin_histogram"] == three["margin_histogram"]
+        assert sum(one["margin_histogram"]) == 257
+        assert one["evaluations"] == two["evaluations"] == three["evaluations"]
 
 
 def test_attacked_validation_samples_are_counted_and_change_nothing(tmp_path):

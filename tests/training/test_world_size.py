@@ -9,8 +9,11 @@ import pytest
 from tests.support import workers
 from tests.support.fashion_mnist import needs_fashion_mnist
 
-MOONS = {"data__subset": 402, "epochs": 3, "batch_size": 64, "dtype": "float64", "optimizer__lr": 1e-2}
-FASHION = {"data__subset": 40, "epochs": 2, "batch_size": 18, "dtype": "float64", "attack__steps": 3}
+# Seven and three steps per epoch; the last batch has fewer samples than the most workers.
+MOONS = {
+    "data__subset": 98, "epochs": 3, "batch_size": 16, "dtype": "float64", "optimizer__lr": 1e-2, "attack__steps": 5,
+}  # fmt: skip
+FASHION = {"data__subset": 20, "epochs": 2, "batch_size": 9, "dtype": "float64", "attack__steps": 3}
 RUNS = [
     ("moons", {"method": "ima", "norm": "linf"}),
     ("moons", {"method": "ima", "norm": "l2"}),
@@ -20,41 +23,45 @@ RUNS = [
     ("moons", {"method": "adv", "norm": "l2"}),
     ("moons", {"method": "mma", "norm": "linf"}),
     ("moons", {"method": "mma", "norm": "l2"}),
+    ("moons", {"method": "iaat", "norm": "linf"}),
     ("fashion_mnist", {"method": "ima", "norm": "linf"}),
     ("fashion_mnist", {"method": "ima", "norm": "l2", "margin_update": "online"}),
-    ("fashion_mnist", {"method": "adv", "norm": "linf"}),
-    ("fashion_mnist", {"method": "mma", "norm": "l2"}),
+    ("fashion_mnist", {"method": "ima", "norm": "linf", "margin_rule": "journal"}),
+    ("fashion_mnist", {"method": "ima", "norm": "l2", "margin_rule": "ame"}),
 ]
 # Steps after which the runs are interrupted, and workers that continue: in the first epoch (of 7 or 3 steps), in
 # the second, and then to the end.
 INTERRUPTED = [(2, 2), (1, 4), (2, None)]
+FORMS = {"1": [(1, None)], "2": [(2, None)], "4": [(4, None)], "2→1→2": INTERRUPTED}
 
 
-def _start(place: Path) -> list[tuple]:
+def _numbers(form: str) -> list[int]:
+    """The runs of this form: four workers on two cores are slow, and the larger network tells them nothing new."""
+    return [number for number, (preset, _) in enumerate(RUNS) if form != "4" or preset == "moons"]
+
+
+def _start(place: Path, numbers: list[int]) -> list[tuple]:
     made = []
-    for number, (preset, options) in enumerate(RUNS):
+    for number in numbers:
+        preset, options = RUNS[number]
         path = place / f"{number:02d}"
         config, _ = workers.start_run(path, preset, **(MOONS if preset == "moons" else FASHION), **options)
         made.append((config, path))
     return made
 
 
-def _train_all(made, stop_after):
-    for config, path in made:
-        workers.train(config, path, stop_after)
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """(name of the form, number of the run) -> weights and margins."""
     found = {}
-    for name, parts in {"1": [(1, None)], "2": [(2, None)], "4": [(4, None)], "2→1→2": INTERRUPTED}.items():
-        made = _start(tmp_path_factory.mktemp("runs"))
+    for name, parts in FORMS.items():
+        numbers = _numbers(name)
+        made = _start(tmp_path_factory.mktemp("runs"), numbers)
         for count, stop_after in parts:
-            workers.run_on(count, _train_all, made, stop_after)
+            workers.run_on(count, workers.train_all, made, stop_after)
             if stop_after is not None:
                 assert all(any("-step=" in p.name for p in (path / "checkpoints").iterdir()) for _, path in made)
-        for number, (config, path) in enumerate(made):
+        for number, (config, path) in zip(numbers, made, strict=True):
             found[name, number] = workers.final_state(config, path)
     return found
 
@@ -64,7 +71,7 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(RUNS)), ids=lambda i: "-".join([RUNS[i][0], *RUNS[i][1].values()]))
 def test_equal_on_any_number_of_workers(results, number, record_property):
     weights, margins = results["1", number]
-    for form in ("2", "4", "2→1→2"):
+    for form in (form for form in FORMS if form != "1" and number in _numbers(form)):
         weights_2, margins_2 = results[form, number]
         difference = workers.largest_difference(weights, weights_2)
         if margins is not None:

@@ -36,6 +36,7 @@ SIZES = {
     "svhn": (65931, 7326, 26032),
     "cifar10": (45000, 5000, 10000),
     "covid_ct": (2022, 60, 400),
+    "pathmnist": (89996, 10004, 7180),
 }
 
 
@@ -120,7 +121,7 @@ def test_files_ask_for_no_more_samples_than_a_scale_leaves(file: Any) -> None:
         configs = [job.any_point().config] if is_sweep(file) else list(job.rows.values())
         for config in configs:
             train, val, test = SIZES[config.preset]
-            classes = 2 if config.preset in ("moons", "covid_ct") else 10
+            classes = {"moons": 2, "covid_ct": 2, "pathmnist": 9}.get(config.preset, 10)
             share = (config.data.subset or train) / train
             left, left_val = (min(n, max(round(n * share), 10 * classes)) for n in (test, val))
             assert (config.eval.samples or 0) <= left, scale

@@ -28,9 +28,9 @@ class LaterSection(Checked):
 
 
 class LaterConfig(schema.Config):
-    ema: float = Field(0.0, ge=0, description="an option that came later")
+    later: float = Field(0.0, ge=0, description="an option that came later")
     attack: LaterAttack = LaterAttack()
-    awp: LaterSection = LaterSection()
+    latest: LaterSection = LaterSection()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -40,7 +40,7 @@ def test_an_option_that_comes_later_leaves_fingerprints_as_they_are(preset):
         later = LaterConfig.model_validate(to_dict(config))
         assert later.fingerprint() == config.fingerprint()
         assert differences(later, config) == []
-        for name, value in (("ema", 0.5), ("attack.restarts", 2), ("awp.weight", 0.1)):
+        for name, value in (("later", 0.5), ("attack.restarts", 2), ("latest.weight", 0.1)):
             used = LaterConfig.model_validate(nested(to_dict(config), {name: value}))
             assert used.fingerprint() != config.fingerprint()
             assert differences(used, later) == [name]
@@ -101,7 +101,8 @@ def test_a_configuration_is_a_value():
         ({"device": "gpu"}, "--device must be one of auto, cpu, cuda, not 'gpu' (did you mean cuda?)."),
         (
             {"method": "x" * 99},
-            "--method must be one of ima, ce, adv, rand, trades, mma, ddn, external, not '" + "x" * 75 + " ….",
+            "--method must be one of ima, ce, adv, rand, trades, mma, ddn, iaat, fat, nfgsm, external, not "
+            f"'{'x' * 75} ….",
         ),
     ],
 )
@@ -122,7 +123,7 @@ def test_options_need_no_torch_and_no_ray():
 
 def test_ranks_of_attacks_are_an_order():
     assert sorted(attack.rank for attack in ATTACK_TABLE.values()) == list(range(1, len(ATTACKS) + 1))
-    assert STRICTEST_FIRST == ("autoattack", "worst", "pgd-mma", "pgd100", "spsa", "white-noise")
+    assert STRICTEST_FIRST == ("autoattack", "worst", "minimal", "pgd-mma", "pgd100", "spsa", "white-noise")
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

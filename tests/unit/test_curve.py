@@ -11,7 +11,8 @@ from sklearn.datasets import load_digits, make_moons
 from torch import nn
 
 from ima_dist.attacks import worst
-from ima_dist.attacks.curve import FMN_SHARE, FMN_STARTS, CurveResult, worst_curve
+from ima_dist.attacks.curve import FMN_SHARE, CurveResult, worst_curve
+from ima_dist.attacks.minimal import STARTS
 from ima_dist.core import norms
 
 NORMS = ("linf", "l2")
@@ -108,7 +109,7 @@ def test_it_counts_what_it_spends_and_spends_little_on_what_is_broken(name):
     assert found.evaluations == passed
     if box is None:
         # FMN breaks nearly all from one start, so that few are left for the strong attack.
-        assert passed < 0.5 * len(x) * FMN_STARTS * FMN_SHARE * 100
+        assert passed < 0.5 * len(x) * STARTS * FMN_SHARE * 100
 
 
 def test_a_sample_alone_has_the_result_that_it_has_in_a_batch():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -32,28 +33,31 @@ def test_runs_finished_running_and_failed(tmp_path):
     make_run(tmp_path / "done", "moons", {0.1: 0.5})
     going = make_run(tmp_path / "going", "moons", {})
     write_json(going.summary_path, {"status": "running"})
+    going.lock_path.write_text(f"process {os.getpid()} on {platform.node()} in job 12, start 0 (0a1b2c3d)\n")
     state = {"stage": "training", "epoch": 3, "samples_done": 50_000, "samples_total": 200_000, "seconds_left": 100.2}
     write_json(going.progress_path, {**state, "samples_per_second": 1234.4, "workers": 2})
     failed = make_run(tmp_path / "failed", "moons", {})
     write_json(failed.summary_path, {"status": "failed", "message": "The disk is full."})
     make_run(tmp_path / "new", "moons", {}).summary_path.unlink()
     rows = {row["run"]: row for row in grid(show(tmp_path, "runs"), "runs")}
-    assert list(rows) == ["going", "failed", "done", "new"]
-    assert {k: rows["going"][k] for k in ("status", "done", "stage", "epoch", "samples/s", "time left")} == {
+    assert list(rows) == ["done", "going", "failed", "new"]
+    found = {k: rows["going"][k] for k in ("status", "done", "stage", "epoch", "samples/s", "time left", "where")}
+    assert found == {
         "status": "running",
         "done": "25 %",
-        "stage": "training, 2 workers",
+        "stage": "training",
         "epoch": "3/30",
         "samples/s": 1234,
         "time left": "1 min 40 s",
+        "where": f"{platform.node()}, job 12, 2 workers",
     }
     assert (rows["failed"]["status"], rows["failed"]["message"]) == ("failed", "The disk is full.")
     assert (rows["done"]["status"], rows["done"]["clean"], rows["new"]["status"]) == ("finished", 0.5, "unfinished")
     assert [row["run"] for row in grid(show(tmp_path, "runs", "?status=failed"), "runs")] == ["failed"]
     os.utime(going.progress_path, (1, 1))
-    assert grid(show(tmp_path, "runs"), "runs")[0]["status"].startswith("running, no news for ")
+    assert str(grid(show(tmp_path, "runs", "?status=running"), "runs")[0]["message"]).startswith("no news for ")
     going.progress_path.write_text('{"stage": ')
-    assert grid(show(tmp_path, "runs"), "runs")[0]["stage"] == "starting"
+    assert grid(show(tmp_path, "runs", "?status=running"), "runs")[0]["stage"] == "starting"
 
 
 def test_accuracies_are_those_of_the_data_set_and_of_the_paper(results):

@@ -16,8 +16,17 @@ from flask.testing import FlaskClient
 
 from ima_dist.dashboard import __main__ as entry
 from ima_dist.dashboard import access
+from ima_dist.dashboard.app import make_app
+from ima_dist.dashboard.choosing import look
+from ima_dist.dashboard.edit import _saved
+from ima_dist.dashboard.parts import Editor
+from ima_dist.dashboard.prefix import checked
+from ima_dist.dashboard.shown import shown
 from ima_dist.dashboard.views import VIEWS
+from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
+from ima_dist.rundir.notes import Notes, read_notes
+from ima_dist.tracking.collection import Collection
 from tests.support.commands import ROOT, environment
 from tests.support.results import RUN, files_of
 from tests.support.summaries import make_run, outcomes, outcomes_table
@@ -80,7 +89,7 @@ def test_nothing_outside_of_the_results_is_ever_returned(tmp_path):
 def update(page: FlaskClient, path: str, search: str) -> Any:
     """The request by which the page asks for its content."""
     outputs = ["content.children", "introduction.children", "views.children", "problems.children", "problems.hidden"]
-    names = [*outputs, "canonical.data"]
+    names = [*outputs, "canonical.data", "tick.disabled", "seen.data"]
     body = {
         "output": ".." + "...".join(names) + "..",
         "outputs": [dict(zip(("id", "property"), name.split("."), strict=True)) for name in names],
@@ -183,6 +192,72 @@ def test_elsewhere_the_token_is_asked_for_and_kept_in_a_cookie(tmp_path):
     assert page.get("/_dash-layout").status_code == 200
 
 
+def test_a_page_of_somebody_else_cannot_write(tmp_path):
+    page = client(tmp_path)
+    for site in ("cross-site", "same-site"):
+        answer = page.post("/_dash-update-component", json={}, headers={"Sec-Fetch-Site": site})
+        assert answer.status_code == 403
+    assert page.get("/", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 200  # a link may lead here
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix"),
+    [("/", "/"), ("", "/"), ("/node/n1/8050/", "/node/n1/8050/"), ("user/ann/proxy/8050", "/user/ann/proxy/8050/")],
+)
+def test_a_prefix_has_slashes_around_it(given, prefix):
+    assert checked(given) == prefix
+
+
+@pytest.mark.parametrize("given", ["//evil.example/", "/a/../b/", "/a b/", "/a?b/", "https://a/", "/a/./", "/<x>/"])
+def test_a_prefix_that_is_no_path_is_refused(tmp_path, capsys, given):
+    if given == "//evil.example/":
+        assert checked(given) == "/evil.example/"  # not another host
+        return
+    assert entry.main([str(tmp_path), "--prefix", given]) == 2
+    assert "--prefix must be a path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [([], False), (["--prefix", "/x"], True), (["--edit"], True), (["--host", "0.0.0.0"], True)],
+)
+def test_when_a_token_is_asked_for(tmp_path, monkeypatch, capsys, options, asks):
+    """On this machine alone, reading needs none; whoever may write, or comes through a proxy, needs one."""
+    import werkzeug.serving
+
+    class Stopped(Exception):
+        pass
+
+    def stop(*given: Any, **more: Any) -> Any:
+        raise Stopped
+
+    tokens: list[str | None] = []
+    monkeypatch.setattr(access, "guard", lambda server, token: tokens.append(token))
+    monkeypatch.setattr(werkzeug.serving, "make_server", stop)
+    with pytest.raises(Stopped):
+        entry._main([str(tmp_path), "--port", "0", *options])
+    assert [token is not None for token in tokens] == [asks]
+
+
+def test_notes_are_only_written_where_the_page_may_edit(tmp_path):
+    make_run(tmp_path / "run", "moons", {0.1: 0.5})
+    saved = _saved(Collection(tmp_path), "run", "a text", "one, two ,, one")
+    assert saved == "Saved."
+    assert read_notes(RunDir(tmp_path / "run")) == Notes("a text", ("one", "two"))
+    assert "no such run" in _saved(Collection(tmp_path), "../run", "a text", "")
+    outside = tmp_path.parent / "elsewhere.json"
+    (tmp_path / "run" / "notes.json").unlink()
+    (tmp_path / "run" / "notes.json").symlink_to(outside)
+    assert "leads out of" in _saved(Collection(tmp_path), "run", "a text", "")
+    assert not outside.exists()
+    parts = shown("run", {"run": ["run"]}, look(Collection(tmp_path)))[1]
+    assert not [p for p in parts if isinstance(p, Editor)]
+    parts = shown("run", {"run": ["run"]}, look(Collection(tmp_path)), edit=True)[1]
+    assert [p for p in parts if isinstance(p, Editor)]
+    assert "note" not in str(make_app(tmp_path).callback_map)
+    assert "note" in str(make_app(tmp_path, edit=True).callback_map)
+
+
 @pytest.mark.parametrize(
     ("host", "alone"),
     [
@@ -207,7 +282,7 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert "Cannot listen on" in capsys.readouterr().err
     monkeypatch.setattr(entry.importlib.util, "find_spec", lambda name: None)
     assert entry.main([str(tmp_path)]) == 2
-    assert "pip install dash" in capsys.readouterr().err
+    assert "pip install dash dash-ag-grid" in capsys.readouterr().err
 
 
 def test_it_opens_without_torch_and_ray(results):
@@ -217,7 +292,8 @@ for name in ("torch", "ray", "torchvision"):
     sys.modules[name] = None
 from pathlib import Path
 from ima_dist.dashboard import __main__
-from ima_dist.dashboard.app import look, values_of
+from ima_dist.dashboard.choosing import look
+from ima_dist.dashboard.shown import values_of
 from ima_dist.dashboard.views import VIEWS
 from ima_dist.tracking.collection import Collection
 runs = look(Collection(Path({str(results)!r})))

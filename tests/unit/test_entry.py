@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from ima_dist import __version__
 from ima_dist.cli import main as console
 from ima_dist.cli.entry import guarded
+from ima_dist.config.errors import DataNote
 
 
 def test_help_lists_every_command_and_imports_none(tmp_path):
@@ -57,6 +59,21 @@ def test_a_signal_is_75_only_where_there_is_something_to_continue(signum, resuma
 
     assert guarded(command, [], resumable=resumable) == status
     assert capsys.readouterr().err.startswith("Stopped.")
+
+
+def test_what_is_said_of_the_data_is_said_once_by_a_command(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    for _ in range(2):
+        said: list[str] = []
+
+        def command(argv, said=said):
+            # Python itself shows a warning again after any use of catch_warnings.
+            for text in ("odd values", "odd values", "odd labels"):
+                said.append(warnings.formatwarning(DataNote(text), DataNote, "x.py", 1))
+            return 0
+
+        assert guarded(command, []) == 0
+        assert said == ["note: odd values\n", "", "note: odd labels\n"]
 
 
 def test_errors_of_the_system_name_the_file(capsys):

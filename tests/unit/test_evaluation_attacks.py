@@ -34,7 +34,9 @@ def test_every_attack_of_the_configuration_is_there():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize(("attack", "reach"), [("pgd-mma", 0.99), ("spsa", 0.95), ("autoattack", 0.999)])
+@pytest.mark.parametrize(
+    ("attack", "reach"), [("pgd-mma", 0.99), ("spsa", 0.95), ("minimal", 0.98), ("autoattack", 0.999)]
+)
 @pytest.mark.parametrize("classes", [2, 10])
 def test_breaks_a_linear_classifier_where_its_distance_says(attack, reach, classes, norm):
     network, x, y, distances = linear(classes)
@@ -50,7 +52,7 @@ def test_breaks_a_linear_classifier_where_its_distance_says(attack, reach, class
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize("attack", ["pgd-mma", "spsa", "white-noise"])
+@pytest.mark.parametrize("attack", ["pgd-mma", "spsa", "minimal", "white-noise"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_a_sample_is_attacked_in_the_same_way_in_any_batch(attack, norm):
     torch.manual_seed(0)

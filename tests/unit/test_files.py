@@ -13,7 +13,15 @@ import pyarrow as pa
 import pytest
 
 from ima_dist.config.errors import ConfigError
-from ima_dist.rundir.files import read_json, read_parquet, replacing, write_json, write_parquet, write_text_atomic
+from ima_dist.rundir.files import (
+    read_json,
+    read_parquet,
+    replacing,
+    why_unwritable,
+    write_json,
+    write_parquet,
+    write_text_atomic,
+)
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -46,6 +54,18 @@ def test_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(OSError, match="No space left"):
         write()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_in_an_error_is_the_users() -> None:
+    with pytest.raises(OSError, match="/proc/results") as error, replacing(Path("/proc/results.csv")):
+        pass
+    assert error.value.filename == "/proc/results.csv"
+
+
+def test_why_a_place_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert why_unwritable(tmp_path / "file" / "x.csv") == "Not a directory"
+    assert why_unwritable(tmp_path / "new" / "x.csv") is None
 
 
 def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -128,3 +128,22 @@ def test_what_does_not_fit_is_refused():
         fmn(model, x, torch.zeros(7).long(), norm="l1")
     with pytest.raises(ValueError, match="start"):
         fmn(model, x, torch.zeros(7).long(), norm="l2", start=x[:3])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_walls_of_the_box_do_not_hold_it_up(norm):
+    """Half of the values stand at a wall that the shortest way would cross: only the others can be changed."""
+    torch.manual_seed(0)
+    x = torch.full((50, 8), 0.5, dtype=torch.float64)
+    x[:, :4] = 0.0
+    weight = torch.cat([-0.5 - torch.rand(4), 0.5 + torch.rand(4)]).double()
+    gap = torch.linspace(0.05, 0.2, 50, dtype=torch.float64)
+
+    def model(points: torch.Tensor) -> torch.Tensor:
+        rise = (points - x) @ weight if len(points) == 50 else torch.zeros(len(points))
+        return torch.stack([gap, rise], 1)
+
+    found = fmn(model, x, torch.zeros(50).long(), norm=norm, steps=12, box=(0.0, 1.0))
+    free = weight[4:]
+    wanted = gap / (free.abs().sum() if norm == "linf" else free.norm())
+    torch.testing.assert_close(found.distance, wanted, rtol=0.03, atol=0)

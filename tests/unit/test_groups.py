@@ -11,6 +11,7 @@ import torch
 
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import make_config
+from ima_dist.config.values import from_dict, to_dict, with_options
 from ima_dist.data.equal_samples import equal_samples
 from ima_dist.data.groups import codes_of, divide, split_level, with_groups
 from ima_dist.data.load import load
@@ -167,6 +168,38 @@ def test_a_file_of_groups_is_found_from_everywhere(tmp_path, monkeypatch):
     found = make_config("moons", {"data.groups": "groups.csv"})
     assert found.data.groups == str(tmp_path / "groups.csv")
     assert found.fingerprint() != plain.fingerprint()
+
+
+def test_the_content_of_a_file_of_groups_is_part_of_the_fingerprint(tmp_path):
+    file = tmp_path / "groups.csv"
+    file.write_text("a,1\n", encoding="utf-8")
+    found = make_config("moons", {"data.groups": str(file)})
+    assert from_dict(to_dict(found)) == found
+    file.write_text("a,2\n", encoding="utf-8")
+    other = make_config("moons", {"data.groups": str(file)})
+    assert other.fingerprint() != found.fingerprint()
+    with pytest.raises(ConfigError, match=r"groups.csv has changed since it was given .*: bring it back as it was"):
+        load(found.data, 0)
+    # A changed option means another file, with its own checksum.
+    assert with_options(found, {"data.groups": str(file)}) == other
+    assert with_options(found, {"data.groups": r"p\d+"}).data.groups_sha256 is None
+    file.unlink()
+    assert from_dict(to_dict(found)) == found  # results can still be shown
+
+
+def test_other_weights_have_their_own_checksum(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"a")
+    (tmp_path / "b.pt").write_bytes(b"b")
+    one, other = (make_config("moons", {"model.weights": str(tmp_path / name)}) for name in ("a.pt", "b.pt"))
+    assert with_options(one, {"model.weights": other.model.weights}) == other
+
+
+def test_rows_are_those_of_the_samples(monkeypatch):
+    x, y = samples(4)
+    for rows in ([0, 4], [-1, 0]):
+        split = Split(torch.from_numpy(x), torch.from_numpy(y[:2]), rows=torch.tensor(rows))
+        with pytest.raises(ConfigError, match="rows of train must be from 0 to 3, as x has 4 samples"):
+            own_data(monkeypatch, {"train": split, "test": (x, y)})
 
 
 def test_equal_samples_in_two_parts_are_named():

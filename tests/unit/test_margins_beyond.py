@@ -1,21 +1,25 @@
-"""Margins of mma go beyond d_max, to 1.05·d_max: counted, drawn and exported as far as they go (paper, Fig. 9)."""
+"""Margins beyond ε_max: those of mma go to 1.05·d_max (paper, Fig. 9), those of AME as far as they grow."""
 
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from ima_dist.dashboard.parts import Plot
 from ima_dist.figures import png
 from ima_dist.figures.interactive.margins import histogram_figure, share_figure
+from ima_dist.recommend import recommend
 from ima_dist.report.csvfiles import margins_csv
 from ima_dist.results.margin_audit import summarise
 from ima_dist.results.margin_bins import bin_edges, histogram
 from ima_dist.rundir.run import Run
 from tests.support import workers
+from tests.support.views import grid, show
 
 D_MAX = 0.02
 
@@ -78,6 +82,52 @@ def test_bins_by_hand():
     assert (len(edges), counts[50:].tolist()) == (54, [2, 0, 1])
     assert histogram(np.zeros(0), 0.3)[0].sum() == 0
     assert np.allclose(bin_edges(53, 0.3)[[0, 50, 53]], [0, 0.3, 0.318])
+
+
+@pytest.fixture(scope="module")
+def unbounded(tmp_path_factory):
+    """AME with a Δε almost as large as ε_max, so that margins grow beyond it."""
+    options = {"margin_rule": "ame", "eps_max": D_MAX, "delta_eps": 0.97 * D_MAX, "epochs": 3, "data__subset": 100}
+    config, made = workers.start_run(tmp_path_factory.mktemp("ame") / "run", "moons", attack__steps=3, **options)
+    workers.train(config, made.path)
+    return Run(made)
+
+
+def test_without_a_largest_margin_nothing_is_at_the_maximum(unbounded, tmp_path, monkeypatch):
+    margins, history = unbounded.margins[1]["margin"].to_numpy(), unbounded.margin_history
+    assert margins.max() > 2 * D_MAX
+    assert [row["share_at_max"] for row in history] == [None] * 3
+    row = history[-1]
+    assert row["margin_histogram"] == histogram(margins, D_MAX)[0].tolist()
+    assert len(row["margin_histogram"]) == math.ceil(50 * margins.max() / D_MAX - 1e-6)
+    assert row["margin_quantiles"][-1] == pytest.approx(margins.max(), rel=1e-3)
+
+    figure = histogram_figure(history, D_MAX, "linf", 3)
+    assert len(figure.layout.shapes) == 0  # no line at ε_max
+    assert sum(figure.data[0].y) == 100
+    assert [trace.name for trace in share_figure(history, D_MAX, 3).data] == ["mean margin / ε_max"]
+    labels = []
+    monkeypatch.setattr(png, "_save", lambda fig, path: labels.append([line.get_label() for line in fig.axes[0].lines]))
+    png.margin_histogram(tmp_path / "m.png", margins, D_MAX, bounded=unbounded.config.margins_bounded)
+    png.margin_bars(tmp_path / "m.png", row, D_MAX)
+    assert [len(found) for found in labels] == [1, 1]
+    assert all(found[0].startswith("mean") for found in labels)
+    table = pd.read_csv(io.StringIO(margins_csv([unbounded])))
+    assert table["samples"].sum() == 100
+    parts = show(unbounded.dir.path.parent, "margins", "?run=run")
+    captions = [part.caption for part in parts if isinstance(part, Plot)]
+    assert any(words.startswith("After epoch 3: mean") for words in captions)
+    assert not any("ε_max" in words for words in captions)
+    assert "at ε_max" not in grid(parts, "by-class")[0]
+    found = recommend(margins, np.ones(100, bool), None)
+    assert found.share_at_max is None
+
+
+def test_bars_of_rows_with_more_bins_are_drawn_where_they_are(run, tmp_path, monkeypatch):
+    ends = []
+    monkeypatch.setattr(png, "_save", lambda fig, path: ends.append(fig.axes[0].patches[0].get_data().edges[-1]))
+    png.margin_bars(tmp_path / "m.png", run.history[-1], D_MAX)
+    assert ends == [pytest.approx(1.06 * D_MAX)]
 
 
 def test_the_audit_caps_distances_where_margins_end():

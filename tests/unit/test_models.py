@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ima_dist import models
+from ima_dist.models import sequential
 from ima_dist.models.wide_resnet import PerImageStandardize
 
 
@@ -57,6 +58,8 @@ RESNET18 = (
     )
     + linear(512, 2)
 )
+# Of all its norms: the stem's, four in each stage, and one for each of three shortcuts.
+RESNET18_CHANNELS = 64 + 4 * (64 + 128 + 256 + 512) + 128 + 256 + 512
 # Four blocks in each of three stages, the first with a 1×1 shortcut; norms before the convolutions.
 WRN_28_4 = (
     conv(3, 16, 3, bias=False)
@@ -74,6 +77,18 @@ NETWORKS = {
     "svhn_cnn": (10, (3, 32, 32), SVHN, 814218),
     "mnist_lenet5": (10, (1, 28, 28), LENET5, 3274634),
     "resnet18_in": (2, (1, 224, 224), RESNET18, 11161666),
+    "resnet18_gn": (2, (1, 224, 224), RESNET18 + norm(RESNET18_CHANNELS), 11171266),
+    "resnet18_bn": (
+        9,
+        (3, 28, 28),
+        RESNET18
+        + norm(RESNET18_CHANNELS)
+        - conv(1, 64, 7, bias=False)
+        + conv(3, 64, 3, bias=False)
+        + linear(512, 9)
+        - linear(512, 2),
+        11173449,
+    ),
     "wrn_28_4": (10, (3, 32, 32), WRN_28_4, 5849050),
     # ResNet-18 with a first convolution of 3×3.
     "default_network": (2, (1, 28, 28), RESNET18 - conv(1, 64, 7, bias=False) + conv(1, 64, 3, bias=False), 11159106),
@@ -101,9 +116,9 @@ def test_number_of_parameters(name: str) -> None:
 @every_network
 def test_samples_do_not_touch_each_other_in_evaluation(name: str) -> None:
     classes, shape, _, _ = NETWORKS[name]
-    shape = (1, 64, 64) if name == "resnet18_in" else shape
+    shape = (1, 64, 64) if name in ("resnet18_in", "resnet18_gn") else shape
     network = build(name).double()
-    if name == "wrn_28_4":
+    if name in ("wrn_28_4", "resnet18_bn"):
         # Statistics other than the untrained network's zeros and ones.
         network(torch.rand(4, *shape, dtype=torch.float64))
     network.eval()
@@ -118,7 +133,7 @@ def test_samples_do_not_touch_each_other_in_evaluation(name: str) -> None:
 
 @every_network
 def test_every_parameter_receives_a_gradient(name: str) -> None:
-    shape = (1, 64, 64) if name == "resnet18_in" else NETWORKS[name][1]
+    shape = (1, 64, 64) if name in ("resnet18_in", "resnet18_gn") else NETWORKS[name][1]
     network = build(name)
     F.cross_entropy(network(torch.rand(2, *shape)), torch.tensor([0, 1])).backward()
     for parameter_name, parameter in network.named_parameters():
@@ -184,3 +199,13 @@ def test_constant_image_stays_finite_through_standardisation() -> None:
     # The weights have mean zero, and the smallest deviation is 1 / sqrt(192).
     assert x.grad is not None
     assert torch.allclose(x.grad, weights * math.sqrt(192))
+
+
+def test_a_convolution_over_its_whole_input_is_a_matrix_product():
+    whole = sequential.WholeConv2d(3, 5, 4).double()
+    plain = nn.Conv2d(3, 5, 4).double()
+    plain.load_state_dict(whole.state_dict())
+    x = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.allclose(whole(x), plain(x), atol=1e-12)
+    (ours,), (theirs,) = (torch.autograd.grad(network(x).square().sum(), x) for network in (whole, plain))
+    assert torch.allclose(ours, theirs, atol=1e-12)

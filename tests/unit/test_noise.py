@@ -51,6 +51,14 @@ def test_noise_does_not_depend_on_the_batch(norm):
     assert torch.equal(again, whole)
 
 
+def test_noise_does_not_depend_on_how_many_numbers_are_drawn_together(monkeypatch):
+    expected = noise.uniform(keys(7), (3, 5), torch.float64)
+    for together in (1, 20, 45):
+        monkeypatch.setattr(noise, "_ON_CPU", together)
+        assert torch.equal(noise.uniform(keys(7), (3, 5), torch.float64), expected)
+    assert noise.uniform(keys(0), (3, 5), torch.float64).shape == (0, 3, 5)
+
+
 def test_float64_values_stay_what_they_were():
     x = torch.zeros(1, 2, dtype=torch.float64)
     key = noise.sample_keys(3, 2, noise.Phase.MARGIN, torch.tensor([11]))

@@ -131,7 +131,7 @@ def test_autoattack_takes_samples_of_any_shape_and_precision(shape, norm, dtype)
     assert (found[0.02] == y)[margin > 0.02].all()
 
 
-@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma", "autoattack"])
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "minimal", "pgd-mma", "autoattack"])
 def test_a_masked_class_is_attacked_as_if_it_were_left_out(attack):
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh(), nn.Linear(16, 5))
@@ -196,7 +196,7 @@ def counted(attack: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor, n
     return total
 
 
-@pytest.mark.parametrize("attack", ["pgd100", "worst", "pgd-mma", "autoattack"])
+@pytest.mark.parametrize("attack", ["pgd100", "worst", "minimal", "pgd-mma", "autoattack"])
 def test_every_attack_counts_the_gradients_that_it_cannot_follow(attack):
     x, y, broken, safe = dark_images(12)
     found = counted(attack, safe, x, y, "linf")

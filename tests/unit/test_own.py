@@ -13,7 +13,7 @@ from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.config.arguments import argument_text, argument_value, check_call
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.own import chosen_text
-from ima_dist.config.presets import PRESETS, data_name, make_config, options_of, train_command
+from ima_dist.config.presets import PRESETS, data_name, has_papers_data, make_config, options_of, train_command
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, as_option, differences, from_dict, to_dict, with_options
 from ima_dist.dashboard.state import parse
@@ -72,10 +72,16 @@ def test_own_needs_what_it_cannot_know():
     )
 
 
-@pytest.mark.parametrize("name", [*PRESETS, "MNIST", "Fashion-MNIST", "own"])
+@pytest.mark.parametrize("name", [*sorted(set(PRESETS) - {"pathmnist"}), "MNIST", "Fashion-MNIST", "own"])
 def test_own_data_have_no_presets_name(name):
     with pytest.raises(ConfigError, match="is a preset's name"):
         make_config("own", {**NEEDED, "name": name})
+
+
+def test_own_data_may_keep_the_name_of_a_preset_that_came_later():
+    config = make_config("own", {**NEEDED, "name": "pathmnist"})
+    assert make_config("own", options_of(config)) == config
+    assert not has_papers_data(config)
 
 
 def test_a_name_is_for_own_data_and_for_a_directory():
@@ -171,8 +177,8 @@ def test_what_was_chosen_is_said(tmp_path):
     given = {"data.dir": place, "epochs": 3}
     assert chosen_text(make_config("own", given), given) == (
         "Chosen, since not given: --name a, --data.source npz, --model.factory ima_dist.models:default_network "
-        "(ResNet-18 with instance norm for images, a small MLP for tables), --eps-max 0.0314, --eval.noise "
-        "0,0.00784,0.0157,0.0314, --batch-size 128."
+        "(ResNet-18 with instance norm for images, a small MLP for tables), --eps-max 8/255, --eval.noise "
+        "0,2/255,4/255,8/255, --batch-size 128."
     )
     config = make_config("own", {**given, "data.window": (-1350.0, 150.0)})
     assert config.eps_max == pytest.approx(1500 * 8 / 255)

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_support, roc_auc_score
 
 from ima_dist.results.clustered import effective_samples, interval, share
-from ima_dist.results.performance import CLEAN, Performance, auc_and_influence, measure
+from ima_dist.results.performance import CLEAN, Performance, _calibration, auc_and_influence, measure
 from ima_dist.results.statistics import t_quantile, wilson_interval
 
 ABOUT = {"attack": CLEAN, "epoch": 1, "noise": 0.0, "protocol": ""}
@@ -83,7 +83,29 @@ def test_calibration_by_hand():
     ]
     assert found.ece == pytest.approx(0.25 * 0.62 + 0.75 * (0.95 - 2 / 3))
     sure = np.eye(2)[label]  # 0 and 1 themselves lie in the first and the last bin
-    assert measure(label, label, sure, classes=2, **ABOUT).ece == 0
+    found = measure(label, label, sure, classes=2, **ABOUT)
+    assert (found.ece, (found.ece_interval or (1, 0))[0]) == (0, 0)
+    assert Performance.from_json({k: v for k, v in found.to_json().items() if k != "ece_interval"}).ece_interval is None
+
+
+@pytest.mark.parametrize("same", [1, 4])
+def test_the_interval_of_the_calibration_error_covers_it(same: int):
+    rng = np.random.default_rng(0)
+
+    def drawn(n: int, trust: float) -> tuple[np.ndarray, np.ndarray]:
+        """What is right, and confidences, that are too sure unless trust is 1; ``same`` samples are alike."""
+        logit = np.abs(rng.normal(1.5, 1.5, n // same))
+        right = rng.random(n // same) < 1 / (1 + np.exp(-trust * logit))
+        return np.repeat(right, same), np.repeat(1 / (1 + np.exp(-logit)), same)
+
+    for trust in (1.0, 0.8, 0.3):
+        truth, _, _ = _calibration(*drawn(400_000, trust), None)
+        covered = 0
+        for _ in range(60):
+            value, (low, high), _ = _calibration(*drawn(400, trust), np.arange(400) // same)
+            assert low <= value <= high
+            covered += low - 0.005 <= truth <= high
+        assert covered >= 54
 
 
 def test_a_class_that_nothing_tells_of():

@@ -17,6 +17,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import load as loading
 from ima_dist.data import pipeline
+from ima_dist.data.encoded import Encoded
 from ima_dist.data.free_memory import free_memory
 from ima_dist.data.mapped import NpyFile, from_array, is_mapped
 from ima_dist.data.pipeline import Streamed, in_memory, stream
@@ -51,10 +52,50 @@ def splits(tmp_path: Path) -> dict[str, tuple[Split, torch.Tensor]]:
         "floats": (Split(values, labels(50)), values),
         "file": (Split(NpyFile(tmp_path / "x.npy"), labels(50)), values),
         "file rows": (Split(NpyFile(tmp_path / "x.npy"), labels(25), rows=rows), values[rows]),
+        "decoded": (Split(decoded(colours()), labels(50)), colours()),
+        "decoded rows": (Split(decoded(colours()), labels(25), rows=rows), colours()[rows]),
+        "permuted": (Split(Permuted(colours()), labels(50)), colours()),
     }
 
 
-FORMS = ("bytes", "rows", "strided", "compressed", "compressed rows", "floats", "file", "file rows")
+FORMS = (
+    "bytes", "rows", "strided", "compressed", "compressed rows", "floats", "file", "file rows", "decoded",
+    "decoded rows", "permuted",
+)  # fmt: skip
+
+
+def colours() -> torch.Tensor:
+    return images(150).view(50, 3, 6, 5)
+
+
+class InOrder:
+    """The contents of images (N, 3, 6, 5), in the order of decoders: (height, width, channels)."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.contents = [image.permute(1, 2, 0).numpy().tobytes() for image in x]
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def __getitem__(self, row: int) -> bytes:
+        return self.contents[row]
+
+    def name(self, row: int) -> str:
+        return str(row)
+
+
+def decoded(x: torch.Tensor) -> Encoded:
+    def decode(content: bytes, name: str) -> np.ndarray:
+        return np.frombuffer(content, np.uint8).reshape(6, 5, 3).transpose(2, 0, 1)
+
+    return Encoded(InOrder(x), decode, (3, 6, 5), torch.uint8, colours_last=True)
+
+
+class Permuted(Compressed):
+    """Samples of the user's that do not lie in memory as their shape says."""
+
+    def fetch(self, rows: np.ndarray) -> torch.Tensor:
+        return super().fetch(rows).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def reading() -> list[str]:
@@ -76,8 +117,10 @@ def test_batches_are_those_of_a_resident_split(form: str, dtype: torch.dtype, tm
         for one, other in zip(a, b, strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one, other)
+            assert one.stride() == other.stride()  # a network's rounding may depend on it
         again = streamed.batch(part)
         assert torch.equal(again[0], a.x)
+        assert again[0].is_contiguous()
         assert torch.equal(again[1], a.y)
     assert not reading()
 
@@ -87,7 +130,8 @@ def test_digests_do_not_depend_on_how_samples_are_kept(tmp_path: Path) -> None:
     assert found["bytes"] == found["compressed"]
     assert found["rows"] == found["compressed rows"]
     assert found["floats"] == found["file"]
-    assert len(set(found.values())) == 5
+    assert found["decoded"] == found["permuted"]
+    assert len(set(found.values())) == 7
 
 
 def test_only_a_few_batches_are_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from ima_dist.data import __main__ as command
 from ima_dist.data.load import load
 from ima_dist.data.sources import copy, folder
 from ima_dist.data.sources.images import images
-from ima_dist.data.types import DataSet
+from ima_dist.data.types import PARTS, DataSet
 from tests.support.own_images import write_folder, write_image
 
 pytestmark = pytest.mark.filterwarnings("ignore::ima_dist.config.errors.DataWarning")
@@ -125,6 +125,29 @@ def test_files_keep_their_bytes_names_and_groups(tmp_path: Path) -> None:
     assert read("list", tmp_path / "copy", groups="patient").split_level == "by patient: 6 in all"
     with pytest.raises(ConfigError, match=r"--data.groups visit has no group for 12"):
         read("list", tmp_path / "copy", groups="visit")
+
+
+def test_names_are_hidden_in_a_copy_and_in_a_run_on_request(tmp_path: Path) -> None:
+    files, to = write_list(tmp_path / "files"), tmp_path / "copy"
+    words = ("prepare", "own", "--source", files, "--to", to, "--hide-names")
+    assert run(*words) == 0
+    content = b"".join(path.read_bytes() for path in to.iterdir())
+    assert not any(text in content for text in (b"cat/0.png", b"0.png", b"cat0", bytes(tmp_path)))
+    found = copy.read(to, "list").labels
+    assert found.names == tuple(f"sample {i}" for i in range(12))
+    assert found.groups == tuple(str(3 * c + i % 3 + 1) for c in range(2) for i in range(6))
+    assert run(*words) == 0  # finds it
+    assert run("prepare", "svhn", "--source", files, "--hide-names") == 2
+    shown, hidden = (read("list", files, groups="patient", hide_names=hide) for hide in (False, True))
+    assert hidden.digest() == shown.digest()
+    assert hidden.split_level == shown.split_level
+    numbers: dict[str, str] = {}
+    for name in PARTS:
+        one, other = getattr(shown, name), getattr(hidden, name)
+        assert other.names == tuple(f"{name} {i}" for i in range(len(one)))
+        for group, number in zip(one.groups, other.groups, strict=True):
+            assert numbers.setdefault(group, number) == number
+    assert sorted(numbers.values()) == [str(i) for i in range(1, 7)]
 
 
 def test_samples_of_more_than_one_batch_are_fetched_in_any_order(

@@ -13,6 +13,7 @@ import yaml
 from benchmarks import validation_size
 from ima_dist import job
 from ima_dist.attacks import curve, worst
+from ima_dist.attacks.minimal import STARTS
 from ima_dist.config.__main__ import configs, page
 from ima_dist.config.attacks import describe_attack, protocol
 from ima_dist.config.choices import CHOICES
@@ -59,10 +60,10 @@ def known_options() -> set[str]:
     config = make_config("moons")
     for prefix, part in (("", config), *((f"{n}.", getattr(config, n)) for n in ("data", "model", "optimizer"))):
         found |= {prefix + n for n, field in type(part).model_fields.items() if field.json_schema_extra is None}
-    found |= {f"attack.{n}" for n in type(config.attack).model_fields}
-    found |= {f"trades.{n}" for n in type(config.trades).model_fields}
-    found |= {f"eval.{n}" for n in type(config.eval).model_fields}
-    return found - {"data", "model", "optimizer", "attack", "trades", "eval"}
+    parts = ("attack", "trades", "rand", "iaat", "fat", "nfgsm", "eval", "smoothing")
+    for part in parts:
+        found |= {f"{part}.{n}" for n in type(getattr(config, part)).model_fields}
+    return found - {"data", "model", "optimizer", *parts}
 
 
 # ---- where settings come from --------------------------------------------------------------------------
@@ -218,10 +219,13 @@ def test_the_last_rows_of_tables_20_and_21_are_of_seed_1(main, by_epoch, last):
 
 def test_the_sentence_on_worst_says_what_the_code_does():
     config = make_config("fashion_mnist")
-    assert "FMN, a fifth as many steps from each of nine starts" in describe_attack(
+    assert "FMN along the walls of the box, a fifth as many steps from each of nine starts" in describe_attack(
         {"attack": "worst", **protocol("worst", config)}
     )
-    assert (curve.FMN_SHARE, curve.FMN_STARTS) == (1 / 5, 9)
+    assert (curve.FMN_SHARE, STARTS) == (1 / 5, 9)
+    assert "a fifth of 100 steps from each of nine starts" in describe_attack(
+        {"attack": "minimal", **protocol("minimal", config)}
+    )
     entry = {"attack": "worst", **protocol("worst", config)}
     sentence = describe_attack(entry)
     numbers = {2: "two", 3: "three", 5: "five"}

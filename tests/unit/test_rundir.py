@@ -111,6 +111,16 @@ def test_damaged_config_is_named(run: RunDir, text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_function_of_main_in_an_old_config_is_said_with_the_remedy(run: RunDir) -> None:
+    text = run.config_path.read_text().replace("ima_dist.models:moons_mlp", "__main__:build")
+    assert "__main__" in text
+    run.config_path.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"In .*config.yaml: .* put it into a file, such as mine.py, and name it mine:build"
+    ):
+        run.config()
+
+
 def test_default_name(config: Config) -> None:
     assert default_name(config, datetime(2026, 11, 22, 22, 7)) == "moons-ima-linf-seed0-20261122-220700"
 

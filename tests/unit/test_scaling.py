@@ -39,3 +39,12 @@ def test_the_store_is_extrapolated_in_proportion_to_the_shards():
     # 250 times the shard; three quarters of it belong to others in place of a half.
     assert larger[2:] == ["none", "3 GB", "1.2e+02 s", "2.5e+02 s", "5 GB", "4.88 GB"]
     assert "| 2,000,000 | 2 |" in scaling.markdown([head, same])
+
+
+def test_a_small_network_needs_more_samples_before_launching_is_hidden(monkeypatch):
+    monkeypatch.setattr(scaling, "_DATA", {name: scaling._DATA[name] for name in ("fashion_mnist",)})
+    steps, forward = 20, 12
+    assert scaling.operators("fashion_mnist") > steps * 2 * forward
+    _, slow = scaling.batch_table(6, 6e-6)
+    _, fast = scaling.batch_table(60, 6e-6)
+    assert int(fast[4]) == pytest.approx(10 * int(slow[4]), abs=10)

@@ -16,6 +16,8 @@ from ima_dist.config.presets import make_config
 from ima_dist.config.schema import DataConfig
 from ima_dist.data import __main__ as command
 from ima_dist.data.load import load
+from ima_dist.data.place import choose
+from ima_dist.data.sources import medical
 from ima_dist.data.types import DataSet
 
 pydicom = pytest.importorskip("pydicom")
@@ -172,6 +174,18 @@ def test_header_goes_before_the_column_of_a_list(tmp_path: Path) -> None:
     assert read("dicom", tmp_path, groups="header").split_level == "by patient: 8 in all"
 
 
+def test_a_patient_whom_a_list_names_for_some_files_stays_whole(tmp_path: Path) -> None:
+    for i in range(8):
+        write_dicom(tmp_path / f"{i}.dcm", slice_of(i), patient=f"p{i // 2}")
+    listed = {0: "A", 2: "B", 4: "C", 5: "D"}  # the header's p2 is two patients to the list, and p3 is not in it
+    rows = [f"{i}.dcm,{i % 2},{listed.get(i, '')}" for i in range(8)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label,patient", *rows]) + "\n")
+    found = medical.find("dicom", tmp_path).labels
+    groups = dict(zip(found.names, found.groups or (), strict=True))
+    assert [groups[f"{i}.dcm"] for i in range(6)] == ["A", "A", "B", "B", "C", "D"]
+    assert groups["6.dcm"] == groups["7.dcm"] == "header 4"
+
+
 def test_nothing_of_the_header_is_kept(tmp_path: Path) -> None:
     fill(tmp_path / "files")
     to = tmp_path / "copy"
@@ -262,6 +276,55 @@ def test_volumes_are_turned_to_anatomical_axes_and_scaled(tmp_path: Path) -> Non
     assert np.array_equal(
         by_name(read("nifti", tmp_path))["ill/scaled.nii slice 3"], np.rot90(nibabel.load(path).get_fdata()[:, :, 2])
     )
+
+
+def test_reading_volumes_from_the_disk_is_said_to_be_slow(tmp_path: Path) -> None:
+    volumes(tmp_path / "files")
+    to = tmp_path / "copy"
+    assert command.main(["prepare", "own", "--source", str(tmp_path / "files"), "--to", str(to)]) == 0
+    for place, slow in ((tmp_path / "files", True), (to, False)):
+        split = read("nifti", place).train
+        for where in ("disk", "host"):
+            _, said = choose([split], where, torch.device("cpu"), torch.float32, 10**9, 10**9, 1)
+            assert ("make a prepared copy" in str(said)) == (slow and where == "disk")
+
+
+def test_volumes_are_samples_on_request(tmp_path: Path) -> None:
+    files, to = tmp_path / "files", tmp_path / "copy"
+    for i, count in enumerate((3, 5, 3, 5, 3, 5, 3, 5)):
+        name = ("ill", "well")[i % 2]
+        values = np.random.default_rng(i).integers(-500, 500, (4, 5, count)).astype(np.int16)
+        write_nifti(files / name / f"{i}.nii.gz", values, (1, 1, 2))
+    data = read("nifti", files, depth=5)
+    assert len(data.train) + len(data.val) + len(data.test) == 8
+    assert data.train.shape == (5, 5, 4)
+    found = {name: x.numpy() for p in (data.train, data.val, data.test) for name, x in zip(p.names, p.x, strict=True)}
+    plain = np.rot90(nibabel.load(files / "well" / "3.nii.gz").get_fdata()).transpose(2, 0, 1)
+    assert np.array_equal(found["well/3.nii.gz"], plain)
+    plain = np.rot90(nibabel.load(files / "ill" / "2.nii.gz").get_fdata()).transpose(2, 0, 1)
+    assert np.array_equal(found["ill/2.nii.gz"][::2], plain)
+    assert np.allclose(found["ill/2.nii.gz"][1::2], (plain[1:] + plain[:-1]) / 2)
+    assert command.main(["prepare", "own", "--source", str(files), "--to", str(to)]) == 0
+    assert read("nifti", to, depth=5).digest() == data.digest()
+    assert make_config("own", {"data.dir": str(to), "data.window": WIDE, "data.depth": 5}).data.depth == 5
+    with pytest.raises(ConfigError, match=r"--data.depth is for --data.source dicom.nifti, not for folder"):
+        make_config("own", {"data.dir": str(files), "data.source": "folder", "data.depth": 5})
+
+
+def test_a_series_of_dicom_files_is_a_volume(tmp_path: Path) -> None:
+    for i in range(8):
+        for j in range(3):
+            tags = {"ImagePositionPatient": [0, 0, 3 - j], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+            path = tmp_path / ("ill", "well")[i % 2] / f"{i}-{j}.dcm"
+            write_dicom(path, slice_of(10 * i + j), f"p{i}", SeriesInstanceUID=f"1.2.{i}", **tags)
+    data = read("dicom", tmp_path, depth=3)
+    found = {name: x.numpy() for p in (data.train, data.val, data.test) for name, x in zip(p.names, p.x, strict=True)}
+    assert len(found) == 8
+    assert np.array_equal(found["well/5-2.dcm"], np.stack([slice_of(50 + j) for j in (2, 1, 0)]))
+    rows = [f"{path.relative_to(tmp_path)},{n % 2}" for n, path in enumerate(sorted(tmp_path.rglob("*.dcm")))]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]) + "\n")
+    with pytest.raises(ConfigError, match=r"slices of that of ill/0-2.dcm differ in class, part or group"):
+        read("dicom", tmp_path, depth=3)
 
 
 def test_wrong_nifti_is_refused(tmp_path: Path) -> None:
