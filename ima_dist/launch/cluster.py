@@ -50,6 +50,8 @@ def set_environment() -> str | None:
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     return address
 
 
@@ -104,8 +106,7 @@ def _connect(address: str | None, temp: Path | None) -> None:
         # Ray gives workers the driver's directory as the first place for modules: under SLURM that of the job's code.
         code = os.environ.get("IMA_DIST_CODE") if address else None
         with starting_ray(), contextlib.chdir(code) if code else contextlib.nullcontext():
-            # The dashboard must run: Ray Train's clean-up queries it about the worker group, and waits if it is absent.
-            options: dict[str, Any] = {} if temp is None else {"include_dashboard": True, "_temp_dir": str(temp)}
+            options: dict[str, Any] = {} if temp is None else {"include_dashboard": False, "_temp_dir": str(temp)}
             usual = os.environ.get("TMPDIR")
             if temp is not None:
                 # Ray's dashboard makes further sockets there.

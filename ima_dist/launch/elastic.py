@@ -60,6 +60,22 @@ class UsableNodes(ray_internals.ElasticScalingPolicy):
         return decision
 
 
+class Unannounced(ray_internals.FixedScalingPolicy):
+    """Ray's policy for a fixed number of workers, without the actor in which Ray Train announces what it needs.
+
+    Ray's autoscaler sees the pending placement group anyway, and the actor takes seconds to start.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        pass
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+    def _cancel_resource_request(self) -> None:
+        pass
+
+
 class CheckpointFirst(ray_internals.ControllerCallback):
     """Lets the workers write a checkpoint before Ray replaces them to change their number.
 
@@ -105,12 +121,13 @@ class NodeInterface(TorchConfig):
 
 
 class Trainer(TorchTrainer):
-    """TorchTrainer that uses ``UsableNodes`` if the number of workers may change."""
+    """TorchTrainer with our policies, and without the actors that serve nothing here: each starts for seconds."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         scaling: Any = self.scaling_config
-        if scaling.elasticity_enabled:
-            arguments["scaling_policy"] = UsableNodes(scaling)
+        arguments["scaling_policy"] = (UsableNodes if scaling.elasticity_enabled else Unannounced)(scaling)
+        unused = (ray_internals.DatasetsCallback, ray_internals.PlacementGroupCleanerCallback)
+        arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, unused)]
         return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
 
 
