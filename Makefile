@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_DEV := $(VENV)/.ready-dev
 
+# Thousands of processes import the same modules: without their bytecode, which containers often forbid, each compiles
+# them anew. With it, installing need not compile what nobody imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup train check test test-volta test-peers gpu
 
 setup: $(READY)
@@ -15,7 +19,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 2; }
 
 $(READY): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(READY_DEV): pyproject.toml | $(BIN)/python
@@ -46,15 +50,15 @@ test: $(READY_DEV)
 test-volta: | $(BIN)/python
 	@sh tests/support/system_packages.sh
 	@test -x .venv-volta/bin/python || { echo "Installing into .venv-volta: torch and CUDA's libraries are a download of 3 GB"; $(PYTHON) -m venv .venv-volta; }
-	.venv-volta/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
+	.venv-volta/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/volta.txt -e '.[dev]'
 	.venv-volta/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --ignore tests/system/test_slurm_live.py
 
 # Our classifiers in other people's tools (docs/interoperability.md), in an environment of its own; not in CI.
 test-peers: | $(BIN)/python
 	@test -x .venv-peers/bin/python || { echo "Installing into .venv-peers: torch and CUDA's libraries are a download of 3 GB"; $(PYTHON) -m venv .venv-peers; }
-	.venv-peers/bin/python -m pip install --no-compile --quiet --disable-pip-version-check -r constraints/peers.txt -e .
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r constraints/peers.txt -e .
 	@# adv-lib asks for visdom, which no longer installs, and which none of its attacks needs.
-	.venv-peers/bin/python -m pip install --no-compile --quiet --disable-pip-version-check --no-deps adv-lib==0.2.8
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps adv-lib==0.2.8
 	.venv-peers/bin/python -m pytest tests/peers
 
 # The check for a machine with a card (docs/gpu.md), with the packages that $(PYTHON) has: no .venv. It prints JSON lines.

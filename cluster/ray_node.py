@@ -34,6 +34,8 @@ def environment(token: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
+        "RAY_prestart_worker_first_driver": "0",
     }
 
 

@@ -52,6 +52,8 @@ def set_environment() -> str | None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+        # Nobody drains the node of a cluster that ends with this command.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return address
 
 
