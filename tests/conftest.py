@@ -6,12 +6,17 @@ import os
 from collections import Counter
 from pathlib import Path
 
+# Several tests share few cores: OpenMP's threads, here and in all processes that tests start, must not wait busily.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is imported
+
 import pytest
 import torch
 from filelock import FileLock
 
 # Ray reads it once, when it is imported, which a test may do before a command of ours has set it.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Also for fixtures of modules, which come before those of tests.
+torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

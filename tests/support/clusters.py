@@ -33,28 +33,30 @@ class RayCluster:
     environment: what a user of the cluster has set.
     """
 
-    def __init__(self, token: Path, cpus: int, temp: str, environment: dict[str, str]) -> None:
+    def __init__(self, token: Path, cpus: int, temp: str, jobs: bool, environment: dict[str, str]) -> None:
         self._environment = commands.environment(
             RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp",
-            **environment,
+            RAY_prestart_worker_first_driver="0", **environment,
         )  # fmt: skip
         self._environment.pop("RAY_ADDRESS", None)
         self._running: list[subprocess.Popen[str]] = []
         self._temp = temp
         for _ in range(_TRIES):
-            if self._start_head(cpus):
+            if self._start_head(cpus, jobs):
                 return
             self.close()
         raise AssertionError("Ray's head does not start")
 
-    def _start_head(self, cpus: int) -> bool:
+    def _start_head(self, cpus: int, jobs: bool) -> bool:
         self.port, self.dashboard = workers.free_port(), workers.free_port()
         self.environment = {**self._environment, "RAY_ADDRESS": f"{ADDRESS}:{self.port}"}
         head = self._start_node(
             cpus, "--head", f"--port={self.port}", f"--dashboard-host={ADDRESS}", f"--dashboard-port={self.dashboard}",
             f"--ray-client-server-port={workers.free_port()}", f"--temp-dir={self._temp}",
+            f"--include-dashboard={jobs}",
         )  # fmt: skip
-        commands.wait_for(lambda: workers.listens(self.dashboard) or head.poll() is not None, 120, "Ray's job server")
+        port, what = (self.dashboard, "Ray's job server") if jobs else (self.port, "Ray's head")
+        commands.wait_for(lambda: workers.listens(port) or head.poll() is not None, 120, what)
         if head.poll() is not None:
             return False
         self._observer = self._run([sys.executable, "-c", _OBSERVER], self.environment)
@@ -127,15 +129,18 @@ class RayCluster:
 
 
 @contextlib.contextmanager
-def ray_cluster(tmp_path: Path, cpus: int = 1, **environment: str) -> Iterator[RayCluster]:
-    """A cluster whose head has ``cpus``; gone at the end. environment: variables of Ray, and so of all workers."""
+def ray_cluster(tmp_path: Path, cpus: int = 1, jobs: bool = False, **environment: str) -> Iterator[RayCluster]:
+    """A cluster whose head has ``cpus``; gone at the end.
+
+    jobs: it takes jobs, with Ray's dashboard. environment: variables of Ray, and so of all workers.
+    """
     token = tmp_path / "token"
     token.write_text("0123456789abcdef" * 4)
     token.chmod(0o600)
     # Of its own: a job learns its cluster's address from a file there, where the newest cluster writes its own. Short,
     # because sockets lie in it.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as temp:
-        cluster = RayCluster(token, cpus, temp, environment)
+        cluster = RayCluster(token, cpus, temp, jobs, environment)
         try:
             yield cluster
         finally:

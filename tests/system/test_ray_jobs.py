@@ -56,7 +56,7 @@ def test_what_is_uploaded_is_small(tmp_path):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
-    with ray_cluster(home, cpus=2, IMA_DIST_HOME=str(home), SLOW_UNTIL=str(home / "fast")) as it:
+    with ray_cluster(home, cpus=2, jobs=True, IMA_DIST_HOME=str(home), SLOW_UNTIL=str(home / "fast")) as it:
         yield it
 
 

@@ -13,7 +13,7 @@ from tests.support.fashion_mnist import needs_fashion_mnist
 MOONS = {
     "data__subset": 98, "epochs": 3, "batch_size": 16, "dtype": "float64", "optimizer__lr": 1e-2, "attack__steps": 5,
 }  # fmt: skip
-FASHION = {"data__subset": 20, "epochs": 2, "batch_size": 9, "dtype": "float64", "attack__steps": 3}
+FASHION = {"data__subset": 11, "epochs": 2, "batch_size": 5, "dtype": "float64", "attack__steps": 2}
 RUNS = [
     ("moons", {"method": "ima", "norm": "linf"}),
     ("moons", {"method": "ima", "norm": "l2"}),
