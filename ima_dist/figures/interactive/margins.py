@@ -69,7 +69,10 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
         if None not in y
     ]
     fig = figure(
-        traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)])
+        traces,
+        height=320,
+        xaxis=epoch_axis(max(epochs)),
+        yaxis=axis("share, or mean margin / ε_max", range=[-0.02, 0.02 + max(1, *means)]),
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
