@@ -136,8 +136,8 @@ def _panel(p: Panel) -> html.Section:
 
 
 def _item(item: Item) -> html.Li:
-    link = dcc.Link if item.href else html.Span
-    first: list[Any] = [link(item.title, className="title", **({"href": item.href} if item.href else {}))]
+    link: Any = dcc.Link(item.title, href=item.href, className="title")
+    first: list[Any] = [link if item.href else html.Span(item.title, className="title")]
     if item.tag:
         first.append(html.Span(item.tag, className=f"tag {item.tone}"))
     body: list[Any] = [html.Div(first)]

@@ -11,6 +11,7 @@ _TITLE = "Increasing-Margin Adversarial (IMA) training to improve adversarial ro
 _ARXIV, _DOI = "2005.09147", "10.1016/j.cmpb.2023.107687"
 
 _WORDS = {
+    "the paper": f"Ma and Liang; tables, figures and appendices are numbered as in arXiv:{_ARXIV}",
     "noise level ε": "how far an attack may move a sample, in the norm of the run: its strength",
     "clean accuracy": "share of the test samples that are classified correctly without noise",
     "robust accuracy": "the same share under an attack with a given noise level ε",
@@ -47,13 +48,14 @@ def head() -> html.Div:
     attacks = {name: _ATTACKS.get(name, ATTACK_TABLE[name].about) for name in ATTACK_TABLE}
     groups = (("", _WORDS), ("Methods", {name: _METHODS[name] for name in METHODS}), ("Attacks", attacks | _ATTACKS))
     lists = [part for title, words in groups for part in _list(title, words)]
-    paper = [
+    paper: list[Any] = [
         "“The paper”: ",
         html.Cite(_TITLE),
-        ", tables and figures as in ",
+        " (",
         html.A(f"arXiv:{_ARXIV}", href=f"https://arxiv.org/abs/{_ARXIV}"),
-        "; article: ",
+        "; ",
         html.A(f"doi:{_DOI}", href=f"https://doi.org/{_DOI}"),
+        ")",
     ]
     words = html.Details([html.Summary("What the words mean"), *lists], id="words")
     return html.Div([words, html.Span(paper)], className="terms")

@@ -16,9 +16,9 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
 INTRODUCTION = (
-    "Clean accuracy, at noise level ε = 0, and robust accuracy above it. Bands are 95 % Wilson intervals of single runs. "
-    "Bands that overlap do not settle whether two runs differ: Compare has the paired test. Dotted lines with crosses are "
-    "the paper's rows."
+    "Clean accuracy, at noise level ε = 0, and robust accuracy above it. Bands are 95 % Wilson intervals of single "
+    "runs. Bands that overlap do not settle whether two runs differ: Compare has the paired test. Dotted lines with "
+    "crosses are the paper's rows."
 )
 LIVE = False
 

@@ -35,13 +35,13 @@ def show(runs: Collection, values: Values) -> list[Part]:
     table = [
         {
             "run": run.name,
-            "σ": entry.sigma,
+            "σ": f"{entry.sigma:g}",
             "draws": entry.draws,
-            "α": entry.alpha,
+            "α": f"{entry.alpha:g}",
             "samples": entry.samples,
             "abstained": entry.abstained,
             "what": row["what"],
-            "radius": row["radius"],
+            "radius": None if row["radius"] is None else f"{row['radius']:g}",
             _SHARE: with_interval(row["share"], (row["low"], row["high"])),
             **{name: row[name] for name in _BOUNDS},
         }

@@ -190,8 +190,8 @@ def _verdict(first: Recorded, second: Recorded, found: Paired, where: str) -> st
     count = f"{len(told)} option{'s' * (len(told) != 1)}"
     differ = f"They differ in {count}, listed below: {others}" if told else "Their options are the same"
     return (
-        f"{said} {interval_text((low, high))} (95 % interval), p {p if p.startswith('<') else f'= {p}'}, on the same {found.samples} "
-        f"samples. {differ}; one run of each."
+        f"{said} {interval_text((low, high))} (95 % interval), p {p if p.startswith('<') else f'= {p}'}, on the "
+        f"same {found.samples} samples. {differ}; one run of each."
     )
 
 

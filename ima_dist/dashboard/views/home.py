@@ -127,10 +127,9 @@ def _best_panel(
         of = f"best of {count}" if count > 1 else "the only one"
         text = f"{data}, {NORM_SIGN.get(norm, norm)}: {_said(robust[run.name])}"
         items.append(Item(run.name, _href(run), f"{text} · clean {run.info['clean_accuracy'] or 0:.4f}", of))
+    about = f"{_READ} {_LUCK}"
     more = ("which of them differ: Trade-off", "tradeoff") if best else None
-    return Panel(
-        "best", "Most robust, by data set and norm", items, "Nothing has been attacked yet.", more, f"{_READ} {_LUCK}"
-    )
+    return Panel("best", "Most robust, by data set and norm", items, "Nothing has been attacked yet.", more, about)
 
 
 def _warnings(unreadable: int, damaged: list[Recorded], runs: list[Recorded]) -> Panel:
@@ -139,7 +138,7 @@ def _warnings(unreadable: int, damaged: list[Recorded], runs: list[Recorded]) ->
     if unreadable:
         files = f"{unreadable} file{'s' * (unreadable != 1)} could not be read"
         items.append(Item(files, "", "What they hold is missing here. The top of the page names them."))
-    items += [Item(run.name, _href(run), "Its results are not among these.", "damaged", "bad") for run in damaged]
+    items += [Item(run.name, _href(run), "", "damaged: its results are missing here", "bad") for run in damaged]
     own = {run.name: run for run in runs}
     items += [Item(run.name, _href(run), text) for run in own.values() for text in doubts(run)]
     return Panel("warnings", "Warnings about these results", items[:_FEW], "None.")

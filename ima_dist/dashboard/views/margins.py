@@ -101,8 +101,8 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
     heading = f"Smallest and largest margins of class {name}"
     if arrays["sample"].ndim == 4 or arrays["sample"].shape[1:] == (2,):
         caption = (
-            "Correctly classified training samples of the class that is chosen above; the other figures show all classes. "
-            "Among equal margins, the lowest indices. Of few samples, each stands at the nearer end only."
+            "Correctly classified training samples of the class that is chosen above; the other figures show all "
+            "classes. Among equal margins, the lowest indices. Of few samples, each stands at the nearer end only."
         )
         parts.append(Plot("extremes", heading, caption, figures.extremes_figure(arrays, number)))
     return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]

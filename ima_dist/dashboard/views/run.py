@@ -26,7 +26,6 @@ from ima_dist.dashboard.parts import (
     Side,
     Values,
     interval_text,
-    notes,
     with_interval,
 )
 from ima_dist.dashboard.pictures import address_of, picture_names
@@ -194,8 +193,8 @@ def _confusion(run: Run, attack: str | None, level: float | None) -> list[Part]:
     titles = {0.0: "without noise"}
     tables = [(titles.get(x, f"{attack}, ε {format_noise(x)}"), flips.confusion(x, classes)) for x in levels]
     caption = (
-        "Numbers are test samples. A row is a true class; off the diagonal is what it is taken for. The darker a cell, the "
-        "larger its share of the row's class."
+        "Numbers are test samples. A row is a true class; off the diagonal is what it is taken for. The darker a cell, "
+        "the larger its share of the row's class."
     )
     return [Plot("confusion", "Confusion", caption, confusion_figure(tables, names))] if tables else []
 

@@ -19,12 +19,12 @@ INTRODUCTION = (
     "compared only where data, norm, attack and noise level ε are the same."
 )
 LIVE = True
-_USUAL: tuple[str, ...] = ("status", "ended", "data", "norm", "method", "ε_max", "β", CLEAN, ROBUST, INTERVAL)
-_USUAL += ("attack", LEVEL, "seed", "tags", "message")
+_USUAL: tuple[str, ...] = ("status", "ended", "data", "norm", "method", CLEAN, ROBUST, INTERVAL, "attack")
+_USUAL += (LEVEL, "ε_max", "β", "seed", "tags", "message")
 _OTHERS = ("samples", "epoch", "done", "time left", "where", "stage", "samples/s", "validation")
-_WIDTHS = {"status": 84, "norm": 54, "method": 72, "ε_max": 62, "β": 44, "seed": 54, CLEAN: 80, ROBUST: 80, LEVEL: 70}
-_WIDTHS |= {"attack": 82, "epoch": 62, "ended": 128, "tags": 80, "message": 150, INTERVAL: 112, "where": 190}
-_LETTER, _ROOM, _WIDEST = 6.7, 34, 420  # pixels of a letter and beside the text; of a column of names
+_WIDTHS = {"status": 84, "norm": 50, "method": 66, "ε_max": 62, "β": 44, "seed": 54, CLEAN: 74, ROBUST: 74, LEVEL: 60}
+_WIDTHS |= {"attack": 74, "epoch": 62, "ended": 134, "tags": 80, "message": 150, INTERVAL: 112, "where": 190}
+_LETTER, _ROOM, _WIDEST = 7.2, 18, 420  # pixels of a letter and beside the text; of a column of names
 
 
 def controls(runs: Collection, state: State) -> list[Control]:

@@ -20,7 +20,7 @@ INTRODUCTION = (
     "images of a few samples, and the predictions for every sample that was attacked."
 )
 LIVE = False
-_BOTH = "Of an attack that runs with two losses (“both”), each level shows the loss that makes the sample wrong, if one does."
+_BOTH = "Of an attack with two losses (“both”), each noise level shows one that makes the sample wrong, if any does."
 _OTHER = "other"
 
 

@@ -18,9 +18,10 @@ from ima_dist.rundir.run import Arrays, Run
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Samples"
-INTRODUCTION = "The test samples that an attack breaks first: for each one the smallest noise level ε at which it is misclassified."
+INTRODUCTION = "The test samples that an attack breaks first, each with the smallest noise level ε that breaks it."
 LIVE = False
 _PAGE, _IMAGES = 25, 12
+_PAGES = f"Page of the table, {_PAGE} samples each"
 _ALL, _FROM = "all", "misclassified from noise level ε"
 _ORDERS = {"first": "misclassified first", "last": "misclassified last", "index": "index"}
 
@@ -39,9 +40,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     pages = 1 if flips is None else max(1, -(-len(_chosen(flips, label.value)) // _PAGE))
     order = one_of(state, "order", "Order", _ORDERS)
     found: list[Control] = [chosen, attack, label, order]
-    return (
-        [*found, slider(state, "page", f"Page of the table, {_PAGE} samples each", 1, pages, 1)] if pages > 1 else found
-    )
+    return [*found, slider(state, "page", _PAGES, 1, pages, 1)] if pages > 1 else found
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
@@ -141,8 +140,8 @@ def _images(run: Run, label: str | None, chosen: str | None) -> list[Part]:
     caption = (
         "Image, noise (grey where nothing changes, stretched to its own range), and image attacked by PGD with "
         f"cross-entropy, at the smallest noise level at which the sample is misclassified under {attack}. Shown are "
-        f"{len(cells)} of the {kept} samples whose images are kept, by noise level: only such as are right without noise, "
-        "the classes taking turns. The table has all samples."
+        f"{len(cells)} of the {kept} samples whose images are kept, by noise level: only such as are right without "
+        "noise, the classes taking turns. The table has all samples."
     )
     return [Gallery("lost-first", f"Misclassified first under {attack}", caption, cells, about)]
 

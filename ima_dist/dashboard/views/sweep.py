@@ -46,8 +46,8 @@ INTRODUCTION = "What a sweep has tried, which combinations no other beats in bot
 LIVE = False
 _AREA = "area"
 _MATTERS = (
-    "The more the best of these trials have values of their own for an option, the longer its bar (PED-ANOVA; all bars "
-    "add up to 1). It holds for the values tried here, not for others."
+    "The more the best of these trials agree on the value of an option, the longer its bar (PED-ANOVA; all bars add up "
+    "to 1). That holds for the values tried here, not for others."
 )
 _BY_CHANCE = "No combination differs from the highest beyond chance, so these bars may show nothing but chance. "
 _LUCK = "Chosen and measured on the same test samples: the best of many looks better than it is."

@@ -33,8 +33,8 @@ TITLE = "Trade-off"
 INTRODUCTION = (
     "Each point is a model. Runs that differ only in their seed are one model. Each epoch that was evaluated by itself "
     "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals for the "
-    "test samples and the seeds together. Bars that overlap do not settle whether two models differ: the verdict in the "
-    "table compares them sample by sample."
+    "test samples and the seeds together. Bars that overlap do not settle whether two models differ: the verdict in "
+    "the table compares them sample by sample."
 )
 LIVE = False
 _AREA = "area"
@@ -103,7 +103,7 @@ def _row(i: int, candidate: Candidate, point: Point, choice: Choice, pareto: boo
         "verdict": _verdict(i, choice),
         _ROBUST_CELL: with_interval(point.robust, point.robust_interval),
         _CLEAN_CELL: with_interval(point.clean, point.clean_interval),
-        _LESS: interval_text(less) if less else None,
+        _LESS: interval_text((max(-1.0, less[0]), min(1.0, less[1]))) if less else None,
         "Pareto": pareto,
         "seeds": len(candidate.clean.values),
         "samples": candidate.clean.samples,
@@ -151,7 +151,7 @@ def _candidates(
             network = Network(run, epoch)
             if attack in attacks_of([network]):
                 grouped.setdefault((model, epoch), []).append((run, network))
-    different = differing([_read(run) for run in own], INCIDENTAL)
+    different = differing([run.options for run in own], INCIDENTAL)
     several = len({epoch for _, epoch in grouped}) > 1
     first = [members[0][0] for members in grouped.values()]
     names = [_name(run, different, epoch if several else None) for run, (_, epoch) in zip(first, grouped, strict=True)]
@@ -174,9 +174,9 @@ def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
 
 
 def _parallel(candidates: list[Candidate], groups: list[Recorded]) -> Part:
-    options = [_read(g) for g in groups]
-    names = [n for n in differing(options, INCIDENTAL) if not n.startswith("eval.")]
-    columns: dict[str, list[Any]] = {sign_of(n): [o.get(n, "not used") for o in options] for n in names}
+    names = [n for n in differing([g.options for g in groups], INCIDENTAL) if not n.startswith("eval.")]
+    read = {n: [_read(g).get(n, "not used") for g in groups] for n in names}
+    columns: dict[str, list[Any]] = {sign_of(n): found for n, found in read.items() if len({*map(repr, found)}) > 1}
     columns |= {CLEAN: [c.clean.mean for c in candidates], ROBUST: [c.score.mean for c in candidates]}
     caption = "One line per model, coloured by its robust accuracy, with the options that differ between models."
     return Plot("parallel", "Values that differ", caption, parallel_figure(columns, ROBUST))

@@ -17,7 +17,7 @@ INTRODUCTION = (
     "threshold: margins grow with the epochs (paper, appendix F)."
 )
 LIVE = False
-_USUAL = 0.9
+_USUAL, _THRESHOLD = 0.9, "Threshold of validation accuracy"
 _COLUMNS = ["run", "epoch", "train_loss", "train_accuracy", "val_accuracy", "margin_mean", "share_at_max"]
 _COLUMNS += ["samples_per_second"]
 
@@ -26,7 +26,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.epochs_table.num_rows and r.info["method"] != EXTERNAL]
     return [
         choose_runs(state, able),
-        number(state, "threshold", "Threshold of validation accuracy", 0, 1, 0.005, _USUAL),
+        number(state, "threshold", _THRESHOLD, 0, 1, 0.005, _USUAL),
     ]
 
 
@@ -59,8 +59,8 @@ def show(runs: Collection, values: Values) -> list[Part]:
     ]
     every = [{"run": run.name, **row} for run in chosen for row in run.history]
     caption = (
-        "A star marks the selected epoch of a run; the dashed line is the threshold. Lines of earlier runs are wider, so "
-        "that lines that coincide can be told apart."
+        "A star marks the selected epoch of a run; the dashed line is the threshold. Lines of earlier runs are wider, "
+        "so that lines that coincide can be told apart."
     )
     return [
         Plot("training", "Clean accuracy and training loss by epoch", caption, training_figure(trained, threshold)),

@@ -9,9 +9,6 @@ from plotly.subplots import make_subplots
 from ima_dist.figures.interactive.style import AXIS, colour, epoch_axis, style, symbol, text
 
 
-_PLACES = ("bottom center", "top center", "middle left", "middle right")
-
-
 @dataclass(frozen=True)
 class Trained:
     """A run. history: rows of history.parquet. selected: the epoch that the threshold selects, or None."""
@@ -45,15 +42,23 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
                 fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **legend), row=row, col=1)
         at = [r for r in run.history if r["epoch"] == run.selected and r.get("val_accuracy") is not None]
         if at:
+            # Stars that coincide need one label.
+            earlier = any(other.selected == run.selected for other in runs[:i])
+            said = None if earlier else [f"epoch {run.selected}"]
             size = 16 + min(24, 8 * (len(runs) - 1 - i))
             star = {"symbol": "star", "size": size, "color": colour(i), "line": {"color": "#111", "width": 1}}
-            look = {"mode": "markers+text", "textposition": _PLACES[i % len(_PLACES)], "marker": star}
+            look = {"mode": "markers+text", "textposition": "bottom center", "marker": star}
             x, y, name = [run.selected], [at[0]["val_accuracy"]], f"{text(run.name)}: selected"
-            fig.add_trace(go.Scatter(x=x, y=y, name=name, text=[f"epoch {run.selected}"], **look), row=1, col=1)
+            fig.add_trace(go.Scatter(x=x, y=y, name=name, text=said, **look), row=1, col=1)
     style(fig, 560 + 20 * len(runs))
     if threshold is not None:
         fig.add_hline(
-            y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, annotation_text="threshold", row=1, col=1
+            y=threshold,
+            line={"color": "#111", "dash": "dash", "width": 1},
+            annotation_text="threshold",
+            annotation_position="bottom left",
+            row=1,
+            col=1,
         )
     epochs = epoch_axis(max((row["epoch"] for run in runs for row in run.history), default=0))
     fig.update_xaxes(**{**epochs, "title": None})
