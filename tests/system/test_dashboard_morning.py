@@ -121,6 +121,7 @@ def test_the_list_is_searched_sorted_and_compared_from(page):
     own = stored[stored.index.str.contains("fashion") & (stored.method == "ima")]
     page.wait(lambda: page.texts(".browser h2") == [f"{len(own)} of {len(stored)} runs"])
     assert page.query["text"] == ["fashion ima"]
+    page.wait(lambda: {*page.column("run")} <= {*own.index})  # the grid draws its rows after the heading
     # Sorted by the page: the smallest clean accuracy first, as runs without one are, then the largest.
     header = page.browser.find_element(By.CSS_SELECTOR, ".ag-header-cell[col-id='clean accuracy']")
     header.click()
