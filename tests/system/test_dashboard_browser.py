@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -64,7 +65,8 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def wait(browser: webdriver.Chrome, condition: Callable[[], Any]) -> Any:
-    return WebDriverWait(browser, 60, 0.1).until(lambda _: condition())
+    # What a condition looks at may be drawn anew meanwhile.
+    return WebDriverWait(browser, 60, 0.1, [StaleElementReferenceException]).until(lambda _: condition())
 
 
 def visit(browser: webdriver.Chrome, url: str) -> None:

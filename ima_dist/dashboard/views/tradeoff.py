@@ -1,6 +1,7 @@
 """Clean against robust accuracy: which model to ship."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
@@ -86,6 +87,8 @@ def show(runs: Collection, values: Values) -> list[Part]:
         problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
     what = f"{ROBUST} ({attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
     caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
+    if not values["least"]:
+        choice = replace(choice, uncertain=[])  # every clean accuracy is at least 0
     rows = [_row(i, c, p, choice, i in front) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
     plane = tradeoff_figure(points, front, what)
     return [
