@@ -21,6 +21,7 @@ from ima_dist.dashboard.prefix import Prefixed
 from ima_dist.dashboard.render import control as draw_control
 from ima_dist.dashboard.shown import given, shown, values_of, view_of, with_values
 from ima_dist.dashboard.state import Control, Number, Several, Slider, Text, parse, unparse
+from ima_dist.dashboard.terms import head
 from ima_dist.dashboard.views import FIGURES, VIEWS
 from ima_dist.tracking.collection import Collection
 
@@ -71,7 +72,7 @@ def _layout(root: Path) -> html.Div:
             *(dcc.Store(id=name) for name in ("drawn", "canonical", "wanted", "seen")),
             dcc.Interval(id="tick", interval=live.EVERY, disabled=True),
             html.A("Skip to the content", href="#content", className="skip"),
-            html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(**views)]),
+            html.Header([html.H1(["ima_dist ", html.Small(str(root))]), html.Nav(**views), head()]),
             html.Details(id="problems", hidden=True),
             html.Main([html.P(id="introduction"), html.Form(**selection), html.Div(**content)]),
         ]
@@ -92,7 +93,7 @@ def _add_controls(app: Dash, runs: Collection) -> None:
         name = view_of(path)
         found = VIEWS[name].controls(look(runs), parse(search))
         # Drawn again only if they differ: a slider that is moved by keyboard must keep the focus.
-        form = json.dumps([name, [[type(c).__name__, c.name, _range(c)] for c in found]])
+        form = json.dumps([name, [[type(c).__name__, c.name, c.label, _range(c)] for c in found]])
         if form == drawn and given(values, ids) == values_of(found):
             return no_update, no_update
         return [draw_control(c) for c in found], form

@@ -5,7 +5,7 @@ from typing import Any
 import dash_ag_grid
 from dash import html
 
-from ima_dist.dashboard.parts import Browser, shown
+from ima_dist.dashboard.parts import CLEAN, ROBUST, Browser, shown
 from ima_dist.dashboard.standing import BADLY
 from ima_dist.dashboard.state import State
 
@@ -21,7 +21,14 @@ def browser(p: Browser, download: Any, state: State) -> html.Section:
         rowData=rows_of(p),
         columnDefs=[_column(p, name, i == 0) for i, name in enumerate(p.columns)],
         getRowId=f"params.data['{p.columns[0]}']",
-        defaultColDef={"sortable": True, "resizable": True, "suppressMovable": False, "filter": False},
+        defaultColDef={
+            "sortable": True,
+            "resizable": True,
+            "suppressMovable": False,
+            "filter": False,
+            "wrapHeaderText": True,
+            "autoHeaderHeight": True,
+        },
         dashGridOptions={
             "rowSelection": {"mode": "multiRow", "enableClickSelection": False},
             "selectionColumnDef": {"pinned": "left", "width": 40, "resizable": False},
@@ -30,6 +37,7 @@ def browser(p: Browser, download: Any, state: State) -> html.Section:
             "ensureDomOrder": True,  # for screen readers
             "tooltipShowDelay": 300,
             "suppressCellFocus": False,
+            "suppressColumnVirtualisation": True,  # a screen reader meets all columns
         },
         className="ag-theme-quartz-auto-dark",
         style={"height": f"min({_HEIGHT}px, calc(100vh - 17rem))", "width": "100%"},
@@ -78,5 +86,5 @@ def _column(p: Browser, name: str, first: bool) -> dict[str, Any]:
 
 def _format(p: Browser, name: str) -> str:
     """The settings as they were given, measured values with the same number of places."""
-    places = p.digits if name in ("clean", "robust accuracy", "validation") else 0
+    places = p.digits if name in (CLEAN, ROBUST, "validation") else 0
     return f"d3.format('.{places}f')(params.value)" if places else "d3.format('.4~g')(params.value)"

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ima_dist.config.attacks import STRICTEST_FIRST
 from ima_dist.results.same_data import data_sets
-from ima_dist.rundir.curves import format_noise, noise_key
+from ima_dist.rundir.curves import noise_key
 from ima_dist.tracking.collection import Recorded
 
 
@@ -28,10 +28,6 @@ class Robust:
     low: float
     high: float
     samples: int
-
-    @property
-    def at(self) -> str:
-        return f"{self.attack}, {format_noise(self.noise)}"
 
 
 class _Measured(NamedTuple):

@@ -11,7 +11,8 @@ from ima_dist.dashboard.state import Control, State
 from ima_dist.results.text import harmless
 from ima_dist.tracking.collection import Collection
 
-INTERVAL = "95 % interval"  # the column
+CLEAN, ROBUST, INTERVAL, LEVEL = "clean accuracy", "robust accuracy", "95 % interval", "noise level ε"  # columns
+_SIGN = {"eps_max": "ε_max", "beta": "β"}
 _LONGEST_CELL, _LONGEST_TEXT = 400, 4000  # characters that are shown
 
 
@@ -29,7 +30,7 @@ class Plot:
 class Grid:
     """A table. rows: column -> value. digits: decimal places shown; a download has them all.
 
-    links: column -> function from a row to an address within the page.
+    links: column -> function from a row to an address within the page. also: columns that only a download has.
     """
 
     name: str
@@ -38,12 +39,13 @@ class Grid:
     rows: list[dict[str, Any]]
     digits: int = 4
     links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict, repr=False)
+    also: tuple[str, ...] = ()
 
     def csv(self) -> str:
-        file = io.StringIO()
-        writer = csv.DictWriter(file, self.columns, extrasaction="ignore", lineterminator="\n")
+        file, columns = io.StringIO(), [*self.columns, *self.also]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({column: harmless(row.get(column)) for column in self.columns} for row in self.rows)
+        writer.writerows({column: harmless(row.get(column)) for column in columns} for row in self.rows)
         return file.getvalue()
 
 
@@ -67,7 +69,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a short list: a title that leads somewhere, and what is said of it.
+    """One thing in a short list: a title that leads somewhere, unless ``href`` is empty, and what is said of it.
 
     tag: a word or two that stand out; tone: "good", "bad" or "". share: of a bar, 0 to 1, or None. command: what to
     type next; caution: what to know before one does.
@@ -85,13 +87,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Panel:
-    """A short list with a heading; ``more`` is the text and the address of a link to the rest."""
+    """A short list with a heading; ``more`` is the text and the address of a link to the rest.
+
+    about: a sentence on how to read the items, above them.
+    """
 
     name: str
     heading: str
     items: list[Item]
     empty: str
     more: tuple[str, str] | None = None
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,12 +145,13 @@ class Picture:
 @dataclass(frozen=True)
 class Gallery:
     """Cells of one or more pictures that belong together. cells: heading, pictures, address that the heading leads to
-    or ""."""
+    or "". about: a sentence above them."""
 
     name: str
     heading: str
     caption: str
     cells: list[tuple[str, list[Picture], str]]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +201,17 @@ def paragraph(text: str) -> str:
 
 def interval_text(bounds: tuple[float, float]) -> str:
     """The ends of an interval as they are shown everywhere."""
-    return f"[{bounds[0]:.4f}, {bounds[1]:.4f}]"
+    return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+
+
+def with_interval(value: float, bounds: tuple[float, float]) -> str:
+    """A measured share and its 95 % interval in one cell or sentence."""
+    return f"{value:.4f} {interval_text(bounds)}"
+
+
+def sign_of(option: str) -> str:
+    """The name of an option as labels have it: that of the paper, if it has one."""
+    return _SIGN.get(option, option)
 
 
 def p_text(p: float) -> str:

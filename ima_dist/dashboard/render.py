@@ -128,6 +128,7 @@ def _kind(value: Any) -> str | None:
 
 def _panel(p: Panel) -> html.Section:
     body: list[Any] = [html.H2(p.heading)]
+    body += [html.P(p.about, className="about")] if p.about and p.items else []
     body += [html.Ul([_item(item) for item in p.items])] if p.items else [html.P(p.empty, className="empty")]
     if p.more:
         body.append(dcc.Link(p.more[0], href=p.more[1], className="more"))
@@ -135,7 +136,8 @@ def _panel(p: Panel) -> html.Section:
 
 
 def _item(item: Item) -> html.Li:
-    first: list[Any] = [dcc.Link(item.title, href=item.href, className="title")]
+    link: Any = dcc.Link(item.title, href=item.href, className="title")
+    first: list[Any] = [link if item.href else html.Span(item.title, className="title")]
     if item.tag:
         first.append(html.Span(item.tag, className=f"tag {item.tone}"))
     body: list[Any] = [html.Div(first)]
@@ -185,7 +187,8 @@ def _gallery(p: Gallery) -> html.Section:
         ]
         title = dcc.Link(heading, href=address) if address else heading
         cells.append(html.Div([html.Div(title, className="title"), html.Div(images, className="pictures")]))
-    body = [html.H2(p.heading), html.Div(cells, className="gallery"), html.P(p.caption, className="caption")]
+    about = [html.P(p.about, className="about")] if p.about else []
+    body = [html.H2(p.heading), *about, html.Div(cells, className="gallery"), html.P(p.caption, className="caption")]
     return html.Section(body, id=f"gallery-{p.name}")
 
 

@@ -16,12 +16,14 @@ BADLY = ("failed", DIED, "damaged", "interrupted")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. share: of its training, or of the evaluation after it. rate: samples per second. left: time,
-    in words. where: machine, job and workers. silent: words if nothing has been heard of it for minutes."""
+    """How far a run is. share: of its training, or of the evaluation after it. epoch: number and that of all, such as
+    "6/8"; words: the same with what it means. rate: samples of the training per second. left: time, in words. where:
+    machine, job and workers. silent: words if nothing has been heard of it for minutes."""
 
     share: float
     stage: str
     epoch: str
+    words: str
     rate: int | None
     left: str | None
     where: str | None
@@ -32,25 +34,25 @@ def progress_of(run: Recorded) -> Progress:
     """From progress.json while the run goes on, else from what it has left."""
     info = run.info
     done, epochs = info["epochs_done"], info["epochs"]
-    share, epoch = min(1.0, done / epochs), f"{done}/{epochs}"
+    share, epoch, words = min(1.0, done / epochs), f"{done}/{epochs}", f"{done} of {epochs} epochs done"
     last = run.epochs_table.slice(max(0, run.epochs_table.num_rows - 1)).to_pylist() or [{}]
     rate = _rate(info["train_samples_per_second"] or last[0].get("samples_per_second"))
     if run.status not in (RUNNING, DIED):
-        return Progress(share, "", epoch, rate, None, None, None)
+        return Progress(share, "", epoch, words, rate, None, None, None)
     state = run.progress()
     stage = str(state.get("stage") or "starting")[:40]
     kind = "evaluation" if stage == "evaluation" else "samples"
     part, whole = _number(state.get(f"{kind}_done")), _number(state.get(f"{kind}_total"))
     share = max(0.0, min(1.0, part / whole)) if part is not None and whole else share
-    epoch = f"{state['epoch']}/{epochs}" if isinstance(state.get("epoch"), int) else epoch
+    if isinstance(state.get("epoch"), int):
+        epoch, words = f"{state['epoch']}/{epochs}", f"in epoch {state['epoch']} of {epochs}"
     left, age = _number(state.get("seconds_left")), state.get("age", 0.0)
     if run.status == DIED:
-        return Progress(share, stage, epoch, rate, None, _where(run, state), None)
+        return Progress(share, stage, epoch, words, rate, None, _where(run, state), None)
     silent = f"no news for {format_seconds(age)}" if age > _SILENT else None
     rate = None if kind == "evaluation" else _rate(state.get("samples_per_second"))
-    return Progress(
-        share, stage, epoch, rate, None if left is None else format_seconds(left), _where(run, state), silent
-    )
+    said_left = None if left is None else format_seconds(left)
+    return Progress(share, stage, epoch, words, rate, said_left, _where(run, state), silent)
 
 
 def _where(run: Recorded, state: dict[str, Any]) -> str | None:
@@ -63,20 +65,22 @@ def _where(run: Recorded, state: dict[str, Any]) -> str | None:
 def sentence_of(run: Recorded) -> str:
     """Why a run ended badly."""
     if run.status == "damaged":
-        return next(iter([*run.damaged("summary"), *run.problems.values()]), "Its files cannot be read.")
+        found = next(iter([*run.damaged("summary"), *run.problems.values()]), "Its files cannot be read.")
+        # Without the parser's own words.
+        return re.sub(r" is damaged \(.*\): ", " cannot be read, perhaps cut off while it was written: ", found)
     usual = {"interrupted": "It was interrupted, and can be continued.", "failed": "It failed without a message."}
     return run.message or usual.get(run.status, "")
 
 
 def remedy_of(run: Recorded) -> str:
-    """The command that goes on with a run that ended badly; empty where there is none."""
-    return "" if run.status == "damaged" else continue_command(run)
+    """The command that goes on with a run that ended badly; empty where there is none, or where it would fail again."""
+    return "" if run.status == "damaged" or caution_of(run) else continue_command(run)
 
 
 def caution_of(run: Recorded) -> str:
     """A sentence for a run that failed for want of another value of an option, as its message says; else empty."""
     wanted = run.status == "failed" and re.search(r"(?<!\S)--(?!resume\b)[a-z]", run.message or "")
-    return "Resumed unchanged, it will probably fail again: see its message." if wanted else ""
+    return "Continued unchanged, it would fail again: start a new run with what the message asks for." if wanted else ""
 
 
 def ended_at(run: Recorded) -> float:

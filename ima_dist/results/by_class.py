@@ -27,7 +27,7 @@ def name_of(label: int, names: Sequence[str]) -> str:
 
 def conditions(entry: Performance) -> str:
     """What an entry is of: "without noise", or an attack and its noise level."""
-    return "without noise" if entry.attack == CLEAN else f"{entry.attack}, noise {format_noise(entry.noise)}"
+    return "without noise" if entry.attack == CLEAN else f"{entry.attack}, ε {format_noise(entry.noise)}"
 
 
 def overall_rows(entries: Iterable[Performance]) -> list[Row]:

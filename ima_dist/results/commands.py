@@ -23,7 +23,7 @@ def evaluate_command(run: Run) -> str:
 
 
 def export_command(run: Run) -> str:
-    """Export the network that was evaluated last."""
+    """Export the network that was evaluated last, to ``exports`` in the working directory."""
     epochs = epochs_of(run.points)
     words = ["--epoch", str(epochs[-1])] if epochs else []
-    return _command("export", str(run.dir.path), *words) + " --to DIR"
+    return _command("export", str(run.dir.path), *words, "--to", f"exports/{run.dir.path.name}")

@@ -33,9 +33,11 @@ _INVENTED = {
 _TRAINED = {
     "accuracy": ("runs=moons/ima-beta0.5-seed0&runs=moons/ce&runs=moons/adv&attack=pgd100", 1000),
     "tradeoff": ("experiment=moons-linf&attack=worst&level=0.3", 1500),
-    "margins": ("run=images/ima&class=6", 1900),
+    "margins": ("run=images/ima&class=1", 2300),
     "training": ("runs=moons/ima-beta0.5-seed0&runs=moons/ce&threshold=0.99", 900),
     "sample": ("run=images/ima", 1050),
+    "classes": ("run=images/ima&at=pgd100 0.1", 1500),
+    "certificates": ("runs=smoothed/rand-0.1&runs=smoothed/rand-0.2", 1000),
     "boundary": ("runs=moons/ima-beta0.5-seed0", 900),
 }
 
@@ -56,6 +58,12 @@ def make_runs(root: Path) -> None:
             ("trades", "--method", "trades"),
         ):
             assert train.main(["moons", *usual, *options, "--out", str(root / "moons" / name)]) == 0
+        for sigma in ("0.1", "0.2"):
+            smoothed = str(root / "smoothed" / f"rand-{sigma}")
+            noisy = ["--method", "rand", "--rand.kind", "gaussian", "--norm", "l2", "--eps-max", sigma]
+            assert train.main(["moons", *usual, *noisy, "--out", smoothed]) == 0
+            few = ["--eval.samples", "200", "--smoothing.draws", "300", "--device", "cpu"]
+            assert evaluate.main([smoothed, "--attack", "smoothing", *few]) == 0
         earlier = ["--epochs", "2,4,6,8", "--eval.steps", "20", "--device", "cpu"]
         assert evaluate.main([str(root / "moons" / "ima-beta0.5-seed0"), *earlier]) == 0
 

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -64,7 +65,8 @@ def browser() -> Iterator[webdriver.Chrome]:
 
 
 def wait(browser: webdriver.Chrome, condition: Callable[[], Any]) -> Any:
-    return WebDriverWait(browser, 60, 0.1).until(lambda _: condition())
+    # What a condition looks at may be drawn anew meanwhile.
+    return WebDriverWait(browser, 60, 0.1, [StaleElementReferenceException]).until(lambda _: condition())
 
 
 def visit(browser: webdriver.Chrome, url: str) -> None:
@@ -132,7 +134,7 @@ def test_click_through_every_view(browser, address, root):
     assert set(names) == {*stored.index, "going", "failed", "half"}
     for name, row in stored.iterrows():
         assert names[name]["status"] == row["status"]
-        assert names[name]["clean"] == f"{row['clean_accuracy']:.4f}"
+        assert names[name]["clean accuracy"] == f"{row['clean_accuracy']:.4f}"
     assert names["failed"]["message"] == "The disk of the node is full."
     assert names["half"]["status"] == "damaged"
 
@@ -152,8 +154,9 @@ def test_click_through_every_view(browser, address, root):
     wait(browser, lambda: len(cells(browser, "models")) == 5)
     points = [t for t in traces(browser, "tradeoff") if t["name"] in ("ima", "ce")]
     models = cells(browser, "models")
-    assert sorted(f"{x:.4f}" for t in points for x in t["x"]) == sorted(m["clean"] for m in models)
-    assert [m["seeds"] for m in models if m["model"] == "ima, beta 0.5, epoch 3"] == ["2"]
+    found = sorted(m["clean accuracy, 95 % interval"].split(" ")[0] for m in models)
+    assert sorted(f"{x:.4f}" for t in points for x in t["x"]) == found
+    assert [m["seeds"] for m in models if m["model"] == "ima, β 0.5, epoch 3"] == ["2"]
     assert sum(t["type"] == "parcoords" for t in traces(browser, "parallel")) == 1
 
     click_view(browser, "margins")
@@ -204,6 +207,16 @@ def test_damaged_files_are_named(browser, address):
     box.find_element(By.TAG_NAME, "summary").click()
     assert "half/summary.json is damaged" in box.text
     assert "notes.parquet" in box.text
+
+
+def test_every_page_says_what_its_words_mean(browser, address):
+    visit(browser, f"{address}tradeoff")
+    head = browser.find_element(By.CSS_SELECTOR, ".terms")
+    assert "Increasing-Margin Adversarial (IMA) training" in head.text
+    assert "ε_max" not in head.text
+    head.find_element(By.TAG_NAME, "summary").click()
+    for word in ("ε_max", "pgd100", "worst", "trades", "clean accuracy"):
+        assert word in head.text
 
 
 # ---- addresses, keyboard, downloads --------------------------------------------------------------------

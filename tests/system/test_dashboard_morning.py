@@ -98,7 +98,8 @@ def test_home_fits_a_screen_and_leads_to_what_failed(page):
         assert tag.startswith(stored.status[name] if name not in page.made.died else "died")
     name = next(name for name in tags if name in page.made.failed)
     assert stored.message[name] in page.texts("#panel-badly .said")
-    assert any(f"--resume {page.root / name}" in text for text in page.texts("#panel-badly code"))
+    assert not any(f"--resume {page.root / name}" in text for text in page.texts("#panel-badly code"))
+    assert any("would fail again" in text for text in page.texts("#panel-badly .caution"))
     best = zip(page.texts("#panel-best .title"), page.texts("#panel-best .said"), strict=True)
     found = data(page, "curves")
     for run, text in best:
@@ -120,12 +121,13 @@ def test_the_list_is_searched_sorted_and_compared_from(page):
     own = stored[stored.index.str.contains("fashion") & (stored.method == "ima")]
     page.wait(lambda: page.texts(".browser h2") == [f"{len(own)} of {len(stored)} runs"])
     assert page.query["text"] == ["fashion ima"]
+    page.wait(lambda: {*page.column("run")} <= {*own.index})  # the grid draws its rows after the heading
     # Sorted by the page: the smallest clean accuracy first, as runs without one are, then the largest.
-    header = page.browser.find_element(By.CSS_SELECTOR, ".ag-header-cell[col-id=clean]")
+    header = page.browser.find_element(By.CSS_SELECTOR, ".ag-header-cell[col-id='clean accuracy']")
     header.click()
     header.click()
     largest = f"{own.clean_accuracy.max():.4f}"
-    page.wait(lambda: page.column("clean")[0] == largest)
+    page.wait(lambda: page.column("clean accuracy")[0] == largest)
     chosen = page.column("run")[:2]
     for name in chosen:
         page.click(f".ag-row[row-id='{name}'] input[type=checkbox]")
@@ -142,8 +144,8 @@ def test_the_list_is_searched_sorted_and_compared_from(page):
     attack, level = page.query["attack"][0], float(page.query["at"][0])
     for row in rows:
         there = curves[(curves.run == row["run"]) & (curves.attack == attack) & (curves.loss == "both")]
-        assert row["accuracy under attack"] == f"{there[there.noise.round(6) == level].accuracy.item():.4f}"
-        assert row["clean"] == f"{stored.clean_accuracy[row['run']]:.4f}"
+        assert row["robust accuracy"] == f"{there[there.noise.round(6) == level].accuracy.item():.4f}"
+        assert row["clean accuracy"] == f"{stored.clean_accuracy[row['run']]:.4f}"
     lines = page.browser.execute_script(
         "return document.querySelector('#figure-accuracy .js-plotly-plot')._fullData.map(t => t.name)"
     )
@@ -192,7 +194,7 @@ def test_samples_and_sweep(page):
         run = f"{SWEEP}/{trial}"
         assert row["status"] == (stored.status[run] if run in stored.index else "not begun")
         if row["status"] == "finished":
-            assert row["clean"] == f"{stored.clean_accuracy[run]:.4f}"
+            assert row["clean accuracy"] == f"{stored.clean_accuracy[run]:.4f}"
     assert page.texts("#content code")[1].startswith("python -m ima_dist.sweep best ")
 
 

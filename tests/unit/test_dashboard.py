@@ -40,7 +40,9 @@ def test_runs_finished_running_and_failed(tmp_path):
     write_json(failed.summary_path, {"status": "failed", "message": "The disk is full."})
     make_run(tmp_path / "new", "moons", {}).summary_path.unlink()
     rows = {row["run"]: row for row in grid(show(tmp_path, "runs"), "runs")}
-    assert list(rows) == ["done", "going", "failed", "new"]
+    assert set(rows) == {"done", "going", "failed", "new"}
+    assert next(iter(rows)) == "going"  # the newest first
+    assert list(rows)[-1] == "new"
     found = {k: rows["going"][k] for k in ("status", "done", "stage", "epoch", "samples/s", "time left", "where")}
     assert found == {
         "status": "running",
@@ -52,7 +54,11 @@ def test_runs_finished_running_and_failed(tmp_path):
         "where": f"{platform.node()}, job 12, 2 workers",
     }
     assert (rows["failed"]["status"], rows["failed"]["message"]) == ("failed", "The disk is full.")
-    assert (rows["done"]["status"], rows["done"]["clean"], rows["new"]["status"]) == ("finished", 0.5, "unfinished")
+    assert (rows["done"]["status"], rows["done"]["clean accuracy"], rows["new"]["status"]) == (
+        "finished",
+        0.5,
+        "unfinished",
+    )
     assert [row["run"] for row in grid(show(tmp_path, "runs", "?status=failed"), "runs")] == ["failed"]
     os.utime(going.progress_path, (1, 1))
     assert str(grid(show(tmp_path, "runs", "?status=running"), "runs")[0]["message"]).startswith("no news for ")
@@ -84,17 +90,17 @@ def test_the_plane_has_a_point_a_model_and_the_front(results):
     rows = {row["model"]: row for row in grid(parts, "models")}
     # Seeds together; an epoch that was evaluated by itself is a model of its own.
     assert sorted(rows) == [
-        "ce, beta 0.5, epoch 3",
-        "ima, beta 0.5, epoch 3",
-        "ima, beta 0.8, epoch 1",
-        "ima, beta 0.8, epoch 2",
-        "ima, beta 0.8, epoch 3",
+        "ce, epoch 3",
+        "ima, β 0.5, epoch 3",
+        "ima, β 0.8, epoch 1",
+        "ima, β 0.8, epoch 2",
+        "ima, β 0.8, epoch 3",
     ]
     curves = pd.read_parquet(results / "dataset" / "curves")
     chosen = curves[
         curves.run.str.startswith("sweep/ima-beta0.5") & (curves.attack == "pgd100") & (curves.loss == "both")
     ]
-    both = rows["ima, beta 0.5, epoch 3"]
+    both = rows["ima, β 0.5, epoch 3"]
     assert both["seeds"] == 2
     assert both["clean"] == pytest.approx(chosen[chosen.noise == 0].accuracy.mean())
     assert both["robust"] == pytest.approx(chosen[chosen.noise.round(6) == 0.3].accuracy.mean())
@@ -106,8 +112,13 @@ def test_the_plane_has_a_point_a_model_and_the_front(results):
         assert row["Pareto"] == (not beaten)
     plane = plots(parts)["tradeoff"]
     assert sorted(plane.data[0].x) == sorted(r["clean"] for r in rows.values() if r["Pareto"])
+    for row in rows.values():
+        assert row["verdict"] in ("best", "not different from the best", "worse than the best")
+        ends = f"{row['robust']:.4f} [{row['robust from']:.3f}, {row['robust to']:.3f}]"
+        assert row["robust accuracy, 95 % interval"] == ends
+    assert sum(row["verdict"] == "best" for row in rows.values()) == 1
     labels = [d.label for d in plots(parts)["parallel"].data[0].dimensions]
-    assert labels == ["method", "beta", "clean", "robust"]
+    assert labels == ["method", "β", "clean accuracy", "robust accuracy"]
     best = any(r["clean"] == 1 for r in rows.values())
     said = "No model has a clean accuracy of at least 1." in notes(
         show(results, "tradeoff", "?experiment=moons-linf&least=1")
@@ -136,6 +147,7 @@ def test_margins_by_epoch_by_class_at_both_ends_and_audited(results, tmp_path):
     smallest = [e["index"] for e in ends if e["end"] == "smallest"]
     assert smallest == own["index"].tolist()[: len(smallest)]
     largest = [e["margin"] for e in ends if e["end"] == "largest"]
+    assert len({e["index"] for e in ends}) == len(ends)  # no sample at both ends
     assert largest == pytest.approx(sorted(own.margin, reverse=True)[: len(largest)])
     assert all(t.source.startswith("data:image/png;base64,") for t in figures["extremes"].data)
     by_class = {r["class"]: r for r in grid(parts, "by-class")}
@@ -168,6 +180,9 @@ def test_one_sample_with_its_images_and_predictions(results):
     own = pd.read_parquet(results / "images" / "outcomes.parquet").query(f"index == {index}")
     rows = grid(parts, "outcomes")
     assert len(rows) == len(own)
+    right = arrays["index"][arrays["clean_prediction"] == arrays["label"]]
+    if len(right):
+        assert int(right.min()) in {row["index"] for row in grid(show(results, "sample", "?run=images"), "outcomes")}
     for row in rows:
         same = own[(own.attack == row["attack"]) & (own.loss == row["loss"]) & (own.noise == row["noise"])]
         assert row["prediction"] == same.prediction.item()

@@ -61,9 +61,11 @@ def test_home_says_what_runs_what_ended_badly_and_what_to_do(many):
     for item in badly.items:
         assert item.title in ended
         assert item.text
-        assert item.command == (
-            "" if item.title == "half" else f"python -m ima_dist.train --resume {root / item.title}"
-        )
+        # Those that failed would fail again.
+        none = item.title in {*made.failed, "half"}
+        assert item.command == ("" if none else f"python -m ima_dist.train --resume {root / item.title}")
+        assert ("would fail again" in item.caution) == (item.title in made.failed)
+        assert "string starting at" not in item.text
 
 
 def test_home_shows_the_best_of_each_data_set_and_norm(many):
@@ -80,13 +82,20 @@ def test_home_shows_the_best_of_each_data_set_and_norm(many):
         preset, norm = kind.split(", ")
         own = [r for r in made.finished if kinds.preset[r] == preset and sign[kinds.norm[r]] == norm]
         accuracy, _, rest = text.partition(" [")
-        attack, level = rest.split(" under ")[1].split(" · ")[0].split(" at noise ")
+        attack, level = rest.split(" under ")[1].split(" · ")[0].split(" at ε ")
         there = found[found.run.isin(own) & (found.attack == attack) & (found.level == round(float(level), 6))]
         best = there.loc[there.accuracy.idxmax()]
         assert float(accuracy) == pytest.approx(best.accuracy, abs=1e-4)
         assert item.title == best.run
         assert rest.startswith(f"{best.low95:.3f}, {best.high95:.3f}]")
         assert item.tag == (f"best of {len(there)}" if len(there) > 1 else "the only one")
+
+
+def test_home_does_not_say_that_nothing_is_missing(many):
+    root, _ = many
+    items = of(show(root, "home"), Panel, name="warnings").items
+    assert [item.title for item in items[:2]] == ["4 files could not be read", "half"]
+    assert "damaged" in items[1].tag
 
 
 # ---- the list, and the comparison ----------------------------------------------------------------------
@@ -97,6 +106,10 @@ def test_the_list_is_filtered_by_all_that_it_shows(many):
     stored = pd.read_parquet(root / "dataset" / "runs").set_index("run")
     rows = grid(show(root, "runs"), "runs")
     assert len(rows) == len(stored)
+    ended = [row["ended"] for row in rows if row["ended"]]
+    assert ended == sorted(ended, reverse=True)
+    best = next(row for row in rows if "robust accuracy" in row)
+    assert set(best) >= {"attack", "noise level ε", "95 % interval"}
     own = stored[(stored.method == "ima") & (stored.norm == "linf") & (stored.preset == "moons")]
     search = "?method=ima&norm=linf&data=moons"
     assert {row["run"] for row in grid(show(root, "runs", search), "runs")} == set(own.index)
@@ -129,6 +142,7 @@ def test_runs_are_compared_on_the_same_samples(many):
     a, b = (RunDir(root / name).config() for name in (first, second))
     assert differ["method"] == (a.method, b.method) or "method" not in differ
     assert all(own != theirs for own, theirs in differ.values())
+    assert f"They differ in {len(differ)} option" in notes(parts)
     assert "data set fashion_mnist, norm L∞" in notes(parts)
 
     def right(name: str) -> np.ndarray:
@@ -145,7 +159,7 @@ def test_runs_are_compared_on_the_same_samples(many):
     assert row["p"] == "< 0.0001" or 1e-4 <= float(row["p"]) <= 1
     (verdict,) = [part for part in parts if isinstance(part, Note) and "on the same 200 samples" in part.text]
     assert verdict.text.startswith((first, second))
-    assert "under pgd100 at noise 0.15" in verdict.text
+    assert "under pgd100 at ε 0.15" in verdict.text
     assert "margin_rule" not in verdict.text
     assert parts.index(verdict) < min(i for i, part in enumerate(parts) if getattr(part, "name", "") == "results")
     lines = {t.name: list(t.y) for t in plots(parts)["accuracy"].data if t.showlegend is not False}
@@ -170,7 +184,10 @@ def test_one_run_has_its_confusion_its_options_and_its_commands(many):
     config = RunDir(root / name).config()
     assert ("method", config.method) in of(parts, Facts, name="given").pairs
     commands = {p.label: p.text for p in parts if isinstance(p, Command)}
-    assert commands["export"] == f"python -m ima_dist.export {root / name} --epoch {config.epochs} --to DIR"
+    assert (
+        commands["export"]
+        == f"python -m ima_dist.export {root / name} --epoch {config.epochs} --to exports/{Path(name).name}"
+    )
     assert set(commands) == {"evaluate", "export"}
     running = next(n for n in made.running if n.startswith(SWEEP))
     parts = flat(show(root, "run", f"?run={running}"))
@@ -203,11 +220,11 @@ def test_samples_are_listed_in_the_order_in_which_they_are_lost(many):
     arrays = np.load(root / name / "examples" / "flips.npz", allow_pickle=False)
     first = arrays["noise"].argmin()
     before, after = (arrays["class_names"][arrays[key][first]] for key in ("label", "prediction"))
-    assert heading == f"{before} → {after}, noise {arrays['noise'][first]:g}"
+    assert heading == f"{before} → {after}, ε {arrays['noise'][first]:g}"
     assert pictures[0].caption == f"sample {arrays['index'][first]}"
     shown = of(show(root, "samples", f"?run={name}&attack=pgd100"), Gallery, name="lost-first")
     assert f"misclassified under {arrays['attack']}" in shown.caption
-    assert ("not under pgd100" in shown.caption) == (str(arrays["attack"]) != "pgd100")
+    assert ("not for pgd100" in shown.about) == (str(arrays["attack"]) != "pgd100")
     assert f"of the {len(arrays['index'])} samples whose images are kept" in shown.caption
     assert address.startswith("sample?run=")
     counts = plots(show(root, "samples", f"?run={name}&attack=pgd100"))["lost"].data
@@ -225,7 +242,7 @@ def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
     found = curves(root, *own).query("attack == 'pgd100'")
     best = found[found.noise.round(6) == 0.15].accuracy.max()
     (said,) = [p.text for p in parts if isinstance(p, Note) and p.text.startswith("Highest: ")]
-    assert f"robust {best:.4f}" in said
+    assert f"robust accuracy {best:.4f}" in said
     assert "beyond chance" in said
     robust = [t["robust accuracy"] for t in trials if "robust accuracy" in t]
     assert robust == sorted(robust, reverse=True)
@@ -233,11 +250,10 @@ def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
     commands = {p.label: p.text for p in parts if isinstance(p, Command)}
     assert commands["choose best"].endswith("--min-clean 0 --attack pgd100 --noise 0.15")
     assert f"sweep --resume {root / SWEEP}" in commands["continue"]
-    stored = pd.read_parquet(root / "dataset" / "runs").set_index("run").loc[own]
-    beta = float(said.split("beta=")[1].split(" ")[0])
+    beta = float(said.split("β ")[1].split(",")[0])
     assert f"--beta {beta:g}" in commands["train"]
     shares = plots(parts)["importance"].data[0]
-    assert set(shares.y) == {"beta", "eps_max"} <= {*stored.columns}
+    assert set(shares.y) == {"β", "ε_max"}
     assert sum(shares.x) == pytest.approx(1.0)
     points = [t for t in plots(parts)["front"].data if t.name == "tried"]
     assert len(points[0].x) == len(own)

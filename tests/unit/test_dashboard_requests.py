@@ -115,7 +115,7 @@ def test_the_page_names_damaged_files_and_shows_the_rest(tmp_path):
     assert "half/summary.json is damaged" in text
     assert "foreign/config.yaml" in text
     assert answer["problems"]["hidden"] is False
-    assert "Accuracy under pgd100" in json.dumps(answer["content"])
+    assert "Clean and robust accuracy under pgd100" in json.dumps(answer["content"])
 
 
 class Bomb:

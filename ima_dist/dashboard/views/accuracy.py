@@ -16,8 +16,9 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Accuracy"
 INTRODUCTION = (
-    "Share of the test samples that are classified correctly, by noise level. Bands are 95 % Wilson intervals of "
-    "single runs; the trade-off tells which models differ. Dotted lines with crosses are the paper's rows."
+    "Clean accuracy, at noise level ε = 0, and robust accuracy above it. Bands are 95 % Wilson intervals of single "
+    "runs. Bands that overlap do not settle whether two runs differ: Compare has the paired test. Dotted lines with "
+    "crosses are the paper's rows."
 )
 LIVE = False
 
@@ -38,7 +39,10 @@ def show(runs: Collection, values: Values) -> list[Part]:
     series = [_series(run, attack, row) for run, row in found]
     norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
     caption, figure = "The same numbers are in the table below.", accuracy_figure(series, norms)
-    parts: list[Part] = [Plot("accuracy", f"Accuracy under {attack}", caption, figure), _table(found, attack)]
+    parts: list[Part] = [
+        Plot("accuracy", f"Clean and robust accuracy under {attack}", caption, figure),
+        _table(found, attack),
+    ]
     parts += _whole_curve([run for run, _ in found], norms) if attack == distances.ATTACK else []
     missing = [run.name for run in chosen if attack not in attack_rows(run.points)]
     if missing:
@@ -58,7 +62,7 @@ def _whole_curve(runs: list[Recorded], norms: list[str]) -> list[Part]:
         return []
     caption = "The accuracy falls at the distance of each sample to the nearest misclassified point that was found."
     figure = distance_figure([(name, *distances.curve(found)) for name, found in known], norms)
-    return [Plot("distances", "Accuracy at every noise level", caption, figure)]
+    return [Plot("distances", "Robust accuracy at every noise level ε", caption, figure)]
 
 
 def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | None:
@@ -91,4 +95,4 @@ def _table(found: list[tuple[Recorded, Row]], attack: str) -> Grid:
             difference = {k: own[k] - v for k, v in values.items() if k in own}
             rows.append({"run": run.name, "what": "difference", **difference})
     columns = ["run", "what", "epoch", "samples", *map(format_noise, levels)]
-    return Grid("accuracies", "Accuracy by noise level", columns, rows)
+    return Grid("accuracies", "Accuracy by noise level ε", columns, rows)

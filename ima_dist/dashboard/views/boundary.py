@@ -1,5 +1,7 @@
 """The decision boundary of runs on two-dimensional data."""
 
+from dataclasses import replace
+
 from ima_dist.dashboard.choosing import choose_runs, opened
 from ima_dist.dashboard.parts import Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State
@@ -13,7 +15,8 @@ LIVE = False
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.dir.boundary_path.exists()]
-    return [choose_runs(state, able)]
+    chosen = choose_runs(state, able)
+    return [replace(chosen, label="Run") if len(chosen.value) == 1 else chosen]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:

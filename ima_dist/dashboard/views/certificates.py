@@ -1,7 +1,7 @@
 """Certified accuracy of smoothed classifiers, apart from that of the networks themselves."""
 
 from ima_dist.dashboard.choosing import choose_runs
-from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
+from ima_dist.dashboard.parts import INTERVAL, Grid, Note, Part, Plot, Values, with_interval
 from ima_dist.dashboard.state import Control, State
 from ima_dist.figures.interactive.accuracy import certified_figure
 from ima_dist.results.certificates import curve, rows, shown
@@ -14,6 +14,7 @@ INTRODUCTION = (
     "says to most draws of Gaussian noise. Shares of test samples, with 95 % Wilson intervals; radii in L2."
 )
 LIVE = False
+_SHARE, _BOUNDS = f"share, {INTERVAL}", ("share", "low", "high")
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -34,12 +35,15 @@ def show(runs: Collection, values: Values) -> list[Part]:
     table = [
         {
             "run": run.name,
-            "σ": entry.sigma,
+            "σ": f"{entry.sigma:g}",
             "draws": entry.draws,
-            "α": entry.alpha,
+            "α": f"{entry.alpha:g}",
             "samples": entry.samples,
             "abstained": entry.abstained,
-            **row,
+            "what": row["what"],
+            "radius": None if row["radius"] is None else f"{row['radius']:g}",
+            _SHARE: with_interval(row["share"], (row["low"], row["high"])),
+            **{name: row[name] for name in _BOUNDS},
         }
         for run, entry in found
         for row in rows(entry)
@@ -47,7 +51,8 @@ def show(runs: Collection, values: Values) -> list[Part]:
     caption = (
         "Share of the test samples whose label is certified within the radius. The numbers are in the table below."
     )
+    columns = [name for name in table[0] if name not in _BOUNDS]
     return [
         Plot("certified", "Certified accuracy of the smoothed classifiers", caption, certified_figure(curves)),
-        Grid("certificates", "Accuracy of the smoothed classifiers", list(table[0]), table),
+        Grid("certificates", "Accuracy of the smoothed classifiers", columns, table, also=_BOUNDS),
     ]

@@ -7,7 +7,19 @@ from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import options_of
 from ima_dist.dashboard.choosing import label, opened
 from ima_dist.dashboard.headlines import experiments
-from ima_dist.dashboard.parts import INTERVAL, Grid, Note, Part, Plot, Values, interval_text, p_text
+from ima_dist.dashboard.parts import (
+    CLEAN,
+    INTERVAL,
+    ROBUST,
+    Grid,
+    Note,
+    Part,
+    Plot,
+    Values,
+    interval_text,
+    p_text,
+    sign_of,
+)
 from ima_dist.dashboard.state import Control, Several, State, one_of, some_of
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.margins import Counted, compared_figure
@@ -25,9 +37,10 @@ TITLE = "Compare"
 INTRODUCTION = "Runs of one data set and norm, side by side. Choose them here, or tick them under Runs."
 LIVE = False
 _FIRST = 3
+_BANDS = (
+    "Bands: 95 % intervals of single runs. Where they overlap, the paired test above tells whether two runs differ."
+)
 _MOST_TOLD = 5
-_SIGN = {"eps_max": "ε_max", "beta": "β"}
-_ACCURACY = "accuracy under attack"
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -42,7 +55,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     return [
         chosen,
         attack,
-        one_of(state, "at", "Noise level (strength of the attack)", options, middle, long=len(levels) > 12),
+        one_of(state, "at", "Noise level ε", options, middle, long=len(levels) > 12),
     ]
 
 
@@ -64,7 +77,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
     if rows:
         series = [Series(run.name, *with_intervals(row), {}) for run, row in rows]
         curves = accuracy_figure(series, [chosen[0].info["norm"]])
-        parts.append(Plot("accuracy", f"Accuracy under {attack}", "Bands: 95 % intervals of single runs.", curves))
+        parts.append(Plot("accuracy", f"Clean and robust accuracy under {attack}", _BANDS, curves))
     else:
         parts.append(Note("None of them has been attacked yet."))
     trained = [Trained(run.name, run.history, None) for run in chosen if run.epochs_table.num_rows]
@@ -93,16 +106,16 @@ def _results(chosen: list[Recorded], rows: list[tuple[Recorded, Row]], attack: s
     of = {run.name: row for run, row in rows}
     table = []
     for run in chosen:
-        line: dict[str, Any] = {"run": run.name, "status": run.status, "clean": run.info["clean_accuracy"]}
+        line: dict[str, Any] = {"run": run.name, "status": run.status, CLEAN: run.info["clean_accuracy"]}
         point = of.get(run.name, {}).get(level) if level is not None else None
         if point is not None:
             low, high = interval_of(point)
-            line |= {_ACCURACY: point.share, INTERVAL: interval_text((low, high)), "samples": point.samples}
+            line |= {ROBUST: point.share, INTERVAL: interval_text((low, high)), "samples": point.samples}
         hours = (run.info["wall_seconds"] or 0) / 3600
         line |= {"epochs": run.info["epochs_done"], "hours": f"{hours:.2g}" if hours else None}
         table.append(line)
-    under = f": {attack} at noise {format_noise(level)}" if attack and level is not None else ""
-    columns = ["run", "status", "clean", _ACCURACY, INTERVAL, "samples", "epochs", "hours"]
+    under = f": {attack} at ε {format_noise(level)}" if attack and level is not None else ""
+    columns = ["run", "status", CLEAN, ROBUST, INTERVAL, "samples", "epochs", "hours"]
     return Grid("results", f"Results{under}", columns, table)
 
 
@@ -120,11 +133,11 @@ def _paired(rows: list[tuple[Recorded, Row]], level: float | None) -> list[Part]
         else:
             short = _short([first.name, run.name])
             table.append({"first": short[0], "second": short[1], **_in_words(found, *short)})
-            verdicts.append(_verdict(first, run, found, f"under {_attack(row)} at noise {format_noise(level)}"))
+            verdicts.append(_verdict(first, run, found, f"under {_attack(row)} at ε {format_noise(level)}"))
     parts: list[Part] = [Note(said) for said in verdicts]
     if table:
         together = f"; the {len(others)} intervals hold together" if len(others) > 1 else ""
-        heading = f"Paired test on the same samples, at noise {format_noise(level)} (McNemar, exact{together})"
+        heading = f"Paired test on the same samples, at ε {format_noise(level)} (McNemar, exact{together})"
         columns = ["first", "second", "verdict", "difference", INTERVAL, "p"]
         columns += ["only first right", "only second right", "samples"]
         parts.append(Grid("paired", heading, columns, table))
@@ -166,35 +179,41 @@ def _verdict(first: Recorded, second: Recorded, found: Paired, where: str) -> st
     better, worse = (first, second) if found.first >= found.second else (second, first)
     low, high = found.interval if better is first or not found.differ else (-found.interval[1], -found.interval[0])
     said = (
-        f"{better.name} is more accurate than {worse.name} {where} by {abs(found.first - found.second):.2f}"
+        f"{better.name} is more accurate than {worse.name} {where} by {abs(found.first - found.second):.4f}"
         if found.differ
         else f"{first.name} and {second.name} do not differ beyond chance {where}: "
-        f"difference {found.first - found.second:.2f}"
+        f"difference {found.first - found.second:.4f}"
     )
     p = p_text(found.p)
-    own, given = [_read(first), _read(second)], {**options_of(first.config), **options_of(second.config)}
-    # Not the usual values of what only one of the methods reads.
-    names = [name for name in differing(own, ()) if name in given or all(name in options for options in own)]
-    told = [_SIGN.get(name, name) for name in names]
+    told = [sign_of(name) for name in _differences(first, second)]
     others = ", ".join([*told[:_MOST_TOLD], *(["…"] if len(told) > _MOST_TOLD else [])])
-    differ = f"They differ in {others}" if told else "Their options are the same"
+    count = f"{len(told)} option{'s' * (len(told) != 1)}"
+    differ = f"They differ in {count}, listed below: {others}" if told else "Their options are the same"
     return (
-        f"{said} [{low:.2f}, {high:.2f}], p {p if p.startswith('<') else f'= {p}'}, on the same {found.samples} "
-        f"samples. {differ}; one run of each."
+        f"{said} {interval_text((low, high))} (95 % interval), p {p if p.startswith('<') else f'= {p}'}, on the "
+        f"same {found.samples} samples. {differ}; one run of each."
     )
 
 
 def _options(chosen: list[Recorded]) -> Part:
     options = [_read(run) for run in chosen]
-    names = differing(options, ())
+    pairs = [_differences(chosen[0], other) for other in chosen[1:]]
+    names = list(dict.fromkeys(name for found in pairs for name in found))
     if not names:
         return Note("All options are the same.") if len(chosen) > 1 else Note("Choose another run to compare with.")
     found = list(zip(chosen, options, strict=True))
     rows = [
-        {"option": name, **{run.name: _plain(own[name]) if name in own else "not used" for run, own in found}}
+        {"option": sign_of(name), **{run.name: _plain(own[name]) if name in own else "not used" for run, own in found}}
         for name in names
     ]
-    return Grid("options", "Options that differ", ["option", *(run.name for run in chosen)], rows)
+    heading = f"Options that differ ({len(names)})"
+    return Grid("options", heading, ["option", *(run.name for run in chosen)], rows)
+
+
+def _differences(first: Recorded, second: Recorded) -> list[str]:
+    """The options in which two runs differ, without the usual values of what only one of the methods reads."""
+    own, given = [_read(first), _read(second)], {**options_of(first.config), **options_of(second.config)}
+    return [name for name in differing(own, ()) if name in given or all(name in options for options in own)]
 
 
 def _read(run: Recorded) -> dict[str, Any]:
@@ -213,7 +232,7 @@ def _same(chosen: list[Recorded]) -> Note:
     norm = chosen[0].info["norm"]
     data = experiments(chosen)[chosen[0].name][0]
     told = ("method", "eps_max", "beta", "epochs", "batch_size", "seed", "model.factory", "optimizer.name")
-    said = [f"{name} {_plain(options[0][name])}" for name in told if name in equal]
+    said = [f"{sign_of(name)} {_plain(options[0][name])}" for name in told if name in equal]
     rest = len(equal) - len(said)
     kind = f"data set {data}, norm {NORM_SIGN.get(norm, norm)}"
     return Note(f"The same in all: {kind}, {', '.join(said)}, and {rest} more options.")

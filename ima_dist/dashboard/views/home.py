@@ -3,7 +3,7 @@
 import time
 
 from ima_dist.dashboard.headlines import Robust, experiments, headlines
-from ima_dist.dashboard.parts import Item, Note, Panel, Part, Side, Values
+from ima_dist.dashboard.parts import Item, Note, Panel, Part, Side, Values, with_interval
 from ima_dist.dashboard.standing import BADLY, ago, caution_of, ended_at, progress_of, remedy_of, sentence_of
 from ima_dist.dashboard.state import Control, State, unparse
 from ima_dist.results.doubts import doubts
@@ -15,7 +15,9 @@ from ima_dist.tracking.collection import Collection, Recorded
 TITLE = "Home"
 INTRODUCTION = ""
 LIVE = True
-_FEW, _FEW_BADLY, _BEST = 4, 3, 6
+_FEW, _FEW_BADLY, _FEW_LATELY, _BEST = 4, 3, 3, 6
+_READ = "Robust accuracy [95 % interval] · clean accuracy."
+_LUCK = "Each is the best on the test samples that it is measured on: the best of many looks better than it is."
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -37,15 +39,17 @@ def show(runs: Collection, values: Values) -> list[Part]:
     finished = [run for run in newest if status[run.name] == "finished"]
     best = _best([run for run in finished if run.name in robust], kinds, robust)
     now = time.time()
-    lately = [_ended(run, now - ended[run.name], robust.get(run.name)) for run in finished[:_FEW]]
+    lately = [_ended(run, now - ended[run.name], robust.get(run.name)) for run in finished[:_FEW_LATELY]]
+    more = _more(len(finished), _FEW_LATELY, "finished")
+    damaged = [run for run in every if status[run.name] == "damaged"]
     return [
         Side(
             [
                 [_running(running), _badly(badly, now, ended)],
                 [
                     _best_panel(best, kinds, robust),
-                    Panel("ended", "Finished lately", lately, "None yet.", _more(len(finished), _FEW, "finished")),
-                    _warnings([*(run for run, _ in best), *finished[:_FEW]]),
+                    Panel("ended", "Finished lately", lately, "None yet.", more),
+                    _warnings(len(runs.problems), damaged, [*(run for run, _ in best), *finished[:_FEW_LATELY]]),
                 ],
             ]
         )
@@ -66,7 +70,7 @@ def _running(running: list[Recorded]) -> Panel:
     items = []
     for run, at in found[:_FEW]:
         left = f"{at.left} left" if at.left else None
-        said = [f"epoch {at.epoch}", at.stage if at.stage != "training" else None, left, at.where]
+        said = [at.words, at.stage if at.stage != "training" else None, left, at.where]
         tag, tone = (at.silent, "bad") if at.silent else ("", "")
         text = " · ".join(part for part in said if part)
         items.append(Item(run.name, _href(run), text, tag, tone, at.share))
@@ -93,14 +97,13 @@ def _badly(badly: list[Recorded], now: float, ended: dict[str, float]) -> Panel:
 
 def _ended(run: Recorded, seconds: float, robust: Robust | None) -> Item:
     clean = run.info["clean_accuracy"]
-    said = [f"clean {clean:.4f}" if isinstance(clean, float) else None, _said(robust) if robust else "not attacked"]
+    said = [_said(robust) if robust else "not attacked", f"clean {clean:.4f}" if isinstance(clean, float) else None]
     return Item(run.name, _href(run), " · ".join(part for part in said if part), ago(seconds))
 
 
 def _said(robust: Robust) -> str:
-    level = format_noise(robust.noise)
-    interval = f"[{robust.low:.3f}, {robust.high:.3f}]"
-    return f"{robust.accuracy:.4f} {interval} under {robust.attack} at noise {level}"
+    value = with_interval(robust.accuracy, (robust.low, robust.high))
+    return f"{value} under {robust.attack} at ε {format_noise(robust.noise)}"
 
 
 def _best(
@@ -124,12 +127,18 @@ def _best_panel(
         of = f"best of {count}" if count > 1 else "the only one"
         text = f"{data}, {NORM_SIGN.get(norm, norm)}: {_said(robust[run.name])}"
         items.append(Item(run.name, _href(run), f"{text} · clean {run.info['clean_accuracy'] or 0:.4f}", of))
+    about = f"{_READ} {_LUCK}"
     more = ("which of them differ: Trade-off", "tradeoff") if best else None
-    return Panel("best", "Most robust, by data set and norm", items, "Nothing has been attacked yet.", more)
+    return Panel("best", "Most robust, by data set and norm", items, "Nothing has been attacked yet.", more, about)
 
 
-def _warnings(runs: list[Recorded]) -> Panel:
-    """What puts the results above in doubt."""
+def _warnings(unreadable: int, damaged: list[Recorded], runs: list[Recorded]) -> Panel:
+    """What is missing from the results above, and what puts them in doubt."""
+    items = []
+    if unreadable:
+        files = f"{unreadable} file{'s' * (unreadable != 1)} could not be read"
+        items.append(Item(files, "", "What they hold is missing here. The top of the page names them."))
+    items += [Item(run.name, _href(run), "", "damaged: its results are missing here", "bad") for run in damaged]
     own = {run.name: run for run in runs}
-    items = [Item(run.name, _href(run), text) for run in own.values() for text in doubts(run)]
+    items += [Item(run.name, _href(run), text) for run in own.values() for text in doubts(run)]
     return Panel("warnings", "Warnings about these results", items[:_FEW], "None.")

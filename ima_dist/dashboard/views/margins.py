@@ -10,6 +10,7 @@ from ima_dist.dashboard.state import Control, State, one_of, slider
 from ima_dist.figures.interactive import margins as figures
 from ima_dist.results.margin_audit import TOLERANCE, summarise
 from ima_dist.results.text import NORM_SIGN
+from ima_dist.rundir.directory import HISTOGRAM_BINS
 from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection, Recorded
 
@@ -19,6 +20,10 @@ INTRODUCTION = (
     "(paper, Figs. 9 and 14). A misclassified sample stands at Δε, or for mma at 0."
 )
 LIVE = False
+_STEPS = (
+    "Many margins come in steps of Δε: training lets a margin grow by that much in an epoch, until the noisy sample "
+    "crosses the boundary."
+)
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -34,7 +39,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
         if arrays is not None and len(arrays["label"]):
             labels = sorted(set(arrays["label"].tolist()))
             classes = {str(n): figures.class_name(arrays["class_names"], n) for n in labels}
-            found.append(one_of(state, "class", "Class", classes))
+            found.append(one_of(state, "class", "Class of the smallest and largest margins below", classes))
     return found
 
 
@@ -59,13 +64,16 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     epoch, eps_max = at["epoch"], run.config.eps_max
     share = at["share_at_max"]
     at_max = "" if share is None else f"{share:.1%} of the samples at ε_max or above, "
-    caption = f"After epoch {epoch}: {at_max}mean {at['margin_mean']:.4g}."
+    whole = share is not None and len(at["margin_histogram"]) == HISTOGRAM_BINS
+    last = " The last bin holds also those at ε_max itself." if whole else ""
+    steps = f" {_STEPS}" if run.config.method == "ima" else ""
+    caption = f"After epoch {epoch}: {at_max}mean {at['margin_mean']:.4g}.{last}{steps}"
     histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
-    heading = "Mean margin by epoch" if share is None else "Share at ε_max by epoch"
+    heading = "Mean margin by epoch" if share is None else "Share at ε_max and mean margin by epoch"
     shares = figures.share_figure(history, eps_max, epoch)
     return [
         Plot("histogram", "Histogram", caption, histogram),
-        Plot("share", heading, "The dotted line is the epoch above.", shares),
+        Plot("share", heading, "The dotted line is the epoch of the histogram.", shares),
     ]
 
 
@@ -83,16 +91,29 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
     number = int(chosen)
     name = figures.class_name(arrays["class_names"], number)
     own = arrays["label"] == number
+    own &= _at_one_end(arrays, own)
+    arrays = {**arrays, **{key: arrays[key][own] for key in ("index", "label", "margin", "largest", "sample")}}
     rows = [
         {"index": int(i), "class": name, "margin": float(m), "end": "largest" if large else "smallest"}
-        for i, m, large in zip(arrays["index"][own], arrays["margin"][own], arrays["largest"][own], strict=True)
+        for i, m, large in zip(arrays["index"], arrays["margin"], arrays["largest"], strict=True)
     ]
     parts: list[Part] = []
     heading = f"Smallest and largest margins of class {name}"
     if arrays["sample"].ndim == 4 or arrays["sample"].shape[1:] == (2,):
-        caption = "Correctly classified training samples of one class; among equal margins, the lowest indices."
+        caption = (
+            "Correctly classified training samples of the class that is chosen above; the other figures show all "
+            "classes. Among equal margins, the lowest indices. Of few samples, each stands at the nearer end only."
+        )
         parts.append(Plot("extremes", heading, caption, figures.extremes_figure(arrays, number)))
     return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]
+
+
+def _at_one_end(arrays: dict[str, np.ndarray], own: np.ndarray) -> np.ndarray:
+    """Mask (N,) without the second mention of a sample of ``own`` that is stored at both ends."""
+    index, margin, large = arrays["index"], arrays["margin"], arrays["largest"].astype(bool)
+    both = np.isin(index, np.intersect1d(index[own & large], index[own & ~large]))
+    middle = (margin[own].min() + margin[own].max()) / 2 if own.any() else 0.0
+    return ~both | (large == (margin > middle))
 
 
 def by_class(run: Run) -> list[Part]:
@@ -147,6 +168,7 @@ def _audit(run: Run) -> list[Part]:
         f"{found.over:.1%} over-estimated by more than {TOLERANCE:.0%}, "
         f"median of margin / distance {found.median_ratio:.3f}. Lengths in {NORM_SIGN[run.config.norm]}."
     )
+    caption += f" {_STEPS}" if run.config.method == "ima" else ""
     figure = figures.audit_figure(
         table["margin"].to_numpy()[correct], table["distance"].to_numpy()[correct], run.config.norm
     )

@@ -12,6 +12,7 @@ from ima_dist.dashboard.headlines import experiments
 from ima_dist.dashboard.logs import log_of
 from ima_dist.dashboard.parts import (
     INTERVAL,
+    ROBUST,
     Command,
     Editor,
     Facts,
@@ -24,7 +25,8 @@ from ima_dist.dashboard.parts import (
     Plot,
     Side,
     Values,
-    notes,
+    interval_text,
+    with_interval,
 )
 from ima_dist.dashboard.pictures import address_of, picture_names
 from ima_dist.dashboard.standing import BADLY, ago, caution_of, ended_at, progress_of, sentence_of
@@ -66,7 +68,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     return [
         chosen,
         attack,
-        one_of(state, "at", "Noise level (strength of the attack)", options, middle, long=len(levels) > 12),
+        one_of(state, "at", "Noise level ε", options, middle, long=len(levels) > 12),
     ]
 
 
@@ -106,7 +108,7 @@ def _standing(run: Recorded, attack: str | None, level: float | None) -> Facts:
     pairs = [
         ("status", said),
         ("where", at.where or ""),
-        ("epoch", at.epoch),
+        ("epoch", at.words),
         ("done", "" if run.status == "finished" else f"{100 * at.share:.0f} % {at.stage}".strip()),
         ("time left", at.left or ""),
         ("ended", "" if run.status == "running" else ago(time.time() - ended_at(run))),
@@ -114,8 +116,8 @@ def _standing(run: Recorded, attack: str | None, level: float | None) -> Facts:
         ("method", f"{info['method']}, ε_max {info['eps_max']:g}" + (f", β {info['beta']:g}" if _ima(run) else "")),
         ("cost", cost_text({name: info[name] for name in COLUMNS})),
         (_clean(run), "" if info["clean_accuracy"] is None else f"{info['clean_accuracy']:.4f}"),
-        ("robust accuracy", _robust(run, attack, level)),
-        ("samples/s", "" if at.rate is None else f"{at.rate:,}"),
+        (ROBUST, _robust(run, attack, level)),
+        ("training speed", "" if at.rate is None else f"{at.rate:,} samples/s"),
         ("tags", ", ".join(kept.tags)),
     ]
     return Facts("standing", run.name, [(name, value) for name, value in pairs if value])
@@ -131,8 +133,8 @@ def _robust(run: Recorded, attack: str | None, level: float | None) -> str:
     point = attack_rows(run.points).get(attack or "", {}).get(level) if level is not None else None
     if point is None:
         return ""
-    low, high = interval_of(point)
-    return f"{point.share:.2f} [{low:.2f}, {high:.2f}] under {attack} at noise {format_noise(point.level)}"
+    value = with_interval(point.share, interval_of(point))
+    return f"{value} (95 % interval) under {attack} at ε {format_noise(point.level)}"
 
 
 def _ima(run: Recorded) -> bool:
@@ -142,8 +144,8 @@ def _ima(run: Recorded) -> bool:
 def _commands(run: Recorded) -> list[Part]:
     found: list[Part] = []
     if run.status != "finished":
-        found.append(Command("continue", continue_command(run)))
-        found += notes([caution]) if (caution := caution_of(run)) else []
+        caution = caution_of(run)
+        found.append(Note(caution) if caution else Command("continue", continue_command(run)))
     if run.info["epochs_done"]:
         found += [Command("evaluate", evaluate_command(run)), Command("export", export_command(run))]
     return found
@@ -154,7 +156,7 @@ def _training(run: Run) -> list[Part]:
         return [Note("No epoch is finished yet.")]
     figure = training_figure([Trained("", run.training_history, None)], None)
     figure.update_layout(height=430)
-    return [Plot("training", "Training", "Accuracy on clean data, and loss, by epoch.", figure)]
+    return [Plot("training", "Training", "Clean accuracy, and training loss, by epoch.", figure)]
 
 
 def _accuracies(run: Run) -> Part:
@@ -164,12 +166,12 @@ def _accuracies(run: Run) -> Part:
         point, bounds = next(iter(row.values())), {level: interval_of(row[level]) for level in row}
         about = {"attack": attack, "epoch": point.epoch, "samples": point.samples}
         table.append({**about, "what": "accuracy", **{format_noise(x): row[x].share for x in row}})
-        short = {format_noise(x): f"[{low:.3f}, {high:.3f}]" for x, (low, high) in bounds.items()}
+        short = {format_noise(x): interval_text(ends) for x, ends in bounds.items()}
         table.append({"attack": attack, "what": INTERVAL, **short})
     if not table:
         return Note(f"It has not been attacked. To attack it: {evaluate_command(run)}")
     columns = ["attack", "epoch", "samples", "what", *map(format_noise, levels_of(rows.values()))]
-    return Grid("accuracies", "Accuracy by noise level", columns, table)
+    return Grid("accuracies", "Clean (ε = 0) and robust accuracy by noise level ε", columns, table)
 
 
 def _confusion(run: Run, attack: str | None, level: float | None) -> list[Part]:
@@ -189,8 +191,11 @@ def _confusion(run: Run, attack: str | None, level: float | None) -> list[Part]:
     names = [name_of(label, known) for label in range(classes)]
     levels = [x for x in (0.0, level) if x is not None and x in flips.levels]
     titles = {0.0: "without noise"}
-    tables = [(titles.get(x, f"{attack}, noise {format_noise(x)}"), flips.confusion(x, classes)) for x in levels]
-    caption = "Numbers are test samples. A row is a true class; off the diagonal is what it is taken for."
+    tables = [(titles.get(x, f"{attack}, ε {format_noise(x)}"), flips.confusion(x, classes)) for x in levels]
+    caption = (
+        "Numbers are test samples. A row is a true class; off the diagonal is what it is taken for. The darker a cell, "
+        "the larger its share of the row's class."
+    )
     return [Plot("confusion", "Confusion", caption, confusion_figure(tables, names))] if tables else []
 
 

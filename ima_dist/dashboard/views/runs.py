@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ima_dist.dashboard.headlines import experiments, headlines
-from ima_dist.dashboard.parts import INTERVAL, Browser, Note, Part, Values, interval_text
+from ima_dist.dashboard.parts import CLEAN, INTERVAL, LEVEL, ROBUST, Browser, Note, Part, Values, interval_text
 from ima_dist.dashboard.standing import ended_at, progress_of, sentence_of
 from ima_dist.dashboard.state import Control, Several, State, any_of, some_of, text, unparse
 from ima_dist.results.text import NORM_SIGN
@@ -15,17 +15,16 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Runs"
 INTRODUCTION = (
-    "Every run and trial, the most robust first. Tick several to compare them; a heading sorts. “attack” includes the "
-    "noise level, its strength."
+    "Every run and trial, the newest first. Tick several to compare them; a heading sorts. Robust accuracies can be "
+    "compared only where data, norm, attack and noise level ε are the same."
 )
 LIVE = True
-_ROBUST = "robust accuracy"
-_USUAL: tuple[str, ...] = ("status", "data", "norm", "method", "ε_max", "β", "seed", "clean", _ROBUST, "attack")
-_USUAL += ("ended", "tags", "message")
-_OTHERS = (INTERVAL, "epoch", "done", "time left", "where", "stage", "samples/s", "validation", "samples")
-_WIDTHS = {"run": 208, "status": 84, "data": 84, "norm": 50, "method": 72, "ε_max": 58, "β": 44, "seed": 54}
-_WIDTHS |= {"clean": 66, _ROBUST: 126, "attack": 104, "epoch": 54, "ended": 134, "tags": 80, "message": 88}
-_WIDTHS |= {INTERVAL: 128, "where": 190}
+_USUAL: tuple[str, ...] = ("status", "ended", "data", "norm", "method", CLEAN, ROBUST, INTERVAL, "attack")
+_USUAL += (LEVEL, "ε_max", "β", "seed", "tags", "message")
+_OTHERS = ("samples", "epoch", "done", "time left", "where", "stage", "samples/s", "validation")
+_WIDTHS = {"status": 84, "norm": 50, "method": 66, "ε_max": 62, "β": 44, "seed": 54, CLEAN: 74, ROBUST: 74, LEVEL: 60}
+_WIDTHS |= {"attack": 74, "epoch": 62, "ended": 134, "tags": 80, "message": 150, INTERVAL: 112, "where": 190}
+_LETTER, _ROOM, _WIDEST = 7.2, 18, 420  # pixels of a letter and beside the text; of a column of names
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -60,19 +59,25 @@ def show(runs: Collection, values: Values) -> list[Part]:
         row = _row(run, kinds[run.name])
         if run.name in robust:
             best = robust[run.name]
-            row |= {_ROBUST: best.accuracy, "attack": best.at, INTERVAL: interval_text((best.low, best.high))}
-            row["samples"] = best.samples
+            row |= {ROBUST: best.accuracy, INTERVAL: interval_text((best.low, best.high)), "samples": best.samples}
+            row |= {"attack": best.attack, LEVEL: best.noise}
         rows.append(row)
-    # Home lists those that run and those that ended badly.
-    order = {"finished": 0, "running": 1, "died": 2, "failed": 3, "damaged": 4, "interrupted": 5}
-    rows.sort(key=lambda row: (order.get(row["status"], 6), -row.get(_ROBUST, -1.0), row["run"]))
+    now = time.time()
+    # What runs is newer than all that has ended.
+    ended = {run.name: now if run.status == "running" else ended_at(run) for run in chosen}
+    rows.sort(key=lambda row: (-ended[row["run"]], row["run"]))
     heading = f"{len(rows)} of {len(every)} runs" if len(rows) < len(every) else f"{len(rows)} runs"
     usual = values["columns"] == [name for name in _USUAL if name in values["columns"]]
     filled = {name for row in rows for name, value in row.items() if value not in (None, "")}
     # A column that was asked for stays, even if it is empty.
     columns = ["run", *(name for name in values["columns"] if not usual or name in filled)]
     links = {"run": lambda row: "run" + unparse({"run": [row["run"]]})}
-    return [Browser("runs", heading, columns, rows, links=links, widths=_WIDTHS)]
+    widths = _WIDTHS | {name: _wide(row[name] for row in rows) for name in ("run", "data")}
+    return [Browser("runs", heading, columns, rows, links=links, widths=widths)]
+
+
+def _wide(names: Iterable[str]) -> int:
+    return min(_WIDEST, _ROOM + round(_LETTER * max(map(len, names))))
 
 
 def _counted(values: Iterable[Any]) -> dict[str, str]:
@@ -117,7 +122,7 @@ def _row(run: Recorded, kind: tuple[str, str]) -> dict[str, Any]:
         "method": run.info["method"],
         "ε_max": run.info["eps_max"],
         "β": _beta(run),
-        "clean": run.info["clean_accuracy"],
+        CLEAN: run.info["clean_accuracy"],
         "validation": last.get("val_accuracy"),
         "epoch": at.epoch,
         "done": f"{100 * at.share:.0f} %" + (" of the evaluation" if at.stage == "evaluation" else ""),

@@ -20,6 +20,7 @@ INTRODUCTION = (
     "images of a few samples, and the predictions for every sample that was attacked."
 )
 LIVE = False
+_BOTH = "Of an attack with two losses (“both”), each noise level shows one that makes the sample wrong, if any does."
 _OTHER = "other"
 
 
@@ -29,11 +30,16 @@ def controls(runs: Collection, state: State) -> list[Control]:
     if chosen.value is None:
         return [chosen]
     arrays = opened(runs.runs[chosen.value]).noisy
-    options = {}
+    options, first = {}, None
     if arrays is not None:
-        for index, label in zip(arrays["index"].tolist(), arrays["label"].tolist(), strict=True):
-            options[str(index)] = f"{index}: {class_name(arrays['class_names'], label)}"
-    which = one_of(state, "sample", "Test sample", {**options, _OTHER: "by index"})
+        for place in np.argsort(arrays["index"], kind="stable").tolist():
+            index, label = str(arrays["index"][place]), int(arrays["label"][place])
+            options[index] = f"{index}: {class_name(arrays['class_names'], label)}"
+            # One that an attack has something to break of.
+            if first is None and arrays["clean_prediction"][place] == label:
+                first = index
+    title = "Test sample (index: true class, in the order of the index)"
+    which = one_of(state, "sample", title, {**options, _OTHER: "by index"}, first)
     by_index = number(state, "index", "Index of the sample", 0, 1e9, 1, 0)
     return [chosen, which, by_index] if which.value == _OTHER else [chosen, which]
 
@@ -80,8 +86,8 @@ def _predictions(run: Run, outcomes: pa.Table | None, index: int, names: Names) 
         row |= {"true class": true, "predicted class": class_name(names, predicted), "right": predicted == label}
     columns = ["index", "attack", "loss", "noise", "true class", "predicted class", "right"]
     both = [r for r in rows if r["loss"] == "both"] or rows
-    caption = f"Dashed: the true class, {true}. Shown is the worse of the two losses of each attack."
+    caption = f"Dashed: the true class, {true}. {_BOTH}"
     return [
-        Plot("predictions", "Predicted class by noise level", caption, predictions_figure(both, label, names)),
+        Plot("predictions", "Predicted class by noise level ε", caption, predictions_figure(both, label, names)),
         Grid("outcomes", "Every attack and loss", columns, rows),
     ]

@@ -18,13 +18,11 @@ from ima_dist.rundir.run import Arrays, Run
 from ima_dist.tracking.collection import Collection
 
 TITLE = "Samples"
-INTRODUCTION = (
-    "The test samples that an attack breaks first: for each one the smallest noise level (strength of the attack) at "
-    "which it is misclassified."
-)
+INTRODUCTION = "The test samples that an attack breaks first, each with the smallest noise level ε that breaks it."
 LIVE = False
 _PAGE, _IMAGES = 25, 12
-_ALL = "all"
+_PAGES = f"Page of the table, {_PAGE} samples each"
+_ALL, _FROM = "all", "misclassified from noise level ε"
 _ORDERS = {"first": "misclassified first", "last": "misclassified last", "index": "index"}
 
 
@@ -42,7 +40,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     pages = 1 if flips is None else max(1, -(-len(_chosen(flips, label.value)) // _PAGE))
     order = one_of(state, "order", "Order", _ORDERS)
     found: list[Control] = [chosen, attack, label, order]
-    return [*found, slider(state, "page", "Page", 1, pages, 1)] if pages > 1 else found
+    return [*found, slider(state, "page", _PAGES, 1, pages, 1)] if pages > 1 else found
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
@@ -57,13 +55,13 @@ def show(runs: Collection, values: Values) -> list[Part]:
     parts = _images(run, values["label"], values["attack"])
     caption = f"Under {values['attack']}. “Never”: right at every level up to {format_noise(flips.levels[-1])}."
     figure = lost_figure(flips.lost, flips.label, flips.levels, names)
-    parts.append(Plot("lost", "Noise level at which samples are misclassified", caption, figure))
+    parts.append(Plot("lost", "Noise level ε at which samples are misclassified", caption, figure))
     known = np.array([confidence.get(index, np.nan) for index in flips.index.tolist()])
     there = np.isfinite(known)
     if there.any():
         figure = confidence_figure(known[there], flips.lost[there], flips.label[there], flips.levels, names)
         caption = "Margin of probability: that of the true class less that of the likeliest other one."
-        parts.append(Plot("confidence", "Margin against noise", caption, figure))
+        parts.append(Plot("confidence", "Margin of probability against noise level ε", caption, figure))
     return [*parts, _table(run, flips, confidence, values)]
 
 
@@ -100,17 +98,14 @@ def _table(run: Run, flips: Flips, confidence: dict[int, float], values: Values)
             {
                 "index": index,
                 "class": _name(run, int(flips.label[place])),
-                "misclassified from noise": "never"
-                if survives
-                else format_noise(lost[place])
-                if lost[place]
-                else "0 (without an attack)",
+                _FROM: "never" if survives else format_noise(lost[place]) if lost[place] else "0 (without noise)",
                 "predicted there": "" if survives else _taken(run, int(flips.becomes[place])),
                 "margin of probability": confidence.get(index),
             }
         )
     first, last = (page - 1) * _PAGE + 1, min(page * _PAGE, len(places))
-    heading = f"Samples {first:,} to {last:,} of {len(places):,}"
+    order = "by index" if values["order"] == "index" else f"{_ORDERS[values['order']]}, equal noise levels by index"
+    heading = f"Samples {first:,} to {last:,} of {len(places):,} ({order})"
 
     def link(row: dict[str, Any]) -> str:
         return "sample" + unparse({"run": [run.name], "sample": ["other"], "index": [str(row["index"])]})
@@ -137,20 +132,24 @@ def _images(run: Run, label: str | None, chosen: str | None) -> list[Part]:
     attack, kept = str(arrays["attack"]), len(arrays["label"])
     if not cells:
         return [Note(f"No images are kept of this class: the evaluation keeps those of {kept} samples only.")]
-    other = f", not under {chosen}" if chosen != attack else ""
+    other = f", not for {chosen}" if chosen != attack else ""
+    about = (
+        f"Images are kept only for {attack}, the strictest attack when they were made{other}. Above each: true class → "
+        "predicted class, and the noise level ε."
+    )
     caption = (
         "Image, noise (grey where nothing changes, stretched to its own range), and image attacked by PGD with "
-        f"cross-entropy, at the smallest noise level at which the sample is misclassified under {attack} (the "
-        f"strictest attack when the images were made){other}. Shown are {len(cells)} of the {kept} samples whose "
-        "images are kept: only such as are right without noise, the classes taking turns. The table has all samples."
+        f"cross-entropy, at the smallest noise level at which the sample is misclassified under {attack}. Shown are "
+        f"{len(cells)} of the {kept} samples whose images are kept, by noise level: only such as are right without "
+        "noise, the classes taking turns. The table has all samples."
     )
-    return [Gallery("lost-first", f"Misclassified first under {attack}", caption, cells)]
+    return [Gallery("lost-first", f"Misclassified first under {attack}", caption, cells, about)]
 
 
 def _heading(run: Run, arrays: Arrays, i: int) -> str:
     label, prediction = int(arrays["label"][i]), int(arrays["prediction"][i])
     wrong = f"→ {_taken(run, prediction)}" if prediction != label else "(still right in this image)"
-    return f"{_name(run, label)} {wrong}, noise {format_noise(arrays['noise'][i])}"
+    return f"{_name(run, label)} {wrong}, ε {format_noise(arrays['noise'][i])}"
 
 
 def _address(run: Run, arrays: Arrays, i: int) -> str:

@@ -10,7 +10,21 @@ from ima_dist.config.attacks import STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.plain_yaml import load_plain
 from ima_dist.config.presets import train_command
-from ima_dist.dashboard.parts import INTERVAL, Command, Grid, Note, Part, Plot, Side, Values, interval_text, notes
+from ima_dist.dashboard.parts import (
+    CLEAN,
+    INTERVAL,
+    ROBUST,
+    Command,
+    Grid,
+    Note,
+    Part,
+    Plot,
+    Side,
+    Values,
+    interval_text,
+    notes,
+    sign_of,
+)
 from ima_dist.dashboard.standing import progress_of, sentence_of
 from ima_dist.dashboard.state import Control, State, number, one_of, unparse
 from ima_dist.figures.interactive.importance import importance_figure
@@ -18,7 +32,7 @@ from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.sweepfile import Sweep, is_asked, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
-from ima_dist.results.candidates import Row, export_commands
+from ima_dist.results.candidates import Row
 from ima_dist.results.choice import Candidate, Choice, Interval, Share, Spread, choose
 from ima_dist.results.importance import FEWEST, importance
 from ima_dist.results.seeds import Network, attacks_of, candidates_of
@@ -30,7 +44,13 @@ from ima_dist.tracking.collection import Collection, Recorded
 TITLE = "Sweep"
 INTRODUCTION = "What a sweep has tried, which combinations no other beats in both accuracies, and which option matters."
 LIVE = False
-_AREA, _ROBUST = "area", "robust accuracy"
+_AREA = "area"
+_MATTERS = (
+    "The more the best of these trials agree on the value of an option, the longer its bar (PED-ANOVA; all bars add up "
+    "to 1). That holds for the values tried here, not for others."
+)
+_BY_CHANCE = "No combination differs from the highest beyond chance, so these bars may show nothing but chance. "
+_LUCK = "Chosen and measured on the same test samples: the best of many looks better than it is."
 _LARGEST = 1 << 20  # bytes of a sweep.yaml
 
 
@@ -43,12 +63,12 @@ def controls(runs: Collection, state: State) -> list[Control]:
     shared = next((a for a in able if all(a in found for found in each)), None)
     attack = one_of(state, "attack", "Attack", {a: a for a in able}, shared)
     levels = sorted({p.level for run in own for p in run.points if p.attack == attack.value} - {0.0})
-    options = {**{repr(x): f"noise {format_noise(x)}" for x in levels}, _AREA: "area under the curve"}
+    options = {**{repr(x): f"ε {format_noise(x)}" for x in levels}, _AREA: "area under the curve"}
     middle = repr(levels[len(levels) // 2]) if levels else _AREA
     return [
         which,
         attack,
-        one_of(state, "level", "Robust accuracy at noise level (strength of the attack)", options, middle, long=True),
+        one_of(state, "level", "Robust accuracy at noise level ε", options, middle, long=True),
         number(state, "least", "Minimum clean accuracy", 0, 1, 0.005, 0.0),
     ]
 
@@ -84,14 +104,15 @@ def show(runs: Collection, values: Values) -> list[Part]:
     for trial in trials:
         counts[trial["status"]] = counts.get(trial["status"], 0) + 1
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    head: list[Part] = [Note(f"{sweep.asked['title']}: {said}. Varied: {', '.join(sweep.space)}.")]
+    head: list[Part] = [Note(f"{sweep.asked['title']}: {said}. Varied: {', '.join(map(sign_of, sweep.space))}.")]
     if counts.keys() - {"finished", "running"}:
         head.append(Command("continue", shlex.join(["python", "-m", "ima_dist.sweep", "--resume", str(place)])))
-    columns = ["trial", *sweep.space, "seed", "status", "done", "time left", "clean", _ROBUST, INTERVAL, "message"]
+    columns = ["trial", *map(sign_of, sweep.space), "seed", "status", "done", "time left", CLEAN, ROBUST, INTERVAL]
+    columns.append("message")
     columns = [
         name for name in columns if name in ("trial", "status") or any(t.get(name) not in (None, "") for t in trials)
     ]
-    trials.sort(key=lambda trial: -trial.get(_ROBUST, -1.0))
+    trials.sort(key=lambda trial: -trial.get(ROBUST, -1.0))
     links = {"trial": lambda row: "run" + unparse({"run": [row["name"]]}) if row["name"] else ""}
     table = Grid("trials", "Trials", columns, trials, links=links)
     levels = [] if level is None else [level]
@@ -124,11 +145,11 @@ def _rows(
                 row.networks.append(Network(run, point.epoch))
             at = progress_of(run)
             ended = record.get("status") if record.get("status") in ("stopped", "failed") else run.status
-            line |= {"name": run.name, "status": str(ended), "clean": run.info["clean_accuracy"]}
+            line |= {"name": run.name, "status": str(ended), CLEAN: run.info["clean_accuracy"]}
             line |= {"done": f"{100 * at.share:.0f} %", "time left": at.left}
             found = attack_rows(run.points, point.epoch).get(attack or "", {}).get(level) if level is not None else None
             if found is not None:
-                line |= {_ROBUST: found.share, INTERVAL: interval_text(interval_of(found))}
+                line |= {ROBUST: found.share, INTERVAL: interval_text(interval_of(found))}
             line["message"] = record.get("message") or sentence_of(run) or None
         trials[path.name, point.epoch] = line
     return list(rows.values()), list(trials.values())
@@ -136,7 +157,11 @@ def _rows(
 
 def _short(values: dict[str, Any]) -> dict[str, Any]:
     """Settings as they were given, not with the places of measured values."""
-    return {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+    return {sign_of(name): f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+
+
+def _name(row: Row) -> str:
+    return ", ".join(f"{name} {value}" for name, value in _short(row.values).items()) or row.name
 
 
 def _results(rows: list[Row], place: Path, values: Values, levels: list[float]) -> list[Part]:
@@ -144,22 +169,21 @@ def _results(rows: list[Row], place: Path, values: Values, levels: list[float]) 
     measured = [row for row in rows if attack in attacks_of(row.networks)]
     if not measured:
         return [Note("No trial has been evaluated yet.")]
-    kept, candidates, pairs, problems = candidates_of([(r.name, r.networks) for r in measured], attack, levels)
+    kept, candidates, pairs, problems = candidates_of([(_name(r), r.networks) for r in measured], attack, levels)
     if not candidates:
         return notes(problems)
     choice = choose(candidates, values["least"] or 0.0, levels)
-    what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
+    what = f"{ROBUST} ({attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
     points = [_point(c, a, b) for c, a, b in zip(candidates, choice.clean_spreads, choice.score_spreads, strict=True)]
     caption = "Circled and joined: the combinations that no other beats in both. Bars: 95 % intervals."
-    front = Plot("front", "Clean against robust", caption, tradeoff_figure(points, list(choice.pareto), what))
+    front = Plot("front", "Clean against robust accuracy", caption, tradeoff_figure(points, list(choice.pareto), what))
     own = [measured[i].values for i in kept]
     shares = importance(own, [c.score.mean for c in candidates])
     matters: Part = Note(f"Which option matters is told from {FEWEST} evaluated combinations on: {len(own)} so far.")
     if shares:
-        caption = "Share of what the options tell of the robust accuracy (PED-ANOVA): of these values, not of others."
-        if len(choice.alike) == len(candidates) - 1:
-            caption = "Caution: no combination differs from the highest beyond chance. " + caption
-        matters = Plot("importance", "Which option matters", caption, importance_figure(shares))
+        caption = (_BY_CHANCE if len(choice.alike) == len(candidates) - 1 else "") + _MATTERS
+        signs = {sign_of(name): share for name, share in shares.items()}
+        matters = Plot("importance", "Which option matters", caption, importance_figure(signs))
     networks = [network for network, _ in pairs[choice.best]] if choice.best is not None else []
     best = _best(candidates, choice, networks, place, values, levels)
     return [*best, Side([[front], [matters]]), *notes(problems)]
@@ -191,7 +215,7 @@ def _best(
         return [Note(f"No combination has a clean accuracy of at least {least}.", warning=True), again]
     best = candidates[choice.best]
     others, alike = len(candidates) - 1, len(choice.alike)
-    said = f"Highest: {best.name}, clean {best.clean.mean:.4f}, robust {best.score.mean:.4f}"
+    said = f"Highest: {best.name}, {CLEAN} {best.clean.mean:.4f}, {ROBUST} {best.score.mean:.4f}"
     if alike == others > 0:
         said += f"; none of the other {others} differs from it beyond chance."
     elif alike:
@@ -199,6 +223,8 @@ def _best(
         said += f"; {alike} of the other {others} do not differ from it beyond chance: {names}."
     else:
         said += "; all others differ from it beyond chance." if others else "."
-    config = networks[0].run.config
-    export = export_commands(networks[:1])[0].split(": ", 1)[1]
-    return [Note(said), again, Command("train", train_command(config, "RUN_DIR")), Command("export", export)]
+    run, epoch = networks[0].run, networks[0].epoch
+    export = ["python", "-m", "ima_dist.export", str(run.dir.path), "--to", f"exports/{run.dir.path.name}"]
+    export += ["--epoch", str(epoch)]
+    train = train_command(run.config, place.parent / f"{place.name}-best")
+    return [Note(f"{said} {_LUCK}"), again, Command("train", train), Command("export", shlex.join(export))]

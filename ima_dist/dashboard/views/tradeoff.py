@@ -1,12 +1,27 @@
 """Clean against robust accuracy: which model to ship."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from ima_dist.config.attacks import ATTACKS
-from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
+from ima_dist.dashboard.parts import (
+    CLEAN,
+    INTERVAL,
+    ROBUST,
+    Grid,
+    Note,
+    Part,
+    Plot,
+    Values,
+    interval_text,
+    notes,
+    sign_of,
+    with_interval,
+)
 from ima_dist.dashboard.state import Control, State, number, one_of
 from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
+from ima_dist.plans.sweepfile import reads
 from ima_dist.results.candidates import AVERAGE, INCIDENTAL
 from ima_dist.results.choice import Candidate, Choice, Interval, Share, Spread, choose, pareto_set
 from ima_dist.results.same_data import data_sets
@@ -19,11 +34,13 @@ TITLE = "Trade-off"
 INTRODUCTION = (
     "Each point is a model. Runs that differ only in their seed are one model. Each epoch that was evaluated by itself "
     "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals for the "
-    "test samples and the seeds together. The verdict compares sample by sample, so bars that overlap may differ."
+    "test samples and the seeds together. Bars that overlap do not settle whether two models differ: the verdict in "
+    "the table compares them sample by sample."
 )
 LIVE = False
 _AREA = "area"
-_ROBUST = "robust"
+_CLEAN_CELL, _ROBUST_CELL, _LESS = f"{CLEAN}, {INTERVAL}", f"{ROBUST}, {INTERVAL}", "robust, less the best"
+_BOUNDS = ("clean", "clean from", "clean to", "robust", "robust from", "robust to", "less best from", "less best to")
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -36,14 +53,14 @@ def controls(runs: Collection, state: State) -> list[Control]:
     found = {p.attack for r in own for p in r.points}
     attack = one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})
     levels = {p.level for r in own for p in r.points if p.attack == attack.value} - {0.0}
-    by_level = {repr(x): f"noise {format_noise(x)}" for x in sorted(levels)}
+    by_level = {repr(x): f"ε {format_noise(x)}" for x in sorted(levels)}
     return [
         which,
         attack,
         one_of(
             state,
             "level",
-            "Robust accuracy at noise level (strength of the attack)",
+            "Robust accuracy at noise level ε",
             {_AREA: "area under the curve", **by_level},
             long=True,
         ),
@@ -68,38 +85,51 @@ def show(runs: Collection, values: Values) -> list[Part]:
     problems += [] if levels else [AVERAGE]
     if choice.best is None:
         problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
-    what = f"accuracy under {attack}, " + (f"noise {format_noise(levels[0])}" if levels else "area under the curve")
+    what = f"{ROBUST} ({attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
     caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
+    if not values["least"]:
+        choice = replace(choice, uncertain=[])  # every clean accuracy is at least 0
     rows = [_row(i, c, p, choice, i in front) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
     plane = tradeoff_figure(points, front, what)
     return [
         Plot("tradeoff", "Clean against robust accuracy", caption, plane),
-        Grid("models", "Models", list(rows[0]), rows),
+        Grid("models", "Models", [name for name in rows[0] if name not in _BOUNDS], rows, also=_BOUNDS),
         _parallel(candidates, groups),
         *notes(problems),
     ]
 
 
 def _row(i: int, candidate: Candidate, point: Point, choice: Choice, pareto: bool) -> dict[str, Any]:
-    verdict = ["best"] if i == choice.best else ["not different from the best"] if i in choice.alike else []
-    if i in choice.uncertain:
-        verdict.append("clean accuracy uncertain")
-    less = choice.differences.get(i, (None, None))
+    less = choice.differences.get(i)
     return {
         "model": candidate.name,
+        "verdict": _verdict(i, choice),
+        _ROBUST_CELL: with_interval(point.robust, point.robust_interval),
+        _CLEAN_CELL: with_interval(point.clean, point.clean_interval),
+        _LESS: interval_text((max(-1.0, less[0]), min(1.0, less[1]))) if less else None,
+        "Pareto": pareto,
         "seeds": len(candidate.clean.values),
         "samples": candidate.clean.samples,
         "clean": point.clean,
         "clean from": point.clean_interval[0],
         "clean to": point.clean_interval[1],
-        _ROBUST: point.robust,
+        "robust": point.robust,
         "robust from": point.robust_interval[0],
         "robust to": point.robust_interval[1],
-        "less best from": less[0],
-        "less best to": less[1],
-        "Pareto": pareto,
-        "verdict": ", ".join(verdict),
+        "less best from": less and less[0],
+        "less best to": less and less[1],
     }
+
+
+def _verdict(i: int, choice: Choice) -> str:
+    """How a model compares with the best, in words."""
+    if i == choice.best:
+        said = "best"
+    elif i in choice.differences:
+        said = "not different from the best" if i in choice.alike else "worse than the best"
+    else:
+        return "clean accuracy below the minimum"
+    return f"{said}, clean accuracy uncertain" if i in choice.uncertain else said
 
 
 def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
@@ -118,7 +148,7 @@ def _candidates(
     """Models, one run of each, and a sentence for whatever is left out."""
     grouped: dict[tuple[str, int], list[tuple[Recorded, Network]]] = {}
     for run in own:
-        kept = {k: v for k, v in run.options.items() if k not in INCIDENTAL and not k.startswith("eval.")}
+        kept = {k: v for k, v in _read(run).items() if k not in INCIDENTAL and not k.startswith("eval.")}
         model = json.dumps(kept, sort_keys=True)
         for epoch in epochs_of(run.points):
             network = Network(run, epoch)
@@ -134,19 +164,25 @@ def _candidates(
     return candidates, [first[place] for place in places], [*problems, *([unlike] if unlike else [])]
 
 
+def _read(run: Recorded) -> dict[str, Any]:
+    """The options that the run's method reads: others make no other model."""
+    return {name: value for name, value in run.options.items() if reads(run.info["method"], name)}
+
+
 def _name(run: Recorded, different: list[str], epoch: int | None) -> str:
-    told = [o for o in different if o != "method" and not o.startswith(("eval.", "preset", "norm"))]
-    said = [run.info["method"], *(f"{option} {run.options[option]}" for option in told)]
+    own = _read(run)
+    told = [o for o in different if o in own and o != "method" and not o.startswith(("eval.", "preset", "norm"))]
+    said = [run.info["method"], *(f"{sign_of(option)} {own[option]}" for option in told)]
     return ", ".join(said if epoch is None else [*said, f"epoch {epoch}"])
 
 
 def _parallel(candidates: list[Candidate], groups: list[Recorded]) -> Part:
-    options = [g.options for g in groups]
-    names = [n for n in differing(options, INCIDENTAL) if not n.startswith("eval.")]
-    columns: dict[str, list[Any]] = {n: [o.get(n) for o in options] for n in names}
-    columns |= {"clean": [c.clean.mean for c in candidates], _ROBUST: [c.score.mean for c in candidates]}
+    names = [n for n in differing([g.options for g in groups], INCIDENTAL) if not n.startswith("eval.")]
+    read = {n: [_read(g).get(n, "not used") for g in groups] for n in names}
+    columns: dict[str, list[Any]] = {sign_of(n): found for n, found in read.items() if len({*map(repr, found)}) > 1}
+    columns |= {CLEAN: [c.clean.mean for c in candidates], ROBUST: [c.score.mean for c in candidates]}
     caption = "One line per model, coloured by its robust accuracy, with the options that differ between models."
-    return Plot("parallel", "Values that differ", caption, parallel_figure(columns, _ROBUST))
+    return Plot("parallel", "Values that differ", caption, parallel_figure(columns, ROBUST))
 
 
 def _interval(share: Share, spread: Spread | None) -> Interval:

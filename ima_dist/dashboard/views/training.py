@@ -13,18 +13,21 @@ from ima_dist.tracking.collection import Collection
 
 TITLE = "Training"
 INTRODUCTION = (
-    "Accuracy on clean data after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
+    "Clean accuracy after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
     "threshold: margins grow with the epochs (paper, appendix F)."
 )
 LIVE = False
-_USUAL = 0.9
+_USUAL, _THRESHOLD = 0.9, "Threshold of validation accuracy"
 _COLUMNS = ["run", "epoch", "train_loss", "train_accuracy", "val_accuracy", "margin_mean", "share_at_max"]
 _COLUMNS += ["samples_per_second"]
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.epochs_table.num_rows and r.info["method"] != EXTERNAL]
-    return [choose_runs(state, able), number(state, "threshold", "Minimum validation accuracy", 0, 1, 0.005, _USUAL)]
+    return [
+        choose_runs(state, able),
+        number(state, "threshold", _THRESHOLD, 0, 1, 0.005, _USUAL),
+    ]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
@@ -38,17 +41,29 @@ def show(runs: Collection, values: Values) -> list[Part]:
         try:
             epoch = last_epoch_above(threshold, run.history)
             at = next(r for r in run.history if r["epoch"] == epoch)
-            row |= {"selected epoch": epoch, "validation": at["val_accuracy"], "training": at["train_accuracy"]}
+            row |= {"selected epoch": epoch, "validation accuracy": at["val_accuracy"]}
+            row["training accuracy"] = at["train_accuracy"]
             row["mean margin"] = at.get("margin_mean")  # methods without margins have no such column
         except ConfigError as error:
             row["remark"] = str(error)
         rows.append(row)
         trained.append(Trained(run.name, run.history, epoch))
-    columns = ["run", "epochs done", "selected epoch", "validation", "training", "mean margin", "remark"]
+    columns = [
+        "run",
+        "epochs done",
+        "selected epoch",
+        "validation accuracy",
+        "training accuracy",
+        "mean margin",
+        "remark",
+    ]
     every = [{"run": run.name, **row} for run in chosen for row in run.history]
-    caption = "A star marks the selected epoch of a run."
+    caption = (
+        "A star marks the selected epoch of a run; the dashed line is the threshold. Lines of earlier runs are wider, "
+        "so that lines that coincide can be told apart."
+    )
     return [
-        Plot("training", "Accuracy and loss by epoch", caption, training_figure(trained, threshold)),
+        Plot("training", "Clean accuracy and training loss by epoch", caption, training_figure(trained, threshold)),
         Grid("selected", "Selected epochs", columns, rows),
         Grid("epochs", "All epochs", _COLUMNS, every),
     ]

@@ -33,7 +33,7 @@ def accuracy_figure(series: list[Series], norms: list[str]) -> go.Figure:
     return figure(
         traces,
         height=420 + 20 * len(series),
-        xaxis=axis(f"noise level ({unit})"),
+        xaxis=axis(f"noise level ε ({unit})"),
         yaxis=axis("accuracy on the test set", range=[-0.02, 1.02]),
     )
 
@@ -62,7 +62,7 @@ def distance_figure(curves: list[tuple[str, Any, Any]], norms: list[str]) -> go.
     return figure(
         traces,
         height=420 + 20 * len(curves),
-        xaxis=axis(f"noise level ({unit})"),
+        xaxis=axis(f"noise level ε ({unit})"),
         yaxis=axis("accuracy on the test set", range=[-0.02, 1.02]),
     )
 

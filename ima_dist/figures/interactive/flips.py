@@ -28,7 +28,7 @@ def lost_figure(lost: np.ndarray, label: np.ndarray, levels: np.ndarray, names: 
         traces,
         height=360,
         barmode="stack",
-        xaxis=axis("smallest noise level at which a sample is misclassified", type="category"),
+        xaxis=axis("smallest noise level ε at which a sample is misclassified", type="category"),
         yaxis=axis("test samples", rangemode="tozero"),
     )
 
@@ -57,6 +57,6 @@ def confidence_figure(
     return figure(
         traces,
         height=380,
-        xaxis=axis("smallest noise level at which a sample is misclassified", **ticks),
+        xaxis=axis("smallest noise level ε at which a sample is misclassified", **ticks),
         yaxis=axis("margin of probability, without noise", range=[-1.05, 1.05]),
     )

@@ -69,7 +69,10 @@ def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> g
         if None not in y
     ]
     fig = figure(
-        traces, height=320, xaxis=epoch_axis(max(epochs)), yaxis=axis("share", range=[-0.02, 0.02 + max(1, *means)])
+        traces,
+        height=360,
+        xaxis=epoch_axis(max(epochs)),
+        yaxis=axis("share of samples or of ε_max", range=[-0.02, 0.02 + max(1, *means)]),
     )
     fig.add_vline(x=epoch, line={"color": "#111", "dash": "dot", "width": 1})
     return fig
@@ -108,7 +111,8 @@ def extremes_figure(arrays: dict[str, np.ndarray], number: int) -> go.Figure:
         ]
         for large in (False, True)
     ]
-    return image_grid(rows, ["smallest margins", "largest margins"])
+    shown = [(row, name) for row, name in zip(rows, ("smallest margins", "largest margins"), strict=True) if row]
+    return image_grid([row for row, _ in shown], [name for _, name in shown])
 
 
 def _points(arrays: dict[str, np.ndarray], number: int) -> go.Figure:

@@ -50,7 +50,7 @@ def predictions_figure(rows: list[dict[str, object]], label: int, names: Names) 
                 x=[r["noise"] for r in own],
                 y=[text(class_name(names, int(str(r["prediction"])))) for r in own],
                 mode="lines+markers",
-                name=f"{text(attack)}, {text(loss)}",
+                name=text(attack) if loss == "both" else f"{text(attack)}, {text(loss)}",
                 line={"color": COLOURS[i % len(COLOURS)], "shape": "hv"},
                 marker={"symbol": i % 32, "size": 10},
             )
@@ -60,7 +60,7 @@ def predictions_figure(rows: list[dict[str, object]], label: int, names: Names) 
     fig = figure(
         traces,
         height=200 + 30 * len(order),
-        xaxis=axis("noise level"),
+        xaxis=axis("noise level ε"),
         yaxis={**AXIS, "type": "category", "categoryorder": "array", "categoryarray": order, "automargin": True},
     )
     fig.update_yaxes(range=[-0.5, len(order) - 0.5])

@@ -42,7 +42,7 @@ def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Fig
                 mode="markers",
                 name=text(group),
                 text=[text(p.name) for p in own],
-                hovertemplate="%{text}<br>clean %{x:.4f}<br>robust %{y:.4f}<extra></extra>",
+                hovertemplate="%{text}<br>clean accuracy %{x:.4f}<br>robust accuracy %{y:.4f}<extra></extra>",
                 marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 9, "color": COLOURS[i % len(COLOURS)]},
             )
         )

@@ -35,22 +35,35 @@ def training_figure(runs: list[Trained], threshold: float | None) -> go.Figure:
                     f"{text(run.name)}: {what}" if run.name else what,
                 )
                 marker = {"symbol": symbol(i), "size": 5 if len(known) < 60 else 1}
-                look = {"mode": "lines+markers", "line": {"color": colour(i), "dash": dashed}, "marker": marker}
+                # The first run is the widest, so that it shows behind another that coincides with it.
+                line = {"color": colour(i), "dash": dashed, "width": 2 + min(6, 2 * (len(runs) - 1 - i))}
+                look = {"mode": "lines+markers", "line": line, "marker": marker}
                 legend = {"legendgroup": f"{i} {what}", "showlegend": row == 1}
                 fig.add_trace(go.Scatter(x=x, y=y, name=name, **look, **legend), row=row, col=1)
         at = [r for r in run.history if r["epoch"] == run.selected and r.get("val_accuracy") is not None]
         if at:
-            star = {"symbol": "star", "size": 16, "color": colour(i), "line": {"color": "#111", "width": 1}}
+            # Stars that coincide need one label.
+            earlier = any(other.selected == run.selected for other in runs[:i])
+            said = None if earlier else [f"epoch {run.selected}"]
+            size = 16 + min(24, 8 * (len(runs) - 1 - i))
+            star = {"symbol": "star", "size": size, "color": colour(i), "line": {"color": "#111", "width": 1}}
             look = {"mode": "markers+text", "textposition": "bottom center", "marker": star}
             x, y, name = [run.selected], [at[0]["val_accuracy"]], f"{text(run.name)}: selected"
-            fig.add_trace(go.Scatter(x=x, y=y, name=name, text=[f"epoch {run.selected}"], **look), row=1, col=1)
+            fig.add_trace(go.Scatter(x=x, y=y, name=name, text=said, **look), row=1, col=1)
     style(fig, 560 + 20 * len(runs))
     if threshold is not None:
-        fig.add_hline(y=threshold, line={"color": "#111", "dash": "dash", "width": 1}, row=1, col=1)
+        fig.add_hline(
+            y=threshold,
+            line={"color": "#111", "dash": "dash", "width": 1},
+            annotation_text="threshold",
+            annotation_position="bottom left",
+            row=1,
+            col=1,
+        )
     epochs = epoch_axis(max((row["epoch"] for run in runs for row in run.history), default=0))
     fig.update_xaxes(**{**epochs, "title": None})
     fig.update_yaxes(**AXIS)
     fig.update_xaxes(title=epochs["title"], row=2, col=1)
     fig.update_yaxes(title={"text": "clean accuracy"}, range=[0, 1.05], row=1, col=1)
-    fig.update_yaxes(title={"text": "loss"}, row=2, col=1)
+    fig.update_yaxes(title={"text": "training loss"}, row=2, col=1)
     return fig
