@@ -52,9 +52,21 @@ def set_environment() -> str | None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        # Nobody drains the node of a cluster that ends with this command.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return address
+
+
+@contextlib.contextmanager
+def _undrained() -> Iterator[None]:
+    """Ray Train without the actor that looks for drained nodes: nobody drains that of a cluster which ends with us."""
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    given = name in os.environ
+    os.environ.setdefault(name, "0")
+    try:
+        yield
+    finally:
+        # This process may go on to join a cluster with nodes that are drained.
+        if not given:
+            os.environ.pop(name, None)
 
 
 def _check_names() -> None:
@@ -87,7 +99,7 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
         _check_admission(address)
     # Ray's usual directory may be another user's, or too long for its sockets, and Ray does not clean up.
     own = contextlib.nullcontext() if address else private_directory(usual_base(), str(os.getpid()))
-    with own as temp:
+    with own as temp, contextlib.nullcontext() if address else _undrained():
         _connect(address, temp)
         try:
             from ima_dist.launch.elastic import usable_nodes

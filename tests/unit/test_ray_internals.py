@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import importlib
 import re
 
 import pytest
 import ray
 
-from ima_dist.launch.cluster import set_environment
+from ima_dist.launch.cluster import _undrained, set_environment
 from tests.support.commands import ROOT
 
 set_environment()
@@ -48,3 +49,15 @@ def test_other_versions_are_warned_about():
     sentence = ray_internals.warning("2.61.0") or ""
     assert sentence.startswith("Ray 2.61.0 is installed, but ima_dist uses private parts of Ray (ControllerCallback, ")
     assert sentence.endswith("install ray==2.60.*.")
+
+
+def test_a_cluster_of_ones_own_leaves_the_watch_for_drained_nodes_to_the_next(monkeypatch):
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
+    monkeypatch.delenv(name, raising=False)
+    with _undrained():
+        assert os.environ[name] == "0"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "1")
+    with _undrained():
+        assert os.environ[name] == "1"
+    assert os.environ[name] == "1"
