@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ima_dist.launch import ray_variables
+
 ROOT = Path(__file__).parent.parent
 PORT = 6399  # nothing else listens inside the namespaces
 # `ray start` without the server for Ray's remote clients, which on a busy machine ends for lack of time, and the
@@ -142,11 +144,10 @@ def two_hosts(tmp_path: Path, **variables: str) -> Iterator[Hosts]:
         **os.environ,
         **variables,
         "PYTHONPATH": str(ROOT),
-        "RAY_AUTH_MODE": "token",
+        **ray_variables.OWN_CLUSTER,
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_agent_register_timeout_ms": "300000",
-        "RAY_worker_niceness": "0",  # not behind all else that this machine is doing
         "RAY_ADDRESS": f"{addresses[0]}:{PORT}",
     }
     hosts = Hosts(tmp_path, [f"ima-a-{mark}", f"ima-b-{mark}"], addresses, environment)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster import processes
 from ima_dist.config.errors import ConfigError, did_you_mean
+from ima_dist.launch import ray_variables
 from ima_dist.launch.network_interface import addresses
 from ima_dist.launch.temporary import SHORT
 from ima_dist.launch.temporary import fits as fits
@@ -28,15 +29,7 @@ def new_token(path: Path) -> None:
 
 def environment(token: Path) -> dict[str, str]:
     """Variables for every process of Ray and every client: Ray refuses whoever does not have the token."""
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_V2_ENABLED": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
-        "RAY_prestart_worker_first_driver": "0",
-    }
+    return {**ray_variables.TRAINING, **ray_variables.OWN_CLUSTER, "RAY_AUTH_TOKEN_PATH": str(token)}
 
 
 def mig_slices(visible: str) -> int:

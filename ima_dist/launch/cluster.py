@@ -15,6 +15,7 @@ from typing import Any
 from ima_dist.config.errors import ConfigError, complain, one_line, printable
 from ima_dist.config.schema import Config
 from ima_dist.config.values import with_options
+from ima_dist.launch import ray_variables
 from ima_dist.launch.signals import LAST_WAIT, starting_ray
 from ima_dist.launch.temporary import private_directory, usual_base
 
@@ -42,16 +43,10 @@ class Cluster:
 
 def set_environment() -> str | None:
     """Set the variables that Ray reads on import; returns the address of the cluster to join, if there is one."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        # Workers have an environment of their own, so processes that Ray starts in advance would never be used.
-        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+    ours = {} if address else ray_variables.OWN_CLUSTER
+    for name, value in {**ray_variables.TRAINING, **ray_variables.DRIVER, **ours}.items():
+        os.environ.setdefault(name, value)
     return address
 
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from ima_dist.launch import ray_variables
 from tests.support import commands, workers
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -35,8 +36,8 @@ class RayCluster:
 
     def __init__(self, token: Path, cpus: int, temp: str, jobs: bool, environment: dict[str, str]) -> None:
         self._environment = commands.environment(
-            RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp",
-            RAY_prestart_worker_first_driver="0", **environment,
+            **ray_variables.OWN_CLUSTER, RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0", RAY_TMPDIR="/tmp",
+            **environment,
         )  # fmt: skip
         self._environment.pop("RAY_ADDRESS", None)
         self._running: list[subprocess.Popen[str]] = []

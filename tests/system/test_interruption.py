@@ -53,6 +53,8 @@ def test_stopped_killed_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
     driver = commands.start("ima_dist.train", "moons", *flags, "--workers", "2", "--out", path, cwd=tmp_path)
     commands.wait_for(lambda: position()[0] == 2 and 5 < position()[1] < 60, 600, "the second epoch")
     family = commands.descendants(driver.pid)
+    # On a machine that others use, workers get as much of it as they.
+    assert {os.getpriority(os.PRIO_PROCESS, pid) for pid in family} == {os.getpriority(os.PRIO_PROCESS, 0)}
     os.killpg(driver.pid, signal.SIGTERM)  # as SLURM and timeout do: to all of Ray as well
     assert driver.wait(timeout=120) == 75
     assert "Continue with" in (tmp_path / "stdout.txt").read_text()
