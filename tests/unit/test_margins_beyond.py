@@ -69,7 +69,7 @@ def test_histories_of_earlier_versions_are_drawn_as_before():
     figure = histogram_figure([old], 0.3, "linf", 1)
     assert list(figure.data[0].x) == pytest.approx(((np.arange(50) + 0.5) * 0.006).tolist())
     assert figure.layout.xaxis.range[1] == pytest.approx(0.3)
-    assert len(figure.layout.shapes) == 0
+    assert [shape.x0 for shape in figure.layout.shapes] == [0.3]  # where ε_max is
     both = [old, {**old, "epoch": 2, "margin_histogram": [2] * 53}]
     figure = histogram_figure(both, 0.3, "linf", 1, slider=True)
     assert [len(step["args"][0]["x"][0]) for step in figure.layout.sliders[0].steps] == [50, 53]
