@@ -55,13 +55,18 @@ def about_attack(name: str) -> str:
 
 
 def attack_label(name: str) -> str:
-    """An attack where it is chosen; its name may be taken for an ordinary word."""
+    """An attack where it is chosen."""
     return f"{name} (strongest of several)" if name == WORST else name
 
 
+def named(attack: str) -> str:
+    """An attack in a sentence, in which its name may be taken for an ordinary word."""
+    return f"“{attack}”" if attack == WORST else attack
+
+
 def under(attack: str) -> str:
-    """An attack in a sentence."""
-    return f"under the attack “{attack}”" if attack == WORST else f"under {attack}"
+    """Under which attack something was measured, in a sentence."""
+    return f"under the attack {named(attack)}" if attack == WORST else f"under {attack}"
 
 
 def head() -> html.Div:

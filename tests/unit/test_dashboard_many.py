@@ -83,14 +83,8 @@ def test_home_shows_the_best_of_each_data_set_and_norm(many):
         preset, norm = kind.split(", ")
         own = [r for r in made.finished if kinds.preset[r] == preset and sign[kinds.norm[r]] == norm]
         accuracy, _, rest = text.partition(" [")
-        attack, level = (
-            rest.split(" under ")[1]
-            .split(" · ")[0]
-            .removeprefix("the attack ")
-            .replace("“", "")
-            .replace("”", "")
-            .split(" at ε ")
-        )
+        attack, level = rest.split(" under ")[1].split(" · ")[0].split(" at ε ")
+        attack = attack.strip("“”")
         there = found[found.run.isin(own) & (found.attack == attack) & (found.level == round(float(level), 6))]
         best = there.loc[there.accuracy.idxmax()]
         assert accuracy == f"{best.accuracy:.3f}"
@@ -114,6 +108,9 @@ def test_the_list_is_filtered_by_all_that_it_shows(many):
     stored = pd.read_parquet(root / "dataset" / "runs").set_index("run")
     rows = grid(show(root, "runs"), "runs")
     assert len(rows) == len(stored)
+    began = [row["began"] for row in rows if row["status"] == "running"]
+    assert [row["status"] for row in rows[: len(began)]] == ["running"] * len(began)
+    assert began == sorted(began, reverse=True)
     ended = [row["ended"] for row in rows if row["ended"]]
     assert ended == sorted(ended, reverse=True)
     best = next(row for row in rows if "robust accuracy" in row)
@@ -240,6 +237,18 @@ def test_samples_are_listed_in_the_order_in_which_they_are_lost(many):
     assert sum(sum(trace.y) for trace in counts) == own["index"].nunique()
 
 
+def test_images_of_another_attack_say_so(many):
+    root, made = many
+    stored = {n: np.load(p)["attack"] for n in made.finished if (p := root / n / "examples" / "flips.npz").exists()}
+    name = next(n for n, attack in stored.items() if attack == "worst")
+    other = of(show(root, "samples", f"?run={name}&attack=pgd100"), Gallery, name="lost-first")
+    assert other.heading == "Stored images: misclassified first under the attack “worst”, not under pgd100"
+    assert "for the strictest of its attacks only" in other.about
+    own = of(show(root, "samples", f"?run={name}&attack=worst"), Gallery, name="lost-first")
+    assert own.heading == "Misclassified first under the attack “worst”"
+    assert own.about.startswith("Above each image")
+
+
 def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
     root, made = many
     parts = flat(show(root, "sweep", f"?sweep={SWEEP}&attack=pgd100&level=0.15"))
@@ -256,6 +265,8 @@ def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
     robust = [t["robust accuracy"] for t in trials if "robust accuracy" in t]
     assert robust == sorted(robust, reverse=True)
     assert (len(robust), robust[0]) == (9, best)
+    assert ("no difference was found" in said) == (plots(parts)["importance"].data[0].marker.color == "#bbb")
+    assert "this holds for these networks only" in said  # one seed of each
     commands = {p.label: p.text for p in parts if isinstance(p, Command)}
     assert commands["choose"].endswith("--min-clean 0 --attack pgd100 --noise 0.15")
     assert f"sweep --resume {root / SWEEP}" in commands["continue"]

@@ -6,7 +6,7 @@ from ima_dist.dashboard.headlines import Robust, experiments, headlines
 from ima_dist.dashboard.parts import Item, Note, Panel, Part, Side, Values, share_text, with_interval
 from ima_dist.dashboard.standing import BADLY, ago, caution_of, ended_at, progress_of, remedy_of, sentence_of
 from ima_dist.dashboard.state import Control, State, unparse
-from ima_dist.dashboard.terms import under
+from ima_dist.dashboard.terms import named
 from ima_dist.results.doubts import doubts
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import format_noise
@@ -107,7 +107,7 @@ def _ended(run: Recorded, seconds: float, robust: Robust | None) -> Item:
 
 def _said(robust: Robust) -> str:
     value = with_interval(robust.accuracy, (robust.low, robust.high))
-    return f"{value} {under(robust.attack)} at ε {format_noise(robust.noise)}"
+    return f"{value} under {named(robust.attack)} at ε {format_noise(robust.noise)}"
 
 
 def _best(

@@ -23,7 +23,7 @@ LIVE = True
 _USUAL: tuple[str, ...] = ("status", "ended", "data", "norm", "method", CLEAN, ROBUST, INTERVAL, "attack")
 _USUAL += (LEVEL, "ε_max", "β", "seed", "tags")
 _OTHERS = ("message", "samples", "began", "epoch", "done", "time left", "where", "stage", "samples/s", "validation")
-_WIDTHS = {"status": 82, "norm": 50, "method": 60, "ε_max": 56, "β": 40, "seed": 46, CLEAN: 72, ROBUST: 72, LEVEL: 56}
+_WIDTHS = {"status": 82, "norm": 50, "method": 66, "ε_max": 56, "β": 40, "seed": 46, CLEAN: 72, ROBUST: 72, LEVEL: 56}
 _WIDTHS |= {
     "attack": 64,
     "epoch": 62,

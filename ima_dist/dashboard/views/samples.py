@@ -8,7 +8,7 @@ from ima_dist.config.errors import ConfigError
 from ima_dist.dashboard.choosing import choose_attack, choose_run, opened, strictest
 from ima_dist.dashboard.parts import Gallery, Grid, Note, Part, Picture, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider, unparse
-from ima_dist.dashboard.terms import under
+from ima_dist.dashboard.terms import named, under
 from ima_dist.figures.interactive.flips import confidence_figure, lost_figure
 from ima_dist.figures.interactive.style import channels_first, in_unit_range, png_source
 from ima_dist.results.by_class import class_names, name_of
@@ -138,8 +138,8 @@ def _images(run: Run, label: str | None, chosen: str | None) -> list[Part]:
     if chosen is not None and chosen != attack:
         heading = f"Stored images: misclassified first {under(attack)}, not {under(chosen)}"
         why = (
-            f"An evaluation stores images for the strictest of its attacks only: here {attack}, not for {chosen}. "
-            f"Figures and table below are of {chosen}. "
+            f"An evaluation stores images for the strictest of its attacks only: here for {named(attack)}, not for "
+            f"{named(chosen)}, which is chosen above. Figures and table below are of {named(chosen)}. "
         )
     about = f"{why}Above each image: true class → predicted class, and the noise level ε."
     caption = (

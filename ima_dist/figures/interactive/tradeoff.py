@@ -13,7 +13,7 @@ from ima_dist.figures.interactive.style import COLOURS, axis, faint, figure, loo
 Interval = tuple[float, float]
 #: What a caption says of the figure's bars.
 BARS = "Bars: 95 % intervals; points of equal clean accuracy stand a little apart."
-_APART = 0.008  # of the width of the figure, between points that would cover each other's bars
+_APART = 0.007  # of the width of the figure, between points that would cover each other's bars
 _MOST_TICKS = 6
 
 
@@ -65,14 +65,17 @@ def tradeoff_figure(points: list[Point], pareto: list[int], what: str) -> go.Fig
 
 
 def _apart(points: list[Point]) -> list[float]:
-    """Where each point stands on the x axis: at its clean accuracy, or near it beside those that share it."""
+    """Where each point stands on the x axis: at its clean accuracy, or near it beside those that share it; never
+    beyond 1."""
     ends = [end for p in points for end in p.clean_interval]
     step = _APART * (max(ends) - min(ends)) if ends else 0.0
     count = Counter(p.clean for p in points)
     seen: Counter[float] = Counter()
     places = []
     for p in points:
-        places.append(p.clean + step * (seen[p.clean] - (count[p.clean] - 1) / 2))
+        reach = step * (count[p.clean] - 1)
+        first = min(p.clean - reach / 2, 1 - reach)
+        places.append(first + step * seen[p.clean])
         seen[p.clean] += 1
     return places
 

@@ -77,7 +77,7 @@ def _star(fig: go.Figure, runs: list[Trained], i: int, run: Trained, look: Look,
     said = [f"epoch {run.selected}"] if i == same[0] else None
     star = {"symbol": "star", "size": 16, "color": look.colour, "line": {"color": "#111", "width": 1}}
     place = run.selected + _BESIDE * max(1, last - 1) * (same.index(i) - (len(same) - 1) / 2)
-    shown = {"mode": "markers+text", "textposition": "bottom center", "marker": star}
+    shown = {"mode": "markers+text", "textposition": "top center", "marker": star}
     hover = {"hovertemplate": f"epoch {run.selected}, validation accuracy %{{y:.3f}}<extra></extra>"}
     name = f"{text(run.name)}: selected"
     fig.add_trace(
