@@ -69,7 +69,7 @@ def make_runs(root: Path) -> None:
 
 
 def take(root: Path, out: Path, shown: dict[str, tuple[str, int]]) -> None:
-    """A PNG a view, 1280 pixels wide and in 256 colours, which keeps it small; rare ones, such as a point's, are kept."""
+    """A PNG a view, 1280 pixels wide and in 256 colours, small files that keep rare colours."""
     out.mkdir(parents=True, exist_ok=True)
     with dashboard(root) as address, chromium() as browser:
         for view, (selection, height) in shown.items():
