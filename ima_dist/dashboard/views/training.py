@@ -14,7 +14,7 @@ from ima_dist.tracking.collection import Collection
 TITLE = "Training"
 INTRODUCTION = (
     "Clean accuracy after each epoch. The selected epoch is the last one whose validation accuracy reaches the "
-    "threshold: margins grow with the epochs (paper, appendix F), so later ones are more robust."
+    "threshold: margins grow with the epochs (paper, appendix F)."
 )
 LIVE = False
 _USUAL, _THRESHOLD = 0.9, "Threshold of validation accuracy"
