@@ -19,6 +19,7 @@ from ima_dist.dashboard.parts import Grid
 from ima_dist.dashboard.pictures import add_pictures
 from ima_dist.dashboard.prefix import Prefixed
 from ima_dist.dashboard.render import control as draw_control
+from ima_dist.dashboard.render import linked
 from ima_dist.dashboard.shown import given, shown, values_of, view_of, with_values
 from ima_dist.dashboard.state import Control, Number, Several, Slider, Text, parse, unparse
 from ima_dist.dashboard.terms import head
@@ -141,7 +142,7 @@ def _add_content(app: Dash, runs: Collection, edit: bool) -> None:
         whole, parts = shown(name, parse(search), now, edit)
         view = VIEWS[name]
         canon = [f"{path}{search or ''}", f"{path[: path.rfind('/') + 1]}{name}{unparse(whole)}", view.TITLE]
-        about = (view.INTRODUCTION, _links(name, whole), _problems(now), not now.problems, canon)
+        about = (linked(view.INTRODUCTION, whole), _links(name, whole), _problems(now), not now.problems, canon)
         return (live.wrapped(parts, name, whole), *about, not view.LIVE, live.marks(parts))
 
 

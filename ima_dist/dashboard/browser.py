@@ -12,6 +12,8 @@ from ima_dist.dashboard.state import State
 _WIDTH = 100
 _HEIGHT = 560
 ADDRESS = "address of the row"  # a column that is not shown
+_MESSAGE = "message"
+_DATES = ("began", "ended")
 
 
 def browser(p: Browser, download: Any, state: State) -> html.Section:
@@ -56,7 +58,8 @@ def browser(p: Browser, download: Any, state: State) -> html.Section:
 def rows_of(p: Browser) -> list[dict[str, Any]]:
     """The rows as the page gets them: numbers, and texts that are not too long."""
     link = p.links.get(p.columns[0])
-    return [{**{c: _plain(row.get(c)) for c in p.columns}, ADDRESS: link(row) if link else ""} for row in p.rows]
+    columns = dict.fromkeys([*p.columns, _MESSAGE])
+    return [{**{c: _plain(row.get(c)) for c in columns}, ADDRESS: link(row) if link else ""} for row in p.rows]
 
 
 def _plain(value: Any) -> Any:
@@ -79,7 +82,10 @@ def _column(p: Browser, name: str, first: bool) -> dict[str, Any]:
             "bad": f"{[*BADLY]}.includes(params.value)",
             "good": "params.value == 'running'",
         }
-    if name == "message":
+        column["tooltipField"] = _MESSAGE  # which need not be among the columns
+    if name in _DATES:  # without the year, which a download and the tip have
+        column["valueFormatter"] = {"function": "params.value ? params.value.slice(5) : ''"}
+    if name == _MESSAGE:
         column |= {"flex": 1, "minWidth": p.widths.get(name, _WIDTH)}
     return column
 

@@ -2,10 +2,14 @@
 
 import functools
 import os
+from collections.abc import Collection as Some
+from dataclasses import replace
 from pathlib import Path
 
+from ima_dist.config.attacks import ATTACKS, STRICTEST_FIRST
 from ima_dist.config.presets import data_name_of
 from ima_dist.dashboard.state import Choice, Several, State, one_of, some_of
+from ima_dist.dashboard.terms import about_attack, attack_label
 from ima_dist.results.same_data import data_sets
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.directory import RunDir
@@ -42,6 +46,17 @@ def choose_run(state: State, able: list[Recorded]) -> Choice:
     options = {r.name: label(r) for r in able}
     default = next((name for name in state.get("runs", []) if name in options), None)
     return one_of(state, "run", "Run", options, default, long=True)
+
+
+def choose_attack(state: State, found: Some[str], default: str | None = None) -> Choice:
+    """One of the attacks ``found``, in the order that they have everywhere: the paper's first."""
+    able = [name for name in ATTACKS if name in found]
+    chosen = one_of(state, "attack", "Attack", {name: attack_label(name) for name in able}, default)
+    return replace(chosen, about={name: about_attack(name) for name in able})
+
+
+def strictest(found: Some[str]) -> str | None:
+    return next((name for name in STRICTEST_FIRST if name in found), None)
 
 
 def opened(run: Run) -> Run:

@@ -37,7 +37,7 @@ class Grid:
     heading: str
     columns: list[str]
     rows: list[dict[str, Any]]
-    digits: int = 4
+    digits: int = 3
     links: dict[str, Callable[[dict[str, Any]], str]] = field(default_factory=dict, repr=False)
     also: tuple[str, ...] = ()
 
@@ -204,9 +204,14 @@ def interval_text(bounds: tuple[float, float]) -> str:
     return f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
 
 
+def share_text(value: float) -> str:
+    """An accuracy as it is shown everywhere; downloads have all digits."""
+    return f"{value:.3f}"
+
+
 def with_interval(value: float, bounds: tuple[float, float]) -> str:
     """A measured share and its 95 % interval in one cell or sentence."""
-    return f"{value:.4f} {interval_text(bounds)}"
+    return f"{share_text(value)} {interval_text(bounds)}"
 
 
 def sign_of(option: str) -> str:

@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 from dash import dcc, html
 
-from ima_dist.config.attacks import ATTACK_TABLE
 from ima_dist.dashboard.browser import browser
+from ima_dist.dashboard.links import carried, parsed
 from ima_dist.dashboard.parts import (
     Browser,
     Command,
@@ -29,8 +29,7 @@ from ima_dist.dashboard.state import Choice, Control, Number, Several, Slider, S
 
 def control(c: Control) -> html.Div:
     """A labelled control; its identity names the part of the address that it sets."""
-    options = c.options if isinstance(c, Choice) and c.name == "attack" else ()
-    hint = "\n".join(f"{a}: {ATTACK_TABLE[a].about}" for a in options if a in ATTACK_TABLE) or None
+    hint = "\n".join(dict.fromkeys(c.about.values())) or None if isinstance(c, Choice) else None
     label = html.Div(c.label, className="label", id=f"label-{c.name}", title=hint)
     short = " short" if isinstance(c, Several) and c.short else ""
     return html.Div(
@@ -52,17 +51,16 @@ def _input(c: Control, identity: dict[str, str]) -> Any:
     if isinstance(c, Text):
         about: dict[str, Any] = {"placeholder": c.placeholder, "debounce": 0.4, "maxLength": 200}
         return dcc.Input(type="search", value=c.value, id=identity, **about)
-    options = [{"label": label, "value": value, **_hint(c, value)} for value, label in c.options.items()]
+    about = c.about if isinstance(c, Choice) else {}
+    options: list[Any] = [
+        {"label": label, "value": value, **({"title": about[value]} if value in about else {})}
+        for value, label in c.options.items()
+    ]
     if isinstance(c, Several):
         return dcc.Dropdown(options, c.value, multi=True, placeholder=c.placeholder, id=identity)
     if c.long:
         return dcc.Dropdown(options, c.value, clearable=False, id=identity)
     return dcc.RadioItems(options, c.value, inline=True, id=identity)
-
-
-def _hint(c: Control, value: str) -> dict[str, str]:
-    """What an attack is, where one points at its name."""
-    return {"title": ATTACK_TABLE[value].about} if c.name == "attack" and value in ATTACK_TABLE else {}
 
 
 def part(p: Part, view: str, state: State) -> Any:
@@ -74,6 +72,18 @@ def part(p: Part, view: str, state: State) -> Any:
         columns = [html.Div([part(inner, view, state) for inner in column]) for column in p.columns]
         return html.Div(columns, className=f"side of-{len(columns)}")
     return _DRAW[type(p)](p)
+
+
+def linked(words: str, state: State) -> list[Any]:
+    """A text of ours, in which ``[Compare](compare)`` leads to a view, with the runs that are chosen."""
+    pieces: list[Any] = []
+    for words_before, title, view in parsed(words):
+        pieces.append(words_before)
+        if view.startswith("#"):
+            pieces.append(html.A(title, href=view))
+        elif view:
+            pieces.append(dcc.Link(title, href=f"{view}{unparse(carried(state))}"))
+    return [piece for piece in pieces if piece]
 
 
 def _note(p: Note) -> html.P:

@@ -83,6 +83,14 @@ def caution_of(run: Recorded) -> str:
     return "Continued unchanged, it would fail again: start a new run with what the message asks for." if wanted else ""
 
 
+def began_at(run: Recorded) -> float:
+    """When the run was made (Unix time), which writes its configuration; 0 if that has vanished."""
+    try:
+        return run.dir.config_path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 def ended_at(run: Recorded) -> float:
     """When the run last wrote its summary (Unix time); 0 if it never did."""
     try:

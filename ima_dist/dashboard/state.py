@@ -1,7 +1,7 @@
 """The selection, which only the address holds, and the controls that change it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
@@ -30,11 +30,15 @@ class _Named:
 
 @dataclass(frozen=True)
 class Choice(_Named):
-    """Pick among ``options`` (value -> label): one of a few shown side by side, or from a list that can be searched."""
+    """Pick among ``options`` (value -> label): one of a few shown side by side, or from a list that can be searched.
+
+    about: value -> a line of help.
+    """
 
     options: dict[str, str]
     value: str | None
     long: bool = False
+    about: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,11 @@ _WORDS = {
     "Δε": "the step by which ima lets a margin grow in an epoch",
     "β": "the weight of noisy samples in the loss of ima; methods without it have none",
     "margin": "estimated distance of a training sample to the decision boundary",
+    "recall, precision": "share of a class that is recognised; share of what is taken for the class that belongs to it",
+    "balanced accuracy": "mean recall of all classes",
+    "AUC": "how often a sample of the class has a higher probability of it than another sample",
+    "ECE": "expected calibration error: how far confidence lies from accuracy, on average",
+    "McNemar's test": "whether two networks that saw the same samples differ, judged by those that only one gets right",
     "L∞, L2": "norms: the largest change of any one value of a sample; the length of all changes together",
     "beyond chance": "a difference that the number of test samples, and of seeds, does not explain",
 }
@@ -35,12 +40,33 @@ _METHODS = {
     "fat": "PGD stopped soon after it has crossed the boundary (Zhang et al. 2020)",
     "nfgsm": "a single step from a random start (de Jorge et al. 2022; L∞)",
 }
+WORST = "worst"
 _ATTACKS = {
     "pgd100": "PGD, 100 steps unless the run says otherwise, with each of two losses: cross-entropy and margin loss; "
     "“both” means that a sample must withstand both",
-    "worst": "several attacks; for each sample the strongest counts",
+    WORST: "the strongest of several attacks per sample",
     SMOOTHING: "not an attack: certified radii of the smoothed classifier",
 }
+
+
+def about_attack(name: str) -> str:
+    """A line of help: "worst: the strongest of several attacks per sample"."""
+    return f"{name}: {_ATTACKS.get(name) or ATTACK_TABLE[name].about}"
+
+
+def attack_label(name: str) -> str:
+    """An attack where it is chosen."""
+    return f"{name} (strongest of several)" if name == WORST else name
+
+
+def named(attack: str) -> str:
+    """An attack in a sentence, in which its name may be taken for an ordinary word."""
+    return f"“{attack}”" if attack == WORST else attack
+
+
+def under(attack: str) -> str:
+    """Under which attack something was measured, in a sentence."""
+    return f"under the attack {named(attack)}" if attack == WORST else f"under {attack}"
 
 
 def head() -> html.Div:

@@ -16,6 +16,7 @@ from ima_dist.figures.interactive.boundary import boundary_figure
 from ima_dist.figures.interactive.margins import class_name, histogram_figure
 from ima_dist.figures.interactive.reliability import reliability_figure
 from ima_dist.figures.interactive.sample import sample_figure
+from ima_dist.figures.interactive.style import looks
 from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
 from ima_dist.report.tables import Line, Table, label, paper_attack
@@ -24,7 +25,7 @@ from ima_dist.results.by_class import conditions
 from ima_dist.results.choice import pareto_set
 from ima_dist.results.performance import CLEAN, shown
 from ima_dist.results.same_data import data_sets
-from ima_dist.results.text import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN, percents
 from ima_dist.results.tradeoff import last_epoch_above
 from ima_dist.rundir.run import Arrays, Run
 
@@ -89,7 +90,9 @@ def _series(line: Line) -> Series:
     bounds = [m.interval or (m.accuracy, m.accuracy) for m in ours.values()]
     theirs = {level: cell.accuracy for (split, level), cell in line.theirs.items() if split == "test"}
     accuracies = [m.accuracy for m in ours.values()]
-    return Series(_name(line), list(ours), accuracies, [b[0] for b in bounds], [b[1] for b in bounds], theirs)
+    return Series(
+        _name(line), list(ours), accuracies, [b[0] for b in bounds], [b[1] for b in bounds], theirs, _method(line)
+    )
 
 
 def _point(line: Line) -> Point | None:
@@ -100,7 +103,11 @@ def _point(line: Line) -> Point | None:
     clean, robust = (line.ours["test", level] for level in (0.0, levels[len(levels) // 2]))
     if clean.interval is None or robust.interval is None:
         return None
-    return Point(_name(line), line.row, clean.accuracy, clean.interval, robust.accuracy, robust.interval)
+    return Point(_name(line), line.row, clean.accuracy, clean.interval, robust.accuracy, robust.interval, _method(line))
+
+
+def _method(line: Line) -> str:
+    return line.results[0].config.method if line.results else ""
 
 
 def _name(line: Line) -> str:
@@ -120,9 +127,10 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         shown = "Figure 9" if config.method == "mma" else "Figures 9 and 14"
         source = (shown if covid else "Like Figure 14") if theirs else ""
         share = rows[-1].get("share_at_max")
-        at_max = "" if share is None else f" In the end {share:.1%} stand at ε_max or above."
+        at_max = "" if share is None else f" In the end {percents(share)} stand at ε_max or above."
+        step = config.expansion if config.method == "ima" else None
         caption = f"Margins of the training samples after each epoch. Dashed: their mean.{at_max}"
-        figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True)
+        figure = histogram_figure(rows, config.eps_max, config.norm, rows[-1]["epoch"], slider=True, step=step)
         yield Drawing(source, f"Estimated margins of {name}", caption, figure)
     if result.training_history:
         source = (
@@ -131,7 +139,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         epoch = _selected(result)
         rule = f"a validation accuracy of at least {_THRESHOLD:g}, the paper's example of a threshold (appendix H)."
         caption = f"Star: epoch {epoch}, the last with {rule}" if epoch else f"No epoch has {rule}"
-        figure = training_figure([Trained(label(result), result.history, epoch)], _THRESHOLD)
+        figure = training_figure([Trained(label(result), result.history, epoch, config.method)], _THRESHOLD)
         yield Drawing(source, f"Training and validation accuracy of {name}", caption, figure)
 
     found = distances.distances(result, config.epochs)
@@ -139,7 +147,7 @@ def _of_run(result: Run) -> Iterator[Drawing]:
         caption = (
             "Accuracy falls at the distance of each test sample to the nearest misclassified point that was found."
         )
-        figure = distance_figure([(label(result), *distances.curve(found))], [config.norm])
+        figure = distance_figure([(label(result), *distances.curve(found))], [config.norm], looks([config.method]))
         yield Drawing("", f"Accuracy at every noise level of {name}", caption, figure)
     certified = result.certificates
     entries = certificates.shown(result) if certified is not None else []

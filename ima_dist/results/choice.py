@@ -8,7 +8,7 @@ variance estimates recovery: Zou and Donner, Statistics in Medicine 27, 2008).
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
@@ -145,6 +145,14 @@ def difference_interval(a: Share, b: Share, spread: Spread | None = None, error:
     return difference - math.hypot(below, seeds), difference + math.hypot(above, seeds)
 
 
+def sample_difference(a: Share, b: Share, error: float = ERROR) -> Interval | None:
+    """The interval of a - b for these networks alone; None if they were not measured on the same samples."""
+    if (found := _paired(a, b, error)) is None:
+        return None
+    below, above = found
+    return a.mean - b.mean - below, a.mean - b.mean + above
+
+
 def _newcombe(a: Share, b: Share, error: float) -> Interval:
     """Distances from a - b to the ends of its interval for two test sets (Newcombe 1998, method 10)."""
     (low_a, high_a), (low_b, high_b) = a.sample_interval(error), b.sample_interval(error)
@@ -249,7 +257,8 @@ class Choice:
 
     pareto: not dominated. best: the choice; None if no candidate is accurate enough. differences: accurate enough ->
     the interval of its score less the choice's. uncertain: accurate enough on average, but with an interval that
-    reaches below what was asked for. clean_spreads, score_spreads: of each candidate, over seeds.
+    reaches below what was asked for. clean_spreads, score_spreads: of each candidate, over seeds. on_samples: as
+    ``differences``, for the sampling of the test set alone; None if they were not measured on the same samples.
     """
 
     pareto: list[int]
@@ -258,6 +267,7 @@ class Choice:
     uncertain: list[int]
     clean_spreads: list[Spread | None]
     score_spreads: list[Spread | None]
+    on_samples: dict[int, Interval | None] = field(default_factory=dict)
 
     @property
     def alike(self) -> list[int]:
@@ -281,13 +291,14 @@ def choose(candidates: Sequence[Candidate], min_clean: float, levels: Sequence[f
         return Choice(pareto_set(points), None, {}, [], clean, score)
     best = max(able, key=lambda i: (scores[i].mean, cleans[i].mean))
     error = ERROR / max(1, len(able) * (len(able) - 1) // 2)
-    differences = {}
+    differences, on_samples = {}, {}
     for i in able:
         if i != best:
+            on_samples[i] = sample_difference(scores[i], scores[best], error)
             spread = spread_of([scores[i], scores[best]], _without(scores, i, best))
             differences[i] = difference_interval(scores[i], scores[best], spread, error)
     uncertain = [i for i in able if cleans[i].interval(clean[i])[0] < min_clean]
-    return Choice(pareto_set(points), best, differences, uncertain, clean, score)
+    return Choice(pareto_set(points), best, differences, uncertain, clean, score, on_samples)
 
 
 def _without(shares: Sequence[Share], *places: int) -> list[Share]:

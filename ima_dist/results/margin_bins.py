@@ -1,5 +1,6 @@
 """Bins for histograms of margins."""
 
+import itertools
 import math
 from collections.abc import Iterable
 
@@ -11,6 +12,16 @@ from ima_dist.rundir.directory import HISTOGRAM_BINS
 def bin_edges(bins: int, eps_max: float) -> np.ndarray:
     """The edges (bins + 1,) of a margin_histogram of history.parquet."""
     return np.arange(bins + 1) * (eps_max / HISTOGRAM_BINS)
+
+
+def joined(bins: int, eps_max: float, step: float | None) -> list[int]:
+    """Which edges of ``bin_edges`` to draw: all but those at multiples of ``step``, as margins of that size would be
+    spread by rounding over the bins on both sides. All if the multiples are too close together for that."""
+    ratio = step * HISTOGRAM_BINS / eps_max if step else math.inf
+    multiples = [i * ratio for i in range(1, math.ceil(bins / ratio))]
+    between = [round(place) for place in multiples if abs(place - round(place)) < 1e-4 and round(place) < bins]
+    dense = any(after - before < 2 for before, after in itertools.pairwise(between))
+    return [place for place in range(bins + 1) if dense or place not in between]
 
 
 def histogram(margins: np.ndarray, eps_max: float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,11 @@ def percent(part: float) -> str:
     return f"{100 * part:.2g} %" if part < 1 else f"{100 * part:,.0f} %"
 
 
+def percents(part: float, places: int = 1) -> str:
+    """A share in the form of the dashboard and the report: "9.7 %"."""
+    return f"{100 * part:.{places}f} %"
+
+
 def harmless(value: Any) -> Any:
     """A value for a cell of a CSV file: a text that a spreadsheet would take for a formula gets an apostrophe."""
     if not isinstance(value, str):

@@ -16,6 +16,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.support.ui import WebDriverWait
 
+from ima_dist.dashboard.links import plain
 from tests.support.commands import ROOT, command, environment
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -96,4 +97,5 @@ def drawn(browser: Any, introduction: str | None = None) -> None:
             && document.title !== 'ima_dist' && document.querySelector('#views .current') !== null
             && window.location.pathname.split('/').pop() === document.querySelector('#views .current').id.slice(5);
     """
-    WebDriverWait(browser, 60, 0.1).until(lambda b: b.execute_script(script, introduction))
+    said = introduction and plain(introduction)
+    WebDriverWait(browser, 60, 0.1).until(lambda b: b.execute_script(script, said))

@@ -85,7 +85,8 @@ def traces(browser: webdriver.Chrome, name: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = browser.execute_script(
         "const list = v => v === undefined ? [] : Array.from(v, e => ArrayBuffer.isView(e) ? Array.from(e) : e);"
         "return document.querySelector(arguments[0] + ' .js-plotly-plot')._fullData.map("
-        "t => ({type: t.type, name: t.name, x: list(t.x), y: list(t.y), z: list(t.z), visible: t.visible}))",
+        "t => ({type: t.type, name: t.name, x: list(t.x), y: list(t.y), z: list(t.z),"
+        " customdata: list(t.customdata), visible: t.visible}))",
         f"#figure-{name}",
     )
     return found
@@ -134,9 +135,10 @@ def test_click_through_every_view(browser, address, root):
     assert set(names) == {*stored.index, "going", "failed", "half"}
     for name, row in stored.iterrows():
         assert names[name]["status"] == row["status"]
-        assert names[name]["clean accuracy"] == f"{row['clean_accuracy']:.4f}"
-    assert names["failed"]["message"] == "The disk of the node is full."
+        assert names[name]["clean accuracy"] == f"{row['clean_accuracy']:.3f}"
     assert names["half"]["status"] == "damaged"
+    visit(browser, f"{address}runs?columns=message")
+    assert {row["run"]: row["message"] for row in listed(browser)}["failed"] == "The disk of the node is full."
 
     browser.execute_script("Array.from(document.links).find(a => a.innerText === arguments[0]).click()", RUN)
     wait(browser, lambda: query(browser).get("run") == [RUN])
@@ -146,7 +148,7 @@ def test_click_through_every_view(browser, address, root):
     curves = curves.sort_values("noise")
     (line,) = [t for t in traces(browser, "accuracy") if t["name"] == RUN]
     assert line["y"] == curves.accuracy.tolist()
-    assert list(cells(browser, "accuracies")[0].values())[4:] == [f"{a:.4f}" for a in curves.accuracy]
+    assert list(cells(browser, "accuracies")[0].values())[4:] == [f"{a:.3f}" for a in curves.accuracy]
 
     click_view(browser, "tradeoff")
     browser.find_element(By.XPATH, "//label[contains(., 'moons')]").click()
@@ -155,14 +157,14 @@ def test_click_through_every_view(browser, address, root):
     points = [t for t in traces(browser, "tradeoff") if t["name"] in ("ima", "ce")]
     models = cells(browser, "models")
     found = sorted(m["clean accuracy, 95 % interval"].split(" ")[0] for m in models)
-    assert sorted(f"{x:.4f}" for t in points for x in t["x"]) == found
+    assert sorted(f"{x:.3f}" for t in points for x in t["customdata"]) == found
     assert [m["seeds"] for m in models if m["model"] == "ima, β 0.5, epoch 3"] == ["2"]
     assert sum(t["type"] == "parcoords" for t in traces(browser, "parallel")) == 1
 
     click_view(browser, "margins")
     history = data(root, "history").query(f"run == '{query(browser)['run'][0]}'")
     assert traces(browser, "histogram")[0]["y"] == history.iloc[-1].margin_histogram.tolist()
-    assert [row["share_at_max"] for row in cells(browser, "margins")] == [f"{v:.4f}" for v in history.share_at_max]
+    assert [row["share_at_max"] for row in cells(browser, "margins")] == [f"{v:.3f}" for v in history.share_at_max]
     margins = data(root, "margins").query(f"run == '{query(browser)['run'][0]}'")
     assert [int(r["samples"]) for r in cells(browser, "by-class")] == margins.groupby("label").size().tolist()
     assert browser.find_elements(By.CSS_SELECTOR, "#figure-extremes .main-svg")
@@ -326,7 +328,7 @@ def test_figures_and_tables_are_saved(browser, address):
     rows = list(csv.DictReader(table.open(encoding="utf-8")))
     shown = cells(browser, "accuracies")
     assert [[r["run"], r["what"]] for r in rows] == [[r["run"], r["what"]] for r in shown]
-    assert [f"{float(v):.4f}" for v in list(rows[0].values())[4:]] == list(shown[0].values())[4:]
+    assert [f"{float(v):.3f}" for v in list(rows[0].values())[4:]] == list(shown[0].values())[4:]
 
 
 # ---- every view ----------------------------------------------------------------------------------------

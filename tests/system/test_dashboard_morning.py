@@ -104,7 +104,7 @@ def test_home_fits_a_screen_and_leads_to_what_failed(page):
     found = data(page, "curves")
     for run, text in best:
         accuracy = float(text.split(": ")[1].split(" ")[0])
-        assert (found[found.run == run].accuracy - accuracy).abs().min() < 1e-4
+        assert (found[found.run == run].accuracy - accuracy).abs().min() <= 5.1e-4
     page.browser.find_element(By.LINK_TEXT, name).click()
     page.wait(lambda: page.view == "run")
     drawn(page.browser)
@@ -126,7 +126,7 @@ def test_the_list_is_searched_sorted_and_compared_from(page):
     header = page.browser.find_element(By.CSS_SELECTOR, ".ag-header-cell[col-id='clean accuracy']")
     header.click()
     header.click()
-    largest = f"{own.clean_accuracy.max():.4f}"
+    largest = f"{own.clean_accuracy.max():.3f}"
     page.wait(lambda: page.column("clean accuracy")[0] == largest)
     chosen = page.column("run")[:2]
     for name in chosen:
@@ -144,8 +144,8 @@ def test_the_list_is_searched_sorted_and_compared_from(page):
     attack, level = page.query["attack"][0], float(page.query["at"][0])
     for row in rows:
         there = curves[(curves.run == row["run"]) & (curves.attack == attack) & (curves.loss == "both")]
-        assert row["robust accuracy"] == f"{there[there.noise.round(6) == level].accuracy.item():.4f}"
-        assert row["clean accuracy"] == f"{stored.clean_accuracy[row['run']]:.4f}"
+        assert row["robust accuracy"] == f"{there[there.noise.round(6) == level].accuracy.item():.3f}"
+        assert row["clean accuracy"] == f"{stored.clean_accuracy[row['run']]:.3f}"
     lines = page.browser.execute_script(
         "return document.querySelector('#figure-accuracy .js-plotly-plot')._fullData.map(t => t.name)"
     )
@@ -194,7 +194,7 @@ def test_samples_and_sweep(page):
         run = f"{SWEEP}/{trial}"
         assert row["status"] == (stored.status[run] if run in stored.index else "not begun")
         if row["status"] == "finished":
-            assert row["clean accuracy"] == f"{stored.clean_accuracy[run]:.4f}"
+            assert row["clean accuracy"] == f"{stored.clean_accuracy[run]:.3f}"
     assert page.texts("#content code")[1].startswith("python -m ima_dist.sweep best ")
 
 

@@ -13,11 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ima_dist.dashboard.state import parse, unparse
+from ima_dist.config.attacks import ATTACKS
+from ima_dist.dashboard.choosing import look
+from ima_dist.dashboard.links import carried, parsed, plain
+from ima_dist.dashboard.state import Choice, parse, unparse
 from ima_dist.dashboard.views import VIEWS
 from ima_dist.results import paper
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json, write_parquet
+from ima_dist.tracking.collection import Collection
 from tests.support.results import RUN
 from tests.support.summaries import make_run
 from tests.support.views import client, grid, notes, plots, show
@@ -111,19 +115,36 @@ def test_the_plane_has_a_point_a_model_and_the_front(results):
         )
         assert row["Pareto"] == (not beaten)
     plane = plots(parts)["tradeoff"]
-    assert sorted(plane.data[0].x) == sorted(r["clean"] for r in rows.values() if r["Pareto"])
+    assert sorted(plane.data[0].y) == sorted(r["robust"] for r in rows.values() if r["Pareto"])
+    assert list(plane.data[1].customdata) == [r["clean"] for n, r in rows.items() if n.startswith(plane.data[1].name)]
     for row in rows.values():
-        assert row["verdict"] in ("best", "not different from the best", "worse than the best")
-        ends = f"{row['robust']:.4f} [{row['robust from']:.3f}, {row['robust to']:.3f}]"
+        told = ("best", "not different from the best", "worse than the best", "cannot tell: one seed")
+        assert row["verdict"] in told
+        ends = f"{row['robust']:.3f} [{row['robust from']:.3f}, {row['robust to']:.3f}]"
         assert row["robust accuracy, 95 % interval"] == ends
-    assert sum(row["verdict"] == "best" for row in rows.values()) == 1
+    (best,) = [row for row in rows.values() if row["verdict"] == "best"]
+    for row in rows.values():
+        if row is not best:
+            # These networks were tested on the same samples, whatever other seeds would bring.
+            low, high = row["on these samples from"], row["on these samples to"]
+            assert row["these networks on the same samples"].startswith(
+                "not different" if low <= 0 <= high else "worse"
+            )
+            assert low <= row["robust"] - best["robust"] <= high
+            single = 1 in (row["seeds"], best["seeds"])
+            alike = row["less best from"] <= 0 <= row["less best to"]
+            wanted = "not different from the best" if alike else "worse than the best"
+            assert row["verdict"] == ("cannot tell: one seed" if single and alike else wanted)
     labels = [d.label for d in plots(parts)["parallel"].data[0].dimensions]
     assert labels == ["method", "β", "clean accuracy", "robust accuracy"]
-    best = any(r["clean"] == 1 for r in rows.values())
+    parallel = plots(parts)["parallel"].data[0]
+    drawn = {t.name: t.marker.color for t in plane.data[1:]}
+    assert {shade for _, shade in parallel.line.colorscale} == {*drawn.values()}
+    perfect = any(r["clean"] == 1 for r in rows.values())
     said = "No model has a clean accuracy of at least 1." in notes(
         show(results, "tradeoff", "?experiment=moons-linf&least=1")
     )
-    assert said != best
+    assert said != perfect
 
 
 def test_margins_by_epoch_by_class_at_both_ends_and_audited(results, tmp_path):
@@ -208,6 +229,25 @@ def test_an_empty_directory_and_odd_addresses_show_a_page(results, tmp_path, vie
         "?%ff&=&runs",
     ):
         assert show(results, view, search)
+
+
+def test_links_in_texts_carry_the_runs():
+    text = "See [Compare](compare), or [words](#words)."
+    assert plain(text) == "See Compare, or words."
+    assert list(parsed(text)) == [("See ", "Compare", "compare"), (", or ", "words", "#words"), (".", "", "")]
+    assert plain("An interval [0.1, 0.2] (95 %)") == "An interval [0.1, 0.2] (95 %)"
+    assert carried({"run": ["a"], "at": ["1"]}) == {"run": ["a"], "runs": ["a"], "at": ["1"]}
+    assert carried({"runs": ["b", "c"]}) == {"run": ["b"], "runs": ["b", "c"]}
+    for view in VIEWS.values():
+        assert all(not target or target in VIEWS or target == "#words" for *_, target in parsed(view.INTRODUCTION))
+
+
+@pytest.mark.parametrize("view", ["accuracy", "compare", "tradeoff", "run", "samples"])
+def test_attacks_have_one_order_and_a_line_of_help(results, view):
+    controls = VIEWS[view].controls(look(Collection(results)), {"run": [RUN], "runs": [RUN]})
+    (control,) = [c for c in controls if isinstance(c, Choice) and c.name == "attack"]
+    assert list(control.options) == [name for name in ATTACKS if name in control.options]
+    assert control.about["worst"] == "worst: the strongest of several attacks per sample"
 
 
 def test_an_address_keeps_the_state():

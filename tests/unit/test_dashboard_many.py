@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ima_dist.dashboard.parts import Command, Facts, Gallery, Grid, Lines, Note, Panel, Part, Side
+from ima_dist.dashboard.terms import under
 from ima_dist.dashboard.views import VIEWS
 from ima_dist.results.importance import importance
 from ima_dist.rundir.directory import RunDir
@@ -83,9 +84,10 @@ def test_home_shows_the_best_of_each_data_set_and_norm(many):
         own = [r for r in made.finished if kinds.preset[r] == preset and sign[kinds.norm[r]] == norm]
         accuracy, _, rest = text.partition(" [")
         attack, level = rest.split(" under ")[1].split(" · ")[0].split(" at ε ")
+        attack = attack.strip("“”")
         there = found[found.run.isin(own) & (found.attack == attack) & (found.level == round(float(level), 6))]
         best = there.loc[there.accuracy.idxmax()]
-        assert float(accuracy) == pytest.approx(best.accuracy, abs=1e-4)
+        assert accuracy == f"{best.accuracy:.3f}"
         assert item.title == best.run
         assert rest.startswith(f"{best.low95:.3f}, {best.high95:.3f}]")
         assert item.tag == (f"best of {len(there)}" if len(there) > 1 else "the only one")
@@ -106,6 +108,9 @@ def test_the_list_is_filtered_by_all_that_it_shows(many):
     stored = pd.read_parquet(root / "dataset" / "runs").set_index("run")
     rows = grid(show(root, "runs"), "runs")
     assert len(rows) == len(stored)
+    began = [row["began"] for row in rows if row["status"] == "running"]
+    assert [row["status"] for row in rows[: len(began)]] == ["running"] * len(began)
+    assert began == sorted(began, reverse=True)
     ended = [row["ended"] for row in rows if row["ended"]]
     assert ended == sorted(ended, reverse=True)
     best = next(row for row in rows if "robust accuracy" in row)
@@ -176,7 +181,7 @@ def test_one_run_has_its_confusion_its_options_and_its_commands(many):
     parts = flat(show(root, "run", f"?run={name}&attack=pgd100&at={float(curves(root, name).noise.max())!r}"))
     own = pd.read_parquet(root / name / "outcomes.parquet").query("attack == 'pgd100'")
     clean, attacked = plots(parts)["confusion"].data
-    assert (attacked.x[0], attacked.y[9]) == ("T-shirt", "boot")
+    assert (attacked.x[0], attacked.y[9]) == ("T-shirt/top", "Ankle boot")
     for trace, level in ((clean, 0.0), (attacked, own.noise.max())):
         rows = own[own.noise == level]
         counts = pd.crosstab(rows.label, rows.prediction).reindex(range(10), fill_value=0)
@@ -223,12 +228,25 @@ def test_samples_are_listed_in_the_order_in_which_they_are_lost(many):
     assert heading == f"{before} → {after}, ε {arrays['noise'][first]:g}"
     assert pictures[0].caption == f"sample {arrays['index'][first]}"
     shown = of(show(root, "samples", f"?run={name}&attack=pgd100"), Gallery, name="lost-first")
-    assert f"misclassified under {arrays['attack']}" in shown.caption
+    assert f"misclassified {under(str(arrays['attack']))}" in shown.caption
+    assert under(str(arrays["attack"])) in shown.heading
     assert ("not for pgd100" in shown.about) == (str(arrays["attack"]) != "pgd100")
     assert f"of the {len(arrays['index'])} samples whose images are kept" in shown.caption
     assert address.startswith("sample?run=")
     counts = plots(show(root, "samples", f"?run={name}&attack=pgd100"))["lost"].data
     assert sum(sum(trace.y) for trace in counts) == own["index"].nunique()
+
+
+def test_images_of_another_attack_say_so(many):
+    root, made = many
+    stored = {n: np.load(p)["attack"] for n in made.finished if (p := root / n / "examples" / "flips.npz").exists()}
+    name = next(n for n, attack in stored.items() if attack == "worst")
+    other = of(show(root, "samples", f"?run={name}&attack=pgd100"), Gallery, name="lost-first")
+    assert other.heading == "Stored images: misclassified first under the attack “worst”, not under pgd100"
+    assert "for the strictest of its attacks only" in other.about
+    own = of(show(root, "samples", f"?run={name}&attack=worst"), Gallery, name="lost-first")
+    assert own.heading == "Misclassified first under the attack “worst”"
+    assert own.about.startswith("Above each image")
 
 
 def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
@@ -241,14 +259,16 @@ def test_a_sweep_says_what_was_tried_what_is_best_and_what_matters(many):
     own = [n for n in made.finished if n.startswith(SWEEP)]
     found = curves(root, *own).query("attack == 'pgd100'")
     best = found[found.noise.round(6) == 0.15].accuracy.max()
-    (said,) = [p.text for p in parts if isinstance(p, Note) and p.text.startswith("Highest: ")]
-    assert f"robust accuracy {best:.4f}" in said
+    (said,) = [p.text for p in parts if isinstance(p, Note) and p.text.startswith("Highest")]
+    assert f"robust accuracy {best:.3f}" in said
     assert "beyond chance" in said
     robust = [t["robust accuracy"] for t in trials if "robust accuracy" in t]
     assert robust == sorted(robust, reverse=True)
     assert (len(robust), robust[0]) == (9, best)
+    assert ("no difference was found" in said) == (plots(parts)["importance"].data[0].marker.color == "#bbb")
+    assert "this holds for these networks only" in said  # one seed of each
     commands = {p.label: p.text for p in parts if isinstance(p, Command)}
-    assert commands["choose best"].endswith("--min-clean 0 --attack pgd100 --noise 0.15")
+    assert commands["choose"].endswith("--min-clean 0 --attack pgd100 --noise 0.15")
     assert f"sweep --resume {root / SWEEP}" in commands["continue"]
     beta = float(said.split("β ")[1].split(",")[0])
     assert f"--beta {beta:g}" in commands["train"]

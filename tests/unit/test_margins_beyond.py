@@ -16,7 +16,7 @@ from ima_dist.figures.interactive.margins import histogram_figure, share_figure
 from ima_dist.recommend import recommend
 from ima_dist.report.csvfiles import margins_csv
 from ima_dist.results.margin_audit import summarise
-from ima_dist.results.margin_bins import bin_edges, histogram
+from ima_dist.results.margin_bins import bin_edges, histogram, joined
 from ima_dist.rundir.run import Run
 from tests.support import workers
 from tests.support.views import grid, show
@@ -69,10 +69,24 @@ def test_histories_of_earlier_versions_are_drawn_as_before():
     figure = histogram_figure([old], 0.3, "linf", 1)
     assert list(figure.data[0].x) == pytest.approx(((np.arange(50) + 0.5) * 0.006).tolist())
     assert figure.layout.xaxis.range[1] == pytest.approx(0.3)
-    assert len(figure.layout.shapes) == 0
+    assert [shape.x0 for shape in figure.layout.shapes] == [0.3]  # where ε_max is
     both = [old, {**old, "epoch": 2, "margin_histogram": [2] * 53}]
     figure = histogram_figure(both, 0.3, "linf", 1, slider=True)
     assert [len(step["args"][0]["x"][0]) for step in figure.layout.sliders[0].steps] == [50, 53]
+
+
+def test_multiples_of_the_step_lie_within_bars():
+    """Rounding would spread the margins of one size over the bins on both sides."""
+    assert joined(50, 0.3, 0.075) == [i for i in range(51) if i != 25]  # 12.5 and 37.5 lie within bins
+    assert joined(50, 0.3, 0.01) == [i for i in range(51) if i % 5 or i in (0, 50)]
+    assert joined(50, 0.3, 0.006) == joined(50, 0.3, None) == list(range(51))
+    counts = [0] * 50
+    counts[24], counts[25], counts[12] = 49, 40, 130
+    row = {"epoch": 4, "margin_mean": 0.1, "share_at_max": 0.1, "margin_histogram": counts}
+    bars = histogram_figure([row], 0.3, "linf", 4, step=0.075).data[0]
+    heights = {round(x, 6): y for x, y in zip(bars.x, bars.y, strict=True) if y}
+    assert heights == {0.075: 130, 0.15: 89}
+    assert sum(bars.width) == pytest.approx(0.3)
 
 
 def test_bins_by_hand():

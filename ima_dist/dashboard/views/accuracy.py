@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from ima_dist.config.attacks import ATTACKS
-from ima_dist.dashboard.choosing import choose_runs
+from ima_dist.dashboard.choosing import choose_attack, choose_runs
 from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values
-from ima_dist.dashboard.state import Control, State, one_of
+from ima_dist.dashboard.state import Control, State
+from ima_dist.dashboard.terms import under
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure, distance_figure
+from ima_dist.figures.interactive.style import looks
 from ima_dist.results import distances, paper
 from ima_dist.results.doubts import doubts
 from ima_dist.results.self_tests import self_test_lines
@@ -17,8 +18,8 @@ from ima_dist.tracking.collection import Collection, Recorded
 TITLE = "Accuracy"
 INTRODUCTION = (
     "Clean accuracy, at noise level ε = 0, and robust accuracy above it. Bands are 95 % Wilson intervals of single "
-    "runs. Bands that overlap do not settle whether two runs differ: Compare has the paired test. Dotted lines with "
-    "crosses are the paper's rows."
+    "runs. Bands that overlap do not settle whether two runs differ: [Compare](compare) has the paired test. Dotted "
+    "lines with crosses are the paper's rows."
 )
 LIVE = False
 
@@ -27,7 +28,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     able = [r for r in runs.runs.values() if r.curves_table.num_rows]
     chosen = choose_runs(state, able)
     found = {point.attack for name in chosen.value for point in runs.runs[name].points}
-    return [chosen, one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})]
+    return [chosen, choose_attack(state, found)]
 
 
 def show(runs: Collection, values: Values) -> list[Part]:
@@ -38,9 +39,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
     found = [(run, rows[attack]) for run in chosen if attack in (rows := attack_rows(run.points))]
     series = [_series(run, attack, row) for run, row in found]
     norms = list(dict.fromkeys(run.info["norm"] for run, _ in found))
-    caption, figure = "The same numbers are in the table below.", accuracy_figure(series, norms)
+    caption = "The same numbers are in the table below. A method has one colour in all figures."
     parts: list[Part] = [
-        Plot("accuracy", f"Clean and robust accuracy under {attack}", caption, figure),
+        Plot("accuracy", f"Clean and robust accuracy {under(attack)}", caption, accuracy_figure(series, norms)),
         _table(found, attack),
     ]
     parts += _whole_curve([run for run, _ in found], norms) if attack == distances.ATTACK else []
@@ -57,11 +58,18 @@ def show(runs: Collection, values: Values) -> list[Part]:
 
 def _whole_curve(runs: list[Recorded], norms: list[str]) -> list[Part]:
     """Accuracy at every noise level, of the runs whose samples' distances are known."""
-    known = [(run.name, found) for run in runs if (found := distances.distances(run, run.config.epochs)) is not None]
+    every = zip(runs, looks(run.info["method"] for run in runs), strict=True)
+    known = [
+        (run.name, found, look)
+        for run, look in every
+        if (found := distances.distances(run, run.config.epochs)) is not None
+    ]
     if not known:
         return []
     caption = "The accuracy falls at the distance of each sample to the nearest misclassified point that was found."
-    figure = distance_figure([(name, *distances.curve(found)) for name, found in known], norms)
+    figure = distance_figure(
+        [(name, *distances.curve(found)) for name, found, _ in known], norms, [look for *_, look in known]
+    )
     return [Plot("distances", "Robust accuracy at every noise level ε", caption, figure)]
 
 
@@ -77,7 +85,7 @@ def published(run: Recorded, attack: str) -> tuple[int, dict[float, float]] | No
 
 def _series(run: Recorded, attack: str, row: Row) -> Series:
     theirs = published(run, attack)
-    return Series(run.name, *with_intervals(row), theirs[1] if theirs else {})
+    return Series(run.name, *with_intervals(row), theirs[1] if theirs else {}, run.info["method"])
 
 
 def _table(found: list[tuple[Recorded, Row]], attack: str) -> Grid:

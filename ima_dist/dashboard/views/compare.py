@@ -3,9 +3,8 @@
 import json
 from typing import Any
 
-from ima_dist.config.attacks import ATTACKS
 from ima_dist.config.presets import options_of
-from ima_dist.dashboard.choosing import label, opened
+from ima_dist.dashboard.choosing import choose_attack, label, opened
 from ima_dist.dashboard.headlines import experiments
 from ima_dist.dashboard.parts import (
     CLEAN,
@@ -18,9 +17,11 @@ from ima_dist.dashboard.parts import (
     Values,
     interval_text,
     p_text,
+    share_text,
     sign_of,
 )
 from ima_dist.dashboard.state import Control, Several, State, one_of, some_of
+from ima_dist.dashboard.terms import under
 from ima_dist.figures.interactive.accuracy import Series, accuracy_figure
 from ima_dist.figures.interactive.margins import Counted, compared_figure
 from ima_dist.figures.interactive.tradeoff import differing
@@ -29,12 +30,12 @@ from ima_dist.plans.sweepfile import reads
 from ima_dist.results.paired import Paired, compare_on_samples
 from ima_dist.results.seeds import Network
 from ima_dist.results.statistics import ERROR, interval_of, with_intervals
-from ima_dist.results.text import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN, percents
 from ima_dist.rundir.curves import Row, attack_rows, different_samples, format_noise, levels_of
 from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Compare"
-INTRODUCTION = "Runs of one data set and norm, side by side. Choose them here, or tick them under Runs."
+INTRODUCTION = "Runs of one data set and norm, side by side. Choose them here, or tick them under [Runs](runs)."
 LIVE = False
 _FIRST = 3
 _BANDS = (
@@ -48,7 +49,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     chosen = _choice(able, state)
     alike, _ = _alike([runs.runs[name] for name in chosen.value])
     found = {point.attack for run in alike for point in run.points}
-    attack = one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})
+    attack = choose_attack(state, found)
     levels = levels_of(row for run in alike if (row := attack_rows(run.points).get(attack.value or "")))
     options = {repr(level): format_noise(level) for level in levels}
     middle = repr(levels[len(levels) // 2]) if levels else None
@@ -75,12 +76,12 @@ def show(runs: Collection, values: Values) -> list[Part]:
     parts += [_results(chosen, rows, attack, level), *(part for part in paired if isinstance(part, Grid))]
     parts += [_options(chosen), _same(chosen)]
     if rows:
-        series = [Series(run.name, *with_intervals(row), {}) for run, row in rows]
+        series = [Series(run.name, *with_intervals(row), {}, run.info["method"]) for run, row in rows]
         curves = accuracy_figure(series, [chosen[0].info["norm"]])
-        parts.append(Plot("accuracy", f"Clean and robust accuracy under {attack}", _BANDS, curves))
+        parts.append(Plot("accuracy", f"Clean and robust accuracy {under(attack)}", _BANDS, curves))
     else:
         parts.append(Note("None of them has been attacked yet."))
-    trained = [Trained(run.name, run.history, None) for run in chosen if run.epochs_table.num_rows]
+    trained = [Trained(run.name, run.history, None, run.info["method"]) for run in chosen if run.epochs_table.num_rows]
     if trained:
         caption = "Solid: validation. Dotted: training."
         parts.append(Plot("training", "Training", caption, training_figure(trained, None)))
@@ -131,9 +132,9 @@ def _paired(rows: list[tuple[Recorded, Row]], level: float | None) -> list[Part]
         if found is None:
             unlike.append(run.name)
         else:
-            short = _short([first.name, run.name])
-            table.append({"first": short[0], "second": short[1], **_in_words(found, *short)})
-            verdicts.append(_verdict(first, run, found, f"under {_attack(row)} at ε {format_noise(level)}"))
+            names = first.name, run.name
+            table.append({"first": names[0], "second": names[1], **_in_words(found, *names)})
+            verdicts.append(_verdict(first, run, found, f"{under(_attack(row))} at ε {format_noise(level)}"))
     parts: list[Part] = [Note(said) for said in verdicts]
     if table:
         together = f"; the {len(others)} intervals hold together" if len(others) > 1 else ""
@@ -160,7 +161,9 @@ def _in_words(found: Paired, first: str, second: str) -> dict[str, Any]:
         "difference": found.first - found.second,
         INTERVAL: interval_text(found.interval),
         "p": p_text(found.p),
-        "verdict": f"{better} is better" if found.differ else f"no difference beyond chance ({ERROR:.0%} level)",
+        "verdict": f"{better} is better"
+        if found.differ
+        else f"no difference beyond chance ({percents(ERROR, 0)} level)",
     }
 
 
@@ -168,21 +171,15 @@ def _attack(row: Row) -> str:
     return next(iter(row.values())).attack
 
 
-def _short(names: list[str]) -> list[str]:
-    """The last parts of the names, where these differ."""
-    last = [name.rpartition("/")[2] for name in names]
-    return last if len(set(last)) == len(last) else names
-
-
 def _verdict(first: Recorded, second: Recorded, found: Paired, where: str) -> str:
     """What the paired test found, in a sentence, and in what the runs differ."""
     better, worse = (first, second) if found.first >= found.second else (second, first)
     low, high = found.interval if better is first or not found.differ else (-found.interval[1], -found.interval[0])
     said = (
-        f"{better.name} is more accurate than {worse.name} {where} by {abs(found.first - found.second):.4f}"
+        f"{better.name} is more accurate than {worse.name} {where} by {share_text(abs(found.first - found.second))}"
         if found.differ
         else f"{first.name} and {second.name} do not differ beyond chance {where}: "
-        f"difference {found.first - found.second:.4f}"
+        f"difference {share_text(found.first - found.second)}"
     )
     p = p_text(found.p)
     told = [sign_of(name) for name in _differences(first, second)]
@@ -244,7 +241,9 @@ def _margins(chosen: list[Recorded]) -> list[Part]:
         history = opened(run).margin_history
         if history:
             row = history[-1]
-            found.append(Counted(run.name, row["margin_histogram"], run.info["eps_max"], row["epoch"]))
+            found.append(
+                Counted(run.name, row["margin_histogram"], run.info["eps_max"], row["epoch"], run.info["method"])
+            )
     if not found:
         return [Note("None of them has margins. The methods that estimate margins are ima and mma.")]
     caption = "Share of the training samples whose margin is at least so large, after the last epoch of each run."

@@ -3,9 +3,10 @@
 import time
 
 from ima_dist.dashboard.headlines import Robust, experiments, headlines
-from ima_dist.dashboard.parts import Item, Note, Panel, Part, Side, Values, with_interval
+from ima_dist.dashboard.parts import Item, Note, Panel, Part, Side, Values, share_text, with_interval
 from ima_dist.dashboard.standing import BADLY, ago, caution_of, ended_at, progress_of, remedy_of, sentence_of
 from ima_dist.dashboard.state import Control, State, unparse
+from ima_dist.dashboard.terms import named
 from ima_dist.results.doubts import doubts
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.curves import format_noise
@@ -97,13 +98,16 @@ def _badly(badly: list[Recorded], now: float, ended: dict[str, float]) -> Panel:
 
 def _ended(run: Recorded, seconds: float, robust: Robust | None) -> Item:
     clean = run.info["clean_accuracy"]
-    said = [_said(robust) if robust else "not attacked", f"clean {clean:.4f}" if isinstance(clean, float) else None]
+    said = [
+        _said(robust) if robust else "not attacked",
+        f"clean {share_text(clean)}" if isinstance(clean, float) else None,
+    ]
     return Item(run.name, _href(run), " · ".join(part for part in said if part), ago(seconds))
 
 
 def _said(robust: Robust) -> str:
     value = with_interval(robust.accuracy, (robust.low, robust.high))
-    return f"{value} under {robust.attack} at ε {format_noise(robust.noise)}"
+    return f"{value} under {named(robust.attack)} at ε {format_noise(robust.noise)}"
 
 
 def _best(
@@ -126,7 +130,7 @@ def _best_panel(
         data, norm = kinds[run.name]
         of = f"best of {count}" if count > 1 else "the only one"
         text = f"{data}, {NORM_SIGN.get(norm, norm)}: {_said(robust[run.name])}"
-        items.append(Item(run.name, _href(run), f"{text} · clean {run.info['clean_accuracy'] or 0:.4f}", of))
+        items.append(Item(run.name, _href(run), f"{text} · clean {share_text(run.info['clean_accuracy'] or 0)}", of))
     about = f"{_READ} {_LUCK}"
     more = ("which of them differ: Trade-off", "tradeoff") if best else None
     return Panel("best", "Most robust, by data set and norm", items, "Nothing has been attacked yet.", more, about)

@@ -9,7 +9,7 @@ from ima_dist.dashboard.parts import Grid, Note, Part, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider
 from ima_dist.figures.interactive import margins as figures
 from ima_dist.results.margin_audit import TOLERANCE, summarise
-from ima_dist.results.text import NORM_SIGN
+from ima_dist.results.text import NORM_SIGN, percents
 from ima_dist.rundir.directory import HISTOGRAM_BINS
 from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection, Recorded
@@ -63,12 +63,17 @@ def _at_epoch(run: Run, history: list[dict[str, Any]], wanted: int) -> list[Part
     at = max((row for row in history if row["epoch"] <= wanted), key=lambda row: row["epoch"])
     epoch, eps_max = at["epoch"], run.config.eps_max
     share = at["share_at_max"]
-    at_max = "" if share is None else f"{share:.1%} of the samples at ε_max or above, "
+    at_max = "" if share is None else f"{percents(share)} of the samples at ε_max = {eps_max:g} or above, "
     whole = share is not None and len(at["margin_histogram"]) == HISTOGRAM_BINS
     last = " The last bin holds also those at ε_max itself." if whole else ""
-    steps = f" {_STEPS}" if run.config.method == "ima" else ""
+    step = run.config.expansion if run.config.method == "ima" else None
+    steps = (
+        ""
+        if step is None
+        else f" {_STEPS} Here Δε = {step:g}; where a multiple of it parts two bins, they are one bar."
+    )
     caption = f"After epoch {epoch}: {at_max}mean {at['margin_mean']:.4g}.{last}{steps}"
-    histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch)
+    histogram = figures.histogram_figure(history, eps_max, run.config.norm, epoch, step=step)
     heading = "Mean margin by epoch" if share is None else "Share at ε_max and mean margin by epoch"
     shares = figures.share_figure(history, eps_max, epoch)
     return [
@@ -105,7 +110,7 @@ def _extremes(run: Run, chosen: str | None) -> list[Part]:
             "classes. Among equal margins, the lowest indices. Of few samples, each stands at the nearer end only."
         )
         parts.append(Plot("extremes", heading, caption, figures.extremes_figure(arrays, number)))
-    return [*parts, Grid("ends", heading, ["end", "index", "class", "margin"], rows)]
+    return [*parts, Grid("ends", f"{heading}, in numbers", ["end", "index", "class", "margin"], rows)]
 
 
 def _at_one_end(arrays: dict[str, np.ndarray], own: np.ndarray) -> np.ndarray:
@@ -147,7 +152,7 @@ def by_class(run: Run) -> list[Part]:
         Plot(
             "margin-classes", "Margins by class", caption, figures.class_figure(label, margin, names, run.config.norm)
         ),
-        Grid("by-class", "Margins by class", list(rows[0]), rows),
+        Grid("by-class", "Margins by class, in numbers", list(rows[0]), rows),
     ]
 
 
@@ -165,7 +170,7 @@ def _audit(run: Run) -> list[Part]:
     correct = table["correct"].to_numpy()
     caption = (
         f"{found.correct} correctly classified samples after epoch {table['epoch'][0].as_py()}; "
-        f"{found.over:.1%} over-estimated by more than {TOLERANCE:.0%}, "
+        f"{percents(found.over)} over-estimated by more than {percents(TOLERANCE, 0)}, "
         f"median of margin / distance {found.median_ratio:.3f}. Lengths in {NORM_SIGN[run.config.norm]}."
     )
     caption += f" {_STEPS}" if run.config.method == "ima" else ""

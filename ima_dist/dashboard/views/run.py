@@ -4,10 +4,9 @@ import json
 import time
 from typing import Any
 
-from ima_dist.config.attacks import STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.presets import options_of
-from ima_dist.dashboard.choosing import choose_run, opened
+from ima_dist.dashboard.choosing import choose_attack, choose_run, opened, strictest
 from ima_dist.dashboard.headlines import experiments
 from ima_dist.dashboard.logs import log_of
 from ima_dist.dashboard.parts import (
@@ -26,11 +25,13 @@ from ima_dist.dashboard.parts import (
     Side,
     Values,
     interval_text,
+    share_text,
     with_interval,
 )
 from ima_dist.dashboard.pictures import address_of, picture_names
 from ima_dist.dashboard.standing import BADLY, ago, caution_of, ended_at, progress_of, sentence_of
 from ima_dist.dashboard.state import Control, State, one_of, unparse
+from ima_dist.dashboard.terms import under
 from ima_dist.dashboard.views.margins import by_class
 from ima_dist.figures.interactive.confusion import MOST_CLASSES, confusion_figure
 from ima_dist.figures.interactive.training import Trained, training_figure
@@ -58,8 +59,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     if chosen.value is None:
         return [chosen]
     rows = attack_rows(runs.runs[chosen.value].points)
-    attacks = [name for name in STRICTEST_FIRST if name in rows]
-    attack = one_of(state, "attack", "Attack", {a: a for a in attacks})
+    attack = choose_attack(state, rows, strictest(rows))
     levels = sorted(rows[attack.value]) if attack.value else []
     options = {repr(level): format_noise(level) for level in levels if level > 0}
     if not options:
@@ -115,7 +115,7 @@ def _standing(run: Recorded, attack: str | None, level: float | None) -> Facts:
         ("data", f"{data}, {NORM_SIGN.get(norm, norm)}"),
         ("method", f"{info['method']}, ε_max {info['eps_max']:g}" + (f", β {info['beta']:g}" if _ima(run) else "")),
         ("cost", cost_text({name: info[name] for name in COLUMNS})),
-        (_clean(run), "" if info["clean_accuracy"] is None else f"{info['clean_accuracy']:.4f}"),
+        (_clean(run), "" if info["clean_accuracy"] is None else share_text(info["clean_accuracy"])),
         (ROBUST, _robust(run, attack, level)),
         ("training speed", "" if at.rate is None else f"{at.rate:,} samples/s"),
         ("tags", ", ".join(kept.tags)),
@@ -131,10 +131,10 @@ def _clean(run: Recorded) -> str:
 
 def _robust(run: Recorded, attack: str | None, level: float | None) -> str:
     point = attack_rows(run.points).get(attack or "", {}).get(level) if level is not None else None
-    if point is None:
+    if point is None or attack is None:
         return ""
     value = with_interval(point.share, interval_of(point))
-    return f"{value} (95 % interval) under {attack} at ε {format_noise(point.level)}"
+    return f"{value} (95 % interval) {under(attack)} at ε {format_noise(point.level)}"
 
 
 def _ima(run: Recorded) -> bool:
@@ -154,7 +154,7 @@ def _commands(run: Recorded) -> list[Part]:
 def _training(run: Run) -> list[Part]:
     if not run.training_history:
         return [Note("No epoch is finished yet.")]
-    figure = training_figure([Trained("", run.training_history, None)], None)
+    figure = training_figure([Trained("", run.training_history, None, run.config.method)], None)
     figure.update_layout(height=430)
     return [Plot("training", "Training", "Clean accuracy, and training loss, by epoch.", figure)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ima_dist.dashboard.headlines import experiments, headlines
 from ima_dist.dashboard.parts import CLEAN, INTERVAL, LEVEL, ROBUST, Browser, Note, Part, Values, interval_text
-from ima_dist.dashboard.standing import ended_at, progress_of, sentence_of
+from ima_dist.dashboard.standing import began_at, ended_at, progress_of, sentence_of
 from ima_dist.dashboard.state import Control, Several, State, any_of, some_of, text, unparse
 from ima_dist.results.text import NORM_SIGN
 from ima_dist.rundir.notes import read_notes
@@ -15,16 +15,26 @@ from ima_dist.tracking.collection import Collection, Recorded
 
 TITLE = "Runs"
 INTRODUCTION = (
-    "Every run and trial, the newest first. Tick several to compare them; a heading sorts. Robust accuracies can be "
-    "compared only where data, norm, attack and noise level ε are the same."
+    "Every run and trial, the newest first: those that run by when they began, then the others by when they ended. "
+    "Tick several to compare them; a heading sorts. Robust accuracies can be compared only where data, norm, attack "
+    "and noise level ε are the same. Point at the status of a run to read why it ended."
 )
 LIVE = True
 _USUAL: tuple[str, ...] = ("status", "ended", "data", "norm", "method", CLEAN, ROBUST, INTERVAL, "attack")
-_USUAL += (LEVEL, "ε_max", "β", "seed", "tags", "message")
-_OTHERS = ("samples", "epoch", "done", "time left", "where", "stage", "samples/s", "validation")
-_WIDTHS = {"status": 84, "norm": 50, "method": 66, "ε_max": 62, "β": 44, "seed": 54, CLEAN: 74, ROBUST: 74, LEVEL: 60}
-_WIDTHS |= {"attack": 74, "epoch": 62, "ended": 134, "tags": 80, "message": 150, INTERVAL: 112, "where": 190}
-_LETTER, _ROOM, _WIDEST = 7.2, 18, 420  # pixels of a letter and beside the text; of a column of names
+_USUAL += (LEVEL, "ε_max", "β", "seed", "tags")
+_OTHERS = ("message", "samples", "began", "epoch", "done", "time left", "where", "stage", "samples/s", "validation")
+_WIDTHS = {"status": 82, "norm": 50, "method": 66, "ε_max": 56, "β": 40, "seed": 46, CLEAN: 72, ROBUST: 72, LEVEL: 56}
+_WIDTHS |= {
+    "attack": 64,
+    "epoch": 62,
+    "ended": 94,
+    "began": 94,
+    "tags": 60,
+    "message": 150,
+    INTERVAL: 106,
+    "where": 190,
+}
+_LETTER, _ROOM, _WIDEST = 6.8, 16, 260  # pixels of a letter and beside the text; of a column of names
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -62,10 +72,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
             row |= {ROBUST: best.accuracy, INTERVAL: interval_text((best.low, best.high)), "samples": best.samples}
             row |= {"attack": best.attack, LEVEL: best.noise}
         rows.append(row)
-    now = time.time()
     # What runs is newer than all that has ended.
-    ended = {run.name: now if run.status == "running" else ended_at(run) for run in chosen}
-    rows.sort(key=lambda row: (-ended[row["run"]], row["run"]))
+    newest = {run.name: _newest(run) for run in chosen}
+    rows.sort(key=lambda row: (newest[row["run"]], row["run"]))
     heading = f"{len(rows)} of {len(every)} runs" if len(rows) < len(every) else f"{len(rows)} runs"
     usual = values["columns"] == [name for name in _USUAL if name in values["columns"]]
     filled = {name for row in rows for name, value in row.items() if value not in (None, "")}
@@ -74,6 +83,12 @@ def show(runs: Collection, values: Values) -> list[Part]:
     links = {"run": lambda row: "run" + unparse({"run": [row["run"]]})}
     widths = _WIDTHS | {name: _wide(row[name] for row in rows) for name in ("run", "data")}
     return [Browser("runs", heading, columns, rows, links=links, widths=widths)]
+
+
+def _newest(run: Recorded) -> tuple[bool, float]:
+    """For the order of the list, the newest first."""
+    running = run.status == "running"
+    return not running, -(began_at(run) if running else ended_at(run))
 
 
 def _wide(names: Iterable[str]) -> int:
@@ -132,6 +147,7 @@ def _row(run: Recorded, kind: tuple[str, str]) -> dict[str, Any]:
         "samples/s": at.rate,
         "seed": run.info["seed"],
         "tags": ", ".join(read_notes(run.dir).tags),
+        "began": _date(began_at(run)),
         "ended": _date(ended_at(run)) if run.status != "running" else None,
         "message": sentence_of(run) if bad else at.silent or run.message,
     }

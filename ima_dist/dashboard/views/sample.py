@@ -65,7 +65,7 @@ def _images(arrays: Arrays | None, index: int) -> list[Part]:
         f"True class: {label}. Above each image is the predicted class; a cross and a thick frame mark a wrong one. "
         "Below is the difference to the clean image, grey where nothing changed."
     )
-    heading = f"Sample {index} under PGD with cross-entropy"
+    heading = f"Sample {index} under pgd100 with cross-entropy alone"
     return [Plot("sample", heading, caption, sample_figure(arrays, places[0]))]
 
 

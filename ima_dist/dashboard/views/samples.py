@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from ima_dist.config.attacks import STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
-from ima_dist.dashboard.choosing import choose_run, opened
+from ima_dist.dashboard.choosing import choose_attack, choose_run, opened, strictest
 from ima_dist.dashboard.parts import Gallery, Grid, Note, Part, Picture, Plot, Values, notes
 from ima_dist.dashboard.state import Control, State, one_of, slider, unparse
+from ima_dist.dashboard.terms import named, under
 from ima_dist.figures.interactive.flips import confidence_figure, lost_figure
 from ima_dist.figures.interactive.style import channels_first, in_unit_range, png_source
 from ima_dist.results.by_class import class_names, name_of
@@ -33,7 +33,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
         return [chosen]
     run = opened(runs.runs[chosen.value])
     rows = attack_rows(run.points)
-    attack = one_of(state, "attack", "Attack", {name: name for name in STRICTEST_FIRST if name in rows})
+    attack = choose_attack(state, rows, strictest(rows))
     flips = _flips(run, attack.value)[0]
     names = {} if flips is None else {str(n): _name(run, n) for n in np.unique(flips.label).tolist()}
     label = one_of(state, "label", "Class", {_ALL: "all", **names}, long=len(names) > 4)
@@ -53,7 +53,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
     names = [_name(run, n) for n in range(int(flips.label.max()) + 1)]
     confidence = clean_confidence(run)
     parts = _images(run, values["label"], values["attack"])
-    caption = f"Under {values['attack']}. “Never”: right at every level up to {format_noise(flips.levels[-1])}."
+    caption = (
+        f"{under(values['attack']).capitalize()}. “Never”: right at every level up to {format_noise(flips.levels[-1])}."
+    )
     figure = lost_figure(flips.lost, flips.label, flips.levels, names)
     parts.append(Plot("lost", "Noise level ε at which samples are misclassified", caption, figure))
     known = np.array([confidence.get(index, np.nan) for index in flips.index.tolist()])
@@ -132,18 +134,21 @@ def _images(run: Run, label: str | None, chosen: str | None) -> list[Part]:
     attack, kept = str(arrays["attack"]), len(arrays["label"])
     if not cells:
         return [Note(f"No images are kept of this class: the evaluation keeps those of {kept} samples only.")]
-    other = f", not for {chosen}" if chosen != attack else ""
-    about = (
-        f"Images are kept only for {attack}, the strictest attack when they were made{other}. Above each: true class → "
-        "predicted class, and the noise level ε."
-    )
+    heading, why = f"Misclassified first {under(attack)}", ""
+    if chosen is not None and chosen != attack:
+        heading = f"Stored images: misclassified first {under(attack)}, not {under(chosen)}"
+        why = (
+            f"An evaluation stores images for the strictest of its attacks only: here for {named(attack)}, not for "
+            f"{named(chosen)}, which is chosen above. Figures and table below are of {named(chosen)}. "
+        )
+    about = f"{why}Above each image: true class → predicted class, and the noise level ε."
     caption = (
-        "Image, noise (grey where nothing changes, stretched to its own range), and image attacked by PGD with "
-        f"cross-entropy, at the smallest noise level at which the sample is misclassified under {attack}. Shown are "
-        f"{len(cells)} of the {kept} samples whose images are kept, by noise level: only such as are right without "
+        "Image, noise (grey where nothing changes, stretched to its own range), and image attacked by pgd100 with "
+        f"cross-entropy alone, at the smallest noise level at which the sample is misclassified {under(attack)}. Shown "
+        f"are {len(cells)} of the {kept} samples whose images are kept, by noise level: only such as are right without "
         "noise, the classes taking turns. The table has all samples."
     )
-    return [Gallery("lost-first", f"Misclassified first under {attack}", caption, cells, about)]
+    return [Gallery("lost-first", heading, caption, cells, about)]
 
 
 def _heading(run: Run, arrays: Arrays, i: int) -> str:

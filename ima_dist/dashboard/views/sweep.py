@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from ima_dist.config.attacks import STRICTEST_FIRST
 from ima_dist.config.errors import ConfigError
 from ima_dist.config.plain_yaml import load_plain
 from ima_dist.config.presets import train_command
+from ima_dist.dashboard.choosing import choose_attack, strictest
 from ima_dist.dashboard.parts import (
     CLEAN,
     INTERVAL,
@@ -23,12 +23,13 @@ from ima_dist.dashboard.parts import (
     Values,
     interval_text,
     notes,
+    share_text,
     sign_of,
 )
 from ima_dist.dashboard.standing import progress_of, sentence_of
 from ima_dist.dashboard.state import Control, State, number, one_of, unparse
 from ima_dist.figures.interactive.importance import importance_figure
-from ima_dist.figures.interactive.tradeoff import Point, tradeoff_figure
+from ima_dist.figures.interactive.tradeoff import BARS, Point, tradeoff_figure
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.sweepfile import Sweep, is_asked, read_sweep
 from ima_dist.plans.trial_record import earlier_records, points_of
@@ -49,7 +50,7 @@ _MATTERS = (
     "The more the best of these trials agree on the value of an option, the longer its bar (PED-ANOVA; all bars add up "
     "to 1). That holds for the values tried here, not for others."
 )
-_BY_CHANCE = "No combination differs from the highest beyond chance, so these bars may show nothing but chance. "
+_BY_CHANCE = "Grey, because no combination differs from the highest beyond chance: these bars may show nothing else. "
 _LUCK = "Chosen and measured on the same test samples: the best of many looks better than it is."
 _LARGEST = 1 << 20  # bytes of a sweep.yaml
 
@@ -59,9 +60,8 @@ def controls(runs: Collection, state: State) -> list[Control]:
     which = one_of(state, "sweep", "Sweep", {name: name for name in found}, long=len(found) > 3)
     own = _runs_below(runs, which.value)
     each = [{point.attack for point in run.points} for run in own if run.points]
-    able = [a for a in STRICTEST_FIRST if any(a in found for found in each)]
-    shared = next((a for a in able if all(a in found for found in each)), None)
-    attack = one_of(state, "attack", "Attack", {a: a for a in able}, shared)
+    able = {a for found in each for a in found}
+    attack = choose_attack(state, able, strictest([a for a in able if all(a in found for found in each)]))
     levels = sorted({p.level for run in own for p in run.points if p.attack == attack.value} - {0.0})
     options = {**{repr(x): f"ε {format_noise(x)}" for x in levels}, _AREA: "area under the curve"}
     middle = repr(levels[len(levels) // 2]) if levels else _AREA
@@ -173,17 +173,19 @@ def _results(rows: list[Row], place: Path, values: Values, levels: list[float]) 
     if not candidates:
         return notes(problems)
     choice = choose(candidates, values["least"] or 0.0, levels)
-    what = f"{ROBUST} ({attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
+    what = f"{ROBUST} (attack {attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
     points = [_point(c, a, b) for c, a, b in zip(candidates, choice.clean_spreads, choice.score_spreads, strict=True)]
-    caption = "Circled and joined: the combinations that no other beats in both. Bars: 95 % intervals."
+    caption = f"Circled and joined: the combinations that no other beats in both. {BARS}"
     front = Plot("front", "Clean against robust accuracy", caption, tradeoff_figure(points, list(choice.pareto), what))
     own = [measured[i].values for i in kept]
     shares = importance(own, [c.score.mean for c in candidates])
     matters: Part = Note(f"Which option matters is told from {FEWEST} evaluated combinations on: {len(own)} so far.")
     if shares:
-        caption = (_BY_CHANCE if len(choice.alike) == len(candidates) - 1 else "") + _MATTERS
+        none = len(choice.alike) == len(candidates) - 1
+        heading = "Which option matters: not known, as no difference was found" if none else "Which option matters"
         signs = {sign_of(name): share for name, share in shares.items()}
-        matters = Plot("importance", "Which option matters", caption, importance_figure(signs))
+        figure = importance_figure(signs, known=not none)
+        matters = Plot("importance", heading, (_BY_CHANCE if none else "") + _MATTERS, figure)
     networks = [network for network, _ in pairs[choice.best]] if choice.best is not None else []
     best = _best(candidates, choice, networks, place, values, levels)
     return [*best, Side([[front], [matters]]), *notes(problems)]
@@ -210,19 +212,22 @@ def _best(
     least = f"{values['least'] or 0:g}"
     words = ["python", "-m", "ima_dist.sweep", "best", str(place), "--min-clean", least, "--attack", values["attack"]]
     words += ["--noise", ",".join(format_noise(x) for x in levels)] if levels else []
-    again = Command("choose best", shlex.join(words))
+    again = Command("choose", shlex.join(words))
     if choice.best is None:
         return [Note(f"No combination has a clean accuracy of at least {least}.", warning=True), again]
     best = candidates[choice.best]
     others, alike = len(candidates) - 1, len(choice.alike)
-    said = f"Highest: {best.name}, {CLEAN} {best.clean.mean:.4f}, {ROBUST} {best.score.mean:.4f}"
+    measured = f"{best.name}, {CLEAN} {share_text(best.clean.mean)}, {ROBUST} {share_text(best.score.mean)}"
+    said = f"Highest: {measured}"
     if alike == others > 0:
-        said += f"; none of the other {others} differs from it beyond chance."
+        said = f"Highest, though no difference was found: {measured}; none of the other {others} differs beyond chance."
     elif alike:
         names = "; ".join(candidates[i].name for i in choice.alike)
         said += f"; {alike} of the other {others} do not differ from it beyond chance: {names}."
     else:
         said += "; all others differ from it beyond chance." if others else "."
+    if others and all(spread is None for spread in choice.score_spreads):
+        said += " There is one seed of each, so this holds for these networks only."
     run, epoch = networks[0].run, networks[0].epoch
     export = ["python", "-m", "ima_dist.export", str(run.dir.path), "--to", f"exports/{run.dir.path.name}"]
     export += ["--epoch", str(epoch)]

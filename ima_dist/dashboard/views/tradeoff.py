@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from ima_dist.config.attacks import ATTACKS
+from ima_dist.dashboard.choosing import choose_attack
 from ima_dist.dashboard.parts import (
     CLEAN,
     INTERVAL,
@@ -20,7 +20,7 @@ from ima_dist.dashboard.parts import (
     with_interval,
 )
 from ima_dist.dashboard.state import Control, State, number, one_of
-from ima_dist.figures.interactive.tradeoff import Point, differing, parallel_figure, tradeoff_figure
+from ima_dist.figures.interactive.tradeoff import BARS, Point, differing, parallel_figure, tradeoff_figure
 from ima_dist.plans.sweepfile import reads
 from ima_dist.results.candidates import AVERAGE, INCIDENTAL
 from ima_dist.results.choice import Candidate, Choice, Interval, Share, Spread, choose, pareto_set
@@ -35,12 +35,16 @@ INTRODUCTION = (
     "Each point is a model. Runs that differ only in their seed are one model. Each epoch that was evaluated by itself "
     "is a model too: the network after M epochs of ima is the one for ε_max = M·Δε. Bars are 95 % intervals for the "
     "test samples and the seeds together. Bars that overlap do not settle whether two models differ: the verdict in "
-    "the table compares them sample by sample."
+    "the table compares them sample by sample. [Compare](compare) has the paired test of single runs."
 )
 LIVE = False
 _AREA = "area"
 _CLEAN_CELL, _ROBUST_CELL, _LESS = f"{CLEAN}, {INTERVAL}", f"{ROBUST}, {INTERVAL}", "robust, less the best"
-_BOUNDS = ("clean", "clean from", "clean to", "robust", "robust from", "robust to", "less best from", "less best to")
+_THESE = "these networks on the same samples"
+_BOUNDS = (
+    *("clean", "clean from", "clean to", "robust", "robust from", "robust to", "less best from", "less best to"),
+    *("on these samples from", "on these samples to"),
+)
 
 
 def controls(runs: Collection, state: State) -> list[Control]:
@@ -51,7 +55,7 @@ def controls(runs: Collection, state: State) -> list[Control]:
     which = one_of(state, "experiment", "Experiment", experiments, long=len(experiments) > 4)
     own = _of(runs, which.value)
     found = {p.attack for r in own for p in r.points}
-    attack = one_of(state, "attack", "Attack", {a: a for a in ATTACKS if a in found})
+    attack = choose_attack(state, found)
     levels = {p.level for r in own for p in r.points if p.attack == attack.value} - {0.0}
     by_level = {repr(x): f"ε {format_noise(x)}" for x in sorted(levels)}
     return [
@@ -85,11 +89,11 @@ def show(runs: Collection, values: Values) -> list[Part]:
     problems += [] if levels else [AVERAGE]
     if choice.best is None:
         problems.append(f"No model has a clean accuracy of at least {values['least']:g}.")
-    what = f"{ROBUST} ({attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
-    caption = "Circled and joined: the Pareto front, the models that no other model beats in both."
+    what = f"{ROBUST} (attack {attack}, " + (f"ε {format_noise(levels[0])})" if levels else "area under the curve)")
+    caption = f"Circled and joined: the Pareto front, the models that no other model beats in both. {BARS}"
     if not values["least"]:
         choice = replace(choice, uncertain=[])  # every clean accuracy is at least 0
-    rows = [_row(i, c, p, choice, i in front) for i, (c, p) in enumerate(zip(candidates, points, strict=True))]
+    rows = [_row(i, candidates, p, choice, i in front) for i, p in enumerate(points)]
     plane = tradeoff_figure(points, front, what)
     return [
         Plot("tradeoff", "Clean against robust accuracy", caption, plane),
@@ -99,11 +103,12 @@ def show(runs: Collection, values: Values) -> list[Part]:
     ]
 
 
-def _row(i: int, candidate: Candidate, point: Point, choice: Choice, pareto: bool) -> dict[str, Any]:
-    less = choice.differences.get(i)
+def _row(i: int, candidates: list[Candidate], point: Point, choice: Choice, pareto: bool) -> dict[str, Any]:
+    candidate, less, these = candidates[i], choice.differences.get(i), choice.on_samples.get(i)
     return {
         "model": candidate.name,
-        "verdict": _verdict(i, choice),
+        "verdict": _verdict(i, candidates, choice),
+        _THESE: _of_these(i, choice),
         _ROBUST_CELL: with_interval(point.robust, point.robust_interval),
         _CLEAN_CELL: with_interval(point.clean, point.clean_interval),
         _LESS: interval_text((max(-1.0, less[0]), min(1.0, less[1]))) if less else None,
@@ -118,18 +123,34 @@ def _row(i: int, candidate: Candidate, point: Point, choice: Choice, pareto: boo
         "robust to": point.robust_interval[1],
         "less best from": less and less[0],
         "less best to": less and less[1],
+        "on these samples from": these and these[0],
+        "on these samples to": these and these[1],
     }
 
 
-def _verdict(i: int, choice: Choice) -> str:
+def _verdict(i: int, candidates: list[Candidate], choice: Choice) -> str:
     """How a model compares with the best, in words."""
     if i == choice.best:
         said = "best"
-    elif i in choice.differences:
-        said = "not different from the best" if i in choice.alike else "worse than the best"
+    elif i in choice.differences and choice.best is not None:
+        one = any(len(candidates[k].score.values) == 1 for k in (i, choice.best))
+        alike, unknown = i in choice.alike, choice.score_spreads[i] is None
+        said = "not different from the best" if alike else "worse than the best"
+        # Of a single seed nobody knows how far another one would be from it.
+        said = "cannot tell: one seed" if one and (alike or unknown) else said
     else:
         return "clean accuracy below the minimum"
     return f"{said}, clean accuracy uncertain" if i in choice.uncertain else said
+
+
+def _of_these(i: int, choice: Choice) -> str:
+    """The same of these networks alone, whatever other seeds would bring."""
+    if i not in choice.on_samples:
+        return ""
+    if (found := choice.on_samples[i]) is None:
+        return "not the same samples"
+    low, high = found
+    return "not different" if low <= 0 <= high else f"worse {interval_text((max(-1.0, low), min(1.0, high)))}"
 
 
 def _of(runs: Collection, experiment: str | None) -> list[Recorded]:
@@ -181,8 +202,9 @@ def _parallel(candidates: list[Candidate], groups: list[Recorded]) -> Part:
     read = {n: [_read(g).get(n, "not used") for g in groups] for n in names}
     columns: dict[str, list[Any]] = {sign_of(n): found for n, found in read.items() if len({*map(repr, found)}) > 1}
     columns |= {CLEAN: [c.clean.mean for c in candidates], ROBUST: [c.score.mean for c in candidates]}
-    caption = "One line per model, coloured by its robust accuracy, with the options that differ between models."
-    return Plot("parallel", "Values that differ", caption, parallel_figure(columns, ROBUST))
+    caption = "One line per model, in the colour of its method, with the options that differ between models."
+    methods = [g.info["method"] for g in groups]
+    return Plot("parallel", "Values that differ", caption, parallel_figure(columns, methods))
 
 
 def _interval(share: Share, spread: Spread | None) -> Interval:

@@ -47,7 +47,7 @@ def show(runs: Collection, values: Values) -> list[Part]:
         except ConfigError as error:
             row["remark"] = str(error)
         rows.append(row)
-        trained.append(Trained(run.name, run.history, epoch))
+        trained.append(Trained(run.name, run.history, epoch, run.info["method"]))
     columns = [
         "run",
         "epochs done",
@@ -59,8 +59,9 @@ def show(runs: Collection, values: Values) -> list[Part]:
     ]
     every = [{"run": run.name, **row} for run in chosen for row in run.history]
     caption = (
-        "A star marks the selected epoch of a run; the dashed line is the threshold. Lines of earlier runs are wider, "
-        "so that lines that coincide can be told apart."
+        "Selected, at the star: the last epoch whose validation accuracy reaches the threshold, the dashed line. Stars "
+        "of one epoch stand side by side. Lines of earlier runs are wider, so that lines that coincide can be told "
+        "apart."
     )
     return [
         Plot("training", "Clean accuracy and training loss by epoch", caption, training_figure(trained, threshold)),

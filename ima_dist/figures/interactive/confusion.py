@@ -6,7 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ima_dist.figures.interactive.style import style, text
+from ima_dist.figures.interactive.style import style, text, titled
 
 #: With more classes the cells are too small to be read.
 MOST_CLASSES = 30
@@ -38,7 +38,7 @@ def confusion_figure(tables: Sequence[tuple[str, np.ndarray]], names: Sequence[s
             col=i + 1,
         )
     style(fig, 180 + max(180, 30 * len(names)), margin={"l": 90, "r": 20, "t": 40, "b": 90})
-    fig.update_xaxes(title={"text": "predicted class"}, type="category", showgrid=False)
-    fig.update_yaxes(type="category", autorange="reversed", showgrid=False)
-    fig.update_yaxes(title={"text": "true class"}, col=1)
+    fig.update_xaxes(title=titled("predicted class"), automargin=True, type="category", showgrid=False)
+    fig.update_yaxes(type="category", autorange="reversed", showgrid=False, automargin=True)
+    fig.update_yaxes(title=titled("true class"), col=1)
     return fig

@@ -1,5 +1,6 @@
 """Margins of the training samples (Figs. 9 and 14)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,30 +9,40 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ima_dist.figures.interactive.images import image_grid
-from ima_dist.figures.interactive.style import COLOURS, axis, colour, dash, epoch_axis, figure, in_unit_range, text
+from ima_dist.figures.interactive.style import COLOURS, axis, epoch_axis, figure, in_unit_range, looks, text
 from ima_dist.results.margin_audit import TOLERANCE
-from ima_dist.results.margin_bins import bin_edges
-from ima_dist.results.text import NORM_SIGN
+from ima_dist.results.margin_bins import bin_edges, joined
+from ima_dist.results.text import NORM_SIGN, percents
 
 Names = Sequence[str] | np.ndarray  # of the classes
 
 
-def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, epoch: int, slider: bool = False) -> Any:
-    """Counts after ``epoch``, from 0 to ε_max or as far as margins go; the mean as a line, and ε_max if it is inside.
+def histogram_figure(
+    history: list[dict[str, Any]],
+    eps_max: float,
+    norm: str,
+    epoch: int,
+    slider: bool = False,
+    step: float | None = None,
+) -> Any:
+    """Counts after ``epoch``, from 0 to ε_max or as far as margins go; the mean and ε_max, if it bounds them, as lines.
 
-    ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs.
-    Raises KeyError if the epoch is not there.
+    ``history``: rows with margin_histogram. ``slider``: give the figure a slider over all epochs. ``step``: Δε, whose
+    multiples lie within bars. Raises KeyError if the epoch is not there.
     """
     rows = {row["epoch"]: row for row in history}
-    counts, mean = rows[epoch]["margin_histogram"], rows[epoch]["margin_mean"]
-    edges = bin_edges(max(len(row["margin_histogram"]) for row in rows.values()), eps_max)
-    width, centres = edges[1], ((edges[1:] + edges[:-1]) / 2).tolist()
+    fine = bin_edges(max(len(row["margin_histogram"]) for row in rows.values()), eps_max)
+    places = joined(len(fine) - 1, eps_max, step)
+    edges = fine[places]
+    widths, centres = np.diff(edges).tolist(), ((edges[1:] + edges[:-1]) / 2).tolist()
+    bars = {number: _heights(row["margin_histogram"], places) for number, row in rows.items()}
+    counts, mean = bars[epoch], rows[epoch]["margin_mean"]
     dashed = {"color": COLOURS[1], "width": 2, "dash": "dash"}
+    said = [f"{low:.4g} to {high:.4g}" for low, high in itertools.pairwise(edges.tolist())]
+    look = {"marker": {"color": COLOURS[0]}, "hovertemplate": "margin %{customdata}: %{y} samples<extra></extra>"}
     fig = figure(
         [
-            go.Bar(
-                x=centres[: len(counts)], y=counts, width=width, marker={"color": COLOURS[0]}, name="training samples"
-            ),
+            go.Bar(x=centres[: len(counts)], y=counts, width=widths, customdata=said, name="training samples", **look),
             go.Scatter(x=[mean, mean], y=[0, max(counts)], mode="lines", line=dashed, name="mean margin"),
         ],
         height=460 if slider else 400,
@@ -39,17 +50,24 @@ def histogram_figure(history: list[dict[str, Any]], eps_max: float, norm: str, e
         yaxis=axis("training samples", rangemode="tozero"),
         bargap=0,
     )
-    if edges[-1] > eps_max * (1 + 1e-6) and rows[epoch].get("share_at_max", 0.0) is not None:
-        fig.add_vline(x=eps_max, line={"color": "#111", "dash": "dot", "width": 1}, annotation_text="ε_max")
+    if rows[epoch].get("share_at_max", 0.0) is not None:
+        place = {"annotation_text": f"ε_max = {eps_max:g}", "annotation_position": "top left"}
+        fig.add_vline(x=eps_max, line={"color": "#111", "dash": "dot", "width": 2}, **place)
     if slider:
         steps = []
         for number, row in rows.items():
-            heights = row["margin_histogram"]
+            heights = bars[number]
             data = {"x": [centres[: len(heights)], [row["margin_mean"]] * 2], "y": [heights, [0, max(heights)]]}
             steps.append({"method": "restyle", "label": str(number), "args": [data]})
         shown = {"active": list(rows).index(epoch), "currentvalue": {"prefix": "epoch "}, "pad": {"t": 50}}
         fig.update_layout(sliders=[{"steps": steps, **shown}])
     return fig
+
+
+def _heights(counts: Sequence[int], places: Sequence[int]) -> list[int]:
+    """The counts of bins whose edges are those at ``places``."""
+    ends = [*(place for place in places if place < len(counts)), len(counts)]
+    return [sum(counts[low:high]) for low, high in itertools.pairwise(ends)]
 
 
 def share_figure(history: list[dict[str, Any]], eps_max: float, epoch: int) -> go.Figure:
@@ -134,7 +152,7 @@ def audit_figure(margin: np.ndarray, distance: np.ndarray, norm: str) -> go.Figu
     traces = []
     for chosen, shade, symbol, name in (
         (~over, COLOURS[0], "circle-open", "within"),
-        (over, COLOURS[1], "x-thin-open", f"over-estimated by more than {TOLERANCE:.0%}"),
+        (over, COLOURS[1], "x-thin-open", f"over-estimated by more than {percents(TOLERANCE, 0)}"),
     ):
         marker = {"symbol": symbol, "size": 7, "color": shade}
         traces.append(go.Scatter(x=distance[chosen], y=margin[chosen], mode="markers", name=name, marker=marker))
@@ -164,17 +182,18 @@ class Counted:
     counts: Sequence[int]
     eps_max: float
     epoch: int
+    method: str = ""
 
 
 def compared_figure(runs: list[Counted], norm: str) -> go.Figure:
     """For each run the share of its samples with at least that margin."""
     traces = []
-    for i, run in enumerate(runs):
+    for run, look in zip(runs, looks(run.method for run in runs), strict=True):
         counts = np.asarray(run.counts, float)
         edges = bin_edges(len(counts), run.eps_max)
         total = counts.sum() or 1.0
         shares = np.append(counts[::-1].cumsum()[::-1] / total, 0.0)
-        line = {"color": colour(i), "dash": dash(i)}
+        line = {"color": look.colour, "dash": look.dash}
         name = f"{text(run.name)}, epoch {run.epoch}"
         traces.append(go.Scatter(x=edges.tolist(), y=shares.tolist(), mode="lines", name=name, line=line))
     return figure(

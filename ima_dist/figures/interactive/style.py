@@ -3,18 +3,25 @@
 import base64
 import html
 import io
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
+from ima_dist.config.schema import METHODS
 from ima_dist.figures.colours import COLOURS
 
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 _DASHES = ("solid", "dash", "dashdot")
+# Further things of one method: how much of black (below 0) or of white is mixed into its colour.
+_SHADES = (0.0, -0.45, 0.4, -0.7, 0.6)
 _FEW_EPOCHS = 20
 AXIS = {"showgrid": True, "gridcolor": "#ddd", "zeroline": False, "linecolor": "#444", "ticks": "outside"}
+AXIS |= {"automargin": True}
 
 
 def colour(i: int) -> str:
@@ -28,6 +35,46 @@ def symbol(i: int) -> str:
 
 def dash(i: int) -> str:
     return _DASHES[i // len(COLOURS) % len(_DASHES)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a thing is drawn: its colour, the symbol of its points, the dash of its lines."""
+
+    colour: str
+    symbol: str
+    dash: str
+
+
+def looks(methods: Iterable[str]) -> list[Look]:
+    """A look for each of several things: a method has one colour and symbol in all figures.
+
+    Things of one method differ in shade and dash; whatever is no method of ours goes by its place.
+    """
+    names = list(methods)
+    first = len(METHODS) if any(name in METHODS for name in names) else 0
+    before: Counter[str] = Counter()
+    found = []
+    for name in names:
+        key = name if name in METHODS else ""
+        number = before[key]
+        before[key] += 1
+        i = METHODS.index(key) if key else first + number
+        shade = _mixed(colour(i), _SHADES[number % len(_SHADES)]) if key else colour(i)
+        place = i // len(COLOURS) + (number if key else 0)
+        found.append(Look(shade, symbol(i), _DASHES[place % len(_DASHES)]))
+    return found
+
+
+def _mixed(code: str, part: float) -> str:
+    """A colour such as #0072B2 with ``part`` of white in it, or of black if it is negative."""
+    end = 255 if part > 0 else 0
+    levels = (round(level + (end - level) * abs(part)) for level in _levels(code))
+    return "#" + "".join(f"{level:02X}" for level in levels)
+
+
+def _levels(code: str) -> tuple[int, ...]:
+    return tuple(int(code[i : i + 2], 16) for i in (1, 3, 5))
 
 
 def text(value: object) -> str:
@@ -56,7 +103,12 @@ def style(fig: go.Figure, height: int, **layout: Any) -> None:
 
 
 def axis(title: str, **more: Any) -> dict[str, Any]:
-    return {**AXIS, "title": {"text": title}, **more}
+    return {**AXIS, "title": titled(title), **more}
+
+
+def titled(title: str) -> dict[str, Any]:
+    """The title of an axis, at a distance from its numbers."""
+    return {"text": title, "standoff": 12, "font": {"size": 14}}
 
 
 def epoch_axis(last: int) -> dict[str, Any]:
@@ -66,7 +118,7 @@ def epoch_axis(last: int) -> dict[str, Any]:
 
 def faint(code: str, alpha: float) -> str:
     """A colour such as #0072B2 with this opacity."""
-    red, green, blue = (int(code[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = _levels(code)
     return f"rgba({red},{green},{blue},{alpha:g})"
 
 
