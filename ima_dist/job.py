@@ -68,7 +68,6 @@ def _run(job: Job, rows: dict[str, Config], root: Path) -> int:
         say(f"\n[{name}]")
         statuses[name] = run_commands(config, run_path(root, config), job.epochs or (config.epochs,), job.then)
         if statuses[name] == EXIT_REQUEUE:
-            say("Interrupted. Run the same command again to continue.")
             return EXIT_REQUEUE
     done = {name: Run(RunDir(run_path(root, rows[name])), name) for name, status in statuses.items() if not status}
     scale = f", scale {job.scale}" if job.scale else ""

@@ -15,7 +15,7 @@ import numpy as np
 from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say
 from ima_dist.cli.parser import OneLineParser
 from ima_dist.cli.running import run_commands
-from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, ConfigError
 from ima_dist.config.presets import data_name, options_of
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, with_options
@@ -93,8 +93,6 @@ def _compared(run: RunDir, beside: list[RunDir], configs: list[Config], root: Pa
         name = f"adv{config.eps_max:g}"
         say(f"\n[{name}]")
         status = run_commands(config, run_path(root, config), (config.epochs,))
-        if status == EXIT_REQUEUE:
-            say("Interrupted. Run the same command again to continue.")
         if status != EXIT_DONE:
             return status
         trained[name] = Run(RunDir(run_path(root, config)), name)

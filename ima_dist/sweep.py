@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ima_dist.cli.entry import absolute_output, existing, guarded, results_root, say, shown
+from ima_dist.cli.entry import AGAIN, absolute_output, existing, guarded, results_root, say, say_interrupted, shown
 from ima_dist.cli.notify import VARIABLE, add_notify, notify
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
@@ -174,7 +174,7 @@ def _run(sweep: Sweep, root: Path) -> int:
     say(f"Choose with: python -m ima_dist.sweep best {shown(root)} --min-clean 0.90")
     if status == EXIT_DONE:
         return _conclude(points, root)
-    say("Interrupted. Run the same command again to continue.")
+    say_interrupted(AGAIN)
     return status
 
 

@@ -3,12 +3,21 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ima_dist.cli.entry import absolute_output, describe_os_error, existing, guarded, results_root, say, shown
+from ima_dist.cli.entry import (
+    absolute_output,
+    describe_os_error,
+    existing,
+    guarded,
+    results_root,
+    say,
+    say_interrupted,
+    shown,
+)
 from ima_dist.cli.notify import add_notify, notify
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
@@ -38,8 +47,10 @@ from ima_dist.tracking.recorder import Recorder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 invalid configuration or input, 75 interrupted and can be resumed, 1 any other failure."""
-    return guarded(_main, sys.argv[1:] if argv is None else argv, resumable=True)
+    """Exit status: 0 done, 2 invalid configuration or input, 75 interrupted and can be resumed, 128 + signal stopped
+    with nothing to resume, 1 any other failure.
+    """
+    return guarded(_main, sys.argv[1:] if argv is None else argv)
 
 
 def _main(argv: list[str]) -> int:
@@ -71,9 +82,11 @@ def _main(argv: list[str]) -> int:
             say(chosen)
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
-        findings = check_inputs(config, data=data).findings
-        del data  # the workers load their own
-        return _report(train_new(config, out, findings, workers_of(config, arguments.local)), config, arguments.notify)
+        with _stopped_with(out):
+            findings = check_inputs(config, data=data).findings
+            del data  # the workers load their own
+            outcome = train_new(config, out, findings, workers_of(config, arguments.local))
+            return _report(outcome, config, arguments.notify)
     if arguments.out:
         raise ConfigError("--out cannot be combined with --resume: a resumed run stays where it is.")
     run = RunDir.open(existing(arguments.resume))
@@ -88,7 +101,24 @@ def _main(argv: list[str]) -> int:
     if run.status == "finished":
         say(f"{run.path} is finished; nothing to do.")
         return EXIT_DONE
-    return _report(train_on(config, run, workers_of(config, arguments.local)), config, arguments.notify)
+    with _stopped_with(run.path):
+        return _report(train_on(config, run, workers_of(config, arguments.local)), config, arguments.notify)
+
+
+@contextlib.contextmanager
+def _stopped_with(path: Path) -> Iterator[None]:
+    """After a signal, the sentence and the status depend on what it leaves at ``path``."""
+    try:
+        yield
+    except Stopped as stopped:
+        run = RunDir(path)
+        if not run.config_path.exists():
+            stopped.sentence = "Stopped before anything was written: give the same command again."
+        elif run.status == "finished":
+            stopped.sentence = f"Stopped; the run has finished. Results: {shown(run.path)}"
+        else:
+            stopped.sentence, stopped.status = f"Stopped. Continue with: {resume_command(run)}", EXIT_REQUEUE
+        raise
 
 
 class Outcome(NamedTuple):
@@ -150,8 +180,6 @@ def _train(
     """Train in ``run``, whose lease the caller holds, or in a new one, created once the cluster is known to fit it."""
     began = time.time()
     with contextlib.ExitStack() as held:
-        # A second signal ends everything at once, wherever it is.
-        held.push(lambda kind, *_: _how_to_continue(run) if kind is Stopped and run is not None else None)
         cluster = held.enter_context(workers)
         if run is None:
             assert out is not None
@@ -213,10 +241,6 @@ def resume_command(run: RunDir) -> str:
     return f"python -m ima_dist.train --resume {shown(run.path)}"
 
 
-def _how_to_continue(run: RunDir) -> None:
-    complain(f"Continue with: {resume_command(run)}")
-
-
 def _report(outcome: Outcome, config: Config, to: str | None) -> int:
     """Print the results, or why there are none, and tell whom ``--notify`` names; returns an exit status."""
     run, status, message = outcome
@@ -229,7 +253,7 @@ def _report(outcome: Outcome, config: Config, to: str | None) -> int:
         show_results(run)
         return say_failures(run, config, [config.epochs])
     if status == EXIT_REQUEUE:
-        say(f"Interrupted. Continue with: {resume}")
+        say_interrupted(f"Continue with: {resume}")
     else:
         reason = str(message).rstrip(".")
         complain(f"error: {reason}. To continue from the last checkpoint: {resume}")

@@ -1,11 +1,12 @@
 """Shared by all commands: exit statuses, errors as one sentence, and paths as the user types them."""
 
+import atexit
 import contextlib
 import io
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,19 @@ from ima_dist.config.errors import (
     EXIT_FAILED,
     EXIT_INPUT,
     EXIT_REQUEUE,
-    EXIT_STOPPED,
     ConfigError,
     DataNote,
     DataWarning,
     complain,
 )
-from ima_dist.launch.signals import Stopped, stopping_at_once
+from ima_dist.launch.signals import Stopped, ignore, stopping_at_once
 from ima_dist.rundir.lease import LeaseLost
 
 
 def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: bool = False) -> int:
     """Run an entry point: a user's mistake, a full disk and a signal become one sentence and an exit status.
 
-    resumable: the same command, or its --resume, continues what a signal has stopped.
+    resumable: the same command continues what a signal has stopped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -40,12 +40,13 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
     except ConfigError as error:
         complain(f"error: {error}")
         return EXIT_INPUT
-    except Stopped:
+    except Stopped as stopped:
+        if _part:
+            raise
         if resumable:
-            complain("Stopped. Everything saved so far is kept.")
-            return EXIT_REQUEUE
-        complain("Stopped.")
-        return EXIT_STOPPED
+            stopped.sentence, stopped.status = f"Stopped. {AGAIN}", EXIT_REQUEUE
+        complain(stopped.sentence)
+        return stopped.status
     except OSError as error:
         complain(f"error: {describe_os_error(error)}")
         return EXIT_FAILED
@@ -54,6 +55,31 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
         return EXIT_FAILED
     finally:
         _let_go()
+        # What has been said is the end: a signal while Python unloads torch must not put another status in its place.
+        atexit.unregister(ignore)
+        atexit.register(ignore)
+
+
+AGAIN = "Run the same command again to continue."
+# Whether the command is part of another one, which tells the user how to continue.
+_part = False
+
+
+@contextlib.contextmanager
+def as_part() -> Iterator[None]:
+    """Commands inside are steps of another one: a signal ends that, and it tells the user how to continue."""
+    global _part
+    before, _part = _part, True
+    try:
+        yield
+    finally:
+        _part = before
+
+
+def say_interrupted(how: str) -> None:
+    """Say how to continue, unless this is a step of a command that says it."""
+    if not _part:
+        say(f"Interrupted. {how}")
 
 
 def _let_go() -> None:

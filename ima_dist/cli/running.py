@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ima_dist.cli import external
-from ima_dist.cli.entry import describe_os_error, results_root, say, shown
+from ima_dist.cli.entry import AGAIN, as_part, describe_os_error, results_root, say, say_interrupted, shown
 from ima_dist.cli.progress import ProgressView
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError, complain
 from ima_dist.config.schema import EXTERNAL, Config
@@ -171,7 +171,7 @@ def run_on(cluster: Cluster, task: str, config: Config, run: RunDir, arguments: 
         if config.method == EXTERNAL:
             external.record_end(run, status, message, time.time() - began)
     if status == EXIT_REQUEUE:
-        say("Interrupted. Run the same command again to continue.")
+        say_interrupted(AGAIN)
     elif status == EXIT_FAILED:
         complain(f"error: {message}")
     return status
@@ -192,7 +192,7 @@ def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterab
     """Run in this process, one after another, the commands that the run at ``path`` still needs.
 
     The arguments are those of ``next_command``. Returns the exit status of the first command that fails or is
-    interrupted, and EXIT_REQUEUE if the SLURM job ends too soon to start another.
+    interrupted, and EXIT_REQUEUE if the SLURM job ends too soon to start another; says how to continue.
     """
     done: list[tuple[str, list[str]]] = []
     try:
@@ -201,9 +201,13 @@ def run_commands(config: Config, path: Path, epochs: Sequence[int], then: Iterab
                 complain(f"error: {path} still lacks results after its commands have ended.")
                 return EXIT_FAILED
             if done and _too_late():
+                say_interrupted(AGAIN)
                 return EXIT_REQUEUE
             module, words = command
-            status = importlib.import_module(module).main(words)
+            with as_part():
+                status = importlib.import_module(module).main(words)
+            if status == EXIT_REQUEUE:
+                say_interrupted(AGAIN)
             if status != EXIT_DONE:
                 return status
             done.append(command)

@@ -5,8 +5,8 @@ import difflib
 import sys
 from typing import Any
 
-# 75 is EX_TEMPFAIL of sysexits.h: interrupted, and to be continued by the same command. 130 is the shell's for Ctrl-C:
-# a command that leaves nothing to continue.
+# 75 is EX_TEMPFAIL of sysexits.h: interrupted, and to be continued. 130 is the shell's for Ctrl-C where that leaves
+# nothing to continue; after another signal it is 128 + its number.
 EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED = 0, 1, 2, 75, 130
 
 

@@ -17,7 +17,14 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """The driver was asked to stop while there was nothing to save."""
+    """The driver was asked to stop while there was nothing to save.
+
+    sentence, status: how the command ends, the shell's status unless there is something to continue.
+    """
+
+    def __init__(self, signum: int = signal.SIGINT) -> None:
+        super().__init__(signum)
+        self.sentence, self.status = "Stopped.", 128 + signum
 
 
 @contextlib.contextmanager
@@ -25,10 +32,16 @@ def stopping_at_once() -> Iterator[None]:
     """While there is nothing to save, a signal to stop raises Stopped. Main thread only."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped
+        raise Stopped(signum)
 
     with _handlers(stop):
         yield
+
+
+def ignore() -> None:
+    """From here on a signal to stop has no effect."""
+    for s in STOP_SIGNALS:
+        signal.signal(s, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.repeater import TRIAL_INDEX
 
-from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, ConfigError
+from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_INPUT, EXIT_REQUEUE, EXIT_STOPPED, ConfigError
 from ima_dist.launch.cluster import settled
 from ima_dist.plans.jobfile import run_path
 from ima_dist.plans.pending import next_command
@@ -124,7 +124,8 @@ class Trial(tune.Trainable):
             self._pass_on_stop(process)
             return None
         self.process = None
-        if status == EXIT_REQUEUE:
+        # After SIGINT: before it had written anything, or while Python was loading it.
+        if status in (EXIT_REQUEUE, EXIT_STOPPED, -signal.SIGINT):
             return self._end("interrupted")
         return None if status == EXIT_DONE else self._end("failed", self._sentence(status), status)
 

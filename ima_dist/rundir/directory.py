@@ -103,11 +103,11 @@ class RunDir:
         Raises ConfigError if ``out`` is not free, or cannot be written.
         """
         run = cls.free(out)
-        new = not run.path.exists()
+        new, found = not run.path.exists(), versions()
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             run.lock_path.touch()
-            run._write_config(config, versions())
+            run._write_config(config, found)
         except OSError as error:
             with contextlib.suppress(OSError):
                 if new:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 
@@ -190,9 +191,25 @@ def test_a_second_signal_leaves_the_command_that_continues(code, capsys, monkeyp
     def stopped(*_):
         raise Stopped
 
+    monkeypatch.setattr(train, "on_workers", lambda *_: (75, None))
     monkeypatch.setattr(train, "_record_end", stopped)
     assert code.train() == 75
-    assert "Continue with: python -m ima_dist.train --resume run\nStopped." in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("Stopped. Continue with: python -m ima_dist.train --resume run\n")
+
+
+def test_a_signal_leaves_nothing_to_continue_before_a_run_and_after_it(code, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise Stopped(SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "check_inputs", stopped)
+        assert code.train() == 128 + SIGTERM
+    assert not Path("run").exists()
+    assert capsys.readouterr().err == "Stopped before anything was written: give the same command again.\n"
+    monkeypatch.setattr(train, "show_results", stopped)
+    assert code.train() == 128 + SIGTERM
+    assert capsys.readouterr().err.endswith("Stopped; the run has finished. Results: run\n")
+    assert RunDir("run").status == "finished"
 
 
 def test_images_in_folders_need_no_code(place, capsys):

@@ -14,7 +14,7 @@ import pytest
 
 from ima_dist import __version__
 from ima_dist.cli import main as console
-from ima_dist.cli.entry import guarded
+from ima_dist.cli.entry import as_part, guarded, say_interrupted
 from ima_dist.config.errors import DataNote
 
 
@@ -50,15 +50,47 @@ def test_version_and_unknown_commands(capsys):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-@pytest.mark.parametrize(("resumable", "status"), [(True, 75), (False, 130)])
-def test_a_signal_is_75_only_where_there_is_something_to_continue(signum, resumable, status, capsys):
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_signal_is_75_only_where_there_is_something_to_continue(signum, resumable, capsys):
     def command(argv):
         os.kill(os.getpid(), signum)
         signal.pause()
         return 0
 
-    assert guarded(command, [], resumable=resumable) == status
-    assert capsys.readouterr().err.startswith("Stopped.")
+    assert guarded(command, [], resumable=resumable) == (75 if resumable else 128 + signum)
+    again = " Run the same command again to continue." if resumable else ""
+    assert capsys.readouterr().err == f"Stopped.{again}\n"
+
+
+def test_a_signal_in_a_step_of_a_command_gives_one_advice(capsys):
+    def step(argv):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+        return 0
+
+    def command(argv):
+        with as_part():
+            say_interrupted("Continue with: the step")
+            return guarded(step, [])
+
+    assert guarded(command, [], resumable=True) == 75
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "Stopped. Run the same command again to continue.\n")
+    say_interrupted("Continue.")
+    assert capsys.readouterr().out == "Interrupted. Continue.\n"
+
+
+def test_a_signal_after_the_end_changes_no_status():
+    """Python takes a while to unload what a command has imported."""
+    code = (
+        "import atexit, os, signal, sys; from ima_dist.cli.entry import guarded\n"
+        "def command(argv):\n"
+        "    atexit.register(lambda: [os.kill(os.getpid(), s) for s in (signal.SIGINT, signal.SIGTERM)])\n"
+        "    return 75\n"
+        "sys.exit(guarded(command, []))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")
 
 
 def test_what_is_said_of_the_data_is_said_once_by_a_command(monkeypatch):

@@ -119,6 +119,7 @@ def test_the_end_that_was_announced_tells_a_silent_controller_from_a_cancel():
         (2, Wants.SAVE, [USR2], 1, Action.FINISH, False),
         (75, Wants.SAVE, [USR2], 9, Action.REQUEUE, False),
         (1, Wants.SAVE, [USR2], 9, Action.REQUEUE, False),  # failed while it was told to stop
+        (130, Wants.SAVE, [USR2], 9, Action.REQUEUE, False),  # told to stop before it had written anything
         (75, Wants.REQUEUE, [USR2, TERM], 9, Action.REQUEUE, False),
         (75, Wants.AGAIN, [TERM], 9, Action.LEAVE, False),
         (1, Wants.AGAIN, [], 9, Action.LEAVE, False),  # the node was given up for dead
