@@ -177,8 +177,8 @@ def test_what_was_chosen_is_said(tmp_path):
     given = {"data.dir": place, "epochs": 3}
     assert chosen_text(make_config("own", given), given) == (
         "Chosen, since not given: --name a, --data.source npz, --model.factory ima_dist.models:default_network "
-        "(ResNet-18 with instance norm for images, a small MLP for tables and for at most 8×8 pixels), --eps-max 8/255, "
-        "--eval.noise 0,2/255,4/255,8/255, --batch-size 128."
+        "(ResNet-18 with instance norm for images, a small MLP for tables and for at most 8×8 pixels), --eps-max "
+        "8/255, --eval.noise 0,2/255,4/255,8/255, --batch-size 128."
     )
     config = make_config("own", {**given, "data.window": (-1350.0, 150.0)})
     assert config.eps_max == pytest.approx(1500 * 8 / 255)
@@ -314,7 +314,7 @@ def test_a_fraction_is_a_number_wherever_a_noise_level_is_typed(tmp_path):
     for wrong in ("8/0", "a/255", "8/", "8//255", "nan"):
         with pytest.raises(ConfigError, match="--eps-max must be"):
             make_config("moons", {"eps_max": wrong})
-    with pytest.raises(ConfigError, match="--eval.noise must be a number, not ''"):
+    with pytest.raises(ConfigError, match=r"--eval\.noise must be a number, not ''"):
         of_words("cifar10", "--eval.noise", "0,,1")
 
 
