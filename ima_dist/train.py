@@ -34,7 +34,7 @@ from ima_dist.cli.running import (
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
-from ima_dist.config.own import OWN, chosen_text
+from ima_dist.config.own import OWN, check_chosen, chosen_text
 from ima_dist.config.presets import PRESETS, data_name, make_config
 from ima_dist.config.recipe import with_recipe
 from ima_dist.config.schema import EXTERNAL, Config
@@ -84,6 +84,7 @@ def _main(argv: list[str]) -> int:
         RunDir.free(out)
         with _stopped_with(out):
             findings = check_inputs(config, data=data).findings
+            check_chosen(config, with_recipe(options), findings["inputs"])
             del data  # the workers load their own
             outcome = train_new(config, out, findings, workers_of(config, arguments.local))
             return _report(outcome, config, arguments.notify)
