@@ -14,7 +14,7 @@ from ima_dist.cli.entry import absolute_output, existing, results_root, say, sho
 from ima_dist.cli.given_code import Given, given
 from ima_dist.cli.running import check_inputs, say_failures, show_results
 from ima_dist.config.errors import EXIT_DONE, EXIT_REQUEUE, ConfigError
-from ima_dist.config.own import OWN, chosen_text
+from ima_dist.config.own import OWN, check_chosen, chosen_text
 from ima_dist.config.presets import make_config
 from ima_dist.config.schema import Config
 from ima_dist.launch import signals
@@ -134,6 +134,7 @@ def _new(
     if chosen:
         say(chosen)
     findings = check_inputs(config, data=found).findings
+    check_chosen(config, options, findings["inputs"])
 
     def keep(run: RunDir) -> None:
         nonlocal found, file

@@ -26,7 +26,7 @@ from ima_dist.cli.running import (
 from ima_dist.cli.show_config import add_show_config, config_text
 from ima_dist.cli.units import LEVELS, add_unit, in_data_units
 from ima_dist.config.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, ConfigError, complain
-from ima_dist.config.own import OWN, chosen_text
+from ima_dist.config.own import OWN, check_chosen, chosen_text
 from ima_dist.config.presets import PRESETS, data_name, make_config
 from ima_dist.config.recipe import with_recipe
 from ima_dist.config.schema import EXTERNAL, Config
@@ -73,6 +73,7 @@ def _main(argv: list[str]) -> int:
         out = absolute_output(arguments.out or results_root() / default_name(config, datetime.now()))
         RunDir.free(out)
         findings = check_inputs(config, data=data).findings
+        check_chosen(config, with_recipe(options), findings["inputs"])
         del data  # the workers load their own
         return _report(train_new(config, out, findings, workers_of(config, arguments.local)), config, arguments.notify)
     if arguments.out:

@@ -22,6 +22,7 @@ from ima_dist.results.card import make_card, without_directory
 from ima_dist.results.model_card import readme
 from ima_dist.rundir.files import why_unwritable, write_json, write_text_atomic
 from ima_dist.rundir.run import Run
+from ima_dist.training.aside import naming
 from ima_dist.training.network import DTYPES
 
 
@@ -72,7 +73,8 @@ def write_export(
 
 
 def _write_weights(network: nn.Module, file: Path) -> None:
-    safetensors.save_model(network, str(file), metadata={"format": "pt"})  # copes with tied weights
+    with naming(file):
+        safetensors.save_model(network, str(file), metadata={"format": "pt"})  # copes with tied weights
     # safetensors lets only the owner read its files, and these are to be handed on.
     content = file.read_bytes()
     file.unlink()

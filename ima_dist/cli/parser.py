@@ -147,7 +147,7 @@ def listed(text: str | None, kind: Callable[[str], Any], must_be: str) -> list[A
     if text is None:
         return []
     try:
-        found = [kind(part) for part in text.split(",") if part.strip()]
+        found = [kind(part) for part in text.split(",")]
     except ValueError:
         found = []
     if not found:
@@ -173,4 +173,4 @@ def _converter(takes: Accepts) -> Any:
                 return kind(text)
         return text
 
-    return (lambda text: tuple(one(p.strip()) for p in text.split(",") if p.strip())) if takes.many else one
+    return (lambda text: tuple(one(p.strip()) for p in text.split(",")) if text.strip() else ()) if takes.many else one

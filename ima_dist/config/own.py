@@ -82,11 +82,27 @@ def chosen_text(config: Config, given: Iterable[str]) -> str:
         return ""
     words = as_flags(left)
     about = {
-        FACTORY: " (ResNet-18 with instance norm for images, a small MLP for tables)",
+        FACTORY: " (ResNet-18 with instance norm for images, a small MLP for tables and for at most 8×8 pixels)",
     }
     pairs = [f"{flag} {value}{about.get(value, '')}" for flag, value in zip(words[::2], words[1::2], strict=True)]
     units = f", in units of the window {_text(config.data.window)}" if config.data.window else ""
     return f"Chosen, since not given: {', '.join(pairs)}{units}."
+
+
+def check_chosen(config: Config, given: Iterable[str], inputs: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the noise levels were chosen for images, and the data are numbers in other units.
+
+    inputs: the range of the data, as ``training.door.input_range`` returns it.
+    """
+    chosen = {"eps_max", "eval.noise"} - set(given)
+    if not chosen or config.preset != OWN or config.data.source not in SOURCES:
+        return
+    low, high = inputs["low"], inputs["high"]
+    if inputs["box"] is None and not 0 <= low <= high <= 1:
+        raise ConfigError(
+            f"These data lie between {low:g} and {high:g}, without fixed limits, so no noise levels can be chosen: "
+            "give --eps-max and --eval.noise in their units (or as shares of their range, with --eps-unit range)."
+        )
 
 
 def _text(window: tuple[float, ...]) -> str:

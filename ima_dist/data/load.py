@@ -289,6 +289,8 @@ def _name(dtype: torch.dtype) -> str:
 def _check_labels(parts: dict[str, Split], num_classes: int, class_names: tuple[str, ...] | None) -> None:
     """Raise ConfigError unless every label and the class names fit the number of classes."""
     if num_classes < 2:
+        if any((part.y < 0).any() for part in parts.values()):
+            raise ConfigError("it has labels below 0: number the classes from 0.")
         raise ConfigError(f"it has {num_classes} classes, but a classifier needs at least two.")
     if class_names is not None and len(class_names) != num_classes:
         raise ConfigError(f"it has {len(class_names)} class names but {num_classes} classes.")

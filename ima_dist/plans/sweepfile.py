@@ -238,6 +238,8 @@ def read_sweep(
     """
     path = find_file(path)
     tree = read_yaml(path, "title, preset and sweep")
+    if "rows" in tree and "sweep" not in tree:
+        raise ConfigError(f"{path} is a job file: give it to python -m ima_dist.job.")
     try:
         return _read(tree, scale, options or {}, seeds)
     except ConfigError as error:

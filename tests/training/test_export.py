@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 
 import ima_dist
 from ima_dist import export, models
@@ -185,6 +186,15 @@ def test_nothing_is_left_of_an_export_that_fails(run, tmp_path, monkeypatch):
     network = ima_dist.load(run).network
     with pytest.raises(OSError, match="No space"):
         write_export(Run.open(run), 2, network, two_classes(None, 0), ("safetensors",), tmp_path / "out")
+    monkeypatch.undo()
+
+    def full_too(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(writing.safetensors, "save_model", full_too)
+    with pytest.raises(OSError, match=r"No space") as caught:
+        write_export(Run.open(run), 2, network, two_classes(None, 0), ("safetensors",), tmp_path / "out")
+    assert caught.value.filename.endswith("model.safetensors")
     assert [*tmp_path.iterdir()] == []
 
 

@@ -136,6 +136,10 @@ GOOD = arrays()
         ({"train": (GOOD[0], GOOD[1].astype(float))}, "one whole number for each sample"),
         ({"train": (GOOD[0], np.eye(4, dtype=int)[GOOD[1]])}, "one whole number for each sample"),
         ({"train": (GOOD[0], GOOD[1] + 1)}, "class 0 has no training sample"),
+        (
+            dict.fromkeys(("train", "val", "test"), (GOOD[0], -(GOOD[1] > 0).astype(int))),
+            "labels below 0: number the classes",
+        ),
         ({"train": (GOOD[0], GOOD[1] - 1)}, r"sample 0 of train has the label -1, outside 0 to 2"),
         ({"train": (GOOD[0], GOOD[1] * 0)}, "at least two"),
         ({"test": (GOOD[0], GOOD[1] + 1)}, "sample 3 of test has the label 4, outside 0 to 3"),

@@ -163,6 +163,10 @@ def test_other_classes_channels_and_sizes(name: str, shape: tuple[int, ...]) -> 
 def test_the_default_network_has_a_stem_for_small_images_only() -> None:
     assert models.default_network(2, (1, 63, 64)).conv1.stride == (1, 1)
     assert models.default_network(2, (1, 64, 64)).conv1.stride == (2, 2)
+    tiny = models.default_network(10, (1, 8, 8))
+    tiny(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert tiny[1].in_features == 64
+    assert next(iter(models.default_network(2, (5,)).state_dict())) == "0.weight"  # as in saved runs
     with pytest.raises(ValueError, match=r"name a --model\.factory"):
         models.default_network(2, (1, 8, 8, 8))
 

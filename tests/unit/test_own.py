@@ -12,7 +12,7 @@ import yaml
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.config.arguments import argument_text, argument_value, check_call
 from ima_dist.config.errors import ConfigError
-from ima_dist.config.own import chosen_text
+from ima_dist.config.own import check_chosen, chosen_text
 from ima_dist.config.presets import PRESETS, data_name, has_papers_data, make_config, options_of, train_command
 from ima_dist.config.schema import Config
 from ima_dist.config.values import as_flags, as_option, differences, from_dict, to_dict, with_options
@@ -177,8 +177,8 @@ def test_what_was_chosen_is_said(tmp_path):
     given = {"data.dir": place, "epochs": 3}
     assert chosen_text(make_config("own", given), given) == (
         "Chosen, since not given: --name a, --data.source npz, --model.factory ima_dist.models:default_network "
-        "(ResNet-18 with instance norm for images, a small MLP for tables), --eps-max 8/255, --eval.noise "
-        "0,2/255,4/255,8/255, --batch-size 128."
+        "(ResNet-18 with instance norm for images, a small MLP for tables and for at most 8×8 pixels), --eps-max "
+        "8/255, --eval.noise 0,2/255,4/255,8/255, --batch-size 128."
     )
     config = make_config("own", {**given, "data.window": (-1350.0, 150.0)})
     assert config.eps_max == pytest.approx(1500 * 8 / 255)
@@ -186,6 +186,23 @@ def test_what_was_chosen_is_said(tmp_path):
     assert chosen_text(config, given).endswith(", in units of the window -1350 to 150.")
     assert of_words(*train_command(config, "x").split()[3:-2]) == config
     assert chosen_text(make_config("own", NEEDED), {*NEEDED, "epochs", "batch_size"}) == ""
+
+
+@pytest.mark.parametrize("box", [None, [0.0, 1.0]])
+def test_noise_levels_are_chosen_for_images_only(tmp_path, box):
+    place = str(tmp_path / "a.npz")
+    Path(place).touch()
+    given = {"data.dir": place}
+    config = make_config("own", given)
+    check_chosen(config, given, {"low": 0.0, "high": 1.0, "box": box})
+    table = {"low": -2.8, "high": 9.7, "box": None}
+    for some in (given, {**given, "eps_max": 0.5}):
+        with pytest.raises(
+            ConfigError, match=r"between -2\.8 and 9\.7, without fixed limits.*give --eps-max and --eval"
+        ):
+            check_chosen(config, some, table)
+    check_chosen(config, {**given, "eps_max": 0.5, "eval.noise": (0.0, 0.5)}, table)
+    check_chosen(make_config("own", NEEDED), NEEDED, table)
 
 
 def test_options_of_built_in_sources_are_theirs(tmp_path):
@@ -297,6 +314,18 @@ def test_a_fraction_is_a_number_wherever_a_noise_level_is_typed(tmp_path):
     for wrong in ("8/0", "a/255", "8/", "8//255", "nan"):
         with pytest.raises(ConfigError, match="--eps-max must be"):
             make_config("moons", {"eps_max": wrong})
+    with pytest.raises(ConfigError, match=r"--eval\.noise must be a number, not ''"):
+        of_words("cifar10", "--eval.noise", "0,,1")
+
+
+def test_job_and_sweep_files_name_their_commands(tmp_path):
+    job, sweep = tmp_path / "job.yaml", tmp_path / "sweep.yaml"
+    job.write_text(yaml.safe_dump({"title": "a", "preset": "moons", "rows": {"a": {}}}))
+    sweep.write_text(yaml.safe_dump({"title": "a", "preset": "moons", "sweep": {"beta": [0.1]}}))
+    with pytest.raises(ConfigError, match=r"is a sweep file: give it to python -m ima_dist\.sweep"):
+        read_job(sweep)
+    with pytest.raises(ConfigError, match=r"is a job file: give it to python -m ima_dist\.job"):
+        read_sweep(job)
 
 
 # ---- data sets are not mixed

@@ -83,6 +83,7 @@ def test_a_parquet_file_is_a_list_too(place: Path) -> None:
         ([("cat/0.png", "")], "file,label", "entry 1: cat/0.png has no label"),
         ([("cat/0.png", "cat", "trian")], "file,label,split", "the split must be train, val or test, not 'trian'"),
         ([("cat/0.png", "cat")], "file,lable", r"has no column 'label' \(did you mean lable\?\): it has file, lable"),
+        ([("1", "0")], "width,label", r"it has width, label\. A list names image files; a table of numbers"),
         ([("cat/0.png",)], "file,label", r"line 2 has 1 entries, the first one 2"),
         ([], "file,label", "lists no files"),
     ],

@@ -97,7 +97,10 @@ def _columns(path: Path, group: str | None) -> tuple[dict[str, list[str]], str |
             found[column] = ["" if value is None else str(value).strip() for value in table[name]]
         elif column in ("file", "label"):
             hint = did_you_mean(column, table)
-            raise ConfigError(f"{path} has no column {column!r}{hint}: it has {', '.join(map(printable, table))}.")
+            raise ConfigError(
+                f"{path} has no column {column!r}{hint}: it has {', '.join(map(printable, table))}. A list names image "
+                "files; a table of numbers is given as arrays, in .npz or HDF5 (docs/data.md)."
+            )
     return found, grouped_by
 
 
