@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ima_dist.cli import external
 from ima_dist.cli.entry import existing, guarded, say, shown
+from ima_dist.cli.kept_files import check_kept
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import (
     add_local,
@@ -38,8 +39,9 @@ from ima_dist.config.values import with_options
 from ima_dist.launch.local import workers_of
 from ima_dist.results import certificates
 from ima_dist.results.self_tests import MOST_TESTED, NOT_TESTED, self_test_lines
-from ima_dist.results.tradeoff import done_epochs, select_epoch, tradeoff_table
+from ima_dist.results.tradeoff import done_epochs, selected, tradeoff_table
 from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.epochs import spans
 from ima_dist.rundir.run import Run
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ def _evaluated(
     with contextlib.ExitStack() as held:
         if run is not None:
             held.enter_context(run.writing())
+            check_kept(run, config)
         network = None
         if config.method == EXTERNAL and (run is None or not run.read_history()):
             data, network, findings = tried(config, run, data)
@@ -146,9 +149,10 @@ def _evaluated(
 
 
 def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[int]:
-    done = done_epochs(run.read_history(), run.summary(), config)
+    history = run.read_history()
+    done = done_epochs(run, history, run.summary(), config)
     if arguments.select:
-        epochs = [select_epoch(arguments.select, run.read_history())]
+        epochs = [selected(arguments.select, run, history, config)]
         complain(f"{arguments.select}: epoch {epochs[0]}.")
         return epochs
     if not arguments.after:
@@ -159,7 +163,7 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
     epochs = listed(arguments.after, int, "--epochs must be whole numbers such as 10,20,30")
     missing = sorted(set(epochs) - set(done))
     if missing:
-        raise ConfigError(f"{run.path} has no epoch {missing[0]}: it has {f'1 to {max(done)}' if done else 'none'}.")
+        raise ConfigError(f"{run.path} has no epoch {missing[0]}: it has {spans(done) or 'none'}.")
     return sorted(set(epochs))
 
 

@@ -18,6 +18,7 @@ from ima_dist.cli.entry import (
     say_interrupted,
     shown,
 )
+from ima_dist.cli.kept_files import check_kept
 from ima_dist.cli.notify import add_notify, notify
 from ima_dist.cli.own_code import keep_code
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
@@ -145,6 +146,7 @@ def train_new(
 def train_on(config: Config, run: RunDir, workers: Workers) -> Outcome:
     """Continue ``run``. Raises ConfigError if it cannot be continued with this configuration and its data."""
     with run.writing():
+        check_kept(run, config)
         run.record(config)
         digest, findings = check_inputs(config, run)
         check_checkpoints(run, config, digest)

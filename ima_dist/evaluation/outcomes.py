@@ -139,7 +139,7 @@ def _turned_wrong(outcomes: pa.Table, row: dict[str, Any]) -> dict[str, float]:
     return {"turned_wrong": float((before & ~after).mean())} if len(before) == len(after) else {}
 
 
-def _rows_at(outcomes: pa.Table, row: Mapping[str, Any]) -> pa.Table:
+def rows_at(outcomes: pa.Table, row: Mapping[str, Any]) -> pa.Table:
     """The outcomes behind a point."""
     here = [pc.field(name) == row[name] for name in ("attack", "epoch", "loss", "noise")]
     return outcomes.filter(here[0] & here[1] & here[2] & here[3])
@@ -149,7 +149,7 @@ def _grouped(outcomes: pa.Table, row: dict[str, Any], groups: Codes | None) -> d
     """The number of groups behind a point, and of samples that say as much; nothing if groups are not known."""
     if groups is None:
         return {}
-    own, accuracy = _rows_at(outcomes, row), row["accuracy"]
+    own, accuracy = rows_at(outcomes, row), row["accuracy"]
     codes = groups[own["index"].to_numpy()]
     right = own["label"].to_numpy() == own["prediction"].to_numpy()
     count = effective_samples(accuracy, (right - accuracy) / len(right), codes, len(right))
@@ -178,7 +178,7 @@ def save(
     test set. One worker calls it; returns the new points. Raises OSError.
     """
     points, before = points_of(outcomes, config, summary["test_samples"], met, groups, remarks), run.points()
-    measured = _measured(outcomes, points, summary.get("classes"), groups)
+    measured = performances(outcomes, points, summary.get("classes"), groups)
     done = {_key(point) for point in points}
     outcomes = _with_protocol(outcomes, points)
     if "probability" in outcomes.column_names:
@@ -225,12 +225,14 @@ def joined(summary: dict[str, Any], measured: list[Performance]) -> dict[str, li
     return {"performance": [entry.to_json() for entry in kept + measured]}
 
 
-def _measured(outcomes: pa.Table, points: list[Point], classes: int | None, groups: Codes | None) -> list[Performance]:
+def performances(
+    outcomes: pa.Table, points: list[Point], classes: int | None, groups: Codes | None
+) -> list[Performance]:
     """The performance behind each point with loss "both"; [] if the number of classes is not known."""
     found = []
     for point in points if classes else ():
         if point.loss == "both" and classes:
-            own = _rows_at(outcomes, point.model_dump())
+            own = rows_at(outcomes, point.model_dump())
             found.append(
                 performance.measure(
                     own["label"].to_numpy(),

@@ -4,20 +4,24 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, complain
 from ima_dist.config.schema import Config
 from ima_dist.results import paper
 from ima_dist.results.text import accuracy, aligned
 from ima_dist.rundir.curves import Point, attack_rows, epochs_of, format_noise, levels_of, noise_key
+from ima_dist.rundir.directory import RunDir
+from ima_dist.rundir.epochs import lost_figures, spans, with_weights
 from ima_dist.rundir.run import Run
 
 _FORM, BEST_ROBUST = "val_accuracy>=0.90", "best-robust"
 RULES = f"{_FORM}|{BEST_ROBUST}"
 
 
-def done_epochs(history: list[dict[str, Any]], summary: dict[str, Any], config: Config) -> list[int]:
-    """The epochs whose network a run has: those of history.parquet, and the last one of a run that ended early."""
-    return [*(row["epoch"] for row in history), *([config.epochs] if summary.get("early_stop") else [])]
+def done_epochs(run: RunDir, history: list[dict[str, Any]], summary: dict[str, Any], config: Config) -> list[int]:
+    """The epochs whose network a run has, ascending: those of history.parquet, those whose weights are there although
+    the history has lost them, and the last one of a run that ended early."""
+    early = [config.epochs] if summary.get("early_stop") else []
+    return sorted({*(row["epoch"] for row in history), *with_weights(run), *early})
 
 
 def chosen_epoch(run: Run, epoch: int | None = None, select: str | None = None) -> int:
@@ -28,15 +32,23 @@ def chosen_epoch(run: Run, epoch: int | None = None, select: str | None = None) 
     if epoch is not None and select is not None:
         raise ConfigError("Give an epoch or a rule that selects one, not both.")
     if select is not None:
-        return select_epoch(select, run.history)
-    done = done_epochs(run.history, run.summary, run.config)
+        return selected(select, run.dir, run.history, run.config)
+    done = done_epochs(run.dir, run.history, run.summary, run.config)
     wanted = run.config.epochs if epoch is None else epoch
     if wanted in done:
         return wanted
-    have = f"1 to {max(done)}" if done else "none"
+    have = spans(done) or "none"
     if epoch is None:
         raise ConfigError(f"{run.dir.path} has not finished training: name one of its epochs ({have}), or continue it.")
     raise ConfigError(f"{run.dir.path} has no epoch {epoch}: it has {have}.")
+
+
+def selected(rule: str, run: RunDir, history: list[dict[str, Any]], config: Config) -> int:
+    """``select_epoch``, with a warning if some epochs of ``run`` have lost their figures."""
+    lost = lost_figures(run, history, config.epochs)
+    if lost:
+        complain(f"warning: {lost}.")
+    return select_epoch(rule, history)
 
 
 def select_epoch(rule: str, history: list[dict[str, Any]]) -> int:

@@ -24,6 +24,7 @@ from ima_dist.config.values import from_dict, to_dict
 from ima_dist.rundir import files, kept_margins, lease
 from ima_dist.rundir.curves import Point
 from ima_dist.rundir.files import read_json, read_parquet
+from ima_dist.rundir.remedies import remedy
 
 _T = TypeVar("_T")
 # So that no thread looks at the lease between a new mark in the file and the same in this process.
@@ -265,7 +266,7 @@ class RunDir:
         try:
             return [Point.from_json(entry) for entry in summary.get("curves") or []]
         except (TypeError, ValueError):
-            raise ConfigError(f"{self.summary_path} is damaged (curves): restore it from a copy.") from None
+            raise ConfigError(f"{self.summary_path} is damaged (curves): {remedy(self.summary_path)}.") from None
 
     @property
     def status(self) -> str:

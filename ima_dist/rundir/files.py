@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pydantic_core
 
 from ima_dist.config.errors import ConfigError, cut
+from ima_dist.rundir.remedies import remedy
 
 #: Bytes of the largest JSON file, of the largest arrays once unpacked, and of the largest picture; ours have a few
 #: megabytes. A file of a few kilobytes can claim to hold more than the memory.
@@ -172,9 +173,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except RecursionError:
-        raise ConfigError(f"{path} is damaged (nested too deeply): delete it or restore it from a copy.") from None
+        raise ConfigError(f"{path} is damaged (nested too deeply): {remedy(path)}.") from None
     except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({cut(str(error))}): delete it or restore it from a copy.") from None
+        raise ConfigError(f"{path} is damaged ({cut(str(error))}): {remedy(path)}.") from None
     return value
 
 
@@ -212,7 +213,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         what = f"cannot be read as Parquet ({reason})"
-        raise ConfigError(f"{path} {what}: delete it or restore it from a copy.") from None
+        raise ConfigError(f"{path} {what}: {remedy(path)}.") from None
 
 
 def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -229,7 +230,7 @@ def read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is damaged ({cut(str(error))}): delete it or restore it from a copy.") from None
+        raise ConfigError(f"{path} is damaged ({cut(str(error))}): {remedy(path)}.") from None
 
 
 def read_picture(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from ima_dist.rundir.curves import Point, attack_rows, format_noise, levels_of, 
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import MOST_ROWS, inside, read_arrays, read_json, read_parquet, read_picture, sentence
 from ima_dist.rundir.liveness import DIED, RUNNING, death
+from ima_dist.rundir.remedies import remedy
 
 _T = TypeVar("_T")
 # The arrays of boundary.npz, as ``figures.png.decision_boundary`` takes them.
@@ -72,7 +73,7 @@ def _extremes(path: Path) -> Arrays:
 
 def _fitting(path: Path, found: Arrays, fits: bool) -> Arrays:
     if not fits:
-        raise ConfigError(f"{path} is damaged (shapes do not match): delete it or restore it from a copy.")
+        raise ConfigError(f"{path} is damaged (shapes do not match): {remedy(path)}.")
     return found
 
 
@@ -178,7 +179,7 @@ class Run:
         def read(path: Path) -> pa.Table:
             table = _table(path)
             if table.num_rows and "epoch" not in table.column_names:
-                raise ConfigError(f"{path} is damaged (no column epoch): restore it from a copy.")
+                raise ConfigError(f"{path} is damaged (no column epoch): {remedy(path)}.")
             return table
 
         return self._part("history", self.dir.history_path, read, pa.table({}))

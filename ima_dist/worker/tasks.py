@@ -26,6 +26,7 @@ from ima_dist.evaluation.batch import Met
 from ima_dist.evaluation.clean import clean_results
 from ima_dist.evaluation.lost_first import write_lost_first
 from ima_dist.evaluation.margin_audit import audit, keep, to_audit
+from ima_dist.evaluation.restored import restore
 from ima_dist.evaluation.runner import evaluate, forget
 from ima_dist.evaluation.self_test import self_test
 from ima_dist.results import paper, self_tests
@@ -182,6 +183,8 @@ class _Task:
         began = time.perf_counter()
         config, run, digest = self.config, self.run, self.data.digest()
         test = self.placed(self.data.test)
+        known = (len(self.data.test), self.data.num_classes, self.groups)
+        distributed.together(lambda: restore(run, config, *known))
         samples = to_attack(self.data.test, config.eval.samples, config.eval.order)
         conduct = {"samples": samples, "epoch": epoch, "digest": digest, **self.conduct(network, test, epoch)}
         about = _description(config, network, test, digest, self.data.num_classes)

@@ -236,7 +236,7 @@ def test_a_run_that_ended_early_is_used_as_any_other(tmp_path, monkeypatch, caps
     assert workers.largest_difference(last.state_dict(), best.state_dict()) == 0
     card = make_card(run, 9, read_inputs(run.dir.data_path))
     assert card["validation_robust_accuracy"] == 0.7
-    assert done_epochs(run.history, run.summary, run.config) == [1, 2, 9]
+    assert done_epochs(run.dir, run.history, run.summary, run.config) == [1, 2, 9]
 
 
 def test_a_network_that_cannot_be_copied_has_no_average():

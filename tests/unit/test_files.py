@@ -134,5 +134,5 @@ def test_damaged_and_missing_parquet(tmp_path: Path) -> None:
         read_parquet(path)
     write_parquet(path, pa.table({"a": list(range(1000))}))
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ConfigError, match=r"t\.parquet cannot be read as Parquet \(.*\): delete it"):
+    with pytest.raises(ConfigError, match=r"t\.parquet cannot be read as Parquet \(.*\): restore it from a copy\.$"):
         read_parquet(path)
