@@ -99,6 +99,10 @@ class Training:
             LeaseLost: another process has become the run's writer; nothing was written since.
         """
         self.begin()
+        if distributed.rank() == 0:
+            # The first report may take minutes: it comes after some steps.
+            last = self.history[-1] if self.history else {}
+            self.reporter.write("training", self.state.position, {"seen": 0.0}, last, self.warnings)
         with closing(StepProfiler(self.run, self.config.profile)) as self.profiler:
             while self.state.position.epoch < self.config.epochs:
                 if ends_early(self.run, self.identity, self.state, self.history, self.config):
