@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from ima_dist import evaluate, train
+from ima_dist.rundir.files import write_json
 from tests.support import commands, workers
 from tests.support.fashion_mnist import FASHION_MNIST, needs_fashion_mnist
 
@@ -35,6 +36,12 @@ def refused(tmp_path, monkeypatch, capsys):
         return lines[0]
 
     return check
+
+
+def _train(config, run):
+    """Train ``run`` without a driver, which would have begun with a summary."""
+    workers.train(config, run.path)
+    write_json(run.summary_path, {"status": "finished"})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +137,7 @@ def test_out_that_cannot_take_a_run(refused, tmp_path):
 def test_resume_with_another_configuration(refused, tmp_path):
     options = {"data__subset": 100, "epochs": 1, "method": "ce"}
     config, run = workers.start_run(tmp_path / "run", "moons", **options)
-    workers.train(config, run.path)
+    _train(config, run)
     assert "another --beta" in refused("--resume", run.path, "--beta", "0.7")
     assert "is a run of moons" in refused("fashion_mnist", "--resume", run.path)
     text = run.config_path.read_text()
@@ -144,7 +151,7 @@ def test_resume_with_another_configuration(refused, tmp_path):
 
 def test_resume_with_other_data(refused, tmp_path):
     config, run = workers.start_run(tmp_path / "run", "moons", data__subset=100, epochs=1, method="ce")
-    workers.train(config, run.path)
+    _train(config, run)
     state = next(run.checkpoints_dir.glob("*/state.json"))
     state.write_text(state.read_text().replace('"data": "', '"data": "0'))
     assert "was trained on data that differ" in refused("--resume", run.path)
@@ -170,7 +177,7 @@ def test_evaluate_refuses_what_it_cannot_do(refused, tmp_path):
     assert "must be one of pgd100" in run(tmp_path / "run", "--attack", "pgd7")
     assert "Unknown option '--beta'" in run(tmp_path / "run", "--beta", "0.1")
     config, trained = workers.start_run(tmp_path / "trained", "moons", data__subset=100, epochs=1, method="ce")
-    workers.train(config, trained.path)
+    _train(config, trained)
     weights = trained.checkpoints_dir / "epoch=0001" / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
