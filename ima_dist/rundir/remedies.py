@@ -1,5 +1,6 @@
 """What to do about a damaged file, and what is lost with it."""
 
+import shlex
 from pathlib import Path
 
 _COPY = "restore it from a copy"
@@ -15,9 +16,9 @@ _REMEDIES = {
     "summary.json": _COPY
     + ", or delete it, which loses what the run has cost so far and what its attacks have warned of; its accuracies "
     "are restored from outcomes.parquet by the next evaluation",
-    "outcomes.parquet": _COPY + _AGAIN.format(what="the answers for single samples") + "{run} --attack …",
-    "probabilities.parquet": _COPY + _AGAIN.format(what="the probabilities of single samples") + "{run} --attack …",
-    "certificates.parquet": _COPY + _AGAIN.format(what="the certified radii") + "{run} --attack smoothing",
+    "outcomes.parquet": _AGAIN.format(what="the answers for single samples") + "{run} --attack …",
+    "probabilities.parquet": _AGAIN.format(what="the probabilities of single samples") + "{run} --attack …",
+    "certificates.parquet": _AGAIN.format(what="the certified radii") + "{run} --attack smoothing",
     "scores.parquet": "delete it, and make it again: python -m ima_dist.evaluate {run}",
     "audit.parquet": "delete it, and make it again: python -m ima_dist.audit {run}",
     **dict.fromkeys(
@@ -34,4 +35,4 @@ def remedy(path: Path) -> str:
     run = path.parent.parent if path.suffix == ".npz" else path.parent
     if path.parent.parent.name == "dataset":
         return "delete it: it is made again from the runs"
-    return _REMEDIES.get(path.name, _COPY).replace("{run}", str(run))
+    return _REMEDIES.get(path.name, _COPY).replace("{run}", shlex.quote(str(run)))

@@ -22,6 +22,23 @@ from ima_dist.rundir.files import (
     write_parquet,
     write_text_atomic,
 )
+from ima_dist.rundir.remedies import remedy
+
+
+@pytest.mark.parametrize(
+    ("file", "advice"),
+    [
+        ("outcomes.parquet", "restore it from a copy, or delete it, which loses the answers for single samples until"),
+        ("certificates.parquet", "python -m ima_dist.evaluate '/a run' --attack smoothing"),
+        ("examples/flips.npz", "delete it, and make it again: python -m ima_dist.evaluate '/a run'"),
+        ("dataset/runs/a.parquet", "delete it: it is made again from the runs"),
+        ("state.json", "restore it from a copy"),
+    ],
+)
+def test_the_advice_for_a_damaged_file_says_what_is_lost(file: str, advice: str) -> None:
+    said = remedy(Path("/a run") / file)
+    assert advice in said
+    assert said.count("restore it") <= 1
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
