@@ -128,7 +128,8 @@ def _connect(address: str | None, temp: Path | None) -> None:
     except Exception as error:
         what = f"reach the Ray cluster at {address}" if address else "start Ray on this machine"
         raise ConfigError(f"Could not {what}: {one_line(error)}.") from error
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    # Its controller reports failures of workers, which we say in a sentence of our own.
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
 
 
 def _check_admission(address: str) -> None:

@@ -5,9 +5,10 @@ that has changed. They continue from the run's newest checkpoint. This module ma
 just before, and that Ray does not count on nodes that are dead or being drained.
 """
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Unannounced(ray_internals.FixedScalingPolicy):
 class CheckpointFirst(ray_internals.ControllerCallback):
     """Lets the workers write a checkpoint before Ray replaces them to change their number.
 
-    Worker 0 removes the file ``request`` when the checkpoint is written. Runs in Ray's controller, beside the driver.
+    Worker 0 removes the file ``request`` when the checkpoint is written.
     check: raises LeaseLost if the run is another process's, whose workers must not be asked.
     """
 
@@ -120,15 +121,50 @@ class NodeInterface(TorchConfig):
         return _Backend
 
 
+@contextlib.contextmanager
+def _as_no_actor() -> Iterator[None]:
+    """Let Ray Train's question for the actor that it runs in be answered with None."""
+    context: Any = ray_internals.RuntimeContext
+    usual = context.current_actor
+    context.current_actor = None
+    try:
+        yield
+    finally:
+        context.current_actor = usual
+
+
+class _Workers(ray_internals.WorkerGroup):
+    def _init_train_context_on_workers(self, *arguments: Any) -> None:
+        # They would ask the controller only for checkpoints that they have reported to Ray: ours report none.
+        with _as_no_actor():
+            super()._init_train_context_on_workers(*arguments)
+
+
+class _Controller(ray_internals.TrainController):
+    worker_group_cls = _Workers
+
+
 class Trainer(TorchTrainer):
-    """TorchTrainer with our policies, and without the actors that serve nothing here: each starts for seconds."""
+    """TorchTrainer with our policies, and without the actors that serve nothing here: each starts for seconds.
+
+    Ray's controller is one of them. Here it runs in the thread that calls ``fit``, in which it ends with the driver.
+    """
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         scaling: Any = self.scaling_config
         arguments["scaling_policy"] = (UsableNodes if scaling.elasticity_enabled else Unannounced)(scaling)
         unused = (ray_internals.DatasetsCallback, ray_internals.PlacementGroupCleanerCallback)
         arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, unused)]
-        return super()._initialize_and_run_controller(**arguments)  # type: ignore[misc]
+        controller = _Controller(**arguments)
+        try:
+            asyncio.run(controller.run())
+        finally:
+            # What an actor takes with it when it fails.
+            workers = controller.get_worker_group()
+            if workers is not None and not controller.get_state().is_terminal():
+                with contextlib.suppress(Exception):
+                    workers.abort()
+        return controller.get_result()
 
 
 def usable_nodes() -> list[dict[str, Any]]:

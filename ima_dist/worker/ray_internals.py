@@ -17,6 +17,9 @@ USED = {
     "ray._raylet.GcsClient": "ask whether the cluster accepts it",
     # The driver, when the number of workers may change; Ray Train has no public hook for it.
     "ray.train.torch.TorchTrainer._initialize_and_run_controller": "give the controller our policy and fewer helpers",
+    "ray.train.v2._internal.execution.controller.TrainController": "run it in the driver, which spares 5 s",
+    "ray.train.v2._internal.execution.worker_group.WorkerGroup": "start workers whose controller is no actor",
+    "ray.runtime_context.RuntimeContext.current_actor": "tell Ray Train so",
     "ray.train.v2._internal.execution.scaling_policy.ElasticScalingPolicy": "count only nodes that can start workers",
     "ray.train.v2._internal.execution.scaling_policy.FixedScalingPolicy": "do without a process that asks for nodes",
     "ray.train.v2._internal.callbacks.DatasetsCallback": "do without a process for Ray Data, which nothing here uses",
@@ -51,18 +54,21 @@ try:
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._private.state import state as cluster_state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray.runtime_context import RuntimeContext
     from ray.train.torch.config import _TorchBackend as TorchBackend
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
     from ray.train.v2._internal.execution.callback import ControllerCallback
     from ray.train.v2._internal.execution.context import get_train_context
+    from ray.train.v2._internal.execution.controller import TrainController
     from ray.train.v2._internal.execution.controller.state import ResizingState
     from ray.train.v2._internal.execution.scaling_policy import (
         ElasticScalingPolicy,
         FixedScalingPolicy,
         ScalingDecision,
     )
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup
 except ImportError as error:
     raise ConfigError(
         f"Ray {ray.__version__} lacks a part that ima_dist uses ({error}): install ray=={TESTED}.*."
