@@ -13,7 +13,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from ima_dist import train
+from ima_dist import models, train
 from ima_dist.dashboard.parts import Grid, Plot
 from ima_dist.dashboard.views import classes
 from ima_dist.data.types import Resident, Split
@@ -29,6 +29,7 @@ from ima_dist.rundir.run import Run
 from ima_dist.tracking.collection import Collection
 from tests.support.datafiles import write_covid
 from tests.support.inline import without_ray
+from tests.support.small_images import of_any_size
 
 PROBABILITY = np.array([0.9, 0.8, 0.4, 0.3, 0.7, 0.2, 0.1, 0.05])
 LABEL = np.array([1, 1, 1, 1, 0, 0, 0, 0])
@@ -78,6 +79,7 @@ def test_scores_are_the_networks_probabilities():
 
 def test_covid_ct_reports_them_and_records_the_split_by_file_name(tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
+    monkeypatch.setattr(models, "resnet18_in", of_any_size)
     data = write_covid(tmp_path / "data")
     command = ["covid_ct", "--method", "ce", "--epochs", "1", "--batch-size", "2", "--data.dir", str(data)]
     command += [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from torch import nn
 
 from ima_dist import evaluate, job, models
 from ima_dist.config.attacks import ATTACK_TABLE
@@ -24,6 +23,7 @@ from tests.support.commands import ROOT
 from tests.support.datafiles import write_cifar, write_covid, write_idx, write_pathmnist, write_svhn
 from tests.support.inline import without_ray
 from tests.support.jobfiles import TABLES, table_file
+from tests.support.small_images import of_any_size, of_any_size_batch_norm
 
 FILES = sorted(set((ROOT / "jobs").glob("*.yaml")) - set((ROOT / "jobs").glob("sweep_*.yaml")))
 WRITERS = {
@@ -94,18 +94,13 @@ def _rows_to_run() -> dict[str, list[str]]:
 ROWS = _rows_to_run()
 
 
-def _small(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """In place of a network that takes a second per image."""
-    layers = [nn.AdaptiveAvgPool2d(8), nn.Conv2d(input_shape[0], 8, 3), nn.Tanh(), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(8 * 6 * 6, num_classes))
-
-
 # appendix_a is a row of table06's kind. The networks themselves: test_models and test_export.
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "appendix_a"], ids=lambda f: f.stem)
 def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
-    for slow in ("wrn_28_4", "resnet18_in"):
-        monkeypatch.setattr(models, slow, _small)
+    for slow in ("wrn_28_4", "resnet18_in", "resnet18_gn"):
+        monkeypatch.setattr(models, slow, of_any_size)
+    monkeypatch.setattr(models, "resnet18_bn", of_any_size_batch_norm)
     read, rows = job.read_job(file, "tiny"), ROWS[file.stem]
     preset = next(iter(read.rows.values())).preset
     data = WRITERS[preset](tmp_path / "data")
