@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,3 +53,15 @@ def evaluate_on_worker(config: Config, path: Path, stop_after: int | None = None
     assert stop_after is None
     if distributed.rank() == 0:
         forget(run, config, **where)
+
+
+def short_autoattack(*arguments: Any, **options: Any) -> Any:
+    """AutoAttack with a few iterations of each attack."""
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(*arguments, **options)
+    for part in (attack.apgd, attack.apgd_targeted, attack.fab):
+        part.n_iter = 5
+    attack.apgd.n_iter_orig = attack.apgd_targeted.n_iter_orig = 5
+    attack.square.n_queries = 20
+    return attack

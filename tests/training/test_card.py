@@ -26,6 +26,7 @@ from ima_dist.training.loop import Training
 from ima_dist.training.reporter import Reporter
 from ima_dist.worker.tasks import audit_task, evaluate_task, train_task
 from tests.support import small_images
+from tests.support.evaluating import short_autoattack
 from tests.support.fakecard import CUDA0, fake_card
 from tests.support.workers import final_state
 
@@ -177,15 +178,3 @@ def test_autoattack_runs_on_a_card(norm, eps, monkeypatch):
         found = autoattack(network.to(CUDA0), x.to(CUDA0), y.to(CUDA0), eps, **settings).cpu()
     assert found.equal(expected)
     assert 0 < (expected != y).sum() < len(y)
-
-
-def short_autoattack(*arguments: Any, **options: Any) -> Any:
-    """AutoAttack with a few iterations of each attack."""
-    from pyautoattack import AutoAttack
-
-    attack = AutoAttack(*arguments, **options)
-    for part in (attack.apgd, attack.apgd_targeted, attack.fab):
-        part.n_iter = 5
-    attack.apgd.n_iter_orig = attack.apgd_targeted.n_iter_orig = 5
-    attack.square.n_queries = 20
-    return attack

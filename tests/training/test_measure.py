@@ -13,15 +13,25 @@ from torch import nn
 import ima_dist
 from ima_dist import evaluate
 from ima_dist.config.errors import ConfigError
+from ima_dist.evaluation import autoattack as autoattack_module
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.rundir.run import Run
 from tests.support import small_images
+from tests.support.evaluating import short_autoattack
 from tests.support.exports import small_run
 
 ATTACKS = ("pgd100", "worst", "white-noise", "autoattack")
 LEVELS = [0, "1/20", 0.1]
 DATA = small_images.two_classes(None, 3)
 X, Y = DATA.test.x, DATA.test.y
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_iterations():
+    """What AutoAttack itself achieves: test_evaluation_attacks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autoattack_module, "AutoAttack", short_autoattack)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from ima_dist.attacks.common import cross_entropy, finite, logits_and_gradient, 
 from ima_dist.attacks.counting import COUNTS, Counted, Tally, put_back
 from ima_dist.config.presets import make_config
 from ima_dist.core import noise
+from ima_dist.evaluation import autoattack as autoattack_module
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
 from ima_dist.evaluation.autoattack import remarks, square_fits
 from ima_dist.results.doubts import doubts
@@ -16,6 +17,7 @@ from ima_dist.rundir.files import write_json
 from ima_dist.rundir.run import Run
 from ima_dist.training.counters import Counters
 from ima_dist.training.numerics import NumericalError, check_gradient
+from tests.support.evaluating import short_autoattack
 from tests.support.hostile import Times
 from tests.support.summaries import make_run
 
@@ -53,6 +55,12 @@ def evaluated(attack: str, network: nn.Module, x: torch.Tensor, y: torch.Tensor,
     keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(len(x)))
     found = EVALUATION_ATTACKS[attack](network, x, y, keys, config, BOX)
     return {eps: labels for (loss, eps), labels in found.items() if loss == "both"}
+
+
+@pytest.fixture(autouse=True)
+def _few_iterations(monkeypatch):
+    """What AutoAttack itself achieves: test_evaluation_attacks."""
+    monkeypatch.setattr(autoattack_module, "AutoAttack", short_autoattack)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
