@@ -98,7 +98,7 @@ ROWS = _rows_to_run()
 @pytest.mark.parametrize("file", [f for f in FILES if f.stem != "appendix_a"], ids=lambda f: f.stem)
 def test_tiny_form_runs_from_end_to_end(file, tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
-    for slow in ("wrn_28_4", "resnet18_in", "resnet18_gn"):
+    for slow in ("wrn_28_4", "resnet18_in", "resnet18_gn", "fashion_mnist_cnn", "svhn_cnn"):
         monkeypatch.setattr(models, slow, of_any_size)
     monkeypatch.setattr(models, "resnet18_bn", of_any_size_batch_norm)
     read, rows = job.read_job(file, "tiny"), ROWS[file.stem]
