@@ -10,6 +10,7 @@ import torch
 from ima_dist import evaluate, train
 from ima_dist.tracking.tables import make_dataset
 from tests.support.datafiles import write_idx
+from tests.support.figures import unrendered
 from tests.support.inline import without_ray
 
 _TINY = ["--data.subset", "60", "--epochs", "3", "--eval.steps", "2", "--attack.steps", "2", "--device", "cpu"]
@@ -20,7 +21,7 @@ def make_results(root: Path) -> Path:
     make_dataset(root)
     data = write_idx(root.parent / "images")
     torch.set_num_threads(1)  # as in tests, whose fixture comes later
-    with pytest.MonkeyPatch.context() as patch:
+    with unrendered(), pytest.MonkeyPatch.context() as patch:
         without_ray(patch)
         for method, beta, seed in (("ima", 0.5, 0), ("ima", 0.5, 1), ("ima", 0.8, 0), ("ce", 0.5, 0)):
             name = f"sweep/{method}-beta{beta:g}-seed{seed}"

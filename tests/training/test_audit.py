@@ -98,6 +98,11 @@ def test_wrong_samples_and_the_tolerance_do_not_count():
         summarise(table.slice(3, 1), eps_max=0.3)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def unrendered_figures():
+    """Not here: the audit's is looked at."""
+
+
 def test_the_command_on_a_run(tmp_path, monkeypatch, capsys):
     without_ray(monkeypatch)
     small = ["--data.subset", "400", "--epochs", "3", "--eval.steps", "2", "--device", "cpu", "--optimizer.lr", "0.01"]
