@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from tests.support import workers
-from tests.support.fashion_mnist import needs_fashion_mnist
 
 # Seven and three steps per epoch; the last batch has fewer samples than the most workers.
 MOONS = {
     "data__subset": 98, "epochs": 3, "batch_size": 16, "dtype": "float64", "optimizer__lr": 1e-2, "attack__steps": 5,
 }  # fmt: skip
-FASHION = {"data__subset": 11, "epochs": 2, "batch_size": 5, "dtype": "float64", "attack__steps": 2}
+IMAGES = {
+    "data__source": "tests.support.small_images:four_classes", "model__factory": "tests.support.small_images:cnn",
+    "data__subset": 11, "epochs": 2, "batch_size": 5, "dtype": "float64", "attack__steps": 2,
+}  # fmt: skip
 RUNS = [
     ("moons", {"method": "ima", "norm": "linf"}),
     ("moons", {"method": "ima", "norm": "l2"}),
@@ -36,7 +38,7 @@ FORMS = {"1": [(1, None)], "2": [(2, None)], "4": [(4, None)], "2→1→2": INTE
 
 
 def _numbers(form: str) -> list[int]:
-    """The runs of this form: four workers on two cores are slow, and the larger network tells them nothing new."""
+    """The runs of this form: four workers on two cores are slow, and the convolutions tell them nothing new."""
     return [number for number, (preset, _) in enumerate(RUNS) if form != "4" or preset == "moons"]
 
 
@@ -45,7 +47,7 @@ def _start(place: Path, numbers: list[int]) -> list[tuple]:
     for number in numbers:
         preset, options = RUNS[number]
         path = place / f"{number:02d}"
-        config, _ = workers.start_run(path, preset, **(MOONS if preset == "moons" else FASHION), **options)
+        config, _ = workers.start_run(path, preset, **(MOONS if preset == "moons" else IMAGES), **options)
         made.append((config, path))
     return made
 
@@ -66,7 +68,6 @@ def results(tmp_path_factory):
     return found
 
 
-@needs_fashion_mnist
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(RUNS)), ids=lambda i: "-".join([RUNS[i][0], *RUNS[i][1].values()]))
 def test_equal_on_any_number_of_workers(results, number, record_property):
