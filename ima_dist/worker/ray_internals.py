@@ -15,6 +15,8 @@ USED = {
     # The driver, before it joins a cluster: ray.init fails only after half a minute of warnings, without the reason.
     "ray._private.authentication.authentication_token_setup.ensure_token_if_auth_enabled": "find the token",
     "ray._raylet.GcsClient": "ask whether the cluster accepts it",
+    # The driver, when it has started a cluster: SIGTERM is blocked in its daemons, so that Ray waits a second for each.
+    "ray._private.worker._global_node": "end them at once",
     # The driver, when the number of workers may change; Ray Train has no public hook for it.
     "ray.train.torch.TorchTrainer._initialize_and_run_controller": "give the controller our policy and fewer helpers",
     "ray.train.v2._internal.execution.controller.TrainController": "run it in the driver, which spares 5 s",
@@ -50,7 +52,16 @@ def warning(version: str) -> str | None:
     )
 
 
+def end_daemons_at_once() -> None:
+    """Let ``ray.shutdown`` kill the daemons of the cluster that this process has started, without asking them first."""
+    node = driver._global_node
+    if node is not None:
+        kill = node.kill_all_processes
+        node.kill_all_processes = lambda *_, **__: kill(check_alive=False)
+
+
 try:
+    import ray._private.worker as driver
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray._private.state import state as cluster_state
     from ray._raylet import GcsClient  # type: ignore[attr-defined]

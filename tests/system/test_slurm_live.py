@@ -30,6 +30,7 @@ OPTIONS = {
     "model.factory": "tests.support.user_code:unhurried", "data.subset": 1280, "batch_size": 32, "epochs": EPOCHS,
     "dtype": "float64", "eval.steps": 2, "eval.noise": [0.0, 0.1],
 }  # fmt: skip
+SWEPT = {**OPTIONS, "epochs": 2, "data.subset": 128}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,17 @@ def said(folder: Path) -> str:
     return "\n".join(f"--- {path}\n{path.read_text(errors='replace')}" for path in files)
 
 
+def _sweep(name: str, *options: str) -> tuple[Path, dict[str, dict]]:
+    """A sweep of two methods, submitted to the one node of titanv."""
+    entries = "".join(f"  {option}: {value}\n" for option, value in SWEPT.items())
+    Path(f"{name}.yaml").write_text(f"title: test\npreset: moons\noptions:\n{entries}sweep:\n  method: [ima, ce]\n")
+    return submitted(name, "titanv", "--cards", "1", *options, TEST_PAUSE="0")
+
+
 @pytest.fixture(scope="module")
-def two_rows(place):
-    """Two rows of one of the paper's tables, on the one node of titanv, beside the other tests."""
-    (place / "table01.yaml").write_bytes((commands.ROOT / "jobs" / "table01.yaml").read_bytes())
-    options = ["--scale", "tiny", "--dtype", "float64", "--rows", "ima,ce"]
-    return submitted("table01", "titanv", *options, "--at-once", "1", "--cards", "1")
+def swept(place):
+    """A sweep as an array, one trial after the other, each on a Ray cluster of its own; beside the other tests."""
+    return _sweep("array", "--at-once", "1")
 
 
 def _pid_of(directory: Path, node: str) -> int:
@@ -85,9 +91,9 @@ def equal_to_undisturbed(run: str, config: Config, path: Path, samples: int) -> 
     check_files(RunDir(run), config.epochs, samples)
 
 
-def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_rows, tmp_path):
-    """One after the other, on two nodes: a requeue by hand, pre-emption without and with a grace time, a time limit by
-    which the run has not saved, a dead slurmd."""
+def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, swept, tmp_path):
+    """One after the other, on two nodes: pre-emption without and with a grace time, a time limit by which the run has
+    not saved, a dead slurmd."""
     directory = Path(os.environ["SLURM_CONF"]).parent
     words = ["--nodes", "2", "--workers", "2", "--rows", "ima"]
     folder, rows = submitted("moons", "v100", *words, MLFLOW_TRACKING_URI="http://127.0.0.1:9")  # it refuses
@@ -102,36 +108,33 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
         commands.wait_for(there, WAIT, f"start {start} to train")
 
     in_training(0)
-    assert commands.run("cluster.status", "requeue", "moons/ima").returncode == 0
-
-    in_training(1)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null"]
     first = subprocess.run([*urgent, "--wrap=true"], capture_output=True, text=True, check=True).stdout.strip()
 
-    in_training(2)
+    in_training(1)
     assert first not in slurm.queue()
     # Now the partition's jobs are told, and have a while to go by themselves; else they are cancelled for good.
     slurm.command("scontrol", "update", "PartitionName=v100", "PreemptMode=CANCEL", "GraceTime=300")
     subprocess.run([*urgent, "--wrap=true"], check=True)
-    assert seconds_to_leave(record, 2, "SIGTERM: the run saves its state, then", WAIT) < LEAVES_WITHIN
+    assert seconds_to_leave(record, 1, "SIGTERM: the run saves its state, then", WAIT) < LEAVES_WITHIN
 
-    in_training(3)
+    in_training(2)
     hang = Path(os.environ["TEST_HANG"])
     hang.touch()
     slurm.command("scontrol", "update", "PartitionName=v100", "PreemptMode=REQUEUE", "GraceTime=0")
     elapsed = slurm.job(job)["RunTime"]  # 00:MM:SS
     slurm.command("scontrol", "update", f"JobId={job}", f"TimeLimit={int(elapsed.split(':')[1]) + 1}")
-    commands.wait_for(lambda: record.newest_start() == 4, WAIT, "the time limit")
+    commands.wait_for(lambda: record.newest_start() == 3, WAIT, "the time limit")
     hang.unlink()
     slurm.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
 
-    in_training(4)
+    in_training(3)
     head = slurm.queue()[job]["node"]
     head = re.sub(r"\[(\d).*", r"\1", head)
     leftovers = [pid for pid in of_job(job) if processes.environment(pid).get("SLURMD_NODENAME") == head]
     assert leftovers
     os.kill(_pid_of(directory, head), 9)
-    in_training(5)
+    in_training(4)
     commands.wait_for(lambda: not any(map(processes.alive, leftovers)), WAIT, "the leftover to notice")
     local.start_node(directory, head)
 
@@ -139,17 +142,16 @@ def test_whatever_slurm_does_the_run_ends_like_an_undisturbed_one(place, two_row
     output = record.output.read_text()
     assert results["ima"]["status"] == 0, output
     starts = re.split(r"Start \d of job", output)[1:]
-    for start in starts[:2]:
-        assert "SIGTERM: SLURM has requeued the job" in start, output
-    assert "SIGTERM: the run saves its state, then the job is requeued" in starts[2], output
+    assert "SIGTERM: SLURM has requeued the job" in starts[0], output
+    assert "SIGTERM: the run saves its state, then the job is requeued" in starts[1], output
     for sentence in ("SIGTERM: SLURM is ending the job, which asks to be requeued", "The run has not ended in time"):
-        assert sentence in starts[3], output
+        assert sentence in starts[2], output
     assert "cancelled" not in output
     assert "warning: not recorded: " in output
     # The leftover may learn of its successor, or that there will be one, from the end of its run.
     last_words = ("ends: the job has been started again", "SLURM starts the job again")
-    assert any(words in starts[4] for words in last_words), output
-    assert len(starts) >= 6
+    assert any(words in starts[3] for words in last_words), output
+    assert len(starts) >= 5
     assert "failure" not in output
     equal_to_undisturbed(run, read_job("moons.yaml").rows["ima"], tmp_path / "undisturbed", 128)
     times = read_json(record.start(0) / "times.json")
@@ -188,27 +190,12 @@ def nobody_else_gets_in(record: RowRecord) -> None:
     assert "auth" in client.stderr.lower(), client.stderr
 
 
-def test_an_array_of_two_rows(two_rows, tmp_path):
-    folder, rows = two_rows
-    assert {row["id"].split("_")[1] for row in rows.values()} == {"0", "1"}
-    results = submit.wait(folder)
-    configs = read_job("table01.yaml", "tiny", {"dtype": "float64"}).rows
-    for name, row in rows.items():
-        assert results[name]["status"] == 0, said(folder)
-        equal_to_undisturbed(row["run"], configs[name], tmp_path / name, 8)
-    shown = commands.run("cluster.status", "table01").stdout
-    assert re.search(r"table01/ima +FINISHED +- +0 +2/2 +[\d,]+ +[01]\.\d{4}$", shown, re.MULTILINE), shown
-
-
-def test_a_sweep_as_an_array_and_in_one_job_gives_one_table(place):
-    """One trial after the other, each on a Ray cluster of its own; then all on the Ray cluster of one job."""
-    options = "".join(f"  {name}: {value}\n" for name, value in {**OPTIONS, "epochs": 2, "data.subset": 128}.items())
-    text = f"title: test\npreset: moons\noptions:\n{options}sweep:\n  method: [ima, ce]\n"
+def test_a_sweep_as_an_array_and_in_one_job_gives_one_table(swept, tmp_path):
+    """As an array; then all on the Ray cluster of one job; and each run as without SLURM."""
     tables = []
-    for name, further in (("array", ["--at-once", "1"]), ("together", ["--one-job"])):
-        (place / f"{name}.yaml").write_text(text)
-        folder, rows = submitted(name, "titanv", "--cards", "1", *further, TEST_PAUSE="0")
-        assert len(rows) == (1 if further == ["--one-job"] else 2)
+    for name, (folder, rows) in (("array", swept), ("together", _sweep("together", "--one-job"))):
+        numbers = [row["id"].split("_")[1:] for row in rows.values()]
+        assert numbers == ([["0"], ["1"]] if name == "array" else [[]])
         for row, result in submit.wait(folder).items():
             assert result["status"] == 0, f"{row}: {said(folder)}"
         done = commands.run("ima_dist.sweep", f"{name}.yaml", "--device", "cpu", "--out", f"runs/{name}")
@@ -219,10 +206,13 @@ def test_a_sweep_as_an_array_and_in_one_job_gives_one_table(place):
     assert all(" 1/1 " in line for line in tables[0][1:])
     for run in Path("runs/array").glob("moons-*"):
         config = RunDir(run).config()
+        equal_to_undisturbed(str(run), config, tmp_path / run.name, 20)
         (weights_1, _), (weights_2, _) = (
             workers.final_state(config, p) for p in (run, Path("runs/together", run.name))
         )
         assert workers.largest_difference(weights_1, weights_2) < 1e-9
+    shown = commands.run("cluster.status", "array").stdout
+    assert len(re.findall(r"^array/\S+ +FINISHED +- +0 +2/2 +[\d,]+ +[01]\.\d{4}$", shown, re.MULTILINE)) == 2, shown
 
 
 def test_what_sbatch_refuses(place):

@@ -118,6 +118,8 @@ def test_one_more_step_of_an_attack_costs_no_more_than_it_did(attack):
     (few, fewer_waits), (many, more_waits) = found
     assert (many - few) / 10 <= kernels
     assert (more_waits - fewer_waits) / 10 <= waits
+    # Without any, a CUDA graph can capture the whole attack. FMN gathers what it has found at its end.
+    assert more_waits == 0 or attack in ("worst", "fmn")
 
 
 # Forward passes that the attacks of an epoch may spend, per sample, with 4 steps and 2 halvings.

@@ -25,6 +25,7 @@ from ima_dist.training.loop import Training
 from ima_dist.training.network import make_network
 from ima_dist.training.weight_perturbation import Perturbation
 from tests.support import workers
+from tests.support.datafiles import write_idx
 
 SMALL = {"data__subset": 130, "epochs": 2, "batch_size": 32, "dtype": "float64", "attack__steps": 3, "norm": "l2"}
 SGD = {"optimizer__name": "sgd", "optimizer__lr": 0.05, "optimizer__momentum": 0.9, "optimizer__nesterov": True}
@@ -47,33 +48,40 @@ EACH = [(name, value) for name, value in MANY.items() if name not in SGD] + [
 ]
 
 
-def _start(place: Path) -> list[tuple]:
+FASHION = {**MANY, "data__subset": 24, "batch_size": 8, "attack__steps": 2, "attack__bisections": 2}
+RUNS = [("moons", method) for method in METHODS] + [("fashion_mnist", method) for method in ("adv", "ima")]
+
+
+def _start(place: Path, data: Path) -> list[tuple]:
     made = []
-    for method in METHODS:
-        options = {**SMALL, **MANY, "method": method, "norm": "linf" if method == "nfgsm" else "l2"}
-        made.append((workers.start_run(place / method, "moons", **options)[0], place / method))
+    for preset, method in RUNS:
+        own = {**FASHION, "data__dir": str(data)} if preset == "fashion_mnist" else MANY
+        options = {**SMALL, **own, "method": method, "norm": "linf" if method == "nfgsm" else "l2"}
+        path = place / f"{preset}-{method}"
+        made.append((workers.start_run(path, preset, **options)[0], path))
     return made
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """(name of the form, method) -> weights and margins."""
+    """(name of the form, preset, method) -> weights and margins."""
     found = {}
+    data = write_idx(tmp_path_factory.mktemp("data"))
     for name, parts in {"1": [(1, None)], "2": [(2, None)], "1→2": [(1, 3), (2, None)]}.items():
-        made = _start(tmp_path_factory.mktemp("runs"))
+        made = _start(tmp_path_factory.mktemp("runs"), data)
         for count, stop_after in parts:
             workers.run_on(count, workers.train_all, made, stop_after)
         for config, path in made:
-            found[name, config.method] = workers.final_state(config, path)
+            found[name, config.preset, config.method] = workers.final_state(config, path)
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_many_options_at_once_are_exact(results, method):
+@pytest.mark.parametrize(("preset", "method"), RUNS)
+def test_many_options_at_once_are_exact(results, preset, method):
     """In float64, with weights moved by far more: on two workers, and interrupted."""
-    weights, margins = results["1", method]
+    weights, margins = results["1", preset, method]
     for form in ("2", "1→2"):
-        others, their_margins = results[form, method]
+        others, their_margins = results[form, preset, method]
         assert workers.largest_difference(weights, others) < 1e-9, form
         if margins is not None:
             assert float((margins - their_margins).abs().max()) < 1e-9, form

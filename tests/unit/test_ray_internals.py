@@ -61,3 +61,20 @@ def test_a_cluster_of_ones_own_leaves_the_watch_for_drained_nodes_to_the_next(mo
     with _undrained():
         assert os.environ[name] == "1"
     assert os.environ[name] == "1"
+
+
+def test_daemons_of_a_cluster_of_ones_own_are_killed_without_a_wait(monkeypatch):
+    """Ray asks each of them to exit and waits for a second, but SIGTERM is blocked in them."""
+    asked = []
+
+    class Node:
+        def kill_all_processes(self, check_alive: bool = True, allow_graceful: bool = False) -> None:
+            asked.append((check_alive, allow_graceful))
+
+    node = Node()
+    monkeypatch.setattr(ray_internals.driver, "_global_node", node)
+    ray_internals.end_daemons_at_once()
+    node.kill_all_processes(check_alive=False, allow_graceful=True)
+    assert asked == [(False, False)]
+    monkeypatch.setattr(ray_internals.driver, "_global_node", None)
+    ray_internals.end_daemons_at_once()

@@ -24,6 +24,7 @@ class Slurm:
         self.held: dict[str, str] = {}  # id of a row -> state
         self.arrays: list[int] = []
         self.scripts: list[str] = []
+        self.requeued: list[str] = []
         self.calls = 0
 
     def command(self, *words: str, **_: object) -> str:
@@ -32,6 +33,10 @@ class Slurm:
             return self._sbatch(Path(words[1]).read_text())
         if words[:3] == ("scontrol", "show", "config"):
             return f"MaxArraySize            = {self.largest}\n"
+        if words[:2] == ("scontrol", "requeue"):
+            if words[2] not in self.held:
+                raise ConfigError("scontrol: error: Job has already finished.")
+            self.requeued.append(words[2])
         if words[0] == "squeue":
             return "".join(f"{row}|{state}||Priority\n" for row, state in self.held.items())
         if words[0] == "scancel":
@@ -171,3 +176,18 @@ def test_held_back_and_waiting_rows_are_shown_and_can_be_cancelled(many, capsys)
     assert submit.main(WORDS) == 0
     assert sum(found.arrays) == 2 + 4
     assert {path.name for path in Path("runs/cluster").iterdir()} == {"many", "many-2"}
+
+
+def test_rows_are_requeued_by_name(many, capsys):
+    found = many(4, 20, 2)
+    assert submit.main(WORDS) == 0
+    capsys.readouterr()
+    assert status.main(["requeue", "many/r0001"]) == 0
+    assert found.requeued == ["100_1"]
+    assert status.main(["requeue", "many/r0003"]) == 2
+    assert "many/r0003 is not submitted yet: give the command of the submission again" in capsys.readouterr().err
+    found.held.clear()
+    assert status.main(["requeue", "many/r0000"]) == 2
+    said = capsys.readouterr().err
+    assert "many/r0000 cannot be requeued (scontrol: error: Job has already finished): submit " in said
+    assert "with --rows to continue it from its last checkpoint." in said
