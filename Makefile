@@ -41,10 +41,11 @@ test: $(READY_DEV)
 	@sh tests/support/system_packages.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-# Four files at a time on two cores: most of a Ray test is waiting.
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+# Types beside the tests: mypy uses one core for a minute. Four files at a time on two cores: a Ray test often waits.
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types && exit $$tests
 
 # The tests with the torch that V100 and Titan V need, in an environment of its own; without the jobs on a real SLURM.
 test-volta: | $(BIN)/python

@@ -113,7 +113,7 @@ def test_several_epochs_of_one_run_are_evaluated(tmp_path):
     config, run = workers.start_run(tmp_path / "run", "moons", data__subset=300, epochs=3, eval__steps=3)
     workers.train(config, run.path)
     write_json(run.summary_path, {"status": "interrupted", "message": None})
-    done = commands.run("ima_dist.evaluate", run.path, "--epochs", "1,3", "--attack", "worst", "--workers", "2")
+    done = commands.run("ima_dist.evaluate", run.path, "--epochs", "1,3", "--attack", "worst", "--local")
     assert done.returncode == 0, done.stderr
     assert "worst: accuracy on the test set by number of epochs" in done.stdout
     summary = run.summary()
