@@ -122,7 +122,7 @@ class Command:
         """Processes of the run that are still there when they should be gone."""
         until = time.monotonic() + _GONE_AFTER
         while True:
-            found = [pid for host in (0, 1) for name in (_WORKER, _CONTROLLER) for pid in self.processes(host, name)]
+            found = [pid for host in (0, 1) for pid in self.processes(host, _WORKER)]
             if not found or time.monotonic() > until:
                 return len(found)
             time.sleep(0.2)
@@ -135,7 +135,7 @@ def read(path: Path) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-_WORKER, _CONTROLLER = "ray::RayTrainWorker", "ray::TrainController"
+_WORKER = "ray::RayTrainWorker"
 
 
 # ---- what can break. Each is called at the drawn moment; the run may go on or end.

@@ -134,7 +134,14 @@ def test_it_is_written_while_the_run_goes_on_and_at_its_end(going):
     with Recorder(going, root):
         for epoch in (1, 2):
             going.write_history([epoch_row(e) for e in range(1, epoch + 1)])
-            wait_for(lambda epoch=epoch: len(recorded(root, "history")) == epoch, 60, "the epoch in the data set")
+
+            def there(epoch: int = epoch) -> bool:
+                # Its rows in "runs" are written last, and may be missing for a moment.
+                runs = recorded(root, "runs")
+                return "epochs_done" in runs and runs["epochs_done"].tolist() == [epoch]
+
+            wait_for(there, 60, "the epoch in the data set")
+            assert len(recorded(root, "history")) == epoch
             assert recorded(root, "runs")["status"].tolist() == ["running"]
         write_json(going.summary_path, {"status": "failed", "message": "The disk is full."})
     assert recorded(root, "runs")[["status", "message", "epochs_done"]].values.tolist() == [
