@@ -29,20 +29,21 @@ $(READY_DEV): pyproject.toml | $(BIN)/python
 train: setup
 	$(BIN)/python -m ima_dist.train moons
 
-# What can be known within two minutes: no Ray, no SLURM, no browser.
+# What can be known within two minutes: no Ray, no SLURM, no browser. Types beside the tests, as mypy uses one core.
 check: $(READY_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest -n 2 tests/unit
+	$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 2 tests/unit; tests=$$?; \
+	wait $$types && exit $$tests
 
 test: $(READY_DEV)
 	@sh tests/support/system_packages.sh
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
-# Types beside the tests: mypy uses one core for a minute. Four files at a time on two cores: a Ray test often waits.
+# Four files at a time on two cores: a Ray test often waits.
 	$(BIN)/mypy & types=$$!; \
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types && exit $$tests
