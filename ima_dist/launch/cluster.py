@@ -96,9 +96,9 @@ def ray_cluster(config: Config) -> Iterator[Cluster]:
     own = contextlib.nullcontext() if address else private_directory(usual_base(), str(os.getpid()))
     with own as temp, contextlib.nullcontext() if address else _undrained():
         _connect(address, temp)
-        if not address:
-            ray_internals.end_daemons_at_once()
         try:
+            if not address:
+                ray_internals.end_daemons_at_once()
             from ima_dist.launch.elastic import usable_nodes
 
             yield fit_to(config, [node["Resources"] for node in usable_nodes()])

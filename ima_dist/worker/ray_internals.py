@@ -17,7 +17,7 @@ USED = {
     "ray._raylet.GcsClient": "ask whether the cluster accepts it",
     # The driver, when it has started a cluster: SIGTERM is blocked in its daemons, so that Ray waits a second for each.
     "ray._private.worker._global_node": "end them at once",
-    # The driver, when the number of workers may change; Ray Train has no public hook for it.
+    # The driver: Ray Train has no public hook for where its controller runs, for its policy, and for its helpers.
     "ray.train.torch.TorchTrainer._initialize_and_run_controller": "give the controller our policy and fewer helpers",
     "ray.train.v2._internal.execution.controller.TrainController": "run it in the driver, which spares 5 s",
     "ray.train.v2._internal.execution.worker_group.WorkerGroup": "start workers whose controller is no actor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import time
 
@@ -31,6 +32,7 @@ OPTIONS = [
     "--model.factory",
     "tests.support.user_code:fails_alone",
 ]
+TOLD = f"The workers failed; worker 1 on {platform.node()} was the first to report: "
 
 
 @pytest.mark.slow
@@ -39,6 +41,7 @@ def test_what_one_worker_meets_ends_the_others_and_is_shown(tmp_path):
     with ray_cluster(tmp_path, cpus=2, MET=str(tmp_path)) as cluster:
         for what, sentence in {
             "damaged": "its file is damaged",
+            "unknown": f"{TOLD}Unknown: a mistake",
             "dies": "Worker 1 died: it was killed, perhaps for lack of memory, or its node was lost",
         }.items():
             out = tmp_path / f"run-{what}"
