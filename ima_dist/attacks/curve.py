@@ -50,10 +50,9 @@ def worst_curve(
 
     FMN (``attacks.minimal``) first gives each sample an upper bound of its distance to the boundary, with a
     misclassified point as proof: from x, towards the three nearest rival classes, and from random points on opposite
-    sides. Then the radii are tried from the largest to the smallest: a sample whose bound lies above the radius is
-    attacked as by ``worst``. If it survives, it counts as right at all smaller radii too; if not, the next radius is
-    tried. So most samples need one strong attack for the whole curve. A point that breaks a sample at a radius breaks
-    it at all larger ones.
+    sides. Then each sample is attacked as by ``worst`` within the largest radius below its bound. If it survives, it
+    counts as right at all smaller radii too; if not, the next radius is tried. So most samples need one strong attack
+    for the whole curve. A point that breaks a sample at a radius breaks it at all larger ones.
 
     Args:
         model, x, y, norm, steps, step_scale, box: as for ``pgd``.
@@ -69,15 +68,11 @@ def worst_curve(
     positive = [eps for eps in levels if eps > 0]
     with torch.no_grad(), attack_mode(model):
         curve = _Curve(model, x, y, norm, box, start or (lambda eps, number: norms.random_start(x, eps, norm)))
-        survived = torch.zeros_like(y, dtype=torch.bool)
-        implied = {eps: torch.zeros_like(survived) for eps in levels}
         curve.bound(positive, max(1, round(FMN_SHARE * steps)))
-        for eps in reversed(positive):
-            open_ = curve.distance > eps
-            implied[eps] = open_ & survived
-            survived |= curve.attack((open_ & ~survived).nonzero()[:, 0], eps, steps, step_scale)
+        survived = curve.attack(positive, steps, step_scale)
     predictions = torch.stack([torch.where(curve.distance <= eps, curve.label, y) for eps in levels])
-    return CurveResult(predictions, torch.stack([implied[eps] for eps in levels]), curve.distance, int(curve.spent))
+    implied = torch.stack([(survived > eps) & (eps > 0) for eps in levels])
+    return CurveResult(predictions, implied, curve.distance, int(curve.spent))
 
 
 class _Curve:
@@ -97,23 +92,34 @@ class _Curve:
         self.label, self.distance = found.predicted, found.distance
         self.spent: int | Tensor = found.evaluations
 
-    def attack(self, rows: Tensor, eps: float, steps: int, step_scale: float) -> Tensor:
-        """Attack the samples ``rows`` within the radius; returns which of all samples survived it, (B,) bool."""
-        survived = torch.zeros_like(self.y, dtype=torch.bool)
-        if len(rows):
-            x, y = self.x[rows], self.y[rows]
+    def attack(self, levels: Sequence[float], steps: int, step_scale: float) -> Tensor:
+        """Attack every sample within the largest radius below its distance, until it survives; (B,) where it did, or 0.
+
+        All samples are attacked together, each within its own radius, because small batches are dear.
+        """
+        radii = torch.tensor(levels, dtype=self.distance.dtype, device=self.x.device)
+        survived = torch.zeros_like(self.distance)
+        while True:
+            smaller = (self.distance[:, None] > radii).sum(1)
+            rows = ((smaller > 0) & (survived == 0)).nonzero()[:, 0]
+            if not len(rows):
+                return survived
+            which = smaller[rows] - 1
+            eps, x, y = radii[which], self.x[rows], self.y[rows]
             search = Search(self.model, x, y, self.norm)
-            search.attack(self.start(eps, 0)[rows], norms.Balls(x, eps, self.norm, self.box), steps, step_scale)
-            broken = search.predicted != y
-            # Not where(broken, eps, inf), which is float32.
-            self._keep(
-                rows, torch.full_like(self.distance[rows], eps).masked_fill(~broken, torch.inf), search.predicted
+            search.attack(
+                self._starts(levels, which, rows), norms.Balls(x, eps, self.norm, self.box), steps, step_scale
             )
             self.spent += search.spent
-            survived[rows] = ~broken
-        return survived
+            broken = search.predicted != y
+            self.label[rows] = torch.where(broken, search.predicted, self.label[rows])
+            self.distance[rows] = torch.where(broken, eps, self.distance[rows])
+            survived[rows] = eps.masked_fill(broken, 0.0)
 
-    def _keep(self, rows: Tensor, distance: Tensor, label: Tensor) -> None:
-        better = distance < self.distance[rows]
-        self.label[rows] = torch.where(better, label, self.label[rows])
-        self.distance[rows] = torch.where(better, distance, self.distance[rows])
+    def _starts(self, levels: Sequence[float], which: Tensor, rows: Tensor) -> Tensor:
+        """ξ (K, ...) of the samples ``rows``, each for the radius number ``which`` (K,)."""
+        xi = torch.empty_like(self.x[rows])
+        for number in which.unique().tolist():
+            here = which == number
+            xi[here] = self.start(levels[number], 0)[rows[here]]
+        return xi

@@ -76,9 +76,10 @@ def _useful(config: Config) -> tuple[float, float]:
 
 def strictest(network: nn.Module, x: Tensor, y: Tensor, keys: Tensor, config: Config, box: Box) -> Predictions:
     """``attacks.worst_curve``: FMN and every iterate of PGD count."""
+    # Its batches hold samples of several levels: what it meets is counted for the largest.
+    at_level(network, config.eval.noise[-1])
 
     def start(eps: float, number: int) -> Tensor:
-        at_level(network, eps)
         # The first start is that of the other attacks.
         return noise.start(noise.derived(keys, number) if number else keys, x, eps, config.norm)
 

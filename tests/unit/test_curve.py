@@ -12,7 +12,7 @@ from torch import nn
 
 from ima_dist.attacks import worst
 from ima_dist.attacks.curve import FMN_SHARE, CurveResult, worst_curve
-from ima_dist.attacks.minimal import STARTS
+from ima_dist.attacks.minimal import STARTS, minimal
 from ima_dist.core import norms
 
 NORMS = ("linf", "l2")
@@ -92,6 +92,45 @@ def test_what_it_says_of_a_sample_agrees(name, norm):
     assert not found.implied[0].any()
     assert found.implied[1].any()
     assert not (found.implied[2:] & ~found.implied[1:-1] & right[1:-1]).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["moons", "digits"])
+def test_radii_attacked_together_give_what_one_after_the_other_gives(name, norm):
+    model, x, y, box, _ = trained(name)
+    positive, start = radii(name, norm)[1:], starts(x, norm)
+    settings = {"norm": norm, "steps": round(FMN_SHARE * STEPS), "box": box, "enough": positive[0]}
+    bound = minimal(model, x, y, start=lambda number: start(positive[-1], number), **settings)
+    label, distance = bound.predicted.clone(), bound.distance.clone()
+    survived = torch.zeros_like(distance)
+    for eps in reversed(positive):
+        rows = ((distance > eps) & (survived == 0)).nonzero()[:, 0]
+        options = {"norm": norm, "steps": STEPS, "box": box, "start": lambda eps, rows=rows: start(eps, 0)[rows]}
+        (found,), _ = worst(model, x[rows], y[rows], [eps], **options)
+        broken = found != y[rows]
+        label[rows[broken]], distance[rows[broken]], survived[rows[~broken]] = found[broken], eps, eps
+    expected = torch.stack([torch.where(distance <= eps, label, y) for eps in radii(name, norm)])
+    result = attacked(name, norm)
+    assert torch.equal(result.predictions, expected)
+    assert torch.equal(result.implied[1:], torch.stack([survived > eps for eps in positive]))
+    assert len(survived.unique()) > 2, "several radii"
+
+
+def test_more_radii_take_larger_batches_and_not_more_of_them():
+    model, x, y, box, _ = trained("moons")
+    batches = 0
+
+    def counting(points: torch.Tensor) -> torch.Tensor:
+        nonlocal batches
+        batches += 1
+        return model(points)
+
+    taken = []
+    for levels in ([0.3], [0.05, 0.1, 0.15, 0.2, 0.25, 0.3]):
+        batches = 0
+        worst_curve(counting, x, y, levels, norm="linf", steps=100, start=starts(x, "linf"), box=box)
+        taken.append(batches)
+    assert taken[1] < 2 * taken[0]
 
 
 @pytest.mark.parametrize("name", ["moons", "digits"])
