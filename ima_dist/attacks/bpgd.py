@@ -93,7 +93,8 @@ def _shrinking(
 ) -> tuple[Tensor, Tensor, int]:
     """As ``fixed.boundary``, where samples leave the batch as soon as they have crossed."""
     spent, brackets = 0, []
-    passes = pgd_until_wrong(model, x, y, correct.nonzero()[:, 0], xi, balls, sizes, lambda rows: objective)
+    begun = correct.nonzero()[:, 0]
+    passes = pgd_until_wrong(model, x, y, begun, xi[begun], balls, sizes, lambda rows: objective)
     for rows, gone, before, now, _ in passes:
         spent += len(rows)
         if len(gone):

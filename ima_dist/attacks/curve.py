@@ -106,7 +106,7 @@ class _Curve:
                 return survived
             which = smaller[rows] - 1
             eps, x, y = radii[which], self.x[rows], self.y[rows]
-            search = Search(self.model, x, y, self.norm)
+            search = Search(self.model, x, y, self.norm, most=len(self.x))
             search.attack(
                 self._starts(levels, which, rows), norms.Balls(x, eps, self.norm, self.box), steps, step_scale
             )

@@ -1,7 +1,8 @@
 """Each sample's distance to the boundary, as FMN finds it from several starts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -43,7 +44,8 @@ def minimal(
         starts: at most so many; with 0 only x itself is classified.
         start: gives ξ (B, ...), pair by pair, counted from 0; without it there are no such starts.
         aimless: with more than two classes also search from x without an aim, at whichever class is strongest there.
-        enough: a sample that is broken within this distance is left alone from then on.
+        enough: a sample that is broken within this distance is left alone by the next kind of starts: x, with an
+            aim, from other points.
         box: (low, high) of valid inputs, or None.
 
     Raises:
@@ -54,22 +56,24 @@ def minimal(
         nearest = _Nearest(model, x, y, norm, box, steps, enough)
         begun = int(starts > 0 and (aimless or nearest.classes == 2))
         if begun:
-            nearest.search()
+            nearest.search([(None, None)])
         aims: tuple[Tensor, ...] = ()
         if nearest.classes > 2 and starts > 1:
             search = Search(model, x, y, norm)
             # Only of the samples left: it takes a gradient for each of nine classes.
             aims = search.nearest(nearest.left()).unbind(1)[: starts - begun]
             nearest.spent += search.spent
-        for aim in aims:
-            nearest.search(rival=aim)
+        nearest.search((aim, None) for aim in aims)
         if start is not None:
-            left = starts - begun - len(aims)
-            for number in range(-(-left // 2)):
-                xi = start(number)
-                for begin in (xi, -xi)[: left - 2 * number]:
-                    nearest.search(start=begin)
+            nearest.search((None, xi) for xi in _opposite(start, starts - begun - len(aims)))
     return MinimalResult(nearest.point, nearest.distance, nearest.label, int(nearest.spent))
+
+
+def _opposite(start: Callable[[int], Tensor], most: int) -> Iterator[Tensor]:
+    """ξ, −ξ of each pair in turn, ``most`` of them."""
+    for number in range(-(-most // 2)):
+        xi = start(number)
+        yield from (xi, -xi)[: most - 2 * number]
 
 
 class _Nearest:
@@ -87,25 +91,41 @@ class _Nearest:
         """The samples (K,) int64 whose distance is still sought."""
         return (self.distance > self.enough).nonzero()[:, 0]
 
-    def search(self, rival: Tensor | None = None, start: Tensor | None = None) -> None:
-        """Run FMN for the samples left, towards ``rival`` (B,), from x + ``start`` (B, ...)."""
+    def search(self, runs: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
+        """Run FMN for the samples left, each time towards the first (B,) of a pair, from x + its second (B, ...).
+
+        The pairs are alike in what they leave out. As many run at once as fit into a batch of B samples. Samples that
+        are broken meanwhile stay to the end, so that results do not depend on how many run at once.
+        """
         rows = self.left()
         if not len(rows):  # some networks cannot take an empty batch
             return
-        found = fmn(
-            self.model,
-            self.x[rows],
-            self.y[rows],
-            norm=self.norm,
-            steps=self.steps,
-            bisections=min(BISECTIONS, self.steps),
-            rival=None if rival is None else rival[rows],
-            start=None if start is None else start[rows],
-            box=self.box,
-        )
-        self.spent += found.evaluations
-        better = found.distance < self.distance[rows]
-        self.label[rows] = torch.where(better, found.predicted, self.label[rows])
-        self.distance[rows] = torch.where(better, found.distance, self.distance[rows])
-        closer = torch.where(norms.per_sample(better, self.x), found.x, self.point[rows])
-        self.point = self.point.index_copy(0, rows, closer)
+        runs = iter(runs)
+        while some := list(islice(runs, max(1, len(self.x) // len(rows)))):
+            rivals, starts = (
+                [None if given is None else given[rows] for given in of] for of in zip(*some, strict=True)
+            )
+            found = fmn(
+                self.model,
+                self.x[rows.repeat(len(some))],
+                self.y[rows.repeat(len(some))],
+                norm=self.norm,
+                steps=self.steps,
+                bisections=min(BISECTIONS, self.steps),
+                rival=_joined(rivals),
+                start=_joined(starts),
+                box=self.box,
+            )
+            self.spent += found.evaluations
+            parts = (of.split(len(rows)) for of in (found.x, found.distance, found.predicted))
+            for x, distance, label in zip(*parts, strict=True):
+                better = distance < self.distance[rows]
+                self.label[rows] = torch.where(better, label, self.label[rows])
+                self.distance[rows] = torch.where(better, distance, self.distance[rows])
+                closer = torch.where(norms.per_sample(better, self.x), x, self.point[rows])
+                self.point = self.point.index_copy(0, rows, closer)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None

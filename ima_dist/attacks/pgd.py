@@ -72,11 +72,11 @@ def pgd_until_wrong(
     logits. The sequence is x, x₀ …
 
     Args:
-        x, y, xi, balls: of all samples. sizes: of the steps, in units of the radius.
+        x, y, balls: of all samples. xi: (K, ...) ξ of the ``rows``. sizes: of the steps, in units of the radius.
         objective: gives the loss for the samples ``rows``.
     """
     before, w_y, balls = x[rows], y[rows], balls.select(rows)
-    now = balls.clip(before + xi[rows])
+    now = balls.clip(before + xi)
     for size in (*sizes, None):
         if not len(rows):
             return

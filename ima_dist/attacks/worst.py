@@ -1,6 +1,7 @@
 """The strictest reading of a PGD attack: a sample counts as broken if any step broke it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ima_dist.attacks.common import (
     towards,
 )
 from ima_dist.attacks.counting import Counted
-from ima_dist.attacks.pgd import pgd_until_wrong
+from ima_dist.attacks.pgd import Objective, pgd_until_wrong
 from ima_dist.core import norms
 
 # Where batches keep their shape, passes between two looks at what is broken.
@@ -83,7 +84,9 @@ class Search:
         norm: str,
         losses: Sequence[str] = ("ce", "margin"),
         rivals: int = 3,
+        most: int = 0,
     ) -> None:
+        """most: samples of a batch, if they are more than those of x."""
         logits = shapes.passed(model, x)
         self.model, self.x, self.y, self.norm = model, x, y, norm
         self.predicted, self.classes = predicted(logits), logits.shape[1]
@@ -95,6 +98,7 @@ class Search:
         self.losses = losses
         self.rivals = min(rivals, self.classes - 1) if self.classes > 2 else 0
         self.aims: Tensor | None = None
+        self.most = max(most, len(x))
 
     def attack(self, xi: Tensor, balls: norms.Balls, steps: int, step_scale: float) -> None:
         """Attack the samples left from x + ξ with each loss, then towards their nearest rivals one by one.
@@ -104,66 +108,78 @@ class Search:
         towards zero, because steps of one size circle around a narrow region.
         """
         for name in self.losses:
-            self._break(xi, balls, [step_scale / steps] * steps, name)
+            self._break([(xi, None)], balls, [step_scale / steps] * steps, name)
         if not self.rivals:
             return
         if self.aims is None:
             self.aims = self.nearest(self._left())
         share = max(1, round(steps / self.rivals))
         shrinking = [0.5 * (1 - i / share) for i in range(share)]
-        for begin in (xi, -xi):
-            for aim in self.aims.unbind(1):
-                self._break(begin, balls, shrinking, "margin", aim)
+        self._break([(begin, aim) for begin in (xi, -xi) for aim in self.aims.unbind(1)], balls, shrinking)
 
     def _left(self) -> Tensor:
         """The samples (K,) int64 that are not broken."""
         return (self.predicted == self.y).nonzero()[:, 0]
 
     def _break(
-        self, xi: Tensor, balls: norms.Balls, sizes: Sequence[float], loss: str, rival: Tensor | None = None
+        self,
+        runs: Sequence[tuple[Tensor, Tensor | None]],
+        balls: norms.Balls,
+        sizes: Sequence[float],
+        loss: str = "margin",
     ) -> None:
-        """Attack the samples left from x + ξ, with ``loss`` or towards ``rival`` (B,).
+        """Attack the samples left, each time from x + ξ (B, ...), with ``loss`` or towards a rival (B,).
 
+        As many ``runs`` go at once as fit into a batch. Every run has all samples that were left before the first, so
+        that results and counts do not depend on how many go at once; of those that break a sample the first counts.
         sizes: of the steps, in units of the radius.
         """
-
-        def objective(rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-            return resolve_loss(loss if rival is None else towards(rival[rows]))
-
-        rows = self._left()
-        if shapes.keeps_shape(self.model, self.x[: len(rows)]):
-            self._break_with_few_looks(rows, xi, balls, sizes, objective)
+        left = self._left()
+        if not len(left):
             return
-        passes = pgd_until_wrong(self.model, self.x, self.y, rows, xi, balls, sizes, objective)
+        at_once = max(1, self.most // len(left))
+        for number in range(0, len(runs), at_once):
+            some = runs[number : number + at_once]
+            rows, xi = left.repeat(len(some)), torch.cat([begin[left] for begin, _ in some])
+            aims = [aim[left] for _, aim in some if aim is not None]
+            batch = _Batch(
+                self.x[rows], self.y[rows], xi, balls.select(rows), sizes, loss, torch.cat(aims) if aims else None
+            )
+            attack = self._with_few_looks if shapes.keeps_shape(self.model, xi) else self._shrinking
+            for label in attack(batch).split(len(left)):
+                known = self.predicted[left]
+                self.predicted[left] = torch.where(known == self.y[left], label, known)
+
+    def _shrinking(self, batch: "_Batch") -> Tensor:
+        """The labels (K,) found for a batch that broken samples leave after every pass, or the true ones."""
+        labels, rows = batch.y.clone(), torch.arange(len(batch.y), device=batch.y.device)
+        passes = pgd_until_wrong(
+            self.model, batch.x, batch.y, rows, batch.xi, batch.balls, batch.sizes, batch.objective
+        )
         for rows, gone, _, _, logits in passes:
             self.spent += len(rows)
             if len(gone):
-                self.predicted[rows[gone]] = predicted(logits[gone])
+                labels[rows[gone]] = predicted(logits[gone])
+        return labels
 
-    def _break_with_few_looks(
-        self,
-        rows: Tensor,
-        xi: Tensor,
-        balls: norms.Balls,
-        sizes: Sequence[float],
-        objective: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]],
-    ) -> None:
-        """As ``_break``, where broken samples leave the batch only every few passes."""
+    def _with_few_looks(self, batch: "_Batch") -> Tensor:
+        """As ``_shrinking``, where broken samples leave the batch only every few passes."""
         network = self.model.network if isinstance(self.model, Counted) else self.model
-        still = [*sizes, None]
-        now = balls.clip(self.x + xi)[rows]
+        labels, whole = batch.y.clone(), len(batch.y)
+        rows, still = torch.arange(whole, device=batch.y.device), [*batch.sizes, None]
+        now = batch.balls.clip(batch.x + batch.xi)
         while still and len(rows):
             some, still = still[:_LOOK_EVERY], still[_LOOK_EVERY:]
-            kept, real = shapes.rounded_up(rows, len(self.x)), len(rows)
-            now = now[shapes.rounded_up(torch.arange(real, device=rows.device), len(self.x))]
+            kept, real = shapes.rounded_up(rows, whole), len(rows)
+            now = now[shapes.rounded_up(torch.arange(real, device=rows.device), whole)]
             elements, found, gradients = fixed.passes(
-                network, now, self.y[kept], balls.select(kept), some, objective(kept)
+                network, now, batch.y[kept], batch.balls.select(kept), some, batch.objective(kept)
             )
-            found, y = found[:, :real], self.y[rows]
+            found, y = found[:, :real], batch.y[rows]
             wrong = found != y
             ever, first = wrong.max(0)
             label = found.gather(0, first[None])[0].nan_to_num(-1).long()
-            self.predicted[rows] = torch.where(ever, label, y)
+            labels[rows] = torch.where(ever, label, y)
             taking_part = wrong.cumsum(0) <= wrong
             spent = taking_part.sum()
             self.spent += spent if spent.is_cuda else int(spent)
@@ -174,6 +190,7 @@ class Search:
             if still:
                 left = (~ever).nonzero()[:, 0]
                 rows, now = rows[left], elements[-1][left]
+        return labels
 
     def nearest(self, rows: Tensor) -> Tensor:
         """(B, rivals): of the nine rival classes with the largest logits, those nearest to the samples ``rows``.
@@ -197,3 +214,20 @@ class Search:
         aims[rows] = candidates.gather(1, order)
         self.spent += (1 + most) * len(rows)
         return aims
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples (K, ...), labels (K,), ξ (K, ...), balls, sizes of the steps, and a loss or rivals (K,)."""
+
+    x: Tensor
+    y: Tensor
+    xi: Tensor
+    balls: norms.Balls
+    sizes: Sequence[float]
+    loss: str
+    aims: Tensor | None
+
+    def objective(self, rows: Tensor) -> Objective:
+        """The loss for the samples ``rows`` (R,) int64."""
+        return resolve_loss(self.loss) if self.aims is None else towards(self.aims[rows])
