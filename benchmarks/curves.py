@@ -26,7 +26,7 @@ _STEP_SCALE = 4.0
 CASES: list[tuple[str, str, dict[str, Any], int]] = [
     ("moons", "ce", {"epochs": 4, "data.subset": 8000}, 200),
     ("moons", "ima", {"epochs": 10, "data.subset": 4000, "recipe": "fast"}, 200),
-    ("fashion_mnist", "ce", {"epochs": 4, "data.subset": 600}, 20),
+    ("fashion_mnist", "ce", {"epochs": 10, "data.subset": 6000}, 40),
     ("fashion_mnist", "ima", {"epochs": 6, "data.subset": 600, "recipe": "fast"}, 20),
 ]
 _SMALL = {"epochs": 1, "data.subset": 20, "batch_size": 10}

@@ -133,6 +133,23 @@ def test_more_radii_take_larger_batches_and_not_more_of_them():
     assert taken[1] < 2 * taken[0]
 
 
+def test_rivals_run_at_once_if_few_samples_are_left():
+    model, x, y, box, _ = trained("digits")
+    batches: list[int] = []
+
+    def counting(points: torch.Tensor) -> torch.Tensor:
+        batches.append(len(points))
+        return model(points)
+
+    right = (model(x).argmax(1) == y).nonzero()[:3, 0]
+    labels = ((y + 1) % 10).index_copy(0, right, y[right])
+    found = worst_curve(counting, x, labels, [1e-4], norm="linf", steps=STEPS, start=starts(x, "linf"), box=box)
+    assert (found.predictions[0] == labels).sum() == 3
+    # Three rivals from two starts, a third of the steps each, and the last iterate.
+    assert batches.count(2 * 3 * 3) == STEPS // 3 + 1
+    assert max(batches) == len(x)
+
+
 @pytest.mark.parametrize("name", ["moons", "digits"])
 def test_it_counts_what_it_spends_and_spends_little_on_what_is_broken(name):
     model, x, y, box, _ = trained(name)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ima_dist.attacks import fmn, minimal
+from ima_dist.attacks.fmn import MinimalResult
 from ima_dist.config.presets import make_config
 from ima_dist.core import noise
 from ima_dist.evaluation.attacks import EVALUATION_ATTACKS
@@ -65,6 +66,35 @@ def test_it_counts_what_it_spends_and_leaves_alone_what_is_near_enough(norm):
     assert some.evaluations < minimal(network, x, y, norm=norm).evaluations
     assert ((some.distance <= wanted[norm].median() * 1.001) == (wanted[norm] <= wanted[norm].median())).sum() > 36
     assert minimal(network, x, y, norm=norm, starts=0).distance.isinf().all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_starts_run_at_once_as_far_as_they_fit_into_a_batch(norm):
+    network, x, y, _ = linear(10)
+    x, y, many = x[:24], y[:24], torch.arange(24) >= 3
+    keys = noise.sample_keys(0, 0, noise.Phase.EVALUATE, torch.arange(24))
+    batches: list[int] = []
+
+    def counting(points: torch.Tensor) -> torch.Tensor:
+        batches.append(len(points))
+        return network(points)
+
+    def found(rows: torch.Tensor, labels: torch.Tensor) -> MinimalResult:
+        def start(number: int) -> torch.Tensor:
+            return noise.start(noise.derived(keys[rows], number), x[rows], 0.4, norm)
+
+        batches.clear()
+        return minimal(counting, x[rows], labels[rows], norm=norm, steps=5, start=start)
+
+    # Three samples are sought and the rest is wrong: x itself, its three aims, and its five other starts.
+    few = found(torch.arange(24), torch.where(many, (y + 1) % 10, y))
+    search = 5 + 1 + 5
+    assert [batches.count(3 * runs) for runs in (1, 3, 5)] == [search + 1 + 9, search, search]
+    assert max(batches) == 24
+    whole = found(torch.arange(24), y)
+    assert max(batches) == 24, "no more than was passed in"
+    torch.testing.assert_close(few.distance[:3], whole.distance[:3], rtol=0, atol=1e-12)
+    assert torch.equal(few.predicted[:3], whole.predicted[:3])
 
 
 @pytest.mark.parametrize("norm", NORMS)
