@@ -153,11 +153,12 @@ def test_what_worst_does_is_what_its_protocol_says(monkeypatch):
     assert tuple(EVALUATION_ATTACKS) == ATTACKS
     spent: Counter[str] = Counter()
 
-    def unbroken(self, xi, balls, sizes, loss, rival=None):
-        spent["losses" if rival is None else "rivals"] += len(sizes)
-        if rival is not None:
-            assert sizes[0] == 0.5
-            assert sizes == sorted(sizes, reverse=True)
+    def unbroken(self, runs, balls, sizes, loss="margin"):
+        for _, rival in runs:
+            spent["losses" if rival is None else "rivals"] += len(sizes)
+            if rival is not None:
+                assert sizes[0] == 0.5
+                assert sizes == sorted(sizes, reverse=True)
 
     monkeypatch.setattr(sys.modules["ima_dist.attacks.worst"].Search, "_break", unbroken)
     network = torch.nn.Linear(4, 10)
