@@ -126,11 +126,10 @@ def _autoattack(attacked: _Attacked, pairs: int) -> dict[str, Any]:
     accuracies: dict[str, float] = {}
 
     def theirs() -> None:
-        adversary = AutoAttack(part.network, norm="Linf", eps=eps, version="standard", device="cpu", verbose=False)
-        adversary.seed = 0
-        accuracies["theirs"] = float(
-            part.right(adversary.run_standard_evaluation(part.x, part.y, bs=few)).double().mean()
-        )
+        adversary = AutoAttack(part.network, norm="Linf", eps=eps, version="standard", device="cpu", seed=0)
+        adversary.verbose = False
+        points, _ = adversary.run_standard_evaluation(part.x, part.y, batch_size=few)
+        accuracies["theirs"] = float(part.right(points).double().mean())
 
     def ours() -> None:
         accuracies["ours"] = part.worst([eps])[0]
