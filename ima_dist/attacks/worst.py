@@ -165,13 +165,13 @@ class Search:
     def _with_few_looks(self, batch: "_Batch") -> Tensor:
         """As ``_shrinking``, where broken samples leave the batch only every few passes."""
         network = self.model.network if isinstance(self.model, Counted) else self.model
-        labels, whole = batch.y.clone(), len(batch.y)
-        rows, still = torch.arange(whole, device=batch.y.device), [*batch.sizes, None]
+        labels = batch.y.clone()
+        rows, still = torch.arange(len(labels), device=batch.y.device), [*batch.sizes, None]
         now = batch.balls.clip(batch.x + batch.xi)
         while still and len(rows):
             some, still = still[:_LOOK_EVERY], still[_LOOK_EVERY:]
-            kept, real = shapes.rounded_up(rows, whole), len(rows)
-            now = now[shapes.rounded_up(torch.arange(real, device=rows.device), whole)]
+            kept, real = shapes.rounded_up(rows, self.most), len(rows)
+            now = now[shapes.rounded_up(torch.arange(real, device=rows.device), self.most)]
             elements, found, gradients = fixed.passes(
                 network, now, batch.y[kept], batch.balls.select(kept), some, batch.objective(kept)
             )
