@@ -4,7 +4,7 @@ adv (ε 0.1) and ima with each recipe and seed: 2,000 images, 6 epochs, 200 test
 seed AutoAttack on 100 samples at 0.1. A recipe's gain over ``paper`` is paired by test sample; its interval holds the
 sampling of the test set and the spread over seeds (``ima_dist.results.choice``). Given again, the command goes on where
 it was. CPU-seconds are those of training and evaluation without AutoAttack. A run takes 10 to 14 minutes of one core,
-and AutoAttack 7. So ``--seeds 0`` and ``--seeds 1`` side by side, with one thread each, take an hour and three quarters on
+and AutoAttack 7. So ``--seeds 0`` and ``--seeds 1`` side by side, with one thread each, take 1.75 hours on
 two cores; without ``--seeds`` the command then prints the table.
 """
 
