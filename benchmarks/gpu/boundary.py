@@ -14,6 +14,7 @@ from benchmarks.gpu.check import Check, Skip
 from benchmarks.gpu.fixed import bpgd_fixed
 from ima_dist import models
 from ima_dist.attacks import bpgd
+from ima_dist.training.graphs import Recording, on_another_stream
 
 # preset, network, shape of a sample, steps of the attack
 _CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = [
@@ -66,9 +67,10 @@ def _compare(
         check.need_time()
         if not check.on_card:
             raise Skip("needs a card")
-        graph, result = _captured(fixed)
-        milliseconds = _milliseconds(graph.replay, check)
-        apart = _apart(result.x, expected)
+        call, given = _ready(network, batch, settings)
+        recording = Recording(call, given)
+        milliseconds = _milliseconds(lambda: recording(given), check)
+        apart = _apart(recording(given), expected)
         check.say("boundary", **which, launched="graph", milliseconds=milliseconds, samples_apart=apart)
 
 
@@ -95,16 +97,15 @@ def _compiled(check: Check, network: nn.Module) -> nn.Module:
     return compiled
 
 
-def _captured(attack: Callable[[], Any]) -> tuple[Any, Any]:
-    """The attack as a CUDA graph and the result that every replay rewrites."""
-    # As torch's notes on CUDA graphs demand, what is made lazily is made before, on another stream.
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            attack()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = attack()
-    return graph, result
+def _ready(
+    network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], settings: dict[str, Any]
+) -> tuple[Callable[..., Tensor], list[Tensor]]:
+    """The attack as a call that can be recorded, and the tensors that it is given."""
+    options = {name: value for name, value in settings.items() if name != "start"}
+
+    def call(x: Tensor, y: Tensor, eps: Tensor, start: Tensor) -> Tensor:
+        return bpgd_fixed(network, x, y, eps, start=start, **options).x
+
+    given = [*batch, settings["start"]]
+    on_another_stream(call, given)
+    return call, given

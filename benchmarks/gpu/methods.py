@@ -23,14 +23,19 @@ _CASES = [
 ]
 
 
+# Methods whose attacks can be recorded (--cuda-graphs).
+_RECORDED = ("ima", "adv", "trades", "mma", "ddn", "fat")
+
+
 def run(check: Check) -> None:
     for method, norm, update in _CASES:
-        with check.attempt("methods", method=method, norm=norm, margin_update=update):
-            check.need_time()
-            _compare(check, method, norm, update)
+        for graphs in (False, True) if check.on_card and method in _RECORDED else (False,):
+            with check.attempt("methods", method=method, norm=norm, margin_update=update, graphs=graphs):
+                check.need_time()
+                _compare(check, method, norm, update, graphs)
 
 
-def _compare(check: Check, method: str, norm: str, update: str | None) -> None:
+def _compare(check: Check, method: str, norm: str, update: str | None, graphs: bool) -> None:
     options: dict[str, Any] = {
         "method": method,
         "norm": norm,
@@ -43,6 +48,7 @@ def _compare(check: Check, method: str, norm: str, update: str | None) -> None:
         "attack.bisections": 2 if check.quick else 4,
         "eval.val_noise": 0.1,
         "eval.val_steps": 3,
+        "cuda_graphs": graphs,
         **({"delta_eps": 0.1} if method in ("ima", "mma") else {}),
         **({"margin_update": update} if update else {}),
     }
@@ -60,6 +66,7 @@ def _compare(check: Check, method: str, norm: str, update: str | None) -> None:
         method=method,
         norm=norm,
         margin_update=update,
+        graphs=graphs,
         largest_difference_of_weights=apart,
         mean_margins=margins,
         accuracies=[r["val_accuracy"] for r in (expected_row, row)],

@@ -1,4 +1,4 @@
-"""Throughput of IMA's training on two networks, in nine variants of precision, memory format and attack."""
+"""Throughput of IMA's training on three networks, in up to ten variants of precision, memory format and attack."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ _PEAKS: dict[str, dict[str, float]] = {
     "A100": {"float32": 19.5, "tf32": 156, "float16": 312, "bfloat16": 312},
     "V100": {"float32": 15.7, "float16": 125},
 }
-# precision, then any of: fixed (an attack with one shape), compiled (that, by torch.compile), channels_last, online
+# precision, then any of: fixed (an attack with one shape), compiled (that, by torch.compile), graphs (--cuda-graphs),
+# channels_last, online
 _VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("float32", ()),
+    ("float32", ("graphs",)),
     ("tf32", ()),
     ("float16", ()),
     ("bfloat16", ()),
@@ -43,7 +45,7 @@ _VARIANTS: list[tuple[str, tuple[str, ...]]] = [
 ]
 _QUICK = {"attack.steps": 2, "attack.bisections": 2, "model.factory": "benchmarks.gpu.data:small_network"}
 # preset, data, steps of the measured epoch
-_CASES = [("fashion_mnist", "fashion", 30), ("cifar10", "cifar", 8)]
+_CASES = [("moons", "moons", 30), ("fashion_mnist", "fashion", 30), ("cifar10", "cifar", 8)]
 
 
 def run(check: Check) -> None:
@@ -51,6 +53,8 @@ def run(check: Check) -> None:
         for precision, how in _VARIANTS:
             if "channels_last" in how and preset != "cifar10":
                 continue  # One channel in, two layers: nothing to gain.
+            if preset == "moons" and precision != "float32":
+                continue  # Launching decides there, not arithmetic.
             with check.attempt("speed", preset=preset, precision=precision, how=how):
                 check.need_time()
                 _measure(check, preset, source, steps, precision, how)
@@ -69,6 +73,7 @@ def _measure(check: Check, preset: str, source: str, steps: int, precision: str,
         "epochs": 2,
         "delta_eps": 0.05,
         "margin_update": "online" if "online" in how else "epoch",
+        "cuda_graphs": "graphs" in how,
         "autocast": precision if precision in ("float16", "bfloat16") else "none",
         **({"model.factory": "benchmarks.gpu.data:wrn_channels_last"} if "channels_last" in how else {}),
         **(_QUICK if check.quick else {}),

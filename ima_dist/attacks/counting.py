@@ -77,6 +77,10 @@ class Tally:
         self._settle()
         return self._sums.clone()
 
+    def add_totals(self, totals: Tensor) -> None:
+        """What another tally counted, (6,) float64, as from ``totals``."""
+        self._sums.add_(totals)
+
     def clear(self) -> None:
         """Begin again at 0."""
         self._settle()
@@ -153,8 +157,11 @@ class Counted(nn.Module):
 
 
 @contextmanager
-def counting_only(network: Network, rows: Tensor) -> Iterator[None]:
-    """Inside the block only the samples ``rows`` (B,) bool of each pass count, if ``network`` is ``Counted``."""
+def counting_only(network: Network, rows: Tensor | None) -> Iterator[None]:
+    """Inside the block only the samples ``rows`` (B,) bool of each pass count, if ``network`` is ``Counted``.
+
+    None: all of them.
+    """
     if not isinstance(network, Counted):
         yield
         return

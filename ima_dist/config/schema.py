@@ -207,6 +207,11 @@ class Config(Checked):
         description="on cards from the A100 on, train with float32 products rounded to TF32's 10-bit mantissa: faster; "
         "never in evaluation",
     )
+    cuda_graphs: bool = _Aside(
+        False,
+        description="on a card, record the attacks of small networks in training and replay them, so that the host "
+        "launches each at once; the same result to rounding",
+    )
     data: DataConfig
     model: ModelConfig
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -252,6 +257,8 @@ class Config(Checked):
             raise ConfigError(f"--autocast {self.autocast} goes with --dtype float32, not {self.dtype}.")
         if self.tf32 and self.dtype != "float32":
             raise ConfigError(f"--tf32 goes with --dtype float32, not {self.dtype}.")
+        if self.cuda_graphs and self.device == "cpu":
+            raise ConfigError("--cuda-graphs needs a card: leave it out with --device cpu.")
         only = ONLY_NORM.get(self.method, self.norm)
         if only != self.norm:
             name = {"linf": "L∞", "l2": "L2"}[only]

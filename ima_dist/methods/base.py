@@ -7,14 +7,15 @@ to the store.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ima_dist.attacks.common import Box, Loss, Network
+from ima_dist.attacks.common import Box, Network
 from ima_dist.attacks.pgd import pgd
 from ima_dist.config.schema import Config
 from ima_dist.core import noise
@@ -86,6 +87,11 @@ class Attacked:
         return noisy if self.noisy_only else torch.cat([y, noisy])
 
 
+def directly(attack: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """``attack(…)``."""
+    return attack(*arguments, **options)
+
+
 @dataclass
 class Method(ABC):
     config: Config
@@ -96,6 +102,9 @@ class Method(ABC):
     on_boundary: bool = field(default=False, init=False)
     # The attack may run the network in half precision.
     attack_in_half: bool = field(default=True, init=False)
+    # Calls an attack; the loop's may replay it from a recording, so an attack that is handed over depends on its
+    # arguments alone.
+    call: Callable[..., Any] = field(default_factory=lambda: directly, init=False)
 
     @property
     def largest_margin(self) -> float | None:
@@ -122,10 +131,21 @@ class Method(ABC):
         """Cross-entropy of each row as it is trained on, with ``--label-smoothing``, (N, C), (N,) -> (N,)."""
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.config.label_smoothing)
 
-    def pgd(self, model: Network, batch: Batch, start: Tensor, loss: Loss = "ce", eps: Tensor | None = None) -> Tensor:
-        """The last iterate of PGD from x + ``start``, as configured, (B, ...); ``eps``: radii (B,), or ``eps_max``."""
+    def pgd(
+        self,
+        model: Network,
+        batch: Batch,
+        start: Tensor,
+        eps: Tensor | None = None,
+        attack: Callable[..., Any] = pgd,
+    ) -> Any:
+        """The last iterate of PGD from x + ``start``, as configured, (B, ...), or the result of another such attack.
+
+        eps: radii (B,), or None for ``eps_max``.
+        """
         settings = self.config.attack
-        return pgd(
+        return self.call(
+            attack,
             model,
             batch.x,
             batch.y,
@@ -133,7 +153,6 @@ class Method(ABC):
             norm=self.config.norm,
             steps=settings.steps,
             step_scale=settings.step_scale,
-            loss=loss,
             start=start,
             box=self.box,
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Network
-from ima_dist.attacks.ddn import ddn
+from ima_dist.attacks.ddn import DDNResult, ddn
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
@@ -18,7 +18,8 @@ class DDN(Method):
     """
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        found = ddn(model, batch.x, batch.y, steps=self.config.attack.steps, max_norm=self.config.eps_max, box=self.box)
+        settings = {"steps": self.config.attack.steps, "max_norm": self.config.eps_max, "box": self.box}
+        found: DDNResult = self.call(ddn, model, batch.x, batch.y, **settings)
         return Attacked(
             inputs=found.x,
             noisy_of=torch.arange(len(found.x), device=found.x.device),

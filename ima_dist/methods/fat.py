@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ima_dist.attacks import shapes
 from ima_dist.attacks.common import Network, attack_mode, misclassified
-from ima_dist.attacks.friendly import early_stopped_pgd
+from ima_dist.attacks.friendly import FriendlyResult, early_stopped_pgd
 from ima_dist.methods.base import Attacked, Batch, Method
 
 
@@ -30,7 +30,8 @@ class Friendly(Method):
         config = self.config
         with torch.no_grad(), attack_mode(model):
             correct = ~misclassified(shapes.passed(model, batch.x), batch.y)
-        found = early_stopped_pgd(
+        found: FriendlyResult = self.call(
+            early_stopped_pgd,
             model,
             batch.x,
             batch.y,

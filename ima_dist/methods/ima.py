@@ -47,7 +47,8 @@ class IMA(Method):
         search: Callable[..., BoundaryResult] = bpgd
         if config.margin_rule != "paper":
             search, radius = bpgd_last, (radius - config.expansion).clamp_min(_SMALLEST_START)
-        found = search(
+        found: BoundaryResult = self.call(
+            search,
             model,
             batch.x,
             batch.y,

@@ -1,5 +1,7 @@
 """MMA: max-margin adversarial training (Ding et al., ICLR 2020)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -69,8 +71,7 @@ class MMA(Method):
 
     def _all_searched(self, model: Network, batch: Batch, correct: Tensor) -> Attacked:
         """The result of ``attack``, where the search keeps the misclassified samples and forgets what it finds."""
-        with counting_only(model, correct):
-            found = self._nearest(model, batch)
+        found = self._nearest(model, batch, counted=correct)
         noisy_of = (correct & (found.distance < self.config.eps_max)).nonzero()[:, 0]
         distance = torch.where(correct, found.distance, torch.zeros_like(found.distance))
         return Attacked(
@@ -81,16 +82,20 @@ class MMA(Method):
             evaluations=len(correct) + correct.sum() * (found.evaluations // len(correct)),
         )
 
-    def _nearest(self, model: Network, batch: Batch, rows: Tensor | slice = slice(None)) -> NearestResult:
-        """The nearest points of the boundary to the batch's samples ``rows``."""
+    def _nearest(
+        self, model: Network, batch: Batch, rows: Tensor | slice = slice(None), counted: Tensor | None = None
+    ) -> NearestResult:
+        """The nearest points of the boundary to the batch's samples ``rows``; ``counted``: as for ``_search``."""
         assert batch.margins is not None
         settings, norm = self.config.attack, self.config.norm
         eps = batch.margins.clamp_min(self.config.expansion)
-        return anpgd(
+        found: NearestResult = self.call(
+            _search,
             model,
             batch.x[rows],
             batch.y[rows],
             eps[rows],
+            counted=counted,
             norm=norm,
             max_eps=self.largest_margin,
             steps=settings.steps,
@@ -99,9 +104,18 @@ class MMA(Method):
             start=batch.start(eps, norm)[rows],
             box=self.box,
         )
+        return found
 
     def loss(self, logits: Tensor, batch: Batch, attacked: Attacked) -> Tensor:
         assert attacked.correct is not None
         rows = self.cross_entropy(logits, torch.cat([batch.y, batch.y[attacked.noisy_of]]))
         clean, noisy = rows[: len(batch.y)], rows[len(batch.y) :]
         return torch.cat([torch.where(attacked.correct, CLEAN_WEIGHT * clean, clean), (1 - CLEAN_WEIGHT) * noisy])
+
+
+def _search(
+    model: Network, x: Tensor, y: Tensor, eps: Tensor, *, counted: Tensor | None, **options: Any
+) -> NearestResult:
+    """``anpgd``, of whose passes only the samples ``counted`` (B,) bool count; None: all of them."""
+    with counting_only(model, counted):
+        return anpgd(model, x, y, eps, **options)

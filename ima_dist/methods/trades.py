@@ -1,10 +1,13 @@
 """TRADES: trade-off between accuracy and robustness (Zhang et al., ICML 2019)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, attack_mode, misclassified
+from ima_dist.attacks.pgd import pgd
 from ima_dist.methods.base import Attacked, Batch, Method
 
 START = 1e-3
@@ -14,6 +17,14 @@ def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) of each sample from log-probabilities, (B, C), (B, C) -> (B,)."""
     masked = log_p.isneginf()  # a class that the network rules out: 0 · log 0 is 0
     return (log_p.exp() * (log_p.masked_fill(masked, 0.0) - log_q.masked_fill(masked, 0.0))).sum(1)
+
+
+def most_divergent(model: Network, x: Tensor, y: Tensor, eps: Tensor | float, **options: Any) -> tuple[Tensor, Tensor]:
+    """x' (B, ...), where PGD on the divergence from p(x) ends, and log p(x), (B, C). ``options``: of ``pgd``."""
+    with torch.no_grad(), attack_mode(model):
+        target = model(x).log_softmax(1)
+    noisy = pgd(model, x, y, eps, loss=lambda logits, _: divergence(target, F.log_softmax(logits, 1)), **options)
+    return noisy, target
 
 
 class Trades(Method):
@@ -33,11 +44,8 @@ class Trades(Method):
     attack_in_half = False
 
     def attack(self, model: Network, batch: Batch) -> Attacked:
-        with torch.no_grad(), attack_mode(model):
-            target = model(batch.x).log_softmax(1)
         # At x itself the divergence has its minimum and no gradient.
-        start = batch.start(START, "linf")
-        noisy = self.pgd(model, batch, start, lambda logits, _: divergence(target, F.log_softmax(logits, 1)))
+        noisy, target = self.pgd(model, batch, batch.start(START, "linf"), attack=most_divergent)
         return Attacked(
             inputs=torch.cat([batch.x, noisy]),
             noisy_of=torch.arange(len(noisy), device=noisy.device),

@@ -29,6 +29,7 @@ from ima_dist.training import checkpoint, validation
 from ima_dist.training.answers import write_answers
 from ima_dist.training.class_weights import class_weights
 from ima_dist.training.early_stop import ends_early
+from ima_dist.training.graphs import Graphs
 from ima_dist.training.habits import StepGenerators, agree, moving_buffers
 from ima_dist.training.network import DTYPES, autocast, data_parallel, learning_rate, use_tf32
 from ima_dist.training.numerics import check_gradient
@@ -62,6 +63,8 @@ class Training:
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = augmentation(config.data.augment, data)
         self.method = make_method(config, data.box)
+        if config.cuda_graphs:
+            self.method.call = Graphs()
         weights = class_weights(config, data)
         #: (C,) the weight of each class in the loss, or None.
         self.class_weights = None if weights is None else weights.to(device, DTYPES[config.dtype])

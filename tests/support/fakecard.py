@@ -5,6 +5,7 @@
     card.waits    Counter of (kind, "ima_dist/attacks/bpgd.py:101")
     card.kernels  Counter of (operator, "ima_dist/attacks/bpgd.py:97")
     card.highest  most bytes in use at once; what torch reports can be reset
+    card.graphs   CUDA graphs recorded (``fakegraph``); a replay counts as one kernel
 
 A ``CardTensor`` claims to be on ``cuda:0`` and computes with an ordinary CPU tensor inside, so results equal the
 CPU's bit for bit. Mixing it with a CPU tensor raises ``DeviceMix`` where CUDA would raise. Operations that make the
@@ -35,6 +36,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import ima_dist
+from tests.support.fakegraph import FakeGraph, graphs
 
 CUDA0 = torch.device("cuda", 0)
 _PACKAGE = str(Path(ima_dist.__file__).resolve().parent)
@@ -141,6 +143,9 @@ class Card(TorchDispatchMode):
         self.memory, self.held = memory, 0
         self._storages: set[int] = set()
         self.peak = self.highest = 0
+        #: The graph that is being recorded, and those that were.
+        self.graph: FakeGraph | None = None
+        self.graphs: list[FakeGraph] = []
         self.reset()
 
     def hold(self, storage: torch.UntypedStorage) -> None:
@@ -203,6 +208,8 @@ class Card(TorchDispatchMode):
         inner_args, inner_kwargs = tree_unflatten([_inner(leaf) for leaf in leaves], spec)
         inner_kwargs |= {key: False for key in ("non_blocking", "pin_memory") if key in inner_kwargs}
         out = func(*inner_args, **inner_kwargs)
+        if self.graph is not None:
+            self.graph.add(func, inner_args, inner_kwargs, out)
         if not onto_card:
             return out
         out = tree_map(lambda leaf: CardTensor(leaf) if isinstance(leaf, torch.Tensor) else leaf, out)
@@ -299,6 +306,7 @@ def fake_card(memory: int = 80 << 30) -> Iterator[Card]:
             "mem_get_info": lambda device=None: (card.memory - card.held, card.memory),
         }
         stack.enter_context(mock.patch.multiple(torch.cuda, **statistics))
+        stack.enter_context(graphs(card))
         yield stack.enter_context(card)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,22 +18,9 @@ from tests.support.fakecard import CUDA0, fake_card
 _CARD = SimpleNamespace(name="Pretend", major=7, minor=0, total_memory=16 << 30)
 
 
-class Graph:
-    """Records nothing: what was captured has been computed, and its replay leaves it as it is."""
-
-    def replay(self) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def capturing(graph: Graph) -> Any:
-    yield graph
-
-
 @pytest.fixture
 def check():
     """A check on the card, in small sizes, with what torch.cuda asks a driver for."""
-    stream = mock.MagicMock()
     asked = {
         "synchronize": lambda *_: None,
         "empty_cache": lambda: None,
@@ -46,11 +31,6 @@ def check():
         "set_per_process_memory_fraction": lambda *_: None,
         "set_sync_debug_mode": lambda *_: None,
         "device_count": lambda: 1,
-        "Stream": stream,
-        "current_stream": stream,
-        "stream": lambda _: contextlib.nullcontext(),
-        "CUDAGraph": Graph,
-        "graph": capturing,
     }
     with fake_card(), mock.patch.multiple(torch.cuda, **asked):
         yield Check(CUDA0, quick=True, seconds=600)
