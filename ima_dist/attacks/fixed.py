@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ima_dist.attacks.common import Network, answered, finite, logits_and_raw_gradient
+from ima_dist.attacks.common import Network, answered
 from ima_dist.attacks.counting import Counted
-from ima_dist.attacks.pgd import Objective
+from ima_dist.attacks.pgd import Objective, walk
 from ima_dist.core import norms
 
 
@@ -65,15 +65,13 @@ def passes(
     ``answered`` in each pass, (P, B); and the gradients of the input as they were, (B, ...) each.
     """
     elements, answers, gradients = [now], [], []
-    for size in sizes:
-        if size is None:
-            answers.append(network(now))
-            break
-        logits, gradient = logits_and_raw_gradient(network, now, y, objective)
-        now = balls.step(now, finite(gradient), size)
-        elements.append(now)
+    steps = [size for size in sizes if size is not None]
+    for point, logits, gradient in walk(network, now, y, balls, steps, objective):
+        elements.append(point)
         answers.append(logits)
         gradients.append(gradient)
+    if sizes[-1] is None:
+        answers.append(network(elements[-1]))
     return elements, answered(torch.stack(answers)), gradients
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ima_dist.attacks import common
+from ima_dist.attacks.compiled import STEPS, Compiled
+from ima_dist.attacks.counting import Counted
 from ima_dist.core import norms
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -49,10 +51,37 @@ def pgd(
         xi = norms.random_start(x, eps, norm) if start is None else start
         balls = norms.Balls(x, eps, norm, box)
         adv = balls.clip(x + xi)
-        for _ in range(steps):
-            _, gradient = common.logits_and_gradient(model, adv, y, objective)
-            adv = balls.step(adv, gradient, step_scale / steps)
+        for point, _, _ in walk(model, adv, y, balls, [step_scale / max(steps, 1)] * steps, objective):
+            adv = point
     return adv
+
+
+def walk(
+    model: common.Network, now: Tensor, y: Tensor, balls: norms.Balls, sizes: Sequence[float], objective: Objective
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Steps of PGD from ``now`` (B, ...), of ``sizes`` in units of the radius.
+
+    Yields the point after each step (B, ...), and the logits (B, C) and raw gradient (B, ...) before it.
+    """
+    network = model.network if isinstance(model, Counted) else model
+    program = network if isinstance(network, Compiled) and len(now) > 1 else None
+    if objective not in (common.cross_entropy, common.soft_margin_loss):
+        program = None
+    taken = 0
+    while taken < len(sizes):
+        size, some = sizes[taken], sizes[taken : taken + STEPS]
+        if program is not None and list(some) == [size] * STEPS:
+            points, answers, gradients = program.steps(now, y, balls, size)
+            if isinstance(model, Counted):
+                for logits, gradient in zip(answers, gradients, strict=True):
+                    model.tally.add_logits(logits, copy=False)
+                    model.tally.add_gradient(gradient, copy=False)
+            yield from zip(points, answers, gradients, strict=True)
+            now, taken = points[-1], taken + STEPS
+        else:
+            logits, gradient = common.logits_and_raw_gradient(model, now, y, objective)
+            now, taken = balls.step(now, common.finite(gradient), size), taken + 1
+            yield now, logits, gradient
 
 
 def pgd_until_wrong(

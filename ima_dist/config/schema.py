@@ -207,6 +207,11 @@ class Config(Checked):
         description="on cards from the A100 on, train with float32 products rounded to TF32's 10-bit mantissa: faster; "
         "never in evaluation",
     )
+    compile: bool = _Aside(
+        False,
+        description="compile the steps of PGD in training by torch.compile, which takes 20 s or so at each start: "
+        "faster for small networks; the same result to rounding",
+    )
     cuda_graphs: bool = _Aside(
         False,
         description="on a card, record the attacks of small networks in training and replay them, so that the host "

@@ -53,7 +53,7 @@ READ_BY = {
 # Options of the training itself, by how they begin, which a network trained elsewhere has no use for.
 _OF_TRAINING = (
     *(*READ_BY, "attack.", "optimizer.", "eval.val_", "epochs", "label_smoothing", "ema", "awp", "patience"),
-    *("autocast", "tf32", "cuda_graphs", "checkpoint_every"),
+    *("autocast", "tf32", "compile", "cuda_graphs", "checkpoint_every"),
 )
 
 

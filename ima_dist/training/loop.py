@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ima_dist.attacks.common import evaluation_mode, misclassified
+from ima_dist.attacks.compiled import Compiled
 from ima_dist.attacks.counting import Counted
 from ima_dist.attacks.memory import most_at_once
 from ima_dist.config.schema import Config
@@ -71,9 +72,8 @@ class Training:
         self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
         #: The network as attacks in training see it.
-        self.view = Counted(
-            autocast(self.network, config.autocast if self.method.attack_in_half else "none"), self.state.counters.met
-        )
+        attacked = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
+        self.view = Counted(Compiled(attacked) if config.compile else attacked, self.state.counters.met)
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         #: What the network does in training mode; ``begin`` finds it out where there are several workers.
