@@ -131,8 +131,8 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    recipe = f", recipe {row['recipe']}" if row["recipe"] else ""
-    return f"{row['preset']}, {row['samples']:,} samples, {row['epochs']} epochs{recipe}"
+    ours = f", {row['ours']}" if row["ours"] else ""
+    return f"{row['preset']}, {row['samples']:,} samples, {row['epochs']} epochs{ours}"
 
 
 def _ratio(pairs: dict[str, float] | None) -> str:

@@ -14,6 +14,7 @@ from benchmarks.gpu.check import Check, Skip
 from benchmarks.gpu.fixed import bpgd_fixed
 from ima_dist import models
 from ima_dist.attacks import bpgd
+from ima_dist.attacks.compiled import Compiled
 from ima_dist.training.graphs import Recording, on_another_stream
 
 # preset, network, shape of a sample, steps of the attack
@@ -57,9 +58,12 @@ def _compare(
             "boundary", **which, launched="as it is", milliseconds=milliseconds, samples_apart=apart, crossing=crossing
         )
         check.say("boundary", **which, launched="with one shape", milliseconds=_milliseconds(fixed, check))
-    with check.attempt("boundary", **which, launched="compiled"):
+    with (
+        check.attempt("boundary", **which, launched="compiled"),
+        torch.compiler.set_stance("force_eager" if check.quick else "default"),
+    ):
         check.need_time()
-        compiled = functools.partial(bpgd_fixed, _compiled(check, network), *batch, **settings)
+        compiled = functools.partial(bpgd_fixed, Compiled(network), *batch, **settings)
         apart = _apart(compiled().x, expected)
         milliseconds = _milliseconds(compiled, check)
         check.say("boundary", **which, launched="compiled", milliseconds=milliseconds, samples_apart=apart)
@@ -88,13 +92,6 @@ def _milliseconds(call: Callable[[], Any], check: Check) -> float:
         call()
     check.synchronize()
     return 1000 * (time.perf_counter() - began) / repeats
-
-
-def _compiled(check: Check, network: nn.Module) -> nn.Module:
-    """The network by torch.compile; in small sizes without Inductor, which takes a minute and a compiler."""
-    torch.compiler.reset()
-    compiled: nn.Module = torch.compile(network, dynamic=False, backend="aot_eager" if check.quick else "inductor")  # type: ignore[assignment]
-    return compiled
 
 
 def _ready(

@@ -29,7 +29,7 @@ def moons(config: Any, seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         x = np.stack([np.cos(angle) * (1 - 2 * y) + y, np.sin(angle) * (1 - 2 * y) + 0.5 * y], 1)
         return x + generator.normal(0, 0.06, x.shape), y
 
-    return {"train": draw(2000), "val": draw(200), "test": draw(200)}
+    return {"train": draw(4000), "val": draw(200), "test": draw(200)}
 
 
 def fashion(config: Any, seed: int) -> DataSet:

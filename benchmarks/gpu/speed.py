@@ -1,16 +1,14 @@
-"""Throughput of IMA's training on three networks, in up to ten variants of precision, memory format and attack."""
+"""Throughput of IMA's training on three networks, in up to twelve variants of precision, memory format and attack."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -29,11 +27,13 @@ _PEAKS: dict[str, dict[str, float]] = {
     "A100": {"float32": 19.5, "tf32": 156, "float16": 312, "bfloat16": 312},
     "V100": {"float32": 15.7, "float16": 125},
 }
-# precision, then any of: fixed (an attack with one shape), compiled (that, by torch.compile), graphs (--cuda-graphs),
+# precision, then any of: fixed (an attack with one shape), compiled (--compile), graphs (--cuda-graphs),
 # channels_last, online
 _VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("float32", ()),
     ("float32", ("graphs",)),
+    ("float32", ("compiled",)),
+    ("float32", ("compiled", "graphs")),
     ("tf32", ()),
     ("float16", ()),
     ("bfloat16", ()),
@@ -43,7 +43,8 @@ _VARIANTS: list[tuple[str, tuple[str, ...]]] = [
     ("tf32", ("fixed", "compiled")),
     ("bfloat16", ("fixed", "compiled", "channels_last")),
 ]
-_QUICK = {"attack.steps": 2, "attack.bisections": 2, "model.factory": "benchmarks.gpu.data:small_network"}
+_QUICK: dict[str, Any] = {"attack.steps": 2, "attack.bisections": 2}
+_SMALL = {"model.factory": "benchmarks.gpu.data:small_network"}
 # preset, data, steps of the measured epoch
 _CASES = [("moons", "moons", 30), ("fashion_mnist", "fashion", 30), ("cifar10", "cifar", 8)]
 
@@ -74,9 +75,11 @@ def _measure(check: Check, preset: str, source: str, steps: int, precision: str,
         "delta_eps": 0.05,
         "margin_update": "online" if "online" in how else "epoch",
         "cuda_graphs": "graphs" in how,
+        "compile": "compiled" in how,
         "autocast": precision if precision in ("float16", "bfloat16") else "none",
         **({"model.factory": "benchmarks.gpu.data:wrn_channels_last"} if "channels_last" in how else {}),
         **(_QUICK if check.quick else {}),
+        **(_SMALL if check.quick and preset != "moons" else {}),
     }
     with _settings(check, precision, how), prepared(check, preset, options, check.device) as training:
         if check.on_card:
@@ -96,9 +99,10 @@ def _measure(check: Check, preset: str, source: str, steps: int, precision: str,
         if check.on_card:
             found["peak_gb"] = torch.cuda.max_memory_allocated(check.device) / 1e9
         check.say("speed", **which, **found)
-        if "compiled" not in how:
-            first, second, *_ = batches(samples, batch, training.config.seed, 0)
+        first, second, *_ = batches(samples, batch, training.config.seed, 0)
+        if not {"compiled", "graphs"} & set(how):  # their operations pass torch's dispatcher by
             check.say("operations", **which, **_operations(check, training, first, precision, step))
+        if "compiled" not in how:
             with check.attempt("kernels", **which):
                 if not check.on_card:
                     raise Skip("needs a card")
@@ -110,33 +114,16 @@ def _settings(check: Check, precision: str, how: tuple[str, ...]) -> Iterator[No
     """TF32, cuDNN's search for the fastest algorithm where shapes stay the same, and the attack."""
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark)
-    attack: Callable[..., Any] = ima.bpgd
-    if "compiled" in how:
-        attack = _attack_compiled(check)
-    elif "fixed" in how:
-        attack = bpgd_fixed
     try:
         cudnn.allow_tf32 = products.allow_tf32 = precision == "tf32"
         cudnn.benchmark = "fixed" in how
-        with mock.patch.object(ima, "bpgd", attack):
+        with (
+            mock.patch.object(ima, "bpgd", bpgd_fixed if "fixed" in how else ima.bpgd),
+            torch.compiler.set_stance("force_eager" if check.quick else "default"),
+        ):
             yield
     finally:
         cudnn.allow_tf32, products.allow_tf32, cudnn.benchmark = before
-
-
-def _attack_compiled(check: Check) -> Callable[..., Any]:
-    """The attack with one shape on a compiled network. The training step stays as it is: its shapes change."""
-    torch.compiler.reset()
-    backend = "aot_eager" if check.quick else "inductor"
-
-    @functools.cache
-    def compiled(network: nn.Module) -> Any:
-        return torch.compile(network, dynamic=False, backend=backend)
-
-    def attack(network: nn.Module, *arguments: Any, **options: Any) -> Any:
-        return bpgd_fixed(compiled(network), *arguments, **options)
-
-    return attack
 
 
 def _operations(

@@ -103,10 +103,10 @@ def test_all_parts_run_in_small_sizes_against_a_released_loss_too(tmp_path, caps
         ["--size", "quick", "--pairs", "1", "--parts", parts, "--authors", str(tmp_path / "authors"), "--out", str(out)]
     )
     found, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert [(r["preset"], r["recipe"], r["reference"]) for r in found["epochs"]] == [
-        (preset, recipe, reference)
-        for preset in ("moons", "fashion_mnist")
-        for recipe in (None, "fast")
+    assert [(r["preset"], r["ours"], r["reference"]) for r in found["epochs"]] == [
+        (preset, ours, reference)
+        for preset, of in (("moons", ("", "recipe fast", "--compile")), ("fashion_mnist", ("", "recipe fast")))
+        for ours in of
         for reference in ("plain loop", "authors' loss")
     ]
     for row in found["epochs"]:
