@@ -15,7 +15,7 @@ from benchmarks.gpu.fixed import bpgd_fixed
 from ima_dist import models
 from ima_dist.attacks import bpgd
 from ima_dist.attacks.compiled import Compiled
-from ima_dist.training.graphs import Recording, on_another_stream
+from ima_dist.training.graphs import Captured, on_another_stream
 
 # preset, network, shape of a sample, steps of the attack
 _CASES: list[tuple[str, Callable[[], nn.Module], tuple[int, ...], int]] = [
@@ -72,9 +72,9 @@ def _compare(
         if not check.on_card:
             raise Skip("needs a card")
         call, given = _ready(network, batch, settings)
-        recording = Recording(call, given)
-        milliseconds = _milliseconds(lambda: recording(given), check)
-        apart = _apart(recording(given), expected)
+        captured = Captured(call, given)
+        milliseconds = _milliseconds(lambda: captured(given), check)
+        apart = _apart(captured(given), expected)
         check.say("boundary", **which, launched="graph", milliseconds=milliseconds, samples_apart=apart)
 
 

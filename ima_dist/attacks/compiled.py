@@ -1,7 +1,7 @@
-"""Steps of PGD as programs of ``torch.compile``, for networks whose operations take longer to launch than to compute.
+"""PGD steps compiled with ``torch.compile``, for networks whose operations take longer to launch than to compute.
 
-A program of one step saves little, because calling it takes as long as launching the operations of a small network. So
-``STEPS`` steps are one program, for any size of batch from two samples on.
+Calling a compiled function takes about as long as one pass of such a network, so a single step would gain little.
+``STEPS`` steps are therefore compiled together, once for all batches of at least two samples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Taken = tuple[list[Tensor], list[Tensor], list[Tensor]]
 
 
 class Compiled(nn.Module):
-    """A network and its program. Single passes run the network as it is."""
+    """A network with compiled PGD steps; single passes run it as it is."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -31,10 +31,10 @@ class Compiled(nn.Module):
         return logits
 
     def steps(self, now: Tensor, y: Tensor, balls: norms.Balls, size: float) -> Taken:
-        """``STEPS`` steps of ``size`` radii on the soft margin loss, to rounding as one by one.
+        """``STEPS`` steps of ``size`` radii on the soft margin loss, equal to single steps up to rounding.
 
         Returns the points after the steps, and the logits and raw gradients before them.
-        Raises ConfigError where torch cannot compile the network.
+        Raises ConfigError if torch cannot compile the network.
         """
         try:
             taken: Taken = self._program(self.network, now, y, balls, size)
@@ -42,7 +42,7 @@ class Compiled(nn.Module):
             raise
         except Exception as e:
             raise ConfigError(
-                f"--compile: torch cannot compile the attack on this network ({first_line(e)}). On a CPU this takes a "
+                f"--compile: torch cannot compile the attack on this network ({first_line(e)}). On a CPU this needs a "
                 "C++ compiler and Python's headers. Leave the option out."
             ) from e
         return taken

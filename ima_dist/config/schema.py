@@ -209,13 +209,13 @@ class Config(Checked):
     )
     compile: bool = _Aside(
         False,
-        description="compile the steps of PGD in training by torch.compile, which takes 20 s or so at each start: "
-        "faster for small networks; the same result to rounding",
+        description="compile the PGD steps of training with torch.compile: faster for small networks, after up to "
+        "half a minute at the start; the same result to rounding",
     )
     cuda_graphs: bool = _Aside(
         False,
-        description="on a card, record the attacks of small networks in training and replay them, so that the host "
-        "launches each at once; the same result to rounding",
+        description="on a card, run the attacks of small networks in training as CUDA graphs, which the host launches "
+        "at once; the same result",
     )
     data: DataConfig
     model: ModelConfig

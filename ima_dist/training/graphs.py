@@ -1,8 +1,7 @@
-"""Attacks that a card replays from a recording (CUDA graphs), so that the host launches each of them at once.
+"""Attacks as CUDA graphs: the host launches hundreds of small kernels with one call.
 
-Where launching operations takes longer than their arithmetic, an attack of hundreds of small kernels then costs little
-more than the arithmetic. The recording is made by hand, since graphs made by ``torch.compile`` overwrite the results of
-earlier passes within a loop.
+This pays where launching operations takes longer than their arithmetic. The graphs are captured by hand, because those
+of ``torch.compile`` overwrite the results of earlier passes in a loop.
 """
 
 from __future__ import annotations
@@ -17,25 +16,24 @@ from torch import Tensor, nn
 from ima_dist.attacks import shapes
 from ima_dist.attacks.common import Network
 from ima_dist.attacks.counting import Counted, Tally
-from ima_dist.config.errors import ConfigError
+from ima_dist.config.errors import ConfigError, first_line
 
-# Of one training: the whole and the last batch of the steps, and of the margin pass. Others are launched as ever.
+# A training needs four: a whole batch and the last one, in its steps and in its margin pass.
 _MOST = 8
 # Stands for a tensor among the arguments of a call.
 _A_TENSOR = object()
 
 
-class Recording:
-    """One call with tensors of fixed shapes on a card, and what it returns when it is replayed with others.
+class Captured:
+    """A captured call, which can be replayed with other tensors of the same shapes.
 
-    Like every CUDA graph it reads the same memory at each replay: of its arguments and of the network's parameters,
-    which optimisers change in place.
+    Every replay reads the parameters of the network where they were; optimisers change them in place.
     """
 
     def __init__(self, call: Callable[..., Any], given: Sequence[Tensor], pool: Any = None) -> None:
-        """Record ``call(*given)``, which must not wait for the card and has been made before: nothing in it is lazy.
+        """Capture ``call(*given)``, which must not wait for the card. Run it once before, ``on_another_stream``.
 
-        Raises RuntimeError where torch cannot record it.
+        Raises RuntimeError if it cannot be captured.
         """
         self._given = [value.clone() for value in given]
         self._graph = torch.cuda.CUDAGraph()
@@ -44,7 +42,7 @@ class Recording:
             self._result = call(*self._given)
 
     def __call__(self, given: Sequence[Tensor]) -> Any:
-        """The result for other tensors of the same shapes, which the next replay leaves alone."""
+        """The result for ``given``; later replays do not overwrite it."""
         for place, value in zip(self._given, given, strict=True):
             place.copy_(value)
         self._graph.replay()
@@ -52,17 +50,20 @@ class Recording:
 
 
 class Graphs:
-    """Calls attacks, in training. Those of small networks on a card are recorded when a shape is met a second time."""
+    """Runs the attacks of a training. Those that keep their shape are captured the second time a shape occurs.
+
+    After ``_MOST`` shapes, further ones run as they are.
+    """
 
     def __init__(self) -> None:
-        self._recorded: dict[Any, Recording] = {}
+        self._captured: dict[Any, Captured] = {}
         self._met: set[Any] = set()
         self._pool: Any = None
 
     def __call__(self, attack: Callable[..., Any], model: Network, x: Tensor, *given: Any, **options: Any) -> Any:
-        """``attack(model, x, …)``, whose result holds tensors and numbers; what ``model`` counts, it counts here, too.
+        """The result of ``attack(model, x, *given, **options)``: tensors and numbers, or a tuple or dataclass of them.
 
-        Raises ConfigError for a network that cannot be recorded.
+        Whatever ``model`` counts (``Counted``) is counted. Raises ConfigError for a network that cannot be captured.
         """
         if not x.is_cuda or not shapes.keeps_shape(model, x):
             return attack(model, x, *given, **options)
@@ -73,20 +74,20 @@ class Graphs:
         settings = tuple(_A_TENSOR if isinstance(value, Tensor) else value for value in everything)
 
         def call(*tensors: Tensor) -> tuple[Any, Tensor]:
-            # A tally of its own, since Python that adds to one runs only while it is recorded.
+            # Counts need a tally of their own inside the graph: no Python runs in a replay.
             counted, left = Counted(network, Tally(x.device)), iter(tensors)
             values = [next(left) if value is _A_TENSOR else value for value in settings]
             named = dict(zip(options, values[1 + len(given) :], strict=True))
             return attack(counted, *values[: 1 + len(given)], **named), counted.tally.totals()
 
         key = (attack, network, tuple(_addresses(network)), tuple(options), settings, tuple(map(_form, tensors)))
-        if key in self._recorded:
-            result, counts = self._recorded[key](tensors)
-        elif len(self._recorded) == _MOST:
+        if key in self._captured:
+            result, counts = self._captured[key](tensors)
+        elif len(self._captured) == _MOST:
             return attack(model, x, *given, **options)
         elif key in self._met:
-            self._recorded[key] = self._record(call, tensors)
-            result, counts = self._recorded[key](tensors)
+            self._captured[key] = self._capture(call, tensors)
+            result, counts = self._captured[key](tensors)
         else:
             self._met.add(key)
             result, counts = on_another_stream(call, tensors)
@@ -94,20 +95,22 @@ class Graphs:
             model.tally.add_totals(counts)
         return result
 
-    def _record(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> Recording:
-        # Only one is replayed at a time, and what it returns is copied, so all can use the same memory.
+    def _capture(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> Captured:
+        # Graphs may share memory, because only one runs at a time and results are copied.
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         try:
-            return Recording(call, tensors, self._pool)
+            return Captured(call, tensors, self._pool)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as e:
             raise ConfigError(
-                f"--cuda-graphs: the card cannot record this network ({str(e).splitlines()[0]}). A network that looks "
-                "at values in its forward pass cannot be recorded: leave the option out."
+                f"--cuda-graphs: this network cannot be captured ({first_line(e)}), because its forward pass waits for "
+                "values or is otherwise not fixed. Leave the option out."
             ) from e
 
 
 def on_another_stream(call: Callable[..., Any], given: Sequence[Tensor]) -> Any:
-    """What torch demands before a recording: that the call has run, and not on the main stream."""
+    """``call(*given)`` on a side stream, as torch requires before a capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -117,7 +120,7 @@ def on_another_stream(call: Callable[..., Any], given: Sequence[Tensor]) -> Any:
 
 
 def _addresses(network: nn.Module) -> Iterator[int]:
-    """Where a recording reads the network's parameters and buffers."""
+    """Where the network's parameters and buffers are in memory."""
     for value in (*network.parameters(), *network.buffers()):
         yield value.data_ptr()
 
@@ -127,7 +130,7 @@ def _form(value: Tensor) -> tuple[Any, ...]:
 
 
 def _copied(result: Any) -> Any:
-    """The result of an attack with copies of its tensors: a tensor, a tuple or a dataclass of them and of numbers."""
+    """An attack's result with its tensors copied."""
     if isinstance(result, Tensor):
         return result.clone()
     if isinstance(result, tuple):

@@ -1,4 +1,4 @@
-"""Attacks replayed from a recording (CUDA graphs), on the pretend card: the same results, and far fewer launches."""
+"""Attacks as CUDA graphs, on the pretend card: the results and counts of the attacks themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ima_dist.config.presets import make_config
 from ima_dist.core import norms
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
-from ima_dist.training.graphs import _MOST, Graphs, Recording
+from ima_dist.training.graphs import _MOST, Captured, Graphs
 from ima_dist.training.loop import Training
 from tests.support.fakecard import CUDA0, fake_card
 
@@ -147,7 +147,7 @@ def test_a_network_that_looks_at_values_is_refused_in_a_sentence():
         model, call = Looks().to(CUDA0), Graphs()
         given = batch(0, model)
         call(ATTACKS["pgd"], model, *given)
-        with pytest.raises(ConfigError, match="--cuda-graphs: the card cannot record this network"):
+        with pytest.raises(ConfigError, match="--cuda-graphs: this network cannot be captured"):
             call(ATTACKS["pgd"], model, *given)
 
 
@@ -164,11 +164,11 @@ def test_ten_passes_of_worst_can_be_recorded():
         first, second = batch(0, model), batch(1, model)
         with torch.no_grad(), attack_mode(model):
             passes(*first)
-            recording = Recording(passes, first)
-            assert torch.equal(recording(second).cpu(), passes(*second).cpu())
+            captured = Captured(passes, first)
+            assert torch.equal(captured(second).cpu(), passes(*second).cpu())
 
 
-def test_a_cpu_has_nothing_to_record(tmp_path):
+def test_a_cpu_has_nothing_to_capture(tmp_path):
     with pytest.raises(ConfigError, match="--cuda-graphs needs a card"):
         make_config("moons", {"cuda_graphs": True, "device": "cpu"})
     model = network()
