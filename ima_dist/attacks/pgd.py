@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ima_dist.attacks import common
+from ima_dist.attacks import common, shapes
 from ima_dist.attacks.compiled import STEPS, Compiled
 from ima_dist.attacks.counting import Counted
 from ima_dist.core import norms
@@ -64,7 +64,7 @@ def walk(
     Yields the point after each step (B, ...), and the logits (B, C) and raw gradient (B, ...) before it.
     """
     network = model.network if isinstance(model, Counted) else model
-    program = network if isinstance(network, Compiled) and len(now) > 1 else None
+    program = network if isinstance(network, Compiled) and len(now) > 1 and shapes.keeps_shape(model, now) else None
     if objective not in (common.cross_entropy, common.soft_margin_loss):
         program = None
     taken = 0

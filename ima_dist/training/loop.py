@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ima_dist.attacks import shapes
 from ima_dist.attacks.common import evaluation_mode, misclassified
 from ima_dist.attacks.compiled import Compiled
 from ima_dist.attacks.counting import Counted
@@ -137,6 +138,9 @@ class Training:
             ours = self.config.model.factory.startswith("ima_dist.models:")
             joined = data_parallel(self.network, self.device, find_unused=not ours)
             self.trained = autocast(joined, self.config.autocast)
+        with torch.no_grad(), evaluation_mode(self.network):
+            # Not every method's attack begins with a pass in which operations can be counted.
+            shapes.passed(self.view.network, few[0])
         use_tf32(self.config.tf32)
         self.at_once = most_at_once(self.network, *few)
 
