@@ -29,7 +29,8 @@ _RECORDED = ("ima", "adv", "trades", "mma", "ddn", "fat")
 
 def run(check: Check) -> None:
     for method, norm, update in _CASES:
-        for graphs in (False, True) if check.on_card and method in _RECORDED else (False,):
+        recorded = check.on_card and method in (_RECORDED[:2] if check.quick else _RECORDED)
+        for graphs in (False, True) if recorded else (False,):
             with check.attempt("methods", method=method, norm=norm, margin_update=update, graphs=graphs):
                 check.need_time()
                 _compare(check, method, norm, update, graphs)

@@ -24,7 +24,8 @@ class Compiled(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._program = torch.compile(_steps, dynamic=True)
+        # In parts (without fullgraph) it would be slower than it is without compiling.
+        self._program = torch.compile(_steps, dynamic=True, fullgraph=True)
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
@@ -36,6 +37,7 @@ class Compiled(nn.Module):
         Returns the points after the steps, and the logits and raw gradients before them.
         Raises ConfigError if torch cannot compile the network.
         """
+        balls.prepare(size)
         try:
             taken: Taken = self._program(self.network, now, y, balls, size)
         except torch.OutOfMemoryError:
@@ -43,7 +45,7 @@ class Compiled(nn.Module):
         except Exception as e:
             raise ConfigError(
                 f"--compile: torch cannot compile the attack on this network ({first_line(e)}). On a CPU this needs a "
-                "C++ compiler and Python's headers. Leave the option out."
+                "C++ compiler and Python's headers. Leave the option out; on resuming, give --no-compile."
             ) from e
         return taken
 

@@ -106,7 +106,8 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
         elif is_on(name):
             parser.add_argument(as_option(name), type=_switch, metavar="true|false", **common)
         elif takes.kinds == (bool,):
-            parser.add_argument(as_option(name), action="store_true", **common)
+            # With --no-…, because a resumed run has what it began with.
+            parser.add_argument(as_option(name), action=argparse.BooleanOptionalAction, **common)
         else:
             kind = "|".join(takes.choices or (kind.__name__.upper() for kind in takes.kinds))
             metavar = "A,B,…" if takes.many else kind

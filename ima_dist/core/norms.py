@@ -80,10 +80,14 @@ class Balls:
         x_adv = x_adv - delta * excess
         return x_adv if self.box is None else x_adv.clamp(*self.box)
 
-    def step(self, x_adv: Tensor, gradient: Tensor, scale: float) -> Tensor:
-        """One step of eq. 1, (B, ...) -> (B, ...), with η = scale·ε."""
+    def prepare(self, scale: float) -> None:
+        """Compute η = scale·ε for the steps that follow."""
         if scale != self._eta[0]:
             self._eta = scale, scale * self._radius
+
+    def step(self, x_adv: Tensor, gradient: Tensor, scale: float) -> Tensor:
+        """One step of eq. 1, (B, ...) -> (B, ...), with η = scale·ε."""
+        self.prepare(scale)
         return self.clip(x_adv + self._eta[1] * ascent(gradient, self.norm))
 
 

@@ -105,7 +105,7 @@ class Graphs:
         except RuntimeError as e:
             raise ConfigError(
                 f"--cuda-graphs: this network cannot be captured ({first_line(e)}), because its forward pass waits for "
-                "values or is otherwise not fixed. Leave the option out."
+                "values or is otherwise not fixed. Leave the option out; on resuming, give --no-cuda-graphs."
             ) from e
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+import torch
 from torch import nn
 
 from ima_dist.core import distributed
@@ -35,6 +36,8 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
 
         def beat(*_: object) -> None:
             nonlocal last
+            if torch.compiler.is_compiling():  # compiled steps (--compile) run without it, all other passes with it
+                return
             if time.monotonic() - last >= _BEAT_EVERY:
                 last = time.monotonic()
                 # Its timer is a thread that needs no GIL, so code that never releases the GIL is caught too.

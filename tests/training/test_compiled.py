@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from ima_dist.attacks import anpgd, bpgd, pgd, shapes
 from ima_dist.attacks.compiled import STEPS, Compiled
@@ -16,6 +17,7 @@ from ima_dist.config.presets import make_config
 from ima_dist.data.load import load
 from ima_dist.rundir.directory import RunDir
 from ima_dist.training.loop import Training
+from ima_dist.worker.watchdog import watched
 
 
 def network():
@@ -74,16 +76,20 @@ def test_single_steps_are_taken_where_there_is_no_program_for_them(monkeypatch):
 def test_a_compiled_training_is_the_one_without(tmp_path):
     """By the compiler itself, with a last batch of another size; and what it has made serves the next training, too."""
     options = {"data.subset": 150, "batch_size": 64, "epochs": 2, "dtype": "float64", "eps_max": 0.3, "delta_eps": 0.1}
+    torch.compiler.reset()
+    counters.clear()
     weights, margins = [], []
     for name in ("plain", "compiled"):
         config = make_config("moons", {**options, "margin_update": "online", "compile": name == "compiled"})
         run = RunDir.create(config, tmp_path / name)
         training = Training(config, run, load(config.data, config.seed), torch.device("cpu"))
-        weights.append(training.fit().state_dict())
+        with watched(run, training.network, 600):  # as in a worker
+            weights.append(training.fit().state_dict())
         margins.append(training.history[-1]["margin_mean"])
     assert max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0]) < 1e-12
     assert margins[0] == pytest.approx(margins[1], abs=1e-12)
     assert list(weights[0]) == list(weights[1])
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 class Opaque(torch.autograd.Function):
@@ -116,7 +122,7 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_a_sentence():
     ):
         pgd(model, x, y, 0.1, norm="linf")
     assert "\n" not in str(refused.value)
-    assert str(refused.value).endswith("Leave the option out.")
+    assert str(refused.value).endswith("Leave the option out; on resuming, give --no-compile.")
 
 
 def test_the_option_does_not_alter_what_a_run_is():
