@@ -27,22 +27,12 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
     Python, in a collective or in a GPU's driver. One process watches one network at a time.
     """
     path = run.stacks_dir / f"worker-{distributed.rank():04d}.txt"
-    last = 0.0
     try:
         opened = _opened(path)
     except OSError:  # no room for it, but the run goes on
         opened = open(os.devnull, "w")  # noqa: SIM115
     with opened as file:
-
-        def beat(*_: object) -> None:
-            nonlocal last
-            if torch.compiler.is_compiling():  # compiled steps (--compile) run without it, all other passes with it
-                return
-            if time.monotonic() - last >= _BEAT_EVERY:
-                last = time.monotonic()
-                # Its timer is a thread that needs no GIL, so code that never releases the GIL is caught too.
-                faulthandler.dump_traceback_later(seconds, file=file)
-
+        beat = _Beat(seconds, file)
         handle = network.register_forward_pre_hook(beat)
         beat()
         try:
@@ -55,6 +45,24 @@ def watched(run: RunDir, network: nn.Module, seconds: float) -> Iterator[None]:
         if not path.stat().st_size:
             run.remove(path)
         path.parent.rmdir()
+
+
+class _Beat:
+    """A forward pre-hook that sets the timer again.
+
+    No closure, because torch 2.7 compiles anew whenever the value in a closure's cell has changed.
+    """
+
+    def __init__(self, seconds: float, file: TextIO) -> None:
+        self.seconds, self.file, self.last = seconds, file, 0.0
+
+    def __call__(self, *_: object) -> None:
+        if torch.compiler.is_compiling():  # compiled steps (--compile) run without it, all other passes with it
+            return
+        if time.monotonic() - self.last >= _BEAT_EVERY:
+            self.last = time.monotonic()
+            # Its timer is a thread that needs no GIL, so code that never releases the GIL is caught too.
+            faulthandler.dump_traceback_later(self.seconds, file=self.file)
 
 
 def _opened(path: Path) -> TextIO:
