@@ -1,7 +1,7 @@
 #!/bin/sh
 # Debian packages that the tests use. Without root they are asked for, and the tests that need them skip.
 set -eu
-wanted="dataset-fashion-mnist iproute2 slurm-wlm munge chromium chromium-driver nginx-light"
+wanted="dataset-fashion-mnist iproute2 g++ slurm-wlm munge chromium chromium-driver nginx-light"
 missing=""
 for name in $wanted; do
     dpkg-query -W -f '${Status}' "$name" 2>/dev/null | grep -q 'ok installed' || missing="$missing $name"
