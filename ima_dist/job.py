@@ -35,7 +35,19 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="DIR", help="directory for the runs (default: runs/jobs)")
     parser.add_argument("--list", action="store_true", help="print the command of each row and exit")
     add_show_config(parser)
-    add_options(parser, "workers", "device", "data.dir", "data.download", "data.val_size", "dtype", "autocast", "seed")
+    add_options(
+        parser,
+        "workers",
+        "device",
+        "data.dir",
+        "data.download",
+        "data.val_size",
+        "dtype",
+        "autocast",
+        "compile",
+        "cuda_graphs",
+        "seed",
+    )
     arguments = parser.parse_args(argv)
     options = user_options(arguments)
     job = read_job(arguments.job, arguments.scale, options)

@@ -36,7 +36,7 @@ from ima_dist.tracking import tables
 
 ASKED = "sweep.yaml"
 _DATA = ("data.dir", "data.download", "data.val_size")
-_OPTIONS = ("workers", "cpus_per_worker", "device", "allow", *_DATA, "dtype", "autocast")
+_OPTIONS = ("workers", "cpus_per_worker", "device", "allow", *_DATA, "dtype", "autocast", "compile", "cuda_graphs")
 
 
 def main(argv: list[str] | None = None) -> int:

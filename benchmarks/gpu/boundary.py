@@ -104,5 +104,5 @@ def _ready(
         return bpgd_fixed(network, x, y, eps, start=start, **options).x
 
     given = [*batch, settings["start"]]
-    on_another_stream(call, given)
+    on_another_stream(call, given, torch.cuda.Stream())
     return call, given

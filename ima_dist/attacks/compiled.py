@@ -6,8 +6,11 @@ Calling a compiled function takes about as long as one pass of such a network, s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from ima_dist.attacks.common import finite, soft_margin_gradient
 from ima_dist.config.errors import ConfigError, first_line
@@ -26,6 +29,8 @@ class Compiled(nn.Module):
         self.network = network
         # In parts (without fullgraph) it would be slower than it is without compiling.
         self._program = torch.compile(_steps, dynamic=True, fullgraph=True)
+        #: Whether compiled steps have been taken.
+        self.used = False
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
@@ -38,15 +43,30 @@ class Compiled(nn.Module):
         Raises ConfigError if torch cannot compile the network.
         """
         balls.prepare(size)
+        arguments = self.network, now, y, balls, size
+        if self.used:
+            return self._taken(*arguments)
         try:
-            taken: Taken = self._program(self.network, now, y, balls, size)
+            taken = self._taken(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as e:
+            reason = first_line(getattr(e, "inner_exception", None) or e)
+            hint = "Install a C++ compiler and Python's headers, or leave" if "C++" in reason else "Leave"
             raise ConfigError(
-                f"--compile: torch cannot compile the attack on this network ({first_line(e)}). On a CPU this needs a "
-                "C++ compiler and Python's headers. Leave the option out; on resuming, give --no-compile."
+                f"--compile: torch cannot compile the attack on this network ({reason}). {hint} the option out; on "
+                "resuming, give --no-compile."
             ) from e
+        self.used = True
+        return taken
+
+    def _taken(self, *arguments: Any) -> Taken:
+        try:
+            taken: Taken = self._program(*arguments)
+        except FailOnRecompileLimitHit:
+            # torch keeps a few programs of a function, and this process has trained more kinds of networks.
+            torch.compiler.reset()
+            taken = self._program(*arguments)
         return taken
 
 

@@ -28,6 +28,8 @@ _SYNONYMS = {
     **dict.fromkeys(("threads", "numthreads", "cpus"), "--cpus-per-worker"),
     **dict.fromkeys(("amp", "fp16", "half", "mixedprecision", "precision"), "--autocast float16"),
     **dict.fromkeys(("bf16", "bfloat16"), "--autocast bfloat16"),
+    **dict.fromkeys(("torchcompile", "compiled", "jit", "inductor"), "--compile"),
+    **dict.fromkeys(("cudagraph", "graphs"), "--cuda-graphs"),
     **dict.fromkeys(("double", "fp64", "float64"), "--dtype float64"),
     **dict.fromkeys(("output", "outputdir", "outdir", "savedir", "logdir", "dir", "save"), "--out"),
     **dict.fromkeys(("continue", "restart", "checkpoint", "ckpt", "loadcheckpoint", "resumefrom"), "--resume"),
@@ -46,7 +48,9 @@ def meant(word: str, options: Iterable[str]) -> str:
 
     In this order: the same name in a section, the same name by another convention, a synonym, a similar spelling.
     """
-    known = [option for option in options if option.startswith("--")]
+    known = [
+        option for option in options if option.startswith("--") and (not option.startswith("--no-") or "no-" in word)
+    ]
     plain = _plain(word)
     found = [option for option in known if plain in (_plain(option), _plain(option.rpartition(".")[2]))]
     synonym = _SYNONYMS.get(plain, "")

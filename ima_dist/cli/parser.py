@@ -44,6 +44,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words = self._with_arguments_of_functions(sys.argv[1:] if args is None else args)
+        words = [self._as_switch(word) for word in words]
         known, rest = super().parse_known_args(words, namespace)
         if rest:
             word = rest[0].split("=")[0]
@@ -51,6 +52,13 @@ class OneLineParser(argparse.ArgumentParser):
             hint = hint or _ELSEWHERE.get(word, "")
             raise ConfigError(f"Unknown option {word!r}{hint}. See {self.prog} --help.")
         return known, rest
+
+    def _as_switch(self, word: str) -> str:
+        """``--tf32`` or ``--no-tf32`` for ``--tf32=true`` and ``--tf32=false``; any other word as it is."""
+        option, _, value = word.partition("=")
+        if isinstance(self._option_string_actions.get(option), argparse.BooleanOptionalAction):
+            return {"true": option, "false": f"--no-{option[2:]}"}.get(value.lower(), word)
+        return word
 
     def _with_arguments_of_functions(self, words: Sequence[str]) -> list[str]:
         """Add an option for each argument of the user's functions in ``words``: the user chooses their names.
@@ -105,6 +113,8 @@ def add_options(parser: argparse.ArgumentParser, *only: str) -> None:
             parser.add_argument(as_option(f"{name}.KEY"), metavar="VALUE", **{**common, "dest": f"{name}.KEY"})
         elif is_on(name):
             parser.add_argument(as_option(name), type=_switch, metavar="true|false", **common)
+            off = {**common, "help": argparse.SUPPRESS}
+            parser.add_argument(f"--no-{as_option(name)[2:]}", action="store_const", const=False, **off)
         elif takes.kinds == (bool,):
             # With --no-…, because a resumed run has what it began with.
             parser.add_argument(as_option(name), action=argparse.BooleanOptionalAction, **common)

@@ -37,7 +37,7 @@ def over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     """The options of both, by dotted name; where they contradict each other, those of ``upper``."""
     replaced = {_RIVALS[name] for name, value in upper.items() if name in _RIVALS and value is not None}
     if upper.get("optimizer.name", "sgd") != "sgd":
-        replaced.add("optimizer.nesterov")  # a switch, which cannot be given as off
+        replaced.add("optimizer.nesterov")  # no other optimiser has it
     return {**{name: value for name, value in lower.items() if name not in replaced}, **upper}
 
 

@@ -49,7 +49,9 @@ class Balls:
     def __init__(self, x: Tensor, eps: Tensor | float, norm: str, box: tuple[float, float] | None) -> None:
         """x (B, ...); eps a number or (B,), converted to x's type and device; box (low, high) or None."""
         self.norm, self.box = norm, box
-        self._radius = per_sample(eps.to(x) if isinstance(eps, Tensor) else torch.tensor(eps, dtype=x.dtype), x)
+        self._radius = per_sample(
+            eps.to(x) if isinstance(eps, Tensor) else torch.full((), eps, dtype=x.dtype, device=x.device), x
+        )
         self._eta: tuple[float, Tensor] = (1.0, self._radius)
         # The fields with one row per sample: the bounds for L∞, the centre for L2.
         if norm == "linf":

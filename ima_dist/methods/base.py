@@ -131,6 +131,12 @@ class Method(ABC):
         """Cross-entropy of each row as it is trained on, with ``--label-smoothing``, (N, C), (N,) -> (N,)."""
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.config.label_smoothing)
 
+    @property
+    def pgd_options(self) -> dict[str, Any]:
+        """The configured norm, steps and box of PGD."""
+        settings = {"steps": self.config.attack.steps, "step_scale": self.config.attack.step_scale}
+        return {"norm": self.config.norm, **settings, "box": self.box}
+
     def pgd(
         self,
         model: Network,
@@ -143,19 +149,8 @@ class Method(ABC):
 
         eps: radii (B,), or None for ``eps_max``.
         """
-        settings = self.config.attack
-        return self.call(
-            attack,
-            model,
-            batch.x,
-            batch.y,
-            self.config.eps_max if eps is None else eps,
-            norm=self.config.norm,
-            steps=settings.steps,
-            step_scale=settings.step_scale,
-            start=start,
-            box=self.box,
-        )
+        radius = self.config.eps_max if eps is None else eps
+        return self.call(attack, model, batch.x, batch.y, radius, start=start, **self.pgd_options)
 
     def estimate(self, model: Network, batch: Batch) -> Attacked:
         """New margins for a batch after the epoch, as ``proposals``, and the noisy samples they come from."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ima_dist.attacks.common import Network, attack_mode, misclassified
+from ima_dist.attacks.pgd import pgd
 from ima_dist.margins.update import Proposals
 from ima_dist.methods.base import Attacked, Batch, Method
 
@@ -80,7 +81,8 @@ class IAAT(Method):
         """Whether PGD within ``radius`` (B,) ends at a misclassified point, (B,) bool."""
         if not len(radius):
             return torch.zeros(0, dtype=torch.bool, device=radius.device)
-        noisy = self.pgd(model, batch, batch.start(radius, self.config.norm), eps=radius)
+        # Not by ``call``: these batches have another size every time.
+        noisy = pgd(model, batch.x, batch.y, radius, start=batch.start(radius, self.config.norm), **self.pgd_options)
         with torch.no_grad(), attack_mode(model):
             return misclassified(model(noisy), batch.y)
 

@@ -37,7 +37,7 @@ class Captured:
         """
         self._given = [value.clone() for value in given]
         self._graph = torch.cuda.CUDAGraph()
-        # "thread_local": other threads may copy data or look after NCCL at the same time.
+        # "thread_local": other threads may copy data or watch NCCL at the same time.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             self._result = call(*self._given)
 
@@ -52,13 +52,15 @@ class Captured:
 class Graphs:
     """Runs the attacks of a training. Those that keep their shape are captured the second time a shape occurs.
 
-    After ``_MOST`` shapes, further ones run as they are.
+    After ``_MOST`` shapes, further ones run as they are. What a network answers must depend on its input, parameters
+    and buffers and on the tensors among its attributes: other Python values are those of the capture.
     """
 
     def __init__(self) -> None:
         self._captured: dict[Any, Captured] = {}
         self._met: set[Any] = set()
         self._pool: Any = None
+        self._stream: Any = None
 
     def __call__(self, attack: Callable[..., Any], model: Network, x: Tensor, *given: Any, **options: Any) -> Any:
         """The result of ``attack(model, x, *given, **options)``: tensors and numbers, or a tuple or dataclass of them.
@@ -90,10 +92,16 @@ class Graphs:
             result, counts = self._captured[key](tensors)
         else:
             self._met.add(key)
-            result, counts = on_another_stream(call, tensors)
+            self._stream = self._stream or torch.cuda.Stream()
+            result, counts = on_another_stream(call, tensors, self._stream)
         if isinstance(model, Counted):
             model.tally.add_totals(counts)
         return result
+
+    @property
+    def used(self) -> bool:
+        """Whether anything has been captured."""
+        return bool(self._captured)
 
     def _capture(self, call: Callable[..., Any], tensors: Sequence[Tensor]) -> Captured:
         # Graphs may share memory, because only one runs at a time and results are copied.
@@ -104,14 +112,13 @@ class Graphs:
             raise
         except RuntimeError as e:
             raise ConfigError(
-                f"--cuda-graphs: this network cannot be captured ({first_line(e)}), because its forward pass waits for "
-                "values or is otherwise not fixed. Leave the option out; on resuming, give --no-cuda-graphs."
+                f"--cuda-graphs: this network cannot be captured ({first_line(e)}), probably because its forward pass "
+                "waits for values. Leave the option out; on resuming, give --no-cuda-graphs."
             ) from e
 
 
-def on_another_stream(call: Callable[..., Any], given: Sequence[Tensor]) -> Any:
+def on_another_stream(call: Callable[..., Any], given: Sequence[Tensor], stream: Any) -> Any:
     """``call(*given)`` on a side stream, as torch requires before a capture."""
-    stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         result = call(*given)
@@ -120,9 +127,12 @@ def on_another_stream(call: Callable[..., Any], given: Sequence[Tensor]) -> Any:
 
 
 def _addresses(network: nn.Module) -> Iterator[int]:
-    """Where the network's parameters and buffers are in memory."""
-    for value in (*network.parameters(), *network.buffers()):
-        yield value.data_ptr()
+    """Where the network's parameters, buffers and other tensors are in memory."""
+    for module in network.modules():
+        for values in (module._parameters, module._buffers, vars(module)):
+            for value in values.values():
+                if isinstance(value, Tensor):
+                    yield value.data_ptr()
 
 
 def _form(value: Tensor) -> tuple[Any, ...]:

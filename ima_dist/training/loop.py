@@ -65,8 +65,9 @@ class Training:
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = augmentation(config.data.augment, data)
         self.method = make_method(config, data.box)
+        self.graphs = Graphs()
         if config.cuda_graphs:
-            self.method.call = Graphs()
+            self.method.call = self.graphs
         weights = class_weights(config, data)
         #: (C,) the weight of each class in the loss, or None.
         self.class_weights = None if weights is None else weights.to(device, DTYPES[config.dtype])
@@ -74,7 +75,8 @@ class Training:
         self.network = self.state.network
         #: The network as attacks in training see it.
         attacked = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
-        self.view = Counted(Compiled(attacked) if config.compile else attacked, self.state.counters.met)
+        self.compiled = Compiled(attacked) if config.compile else None
+        self.view = Counted(attacked if self.compiled is None else self.compiled, self.state.counters.met)
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
         #: What the network does in training mode; ``begin`` finds it out where there are several workers.
@@ -305,6 +307,7 @@ class Training:
         if noise is not None:
             robust = validation.robust_accuracy(state.result, self.val, self.val_attacked, config, noise, self.at_once)
             accuracies["val_robust_accuracy"] = robust
+        self._say_what_is_idle()
         self.history.append(state.epoch_row(epoch, accuracies, config.eps_max, self.method.largest_margin))
         if state.equilibrium is not None:
             self.equilibria += state.equilibrium.rows(epoch)
@@ -317,6 +320,14 @@ class Training:
         if distributed.rank() == 0:
             self.run.for_display(lambda: write_answers(self.run, state.result, self.train, epoch))
         self._report("training")
+
+    def _say_what_is_idle(self) -> None:
+        """Note the options for small networks that have had no effect, once an attack could have been captured."""
+        needs = "it needs an attack that it is for, and a network so small that batches keep their size"
+        if self.compiled is not None and not self.compiled.used:
+            self.reporter.note(f"--compile has had no effect: {needs}.")
+        if self.config.cuda_graphs and not self.graphs.used and self.reporter.steps > 2:
+            self.reporter.note(f"--cuda-graphs has had no effect: {needs}, on a card.")
 
     def _report(self, stage: str) -> None:
         """Show progress; if the run has been asked to stop, save a checkpoint and raise Interrupted."""

@@ -38,6 +38,11 @@ class Reporter:
         self.since = self.started = time.monotonic()
         self.start_samples: float | None = None
 
+    def note(self, sentence: str) -> None:
+        """A sentence for the user, told once."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     def due(self) -> bool:
         """Count one step; True if it is time to report."""
         self.count += 1

@@ -102,6 +102,22 @@ def test_a_compiled_training_is_the_one_without(tmp_path):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_more_kinds_of_networks_than_torch_keeps_programs_for(monkeypatch):
+    program = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *given, **options: program(*given, **options, backend="eager"))
+    torch.compiler.reset()
+    x = torch.rand(8, 3).double()
+    for width in range(4, 16):
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 4)).double()
+        model = Compiled(copy.deepcopy(plain))
+        shapes.passed(model, x)
+        y = plain(x).argmax(1)
+        found = [pgd(m, x, y, 0.1, norm="linf", steps=STEPS, start=0 * x) for m in (plain, model)]
+        assert torch.allclose(*found, atol=1e-12)
+        assert model.used
+
+
 class Opaque(torch.autograd.Function):
     """Of the old form, which torch.func refuses."""
 
@@ -133,6 +149,7 @@ def test_a_network_that_cannot_be_compiled_is_refused_in_a_sentence():
         pgd(model, x, y, 0.1, norm="linf")
     assert "\n" not in str(refused.value)
     assert str(refused.value).endswith("Leave the option out; on resuming, give --no-compile.")
+    assert "autograd.Function" in str(refused.value)
 
 
 def test_the_option_does_not_alter_what_a_run_is():

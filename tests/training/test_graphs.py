@@ -52,14 +52,15 @@ def trained(options, folder, graphs):
         met = training.state.counters.met.totals().tolist()
     seconds = ("seconds", "per_second")
     history = [{k: v for k, v in row.items() if not k.endswith(seconds)} for row in training.history]
-    return weights, history, met, card
+    return weights, history, met, card, training.reporter.notes
 
 
 @pytest.mark.parametrize("options", METHODS, ids=lambda o: "-".join(map(str, o.values())))
 def test_a_training_with_graphs_is_bit_for_bit_the_one_without(options, tmp_path):
-    expected, history, met, plain = trained(options, tmp_path / "plain", graphs=False)
-    found, its_history, its_met, card = trained(options, tmp_path / "graphs", graphs=True)
+    expected, history, met, plain, _ = trained(options, tmp_path / "plain", graphs=False)
+    found, its_history, its_met, card, notes = trained(options, tmp_path / "graphs", graphs=True)
     assert not plain.graphs
+    assert not notes
     assert card.graphs
     assert sum(graph.replays for graph in card.graphs) >= 4
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -134,6 +135,27 @@ def test_more_shapes_than_are_recorded_run_as_ever():
         assert len(card.graphs) == _MOST
 
 
+def test_tensors_that_are_plain_attributes_are_looked_after():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = network(), torch.full((), 2.0, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.inner(x) * self.scale + x[:, :1]
+
+    with fake_card() as card:
+        model, call = Scaled().to(CUDA0), Graphs()
+        model.scale = model.scale.to(CUDA0)
+        given = batch(0, model)
+        for _ in range(2):
+            call(ATTACKS["pgd"], model, *given)
+        model.scale = -model.scale
+        found = [call(ATTACKS["pgd"], model, *given) for _ in range(2)]
+        assert len(card.graphs) == 2
+        assert all(torch.equal(x.cpu(), ATTACKS["pgd"](model, *given).cpu()) for x in found)
+
+
 def test_a_network_that_looks_at_values_is_refused_in_a_sentence():
     class Looks(nn.Module):
         def __init__(self):
@@ -177,3 +199,14 @@ def test_a_cpu_has_nothing_to_capture(tmp_path):
     assert all(torch.equal(call(ATTACKS["ddn"], model, x, y, eps).x, ddn(model, x, y, steps=4).x) for _ in range(3))
     asked, plain = make_config("moons", {"cuda_graphs": True}), make_config("moons", {})
     assert asked.fingerprint() == plain.fingerprint()
+
+
+def test_options_without_an_effect_say_so(tmp_path):
+    options = {**SMALL, "epochs": 1, "method": "ce", "compile": True, "cuda_graphs": True}
+    config = make_config("moons", options)
+    training = Training(config, RunDir.create(config, tmp_path), load(config.data, config.seed), torch.device("cpu"))
+    training.fit()
+    assert [note.split(":")[0] for note in training.reporter.notes] == [
+        "--compile has had no effect",
+        "--cuda-graphs has had no effect",
+    ]

@@ -8,7 +8,7 @@ import pytest
 
 from ima_dist import evaluate, job, recommend, sweep, train
 from ima_dist.cli.meant import _SYNONYMS
-from ima_dist.cli.parser import OneLineParser, add_options
+from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.rundir.directory import RunDir
 from ima_dist.rundir.files import write_json
 from tests.support.summaries import make_run
@@ -33,6 +33,8 @@ def train_says(capsys, monkeypatch, tmp_path):
     ("word", "option"),
     [
         ("--lr", "--optimizer.lr"),
+        ("--torch-compile", "--compile"),
+        ("--cuda-graph", "--cuda-graphs"),
         ("--learning-rate", "--optimizer.lr"),
         ("--learning_rate=0.1", "--optimizer.lr"),
         ("--gpu", "--device cuda"),
@@ -160,3 +162,22 @@ def test_a_run_shows_its_own_configuration(capsys, tmp_path):
     assert evaluate.main([str(run.path), "--eval.steps", "7", "--show-config"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in shown if line.startswith("*")] == [["*", "--eval.steps", "7"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "tf32", "norms"),
+    [
+        ([], None, None),
+        (["--tf32"], True, None),
+        (["--no-tf32"], False, None),
+        (["--tf32=true"], True, None),
+        (["--tf32=False"], False, None),
+        (["--optimizer.decay-norms", "false"], None, False),
+        (["--no-optimizer.decay-norms"], None, False),
+    ],
+)
+def test_a_switch_can_be_turned_on_and_off(words, tf32, norms):
+    parser = OneLineParser(prog="x", allow_abbrev=False)
+    add_options(parser)
+    options = user_options(parser.parse_args(words))
+    assert (options.get("tf32"), options.get("optimizer.decay_norms")) == (tf32, norms)
