@@ -23,20 +23,31 @@ _CASES = [
 ]
 
 
-# Methods whose attacks can be recorded (--cuda-graphs).
-_RECORDED = ("ima", "adv", "trades", "mma", "ddn", "fat")
+# Methods whose attacks can be captured (--cuda-graphs), and of those some whose steps can be compiled, too.
+_CAPTURED = ("ima", "adv", "trades", "mma", "ddn", "fat")
+_COMPILED = ("ima", "adv")
 
 
 def run(check: Check) -> None:
     for method, norm, update in _CASES:
-        recorded = check.on_card and method in (_RECORDED[:2] if check.quick else _RECORDED)
-        for graphs in (False, True) if recorded else (False,):
-            with check.attempt("methods", method=method, norm=norm, margin_update=update, graphs=graphs):
+        for how in _variants(check, method, norm):
+            with check.attempt("methods", method=method, norm=norm, margin_update=update, how=how):
                 check.need_time()
-                _compare(check, method, norm, update, graphs)
+                _compare(check, method, norm, update, how)
 
 
-def _compare(check: Check, method: str, norm: str, update: str | None, graphs: bool) -> None:
+def _variants(check: Check, method: str, norm: str) -> list[tuple[str, ...]]:
+    """Options with which the card must find what the CPU finds without them."""
+    found: list[tuple[str, ...]] = [()]
+    if check.on_card and method in (_COMPILED if check.quick else _CAPTURED):
+        found.append(("cuda_graphs",))
+    # Compiling takes half a minute.
+    if check.on_card and not check.quick and method in _COMPILED and norm == "linf":
+        found.append(("cuda_graphs", "compile"))
+    return found
+
+
+def _compare(check: Check, method: str, norm: str, update: str | None, how: tuple[str, ...]) -> None:
     options: dict[str, Any] = {
         "method": method,
         "norm": norm,
@@ -49,13 +60,13 @@ def _compare(check: Check, method: str, norm: str, update: str | None, graphs: b
         "attack.bisections": 2 if check.quick else 4,
         "eval.val_noise": 0.1,
         "eval.val_steps": 3,
-        "cuda_graphs": graphs,
         **({"delta_eps": 0.1} if method in ("ima", "mma") else {}),
         **({"margin_update": update} if update else {}),
     }
     ends = []
     for device in (torch.device("cpu"), check.device):
-        with prepared(check, "moons", options, device) as training:
+        on_this = options if device.type == "cpu" else {**options, **dict.fromkeys(how, True)}
+        with prepared(check, "moons", on_this, device) as training:
             weights = {name: value.detach().cpu() for name, value in training.fit().state_dict().items()}
             ends.append((weights, training.history[-1]))
     (expected, expected_row), (found, row) = ends
@@ -67,7 +78,7 @@ def _compare(check: Check, method: str, norm: str, update: str | None, graphs: b
         method=method,
         norm=norm,
         margin_update=update,
-        graphs=graphs,
+        how=how,
         largest_difference_of_weights=apart,
         mean_margins=margins,
         accuracies=[r["val_accuracy"] for r in (expected_row, row)],
