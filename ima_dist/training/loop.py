@@ -73,9 +73,9 @@ class Training:
         self.class_weights = None if weights is None else weights.to(device, DTYPES[config.dtype])
         self.state = new_state(config, data, self.method, device, run)
         self.network = self.state.network
-        #: The network as attacks in training see it.
         attacked = autocast(self.network, config.autocast if self.method.attack_in_half else "none")
         self.compiled = Compiled(attacked) if config.compile else None
+        #: The network as attacks in training see it.
         self.view = Counted(attacked if self.compiled is None else self.compiled, self.state.counters.met)
         #: The network as its parameters are trained; on several workers ``begin`` wraps it to average their gradients.
         self.trained = autocast(self.network, config.autocast)
