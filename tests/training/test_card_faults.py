@@ -98,11 +98,11 @@ def waits_of_bpgd(steps: int) -> Counter[str]:
 def test_one_more_wait_in_a_step_is_counted_at_its_line(monkeypatch):
     usual = waits_of_bpgd(8) - waits_of_bpgd(4)
     assert not usual
-    step = "now = balls.step(now, finite(gradient), size)"
+    step = "now, taken = balls.step(now, common.finite(gradient), size), taken + 1"
     plant(monkeypatch, step, "assert gradient.isfinite().all(); " + step)
     more = waits_of_bpgd(8) - waits_of_bpgd(4)
     assert sum(more.values()) == 4
-    assert all(line.startswith("ima_dist/attacks/fixed.py:") for line in more)
+    assert all(line.startswith("ima_dist/attacks/pgd.py:") for line in more)
 
 
 def test_what_cuda_accepts_is_not_refused():
