@@ -6,7 +6,7 @@ nearest point beyond the boundary; where it finds one inside a margin, that marg
 
 import sys
 
-from ima_dist.cli.entry import existing, guarded, say, shown
+from ima_dist.cli.entry import existing, guarded, leave, say, shown
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import add_local, check_inputs, check_local, run_task
 from ima_dist.cli.show_config import add_show_config, config_text
@@ -71,4 +71,4 @@ def _show(run: RunDir, config: Config, epoch: int, samples: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ima_dist.cli import external
-from ima_dist.cli.entry import existing, guarded, say, shown
+from ima_dist.cli.entry import existing, guarded, leave, say, shown
 from ima_dist.cli.kept_files import check_kept
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import (
@@ -168,4 +168,4 @@ def _epochs(run: RunDir, config: Config, arguments: argparse.Namespace) -> list[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ima_dist.cli.entry import absolute_output, guarded, results_root, say
+from ima_dist.cli.entry import absolute_output, guarded, leave, results_root, say
 from ima_dist.cli.parser import OneLineParser, add_options, user_options
 from ima_dist.cli.running import run_commands
 from ima_dist.cli.show_config import add_show_config, config_text
@@ -92,4 +92,4 @@ def _run(job: Job, rows: dict[str, Config], root: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

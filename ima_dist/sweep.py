@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ima_dist.cli.entry import AGAIN, absolute_output, existing, guarded, results_root, say, say_interrupted, shown
+from ima_dist.cli.entry import (
+    AGAIN,
+    absolute_output,
+    existing,
+    guarded,
+    leave,
+    results_root,
+    say,
+    say_interrupted,
+    shown,
+)
 from ima_dist.cli.notify import VARIABLE, add_notify, notify
 from ima_dist.cli.parser import OneLineParser, add_options, listed, user_options
 from ima_dist.cli.running import check_inputs, run_commands
@@ -252,4 +262,4 @@ def _best(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -13,6 +13,7 @@ from ima_dist.cli.entry import (
     describe_os_error,
     existing,
     guarded,
+    leave,
     results_root,
     say,
     say_interrupted,
@@ -264,4 +265,4 @@ def _report(outcome: Outcome, config: Config, to: str | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

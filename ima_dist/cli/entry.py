@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ima_dist.config.errors import (
     EXIT_FAILED,
@@ -58,6 +58,20 @@ def guarded(command: Callable[[list[str]], int], argv: list[str], *, resumable: 
         # What has been said is the end: a signal while Python unloads torch must not put another status in its place.
         atexit.unregister(ignore)
         atexit.register(ignore)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process with ``status``.
+
+    After Ray was used, Python is not unloaded: threads that are still in Ray's C++ can crash the process meanwhile.
+    """
+    if "ray" not in sys.modules:
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 AGAIN = "Run the same command again to continue."

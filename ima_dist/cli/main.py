@@ -2,9 +2,10 @@
 
 import importlib
 import sys
+from typing import NoReturn
 
 from ima_dist import __version__
-from ima_dist.cli.entry import guarded, say
+from ima_dist.cli.entry import guarded, leave, say
 from ima_dist.cli.parser import PROGRAM
 from ima_dist.config.errors import EXIT_DONE, ConfigError, did_you_mean
 
@@ -53,5 +54,10 @@ def _main(argv: list[str]) -> int:
     return EXIT_DONE
 
 
+def run() -> NoReturn:
+    """The console script."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -111,3 +111,23 @@ def test_what_is_said_of_the_data_is_said_once_by_a_command(monkeypatch):
 def test_errors_of_the_system_name_the_file(capsys):
     assert guarded(lambda argv: len(Path("/nowhere/x").read_text()), []) == 1
     assert capsys.readouterr().err == "error: /nowhere/x: No such file or directory.\n"
+
+
+def test_a_process_that_has_used_ray_ends_with_its_status_whatever_unloading_does():
+    code = """
+import atexit, os, sys
+from ima_dist.cli.entry import leave
+class Crashes:
+    def __del__(self, abort=os.abort):
+        abort()
+crashes = Crashes()
+atexit.register(print, "at exit")
+print("said", end=" ")
+leave(75)
+"""
+    found = [
+        subprocess.run([sys.executable, "-c", used + code], capture_output=True, text=True)
+        for used in ("", "import sys; sys.modules['ray'] = sys")
+    ]
+    assert [process.returncode for process in found] == [-6, 75]
+    assert found[1].stdout == "said at exit\n"
