@@ -97,7 +97,7 @@ def _milliseconds(call: Callable[[], Any], check: Check) -> float:
 def _ready(
     network: nn.Module, batch: tuple[Tensor, Tensor, Tensor], settings: dict[str, Any]
 ) -> tuple[Callable[..., Tensor], list[Tensor]]:
-    """The attack as a call that can be recorded, and the tensors that it is given."""
+    """The attack as a call that can be captured, and the tensors that it is given."""
     options = {name: value for name, value in settings.items() if name != "start"}
 
     def call(x: Tensor, y: Tensor, eps: Tensor, start: Tensor) -> Tensor:

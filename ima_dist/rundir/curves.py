@@ -24,11 +24,11 @@ class Point(BaseModel):
     chosen (``eval.order``); "first" if all were attacked. version: of the attack. turned_wrong: of white noise, the
     share of the samples that are right without noise and wrong with it. met: what the attack met
     (``attacks.counting.COUNTS``), for loss "both", and at the largest level if it attacks all together; None if it was
-    not counted. implied: how many samples were not attacked at this level, because they
-    have survived a larger one; they count as right. groups: how many groups
-    (patients, say) the samples come from, and effective_samples: how many independent samples say as much about the
-    accuracy as they do; None if no groups are known. remarks: names of AutoAttack's own warnings in this evaluation;
-    None for other attacks, and for earlier versions. Keys that this version does not know are kept as they are.
+    not counted. implied: how many samples were not attacked at this level, because they have survived a larger one;
+    they count as right. groups: how many groups (patients, say) the samples come from, and effective_samples: how many
+    independent samples say as much about the accuracy as they do; None if no groups are known. remarks: names of
+    AutoAttack's own warnings in this evaluation; None for other attacks, and for earlier versions. Keys that this
+    version does not know are kept as they are.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)

@@ -65,8 +65,8 @@ class Training:
         self.val_attacked = to_attack(data.val, config.eval.val_samples, config.eval.order)
         self.augment = augmentation(config.data.augment, data)
         self.method = make_method(config, data.box)
-        self.graphs = Graphs()
-        if config.cuda_graphs:
+        self.graphs = Graphs() if config.cuda_graphs else None
+        if self.graphs is not None:
             self.method.call = self.graphs
         weights = class_weights(config, data)
         #: (C,) the weight of each class in the loss, or None.
@@ -326,7 +326,7 @@ class Training:
         needs = "it needs an attack that it is for, and a network so small that batches keep their size"
         if self.compiled is not None and not self.compiled.used:
             self.reporter.note(f"--compile has had no effect: {needs}.")
-        if self.config.cuda_graphs and not self.graphs.used and self.reporter.steps > 2:
+        if self.graphs is not None and not self.graphs.used and self.reporter.steps > 2:
             self.reporter.note(f"--cuda-graphs has had no effect: {needs}, on a card.")
 
     def _report(self, stage: str) -> None:

@@ -56,7 +56,7 @@ def step_of(method: str, graphs: bool = False) -> tuple[Card, int]:
         training.begin()
         first, second, *order = batches(len(training.train), config.batch_size, 0, 0)
         training._step(first)
-        training._step(second)  # records its attack
+        training._step(second)  # captures its attack
         x, _ = training.train.batch(first)
         card.reset()
         with torch.no_grad():
@@ -99,7 +99,7 @@ REPLAYED = {
 
 
 @pytest.mark.parametrize("method", REPLAYED)
-def test_a_recorded_attack_is_launched_at_once(method):
+def test_a_captured_attack_is_launched_at_once(method):
     card, _ = step_of(method, graphs=True)
     assert [graph.replays for graph in card.graphs] == [1 + STEPS]
     assert card.kernels.total() <= STEPS * REPLAYED[method], card.kernels.most_common(20)

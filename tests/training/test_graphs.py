@@ -113,7 +113,7 @@ def parts(result):
     return [getattr(result, field.name) for field in dataclasses.fields(result)]
 
 
-def test_weights_that_have_moved_are_recorded_anew():
+def test_weights_that_have_moved_are_captured_anew():
     with fake_card() as card:
         model, call = network().to(CUDA0), Graphs()
         given = batch(0, model)
@@ -125,7 +125,7 @@ def test_weights_that_have_moved_are_recorded_anew():
         assert all(torch.equal(x.cpu(), ATTACKS["pgd"](model, *given).cpu()) for x in found)
 
 
-def test_more_shapes_than_are_recorded_run_as_ever():
+def test_more_shapes_than_are_captured_run_as_ever():
     with fake_card() as card:
         model, call = network().to(CUDA0), Graphs()
         for size in range(1, _MOST + 4):
@@ -173,7 +173,7 @@ def test_a_network_that_looks_at_values_is_refused_in_a_sentence():
             call(ATTACKS["pgd"], model, *given)
 
 
-def test_ten_passes_of_worst_can_be_recorded():
+def test_ten_passes_of_worst_can_be_captured():
     """Between two looks at which samples are broken, nothing waits."""
 
     def passes(x, y, eps):
